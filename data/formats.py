@@ -1,0 +1,327 @@
+"""
+Every file format, read in one place.
+
+    read_texts("wiki.txt,web.jsonl")   Document(source, text, logp), one at a time
+    read_demonstrations("sft.jsonl")   [{"messages": [{"role": "user", "content": "Hi"}, ...]}, ...]
+    read_comparisons("pairs.jsonl")    [{"prompt": messages, "responses": [...], "ranks": [0, 1]}]
+    read_prompts("prompts.jsonl")      [{"prompt": messages, the last of them the user's}, ...]
+
+Rows are JSON lines or a JSON list, and keep their other fields (a kind, an id). A malformed row is
+refused with its place and the reason. A sound row that teaches nothing is dropped; how many were is
+printed, or added to the Counter given as `dropped`.
+"""
+
+import hashlib
+import json
+import re
+import sys
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+SEPARATOR = "<|endoftext|>"
+LONGEST_DOCUMENT = 1 << 24  # characters; a longer document continues as the next one
+LONGEST_LINE = 1 << 26  # no honest row is longer, and memory is finite
+ROLES = {"system": "system", "user": "user", "assistant": "assistant",
+         "human": "user", "gpt": "assistant"}  # ShareGPT's names for them
+QUESTIONS = ("messages", "conversations", "prompt", "instruction")  # the first one present counts
+ANSWERS = {"prompt": "response", "instruction": "output"}
+COMPARED = ("responses", "ranks", "chosen", "rejected")
+# what the readers put in their own form; all other fields of a row stay as they are
+CONTENT = (*QUESTIONS, *ANSWERS.values(), *COMPARED, "input", "system")
+
+
+class DataError(ValueError):
+    """A file that can't be used, in one line: where, why and, if there is one, the remedy."""
+
+
+class Drop(Exception):
+    """A sound row with nothing to learn from; the text completes "dropped 3 rows ..."."""
+
+
+class Document(NamedTuple):
+    source: str  # the file's name without its suffix
+    text: str
+    logp: float | None  # the text's exact log-probability in nats, if its generator knows it
+
+
+# -----------------------------------------------------------------------------
+# files -> rows
+
+@contextmanager
+def open_text(path, errors):
+    """The open file, without BOM and Windows line endings; a bad file becomes a DataError."""
+    try:
+        with open(path, encoding="utf-8-sig", errors=errors) as file:
+            if b"\0" in file.buffer.peek():
+                raise DataError(f"{path}: has NUL bytes: unpack it, or save it as UTF-8 text")
+            try:
+                yield file
+            except UnicodeDecodeError as error:  # it counts from the start of the last piece read
+                byte = file.buffer.tell() - len(error.object) + error.start
+                raise DataError(f"{path}: not UTF-8 at byte {byte:,}: save it as UTF-8, or, for "
+                                "pretraining text, give --errors=replace") from None
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def parse(text, place):
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # RecursionError: [[[[[[...
+        raise DataError(f"{place}: not JSON: {error}".replace("line 1 column", "column")) from None
+
+
+def places_and_rows(path, errors):
+    """(place, row) of each document of a .txt, element of a JSON list or line of a JSONL file."""
+    with open_text(path, errors) as file:
+        if Path(path).suffix.lower() == ".txt":
+            for number, text in enumerate(split_documents(file), 1):
+                yield f"{path}, document {number:,}", {"text": text}
+        elif file.buffer.peek().lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
+            for number, row in enumerate(parse(file.read(), path), 1):
+                yield f"{path}, record {number:,}", row
+        else:
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
+                if len(line) == LONGEST_LINE:
+                    raise DataError(f"{path}, line {number:,}: over {LONGEST_LINE:,} characters")
+                if line.strip():
+                    yield f"{path}, line {number:,}", parse(line, f"{path}, line {number:,}")
+
+
+def split_documents(file):
+    """The documents between the separators; a megabyte is read at a time."""
+    rest = ""
+    while piece := file.read(1 << 20):
+        *documents, rest = (rest + piece).split(SEPARATOR)
+        if len(rest) > LONGEST_DOCUMENT:
+            head, _, rest = rest.rpartition("\n")  # a line's end is never inside a separator
+            documents.append(head)
+        yield from (text.strip("\n") for text in documents if text.strip())
+    if rest.strip():
+        yield rest.strip("\n")
+
+
+def read_rows(path, convert, dropped=None, errors="strict"):
+    """convert(row) for every row; one that it can't convert is dropped and counted, or refused."""
+    total, reasons = 0, Counter()
+    for total, (place, row) in enumerate(places_and_rows(path, errors), 1):
+        try:
+            if not isinstance(row, dict):
+                raise DataError(f"a row must be an object {{...}}, not {row!r:.40}")
+            yield convert({name: value for name, value in row.items() if value is not None})
+        except Drop as reason:
+            reasons[str(reason)] += 1
+        except ValueError as reason:
+            raise DataError(f"{place}: {reason}") from None
+
+    report = f"{path}: dropped {reasons.total():,} of {total:,} rows: "
+    report += ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    if reasons.total() == total:
+        raise DataError(report if total else f"{path}: is empty")
+    if dropped is not None:
+        dropped.update(reasons)
+    elif reasons:
+        print(report, file=sys.stderr)
+
+
+# -----------------------------------------------------------------------------
+# pretraining text
+
+def read_texts(paths, errors="strict", dropped=None):
+    """The documents of comma-separated files, and of directories' .txt and .jsonl files.
+
+    JSON rows have a `text`, or are demonstrations: a tokenizer learns from their contents as well.
+    """
+    for path in list_files(paths):
+        for text, logp in read_rows(path, lambda row: text_and_logp(row, errors), dropped, errors):
+            yield Document(path.stem, text, logp)
+
+
+def list_files(paths):
+    """All files at once: a wrong name is told now, not after an hour of reading the others."""
+    files = []
+    for name in str(paths).split(","):
+        path = Path(name.strip())
+        inside = sorted(path.iterdir()) if path.is_dir() else []
+        found = [file for file in inside if file.suffix.lower() in (".txt", ".jsonl")] or [path]
+        if not name.strip() or not found[0].is_file():
+            raise DataError(f"'{name}': no such file, or no directory with .txt or .jsonl files")
+        files += found
+    return files
+
+
+def text_and_logp(row, errors):
+    if "text" not in row:
+        return "\n".join(turn["content"] for turn in demonstration(row)["messages"]), None
+    if not isinstance(row.get("logp", 0.0), (int, float)):
+        raise DataError(f"logp must be a number, not {row['logp']!r:.40}")
+    text = string(row["text"], "text", errors)
+    if not text.strip():
+        raise Drop("without text")
+    return text, row.get("logp")
+
+
+# -----------------------------------------------------------------------------
+# rows -> messages
+
+def string(value, name, errors="strict"):
+    """The value, if UTF-8 can hold it: JSON can spell half an emoji, "\\ud83d"."""
+    if not isinstance(value, str):
+        raise DataError(f"{name} must be a string, not {value!r:.40}")
+    return value.encode("utf-8", errors).decode()
+
+
+def message(role, content):
+    if str(role) not in ROLES:
+        raise DataError(f"a role must be system, user or assistant, not {role!r:.40}")
+    return {"role": ROLES[role], "content": string(content, "content")}
+
+
+def as_messages(prompt):
+    """"Hi" -> [{"role": "user", "content": "Hi"}]; a list is checked and copied."""
+    if isinstance(prompt, str):
+        return [message("user", prompt)]
+    if not (isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)):
+        raise DataError(f"expected a string or a list of messages, not {prompt!r:.40}")
+    return [message(turn.get("role", turn.get("from")), turn.get("content", turn.get("value")))
+            for turn in prompt]
+
+
+def prompt_and_responses(row):
+    """Any row as a prompt with one response (a demonstration), several (a comparison) or none."""
+    if "chosen" in row or "rejected" in row:
+        return prompt_and_pair(row)
+    name = next((name for name in QUESTIONS if name in row), None)
+    if name is None:
+        raise DataError(f"needs one of {', '.join(QUESTIONS)}")
+    prompt, responses = as_messages(row[name]), row.get("responses", [])
+    if name == "instruction" and row.get("input"):
+        prompt[-1]["content"] += "\n\n" + string(row["input"], "input")
+    if row.get("system"):
+        prompt.insert(0, message("system", row["system"]))
+    # The answer stands in its own field, or is the dialogue's last turn.
+    if ANSWERS.get(name) in row and not responses:
+        responses = [row[ANSWERS[name]]]
+    elif prompt[-1]["role"] == "assistant" and name != "prompt":
+        *prompt, answer = prompt
+        responses = responses or [answer["content"]]
+    if not isinstance(responses, list):
+        raise DataError("responses must be a list of strings, the best first")
+    return ends_with_user(prompt), [string(response, "a response") for response in responses]
+
+
+def ends_with_user(prompt):
+    if not prompt or prompt[-1]["role"] != "user":
+        raise DataError("the prompt must end with a user turn, and the assistant's answer follow")
+    return prompt
+
+
+def without(row, names):
+    return {name: value for name, value in row.items() if name not in names}
+
+
+def prompt_and_pair(row):
+    """Chosen and rejected are answers to the row's prompt, or dialogues that part at the end."""
+    if not {"chosen", "rejected"} <= row.keys():
+        raise DataError("chosen and rejected must come together")
+    prompt = []
+    if any(name in row for name in QUESTIONS):
+        prompt, _ = prompt_and_responses(without(row, COMPARED))
+    chosen, rejected = (whole_dialogue(prompt, row[name]) for name in ("chosen", "rejected"))
+    if chosen[:-1] != rejected[:-1]:
+        raise Drop("whose dialogues differ before the last answer")
+    return ends_with_user(chosen[:-1]), [chosen[-1]["content"], rejected[-1]["content"]]
+
+
+def whole_dialogue(prompt, answer):
+    """The prompt and an answer, which is text, a message, or the whole dialogue (TRL, HH)."""
+    if isinstance(answer, str):
+        turns = [message("assistant", answer)] if prompt else hh_transcript(answer)
+    else:
+        turns = as_messages([answer] if isinstance(answer, dict) else answer)
+    if turns[-1]["role"] != "assistant":
+        raise DataError("chosen and rejected must end with an assistant turn")
+    if len(turns) == 1:
+        return prompt + turns
+    # The prompt may lack the dialogue's system message or early turns, but not contradict it.
+    if prompt and prompt[-1] not in turns:
+        raise DataError("chosen and rejected must be answers to the prompt, or contain it")
+    return turns
+
+
+def hh_transcript(text):
+    r"""`\n\nHuman: Hi\n\nAssistant: Hello` -> [user: Hi, assistant: Hello]"""
+    start, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.strip())
+    if start or not parts:
+        raise DataError("needs a prompt, or transcripts that begin with 'Human:'")
+    turns = [message(who.lower(), said.strip()) for who, said in zip(parts[::2], parts[1::2])]
+    if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
+        raise Drop("whose transcripts don't end with Human and Assistant")
+    return turns
+
+
+# -----------------------------------------------------------------------------
+# demonstrations, comparisons, prompts
+
+def read_demonstrations(path, dropped=None):
+    """From messages, ShareGPT's conversations, prompt and response, or Alpaca's three fields."""
+    return list(read_rows(path, demonstration, dropped))
+
+
+def demonstration(row):
+    prompt, responses = prompt_and_responses(without(row, COMPARED))
+    if not responses:
+        raise DataError("a demonstration must end with the assistant's answer")
+    if not responses[0].strip():
+        raise Drop("with an empty answer")
+    messages = prompt + [message("assistant", responses[0])]
+    return {"messages": messages, **without(row, CONTENT)}
+
+
+def read_comparisons(path, dropped=None):
+    """From responses, the best first (with `ranks` where some tie), or chosen and rejected."""
+    return list(read_rows(path, comparison, dropped))
+
+
+def comparison(row):
+    prompt, responses = prompt_and_responses(row)
+    if len(responses) < 2:
+        raise DataError("a comparison needs two responses, or chosen and rejected")
+    ranks = dense_ranks(row.get("ranks", list(range(len(responses)))), len(responses))
+    if len(set(responses)) == 1 or len(set(ranks)) == 1:
+        raise Drop("with equal responses")
+    return {"prompt": prompt, "responses": responses, "ranks": ranks, **without(row, CONTENT)}
+
+
+def dense_ranks(ranks, count):
+    """[1, 2, 2, 5] -> [0, 1, 1, 2]: 0 is the best, ties share a rank."""
+    if not isinstance(ranks, list) or len(ranks) != count or {type(r) for r in ranks} != {int}:
+        raise DataError(f"ranks must be a list of {count} integers")
+    if ranks != sorted(ranks):  # or are these scores, of which the best is the highest?
+        raise DataError("responses must stand from the best (the lowest rank) to the worst")
+    return [sorted(set(ranks)).index(rank) for rank in ranks]
+
+
+def read_prompts(path, dropped=None):
+    """From rows with a prompt, and from any demonstrations or comparisons."""
+    return list(read_rows(path, prompt_only, dropped))
+
+
+def prompt_only(row):
+    return {"prompt": prompt_and_responses(row)[0], **without(row, CONTENT)}
+
+
+def is_held_out(messages, share=0.05):
+    """Whether a prompt, or the dialogue it opens, belongs to the held-out share: the same answer
+    in every file and run. It hangs on a hash of the text up to the first user turn, so rows with
+    one prompt, and dialogues that begin alike, never part between training and evaluation.
+    """
+    opening = []
+    for turn in messages:
+        opening.append(turn["content"])
+        if turn["role"] == "user":
+            break
+    digest = hashlib.sha256(json.dumps(opening).encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share

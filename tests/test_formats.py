@@ -1,0 +1,549 @@
+import json
+import re
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data import formats
+from data.formats import (DataError, as_messages, is_held_out, read_comparisons,
+                          read_demonstrations, read_prompts, read_texts)
+
+REAL = Path(__file__).parents[2] / "shared" / "real"
+on_real_data = pytest.mark.skipif(not REAL.exists(), reason=f"no real data in {REAL}")
+
+
+def user(text):
+    return {"role": "user", "content": text}
+
+
+def assistant(text):
+    return {"role": "assistant", "content": text}
+
+
+def system(text):
+    return {"role": "system", "content": text}
+
+
+QA = [user("Hi"), assistant("Hello")]
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, content): bytes and strings as they are, rows as JSON lines; returns the path."""
+    def write(name, *content):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content[0], bytes):
+            path.write_bytes(content[0])
+        elif isinstance(content[0], str):
+            path.write_text(content[0], encoding="utf-8")
+        else:
+            path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
+        return path
+    return write
+
+
+def texts(paths, **kwargs):
+    return [document.text for document in read_texts(paths, **kwargs)]
+
+
+def refusal(read, path):
+    with pytest.raises(DataError) as error:
+        list(read(path))
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# pretraining text ------------------------------------------------------------
+
+def test_a_text_file_is_split_at_the_separator(write):
+    assert texts(write("a.txt", "one\n<|endoftext|>\ntwo\n")) == ["one", "two"]
+
+
+def test_blank_documents_are_no_documents(write):
+    assert texts(write("a.txt", "<|endoftext|>\n \n<|endoftext|>one<|endoftext|>\n")) == ["one"]
+
+
+def test_newlines_within_a_document_and_its_indentation_stay(write):
+    document = "\n\n  one\n\ntwo\n"
+    assert texts(write("a.txt", f"{document}<|endoftext|>{document}")) == ["  one\n\ntwo"] * 2
+
+
+def test_a_separator_across_two_pieces_is_found(write):
+    start = "x" * ((1 << 20) - 5)
+    assert texts(write("a.txt", start + "<|endoftext|>two")) == [start, "two"]
+
+
+def test_an_endless_document_goes_on_as_several_without_losing_a_word(write, monkeypatch):
+    monkeypatch.setattr(formats, "LONGEST_DOCUMENT", 1 << 20)
+    lines = "".join(f"line {i}\n" for i in range(400_000))
+    parts = texts(write("a.txt", lines))
+    assert len(parts) > 1 and "\n".join(parts) + "\n" == lines
+
+
+def test_jsonl_text_is_kept_to_the_letter_with_its_log_probability(write):
+    path = write("a.jsonl", {"text": "\none ", "logp": -2.5}, {"text": "two"})
+    assert list(read_texts(path)) == [("a", "\none ", -2.5), ("a", "two", None)]
+
+
+def test_demonstrations_are_text_for_a_tokenizer(write):
+    path = write("a.json", json.dumps([{"instruction": "Add", "input": "1 1", "output": "2"}]))
+    assert texts(path) == ["Add\n\n1 1\n2"]
+
+
+def test_every_file_of_a_list_and_of_a_directory_is_a_source(write):
+    write("d/b.jsonl", {"text": "2"}), write("d/a.txt", "1"), write("d/c.md", "no")
+    last = write("z.txt", "3")
+    found = [(d.source, d.text) for d in read_texts(f"{last.parent / 'd'}, {last}")]
+    assert found == [("a", "1"), ("b", "2"), ("z", "3")]
+
+
+def test_reading_is_streamed(write):
+    documents = [f"{i} " + "x" * 10_000 for i in range(2400)]  # 24 MB
+    files = [write("a.txt", "<|endoftext|>".join(documents)),
+             write("b.jsonl", *({"text": text} for text in documents))]
+    for path in files:
+        tracemalloc.start()
+        assert sum(1 for _ in read_texts(path)) == 2400
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 8e6
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize("before", ["", "\ufeff", "é" * 7, "語" * 500_001], ids=len)
+def test_a_byte_that_is_not_utf8_is_named_with_a_remedy(write, name, before):
+    path = write(name, before.encode() + b"\xe9t\xe9 ")
+    message = refusal(read_texts, path)
+    assert f"not UTF-8 at byte {len(before.encode()):,}:" in message
+    assert "--errors=replace" in message
+
+
+def test_a_character_cut_off_at_the_end_of_the_file_is_named(write):
+    assert "not UTF-8 at byte 3:" in refusal(read_texts, write("a.txt", "abc語".encode()[:-1]))
+
+
+def test_replacing_reads_past_a_bad_byte(write):
+    assert texts(write("a.txt", b"caf\xe9 au lait"), errors="replace") == ["caf\ufffd au lait"]
+
+
+def test_half_an_emoji_is_refused_and_can_be_replaced(write):
+    path = write("a.jsonl", {"text": "ok"}, {"text": "half \ud83d"})
+    assert "line 2" in refusal(read_texts, path)
+    assert texts(path, errors="replace") == ["ok", "half ?"]
+
+
+def test_a_binary_file_is_refused(write):
+    assert "NUL" in refusal(read_texts, write("a.txt", b"PK\x03\x04\x00\x00"))
+
+
+def test_text_in_utf16_is_refused(write):
+    assert "UTF-8" in refusal(read_texts, write("a.txt", "hello".encode("utf-16")))
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_an_empty_file_is_refused(write, name):
+    assert "is empty" in refusal(read_texts, write(name, "\n"))
+
+
+def test_an_empty_json_list_is_refused(write):
+    assert "is empty" in refusal(read_demonstrations, write("a.json", "[]"))
+
+
+@pytest.mark.parametrize("paths", ["", "missing.txt", ","])
+def test_a_missing_file_is_refused(paths):
+    assert "no such file" in refusal(read_texts, paths)
+
+
+def test_a_missing_file_is_refused_before_the_others_are_read(write):
+    with pytest.raises(DataError, match="no such file"):
+        next(read_texts(f"{write('a.txt', 'one')},missing.txt"))
+
+
+def test_a_directory_without_text_is_refused(write):
+    assert "no such file" in refusal(read_texts, write("d/c.md", "no").parent)
+
+
+@pytest.mark.parametrize("row", [{"text": 1}, {"text": "a", "logp": "b"}, {"title": "a"}, ["a"]])
+def test_a_row_without_proper_text_is_refused_with_its_line(write, row):
+    assert "line 2: " in refusal(read_texts, write("a.jsonl", {"text": "ok"}, row))
+
+
+def test_rows_of_blank_text_are_dropped_and_counted(write, capsys):
+    path = write("a.jsonl", {"text": "one"}, {"text": " \n"}, {"text": ""})
+    assert texts(path) == ["one"]
+    assert capsys.readouterr().err == f"{path}: dropped 2 of 3 rows: 2 without text\n"
+
+
+# JSON ------------------------------------------------------------------------
+
+def test_a_byte_order_mark_windows_lines_and_blank_lines_are_tolerated(write):
+    path = write("a.jsonl", b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}\r\n')
+    assert texts(path) == ["one", "two"]
+    assert texts(write("a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n")) == ["one\ntwo"]
+
+
+def test_a_json_list_after_a_byte_order_mark_is_read(write):
+    assert texts(write("a.json", b'\xef\xbb\xbf\r\n[{"text": "one"}]')) == ["one"]
+
+
+def test_a_file_named_json_may_hold_json_lines(write):
+    assert len(read_demonstrations(write("a.json", {"messages": QA}, {"messages": QA}))) == 2
+
+
+def test_unusual_line_separators_inside_a_string_do_not_end_the_row(write):
+    assert texts(write("a.jsonl", '{"text": "one\u2028two\x85three"}')) == ["one\u2028two\x85three"]
+
+
+def test_broken_json_is_refused_with_its_line(write):
+    path = write("a.jsonl", '{"text": "one"}\n\n{"text": "tw')
+    assert f"{path}, line 3: not JSON" in refusal(read_texts, path)
+
+
+def test_a_broken_json_list_is_refused_with_its_line(write):
+    assert "line 2" in refusal(read_texts, write("a.json", '[{"text": "one"},\n{"text"}]'))
+
+
+def test_deeply_nested_json_is_refused(write):
+    bomb = "[" * 200_000
+    assert "not JSON" in refusal(read_texts, write("a.jsonl", '{"text": ' + bomb))
+    assert "not JSON" in refusal(read_texts, write("a.json", bomb))
+
+
+def test_an_enormous_number_is_refused(write):
+    assert "line 1" in refusal(read_texts, write("a.jsonl", '{"text": ' + "1" * 5000 + "}"))
+
+
+def test_an_enormous_line_is_refused(write, monkeypatch):
+    monkeypatch.setattr(formats, "LONGEST_LINE", 1000)
+    path = write("a.jsonl", {"text": "one"}, {"text": "x" * 2000})
+    assert "line 2: over 1,000" in refusal(read_texts, path)
+
+
+@pytest.mark.parametrize("read", [read_demonstrations, read_comparisons, read_prompts])
+def test_whatever_a_row_holds_only_a_data_error_is_raised(write, read):
+    values = [None, True, 3, float("nan"), "", "Hi", [], [[]], ["a"], {}, [{}], [{"role": []}], QA,
+              [{"role": "user", "content": 1}], [{"from": "bot", "value": "a"}], [assistant("a")]]
+    names = ["messages", "conversations", "prompt", "response", "instruction", "output", "input",
+             "system", "responses", "ranks", "chosen", "rejected"]
+    sound = [{}, {"prompt": "Q"}, {"instruction": "Q", "output": "A"},
+             {"prompt": "Q", "responses": ["a", "b"]}, {"prompt": QA[:1], "chosen": "a"}]
+    rows = [{**row, name: value} for row in sound for name in names for value in values]
+    for row in rows:
+        try:
+            assert read(write("a.jsonl", row))
+        except DataError as error:
+            assert "a.jsonl" in str(error) and "\n" not in str(error)
+
+
+# messages --------------------------------------------------------------------
+
+def test_a_string_is_a_user_turn():
+    assert as_messages("Hi") == [user("Hi")]
+
+
+def test_messages_are_copied_and_stripped_of_other_keys():
+    given = [{**user("Hi"), "weight": 0}]
+    assert as_messages(given) == [user("Hi")]
+
+
+@pytest.mark.parametrize("prompt", [None, 3, [], {}, ["Hi"], [{"role": "tool", "content": "Hi"}],
+                                    [{"role": "user"}], [{"content": "Hi"}], [user(None)]])
+def test_what_is_no_prompt_is_refused(prompt):
+    with pytest.raises(DataError):
+        as_messages(prompt)
+
+
+# demonstrations --------------------------------------------------------------
+
+@pytest.mark.parametrize("row, messages", [
+    ({"messages": [system("Be kind"), *QA, *QA]}, [system("Be kind"), *QA, *QA]),
+    ({"prompt": "Hi", "response": "Hello"}, QA),
+    ({"prompt": [*QA, user("How?")], "response": "So"}, [*QA, user("How?"), assistant("So")]),
+    ({"instruction": "Hi", "input": "", "output": "Hello"}, QA),
+    ({"instruction": "Hi", "output": "Hello"}, QA),
+    ({"instruction": "Add", "input": "1 1", "output": "2"}, [user("Add\n\n1 1"), assistant("2")]),
+    ({"instruction": "Hi", "output": "Hello", "system": "Be kind"}, [system("Be kind"), *QA]),
+    ({"conversations": [{"from": "system", "value": "Be kind"}, {"from": "human", "value": "Hi"},
+                        {"from": "gpt", "value": "Hello"}]}, [system("Be kind"), *QA]),
+    ({"conversations": [{"from": "user", "value": "Hi"},
+                        {"from": "assistant", "value": "Hello"}]}, QA),
+    ({"prompt": "Hi", "response": "Hello", "messages": None}, QA),  # exported from a table
+    ({"prompt": "Hi", "messages": [*QA, *QA]}, [*QA, *QA]),  # as UltraChat has them
+    ({"instruction": "Hi", "output": "Hello", "chosen": "a", "rejected": "b"}, QA),
+], ids=lambda value: "+".join(value) if isinstance(value, dict) else "")
+def test_demonstrations_come_in_many_forms(write, row, messages):
+    assert read_demonstrations(write("a.jsonl", row)) == [{"messages": messages}]
+    assert read_demonstrations(write("a.json", json.dumps([row]))) == [{"messages": messages}]
+
+
+def test_other_fields_of_a_row_are_kept(write):
+    row = {"prompt": "Hi", "response": "Hello", "kind": "greeting", "id": 7}
+    assert read_demonstrations(write("a.jsonl", row)) == [
+        {"messages": QA, "kind": "greeting", "id": 7}]
+
+
+def test_chinese_dialogues_are_read_as_they_are(write):
+    path = write("中文.jsonl", '{"instruction": "翻译成英文", "input": "你好", "output": "Hello"}\n'
+                               '{"prompt": "中国的首都是哪里？", "response": "北京。"}\n')
+    assert [row["messages"][0]["content"] for row in read_demonstrations(path)] == [
+        "翻译成英文\n\n你好", "中国的首都是哪里？"]
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"messages": [user("Hi")]}, "must end with the assistant's answer"),
+    ({"messages": [*QA, user("And?")]}, "must end with the assistant's answer"),
+    ({"messages": [assistant("Hello")]}, "must end with a user turn"),
+    ({"messages": [user("Hi"), {"role": "bot", "content": "Hello"}]}, "role must be"),
+    ({"messages": [user("Hi"), assistant(["Hello"])]}, "content must be a string"),
+    ({"prompt": "Hi"}, "must end with the assistant's answer"),
+    ({"prompt": "Hi", "response": 3}, "must be a string"),
+    ({"instruction": "Hi", "input": 3, "output": "Hello"}, "input must be a string"),
+    ({"question": "Hi", "answer": "Hello"}, "needs one of messages"),
+    ("Hi", "must be an object"),
+])
+def test_a_malformed_demonstration_is_refused_with_file_line_and_reason(write, row, reason):
+    path = write("a.jsonl", {"messages": QA}, row)
+    message = refusal(read_demonstrations, path)
+    assert message.startswith(f"{path}, line 2: ") and reason in message
+
+
+def test_a_malformed_element_of_a_list_is_refused_with_its_record(write):
+    path = write("a.json", json.dumps([{"messages": QA}, {"messages": []}], indent=1))
+    assert f"{path}, record 2: " in refusal(read_demonstrations, path)
+
+
+def test_empty_answers_are_dropped_and_counted(write, capsys):
+    path = write("a.jsonl", {"messages": QA}, {"prompt": "Hi", "response": " "})
+    assert len(read_demonstrations(path)) == 1
+    assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 with an empty answer\n"
+
+
+def test_a_file_of_which_nothing_is_left_is_refused(write):
+    path = write("a.jsonl", {"prompt": "Hi", "response": ""})
+    assert "dropped 1 of 1 rows" in refusal(read_demonstrations, path)
+
+
+# comparisons -----------------------------------------------------------------
+
+PAIR = {"prompt": [user("Hi")], "responses": ["Hello", "Go away"], "ranks": [0, 1]}
+GOOD, BAD = assistant("Hello"), assistant("Go away")
+
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "Hi", "responses": ["Hello", "Go away"]},
+    {"prompt": [user("Hi")], "responses": ["Hello", "Go away"], "ranks": [1, 2]},
+    {"prompt": "Hi", "response": "x", "responses": ["Hello", "Go away"]},
+    {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"},
+    {"prompt": "Hi", "chosen": GOOD, "rejected": BAD},
+    {"prompt": "Hi", "chosen": [GOOD], "rejected": [BAD]},
+    {"prompt": [user("Hi")], "chosen": [GOOD], "rejected": [BAD]},
+    {"prompt": "Hi", "chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD]},
+    {"chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD]},
+    {"prompt": "Hi", "messages": QA, "chosen": [*QA], "rejected": [user("Hi"), BAD]},
+    {"messages": [user("Hi")], "chosen": "Hello", "rejected": "Go away"},
+    {"instruction": "Hi", "input": "", "output": "x", "chosen": "Hello", "rejected": "Go away"},
+    {"conversations": [{"from": "human", "value": "Hi"}],
+     "chosen": {"from": "gpt", "value": "Hello"}, "rejected": {"from": "gpt", "value": "Go away"}},
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello",
+     "rejected": "\n\nHuman: Hi\n\nAssistant: Go away"},
+], ids=lambda row: "+".join(f"{name}:{type(value).__name__}" for name, value in row.items()))
+def test_comparisons_come_in_many_forms(write, row):
+    assert read_comparisons(write("a.jsonl", row)) == [PAIR]
+
+
+def test_a_whole_dialogue_brings_its_own_system_message(write):
+    opening = [system("Be kind"), user("Hi")]
+    row = {"prompt": "Hi", "chosen": [*opening, GOOD], "rejected": [*opening, BAD]}
+    assert read_comparisons(write("a.jsonl", row)) == [{**PAIR, "prompt": opening}]
+
+
+def test_an_hh_transcript_becomes_turns_without_surrounding_blanks(write):
+    start = "\n\nHuman: Hi \n\nAssistant:  Hello\n\nHuman: A list?\n\nAssistant:"
+    row = {"chosen": f"{start} 1. a\n\n2. b \n", "rejected": start}
+    comparison, = read_comparisons(write("a.jsonl", row))
+    assert comparison["prompt"] == [*QA, user("A list?")]
+    assert comparison["responses"] == ["1. a\n\n2. b", ""]  # silence can be preferred, or not
+
+
+def test_many_responses_may_share_ranks(write):
+    row = {"prompt": "Hi", "responses": list("abcd"), "ranks": [1, 3, 3, 9], "kind": "greeting"}
+    assert read_comparisons(write("a.jsonl", row)) == [
+        {"prompt": [user("Hi")], "responses": list("abcd"), "ranks": [0, 1, 1, 2],
+         "kind": "greeting"}]
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"prompt": "Hi", "responses": ["a"]}, "needs two responses"),
+    ({"prompt": "Hi", "responses": []}, "needs two responses"),
+    ({"prompt": "Hi", "responses": "ab"}, "must be a list"),
+    ({"prompt": "Hi", "responses": ["a", 2]}, "must be a string"),
+    ({"prompt": "Hi", "responses": ["a", "b"], "ranks": [0]}, "list of 2 integers"),
+    ({"prompt": "Hi", "responses": ["a", "b"], "ranks": [0, True]}, "list of 2 integers"),
+    ({"prompt": "Hi", "responses": ["a", "b"], "ranks": [0.5, 1]}, "list of 2 integers"),
+    ({"prompt": "Hi", "responses": ["a", "b"], "ranks": [2, 1]}, "from the best"),
+    ({"prompt": QA, "responses": ["a", "b"]}, "must end with a user turn"),
+    ({"prompt": "Hi", "chosen": "a"}, "come together"),
+    ({"prompt": "Hi", "rejected": "a"}, "come together"),
+    ({"prompt": "Hi", "chosen": user("a"), "rejected": GOOD}, "must end with an assistant turn"),
+    ({"prompt": "Bye", "chosen": QA, "rejected": [user("Hi"), BAD]}, "answers to the prompt"),
+    ({"chosen": "a", "rejected": "b"}, "needs a prompt"),
+    ({"chosen": GOOD, "rejected": BAD}, "must end with a user turn"),
+    ({"responses": ["a", "b"]}, "needs one of"),
+    ({"prompt": "Hi", "response": "Hello"}, "needs two responses"),
+])
+def test_a_malformed_comparison_is_refused_with_file_line_and_reason(write, row, reason):
+    path = write("a.jsonl", PAIR, row)
+    message = refusal(read_comparisons, path)
+    assert message.startswith(f"{path}, line 2: ") and reason in message
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"prompt": "Hi", "chosen": "a", "rejected": "a"}, "with equal responses"),
+    ({"prompt": "Hi", "responses": ["a", "b"], "ranks": [3, 3]}, "with equal responses"),
+    ({"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Bye\n\nAssistant: b"},
+     "whose dialogues differ before the last answer"),
+    ({"chosen": "\n\nHuman: Hi", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
+     "whose transcripts don't end with Human and Assistant"),
+])
+def test_a_comparison_that_teaches_nothing_is_dropped_and_counted(write, row, reason, capsys):
+    path = write("a.jsonl", PAIR, row)
+    assert read_comparisons(path) == [PAIR]
+    assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 {reason}\n"
+
+
+def test_a_caller_that_counts_drops_gets_them_instead_of_the_print(write, capsys):
+    dropped = Counter()
+    row = {"prompt": "Hi", "chosen": "a", "rejected": "a"}
+    read_comparisons(write("a.jsonl", PAIR, row, row), dropped)
+    assert dropped == {"with equal responses": 2} and capsys.readouterr().err == ""
+
+
+# prompts ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("row", [
+    {"prompt": "Hi"},
+    {"prompt": [user("Hi")]},
+    {"messages": [user("Hi")]},
+    {"messages": QA},
+    {"prompt": "Hi", "response": "Hello"},
+    {"instruction": "Hi", "output": "Hello"},
+    {"prompt": "Hi", "responses": ["a", "b"]},
+    {"prompt": "Hi", "chosen": "same", "rejected": "same"},
+    {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
+], ids=lambda row: "+".join(row))
+def test_every_format_has_prompts(write, row):
+    assert read_prompts(write("a.jsonl", {**row, "kind": "greeting"})) == [
+        {"prompt": [user("Hi")], "kind": "greeting"}]
+
+
+def test_a_prompt_that_does_not_end_with_the_user_is_refused(write):
+    assert "user turn" in refusal(read_prompts, write("a.jsonl", {"prompt": QA}))
+
+
+def test_a_dialogue_gives_all_but_its_last_answer(write):
+    prompt = read_prompts(write("a.jsonl", {"messages": [*QA, *QA]}))[0]["prompt"]
+    assert prompt == [*QA, user("Hi")]
+
+
+# the split -------------------------------------------------------------------
+
+def opening(i):
+    return as_messages(f"Question {i}?")
+
+
+def test_about_the_share_asked_for_is_held_out():
+    assert 900 < sum(is_held_out(opening(i), 0.1) for i in range(10_000)) < 1100
+
+
+def test_the_split_never_changes():
+    assert [i for i in range(60) if is_held_out(opening(i))] == [8, 38]
+
+
+def test_nothing_or_everything_can_be_held_out():
+    assert not any(is_held_out(opening(i), 0.0) for i in range(100))
+    assert all(is_held_out(opening(i), 1.0) for i in range(100))
+
+
+def test_a_larger_share_contains_the_smaller():
+    assert all(is_held_out(opening(i), 0.3) for i in range(1000) if is_held_out(opening(i), 0.1))
+
+
+def test_dialogues_that_begin_alike_fall_on_the_same_side():
+    for i in range(200):
+        assert is_held_out(opening(i), 0.5) == is_held_out([*opening(i), *QA], 0.5)
+
+
+def test_the_system_message_and_the_question_are_both_a_part_of_the_opening():
+    for other in range(50):
+        assert {is_held_out([system(f"You are {i}"), *opening(other)], 0.5)
+                for i in range(50)} == {True, False}
+        assert {is_held_out([system(f"You are {other}"), *opening(i)], 0.5)
+                for i in range(50)} == {True, False}
+
+
+# real files, counted in another way --------------------------------------------
+
+@on_real_data
+def test_shakespeare_is_one_document_to_the_letter():
+    assert texts(REAL / "shakespeare.txt") == [(REAL / "shakespeare.txt").read_text().strip("\n")]
+
+
+@on_real_data
+def test_wikipedia_and_c4_are_complete():
+    rows = [json.loads(line) for line in open(REAL / "c4_demo.jsonl", encoding="utf-8")]
+    found = list(read_texts(f"{REAL / 'c4_demo.jsonl'},{REAL / 'wiki_demo.txt'}"))
+    assert [d.text for d in found[:-1]] == [row["text"] for row in rows] and len(rows) == 300
+    assert found[-1].source == "wiki_demo" and len(found[-1].text) > 1_000_000
+
+
+@on_real_data
+def test_alpaca_is_complete():
+    rows = json.loads((REAL / "alpaca_en_demo.json").read_text(encoding="utf-8"))
+    found = read_demonstrations(REAL / "alpaca_en_demo.json")
+    assert len(found) == len(rows) == 999
+    assert [row["messages"][-1]["content"] for row in found] == [row["output"] for row in rows]
+    with_input = [i for i, row in enumerate(rows) if row["input"]]
+    assert with_input == [i for i, row in enumerate(found)
+                          if row["messages"][0]["content"] != rows[i]["instruction"]]
+
+
+@on_real_data
+def test_the_instruction_set_with_preferences_is_read_as_all_three_kinds():
+    path, dropped = REAL / "instruction-data-with-preference.json", Counter()
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    equal = sum(row["chosen"] == row["rejected"] for row in rows)
+    comparisons = read_comparisons(path, dropped)
+    assert dropped == {"with equal responses": equal} and equal == 6
+    assert len(comparisons) == len(rows) - equal
+    assert len(read_demonstrations(path)) == len(read_prompts(path)) == len(rows) == 1100
+    assert comparisons[0]["responses"] == [rows[0]["chosen"], rows[0]["rejected"]]
+
+
+@on_real_data
+def test_sharegpt_preferences_are_complete():
+    path = REAL / "dpo_en_demo.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))
+    found = read_comparisons(path)
+    assert len(found) == len(read_prompts(path)) == len(rows) == 300
+    turns = Counter(turn["from"] for row in rows for turn in row["conversations"])
+    roles = Counter(turn["role"] for row in found for turn in row["prompt"])
+    assert (roles["user"], roles["assistant"], roles["system"]) == (
+        turns["human"], turns["gpt"], turns["system"])
+
+
+@on_real_data
+def test_hh_transcripts_can_be_put_together_again():
+    path = REAL / "hh_harmless_1100.jsonl"
+    rows = [json.loads(line) for line in open(path, encoding="utf-8")]
+    found = read_comparisons(path)
+    assert len(found) == len(read_prompts(path)) == len(rows) == 1100
+    names = {"user": "Human", "assistant": "Assistant"}
+    for row, comparison in zip(rows, found):
+        for name, response in zip(("chosen", "rejected"), comparison["responses"]):
+            turns = comparison["prompt"] + [assistant(response)]
+            again = "\n\n".join(f"{names[turn['role']]}: {turn['content']}" for turn in turns)
+            assert re.sub(r"\s+", " ", again).strip() == re.sub(r"\s+", " ", row[name]).strip()
