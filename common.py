@@ -1,0 +1,363 @@
+"""Plumbing that the stages share: flags, devices and ranks, checkpoints, resuming, the log.
+
+Nothing here would be on a slide. Every loop, loss, batch and mask stands in its script.
+"""
+
+import dataclasses
+import difflib
+import hashlib
+import inspect
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+
+def fail(message):
+    """Stop with one line on stderr and exit status 1."""
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(1)
+
+
+# ---------------------------------------------------------------------------------------------
+# flags: every field of a script's Config is --field=value, and the class itself is the help
+
+def parse_config(Config, doc, argv=None):
+    """Build Config from the command line; -h prints `doc` and the source of Config."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "-h" in argv or "--help" in argv:
+        print(doc.strip() + "\n\nFlags are the fields of this class, as --field=value:\n")
+        print(inspect.getsource(Config).rstrip())
+        raise SystemExit(0)
+    fields, values = {f.name: f for f in dataclasses.fields(Config)}, {}
+    while argv:
+        flag, equals, text = argv.pop(0).partition("=")
+        name = flag[2:].replace("-", "_")
+        if not flag.startswith("--") or name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            fail(f"unknown flag {flag}" + (f"; did you mean --{near[0]}?" if near else "")
+                 + " (-h lists them)")
+        kind = type(fields[name].default)
+        if not equals:                                # --lr 1e-3, and --fresh alone for true
+            following = argv and not argv[0].startswith("--")
+            if kind is not bool and not following:
+                fail(f"--{name} needs a value, as in --{name}={fields[name].default}")
+            text = argv.pop(0) if following else "true"
+        try:
+            values[name] = parse_value(kind, text)
+        except ValueError:
+            fail(f"--{name}={text} is not {'true or false' if kind is bool else kind.__name__}")
+    config = Config(**values)
+    sys.excepthook = sys.__excepthook__ if config.debug else one_line
+    return config
+
+
+def parse_value(kind, text):
+    if kind is bool:
+        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+            raise ValueError
+        return text.lower() in ("true", "1", "yes")
+    value = kind(float(text)) if kind is int and "e" in text else kind(text)    # --steps=2e3
+    if kind is float and value != value:
+        raise ValueError
+    return value
+
+
+def one_line(kind, error, trace):
+    """What is shown of an uncaught exception, unless --debug=true."""
+    text = " ".join(str(error).split()) or kind.__name__
+    known = isinstance(error, (ValueError, OSError))
+    print(f"{Path(sys.argv[0]).name}: {text if known else f'{kind.__name__}: {text}'}"
+          + ("" if known else " (--debug=true shows where)"), file=sys.stderr)
+
+
+# ---------------------------------------------------------------------------------------------
+# devices and ranks
+
+class Setup:
+    """Where this process runs: rank, world_size, device, precision."""
+
+    def __init__(self, config):
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        self.ddp, self.main = "RANK" in os.environ, self.rank == 0
+        device = config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            fail("--device=cuda, but this machine has no CUDA device; try --device=cpu")
+        if device == "mps" and not torch.backends.mps.is_available():
+            fail("--device=mps, but this machine has no MPS device; try --device=cpu")
+        if self.ddp:
+            if device == "cuda":
+                device = f"cuda:{os.environ['LOCAL_RANK']}"
+                torch.cuda.set_device(device)
+            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+        self.device = torch.device(device)
+        self.dtype = pick_dtype(config.dtype, self.device)
+        if not self.main:
+            sys.stdout = open(os.devnull, "w")        # rank 0 speaks for all
+
+    def autocast(self):
+        """Run the matrix multiplications in self.dtype; weights and losses stay in fp32."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def compile(self, model, wanted):
+        """torch.compile where it pays: by itself on GPUs only, since on a laptop the half minute
+        it takes is about what it saves."""
+        if wanted not in ("auto", "true", "false"):
+            fail(f"--compile={wanted} is not auto, true or false")
+        if wanted == "false" or (wanted == "auto" and self.device.type != "cuda"):
+            return model
+        try:
+            import torch._inductor.cpp_builder as builder
+            if self.device.type == "cpu":
+                builder.get_cpp_compiler()
+        except Exception:
+            print("no C++ compiler found: running without torch.compile")
+            return model
+        return torch.compile(model)
+
+    def average(self, *values):
+        """The mean over ranks of some numbers (every rank must call it)."""
+        if not self.ddp:
+            return list(values)
+        t = torch.tensor(values, dtype=torch.float64)
+        t = t.to(torch.float32) if self.device.type == "mps" else t.to(self.device)
+        dist.all_reduce(t)
+        return (t / self.world_size).tolist()
+
+    def seed(self, *numbers):
+        """Seed torch from (seed, step, …) and the rank. Every step does it anew, so that an
+        interrupted run continues with the random numbers it would have had."""
+        key = repr((*numbers, self.rank)).encode()
+        torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1)
+
+    def barrier(self):
+        if self.ddp:
+            dist.barrier()
+
+    def close(self):
+        if self.ddp:
+            dist.destroy_process_group()
+
+
+def pick_dtype(name, device):
+    """auto is bf16 where the chip multiplies it natively: GPUs since Ampere, CPUs with AMX
+    (measured: without AMX a bf16 product takes 1.5 times as long as fp32)."""
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name in dtypes:
+        return dtypes[name]
+    if name != "auto":
+        fail(f"--dtype={name} is not one of auto, {', '.join(dtypes)}")
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if amx else torch.float32
+
+
+# ---------------------------------------------------------------------------------------------
+# checkpoints: one dict of tensors and plain Python, loaded with weights_only=True
+
+MAKERS = {"pretrain": "pretrain.py", "sft": "sft.py", "reward": "reward.py", "ppo": "rlhf_ppo.py"}
+
+
+def atomic_save(obj, path):
+    """Write beside the target, then rename: at every moment `path` is whole, or not there."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(path.name + ".tmp")
+    with open(tmp, "wb") as f:
+        torch.save(obj, f)
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(tmp, path)
+
+
+def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
+                    **extra):
+    """model: a module; tokenizer: a Tokenizer; history: that of the checkpoint we started from."""
+    config = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("fresh", "debug")}
+    atomic_save({
+        "stage": stage, "step": step, "metrics": metrics,
+        "model": {k: v.detach().float().cpu() for k, v in model.state_dict().items()},
+        "model_config": dataclasses.asdict(model_config), "tokenizer": tokenizer.to_dict(),
+        "config": config, "history": history + [dict(stage=stage, config=config, metrics=metrics)],
+        **extra}, path)
+
+
+def load_checkpoint(path, stage=None, tokenizer=None):
+    """The dict that save_checkpoint wrote. stage: a name or several; tokenizer: the one it must
+    have. Stops with one line that names the remedy if the file is not what was asked for."""
+    stages = (stage,) if isinstance(stage, str) else stage or tuple(MAKERS)
+    ckpt = load_dict(path, f"python {MAKERS[stages[0]]}")
+    if "stage" not in ckpt or "model_config" not in ckpt:
+        fail(f"{path} is not a checkpoint of this project; `python {MAKERS[stages[0]]}` makes one")
+    if ckpt["stage"] not in stages:
+        fail(f"{path} comes from stage '{ckpt['stage']}', but {' or '.join(stages)} is needed here:"
+             f" `python {MAKERS[stages[0]]}` makes one")
+    if tokenizer is not None and ckpt["tokenizer"] != tokenizer:
+        fail(f"{path} was trained with another tokenizer than the checkpoint it is used with; "
+             f"run the stages again from the same pretrained model")
+    return ckpt
+
+
+def load_dict(path, maker):
+    if not Path(path).is_file():
+        fail(f"{path} is missing: `{maker}` makes it")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:          # torch raises whatever the broken bytes lead it to
+        fail(f"{path} is damaged or not a checkpoint: delete it and run `{maker}` again")
+    if not isinstance(loaded, dict):
+        fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
+    return loaded
+
+
+# ---------------------------------------------------------------------------------------------
+# a run: its log, and its state, from which the same command continues
+
+def fingerprint(path):
+    """Tells whether an input has changed: size, first and last MiB of each file."""
+    digest = hashlib.sha256()
+    for part in str(path).split(","):
+        part = Path(part)
+        files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
+        for file in (f for f in files if f.is_file()):
+            with open(file, "rb") as f:
+                size = file.stat().st_size
+                digest.update(f"{file.name} {size} ".encode() + f.read(2**20))
+                f.seek(max(0, size - 2**20))
+                digest.update(f.read())
+    return digest.hexdigest()[:16]
+
+
+class Run:
+    """One run of one stage: `state` is what an interrupted run left, or None.
+
+    The state stands beside the result (out/sft.state beside out/sft.pt), is written every
+    `seconds` and on Ctrl-C, and is deleted when the result is saved. Random numbers and data order
+    follow from (seed, step), so weights, optimizer and step are all that it needs.
+    """
+
+    def __init__(self, config, env, inputs=(), seconds=20):
+        self.config, self.env, self.seconds = config, env, seconds
+        self.out = Path(config.out)
+        self.state_file, self.log_file = (self.out.with_suffix(s) for s in (".state", ".jsonl"))
+        if self.out.suffix != ".pt":
+            fail(f"--out={config.out} should end in .pt")
+        flags = dataclasses.asdict(config)
+        self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
+        self.flags["processes"] = env.world_size
+        self.inputs = {i: fingerprint(i) for i in inputs if i}
+        self.state = self.resume()
+        self.start = self.state["step"] if self.state else 0
+        self.saved = self.began = time.time()
+        self.interrupted = False
+        signal.signal(signal.SIGINT, self.interrupt)
+        if env.main:
+            self.trim_log()
+        self.bar = tqdm(total=config.steps, initial=self.start, unit="step", leave=False,
+                        dynamic_ncols=True, disable=not (env.main and sys.stderr.isatty()))
+
+    def resume(self):
+        if self.config.fresh or not (self.state_file.exists() or self.out.exists()):
+            return None
+        unfinished = self.state_file.exists()
+        path = self.state_file if unfinished else self.out
+        state = load_dict(path, f"python {Path(sys.argv[0]).name} --fresh")
+        before = {**state.get("run", {}).get("flags", {})}
+        changed = [f"--{k}={before.get(k)} there, {v} here" for k, v in self.flags.items()
+                   if before.get(k) != v]
+        changed += [f"{i} has changed" for i, v in self.inputs.items()
+                    if state.get("run", {}).get("inputs", {}).get(i) != v]
+        if changed:
+            fail(f"{path} is from a run that differs ({'; '.join(changed[:3])}): --fresh starts "
+                 f"over, --out=… keeps both")
+        if unfinished:
+            print(f"resuming from step {state['step']} of {self.config.steps} ({path})")
+            return state
+        print(f"{path} is finished; --fresh makes it again")
+        self.env.close()
+        raise SystemExit(0)
+
+    def identity(self):
+        """Goes into the state and the result, so that a later run knows whose they are."""
+        return dict(flags=self.flags, inputs=self.inputs)
+
+    def interrupt(self, *_):
+        if self.interrupted:                          # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def save_state(self, step, **state):
+        """Call after every step: writes every `seconds`, and after Ctrl-C, then stops."""
+        self.bar.update(step - self.bar.n)
+        if self.env.main and (self.interrupted or time.time() - self.saved > self.seconds):
+            state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
+            atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
+            self.saved = time.time()
+        if self.interrupted:
+            self.bar.close()
+            print(f"\nstopped after step {step}; the same command continues from here")
+            raise SystemExit(130)
+
+    def finish(self):
+        """The result is saved: the state is no longer needed."""
+        self.bar.close()
+        if self.env.main:
+            self.state_file.unlink(missing_ok=True)
+            print(f"saved {self.out} after {clock(time.time() - self.began)}")
+        self.env.close()
+
+    def trim_log(self):
+        """Drop the lines that the resumed run is going to write again."""
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        kept = []
+        if self.start and self.log_file.exists():
+            lines = self.log_file.read_text().splitlines()
+            kept = [s for s in lines if s.endswith("}") and json.loads(s)["step"] <= self.start]
+        self.log_file.write_text("".join(line + "\n" for line in kept))
+
+    def log(self, step, values, **more):
+        """values: one aligned line on the screen; with `more`, one line of out/<stage>.jsonl."""
+        if not self.env.main:
+            return
+        with open(self.log_file, "a") as f:
+            f.write(json.dumps(dict(step=step, **values, **more)) + "\n")
+        done = max(step - self.start, 1)
+        left = (time.time() - self.began) / done * (self.config.steps - step)
+        cells = [f"step {step:>{len(str(self.config.steps))}}/{self.config.steps}"]
+        cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()]
+        tqdm.write(" | ".join(cells + [f"eta {clock(left)}"]))
+
+    def say(self, text):
+        """Print without tearing the progress bar."""
+        if self.env.main:
+            tqdm.write(text)
+
+
+def number(value):
+    """Five or six characters, whatever the size: 1234567 -> 1.23M, 0.00123 -> 1.2e-03."""
+    if isinstance(value, str) or value is None:
+        return str(value)
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 10 * size:
+            return f"{value / size:5.1f}{letter}"
+    if isinstance(value, int):
+        return f"{value:5d}"
+    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:6.3f}"
+
+
+def clock(seconds):
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

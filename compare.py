@@ -1,0 +1,201 @@
+"""Stage 3a of 4, collecting comparisons: sample several answers to each prompt and rank them.
+
+reads   out/sft.pt, data/town/prompts.jsonl
+writes  out/comparisons.jsonl, a line per prompt: prompt, responses (best first), ranks
+
+The labelers are simulated: each likes what the town likes (data/town.py:grade), with noise. Noise
+that follows Gumbel's distribution makes the preference between two answers the Bradley-Terry model,
+
+    P(a is ranked above b) = sigmoid((grade(a) - grade(b)) / noise)
+
+and `noise` is set so that two labelers agree on 73% of pairs, as InstructGPT's did. So even a
+perfect reward model is right on some share of labels only: the ceiling, which is printed.
+
+laptop   python compare.py
+a second round, from what PPO made   python compare.py --init=out/ppo.pt --out=out/round2.jsonl
+"""
+
+import importlib.util
+import json
+import os
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import Setup, fail, load_checkpoint, parse_config
+from data.formats import read_prompts
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer
+
+
+# ---------------------------------------------------------------------------------------------
+# config
+
+@dataclass
+class Config:
+    data: str = "data/town/prompts.jsonl"    # prompts
+    init: str = "out/sft.pt"                 # the model that answers: sft or ppo
+    out: str = "out/comparisons.jsonl"
+    n_prompts: int = 6000                    # how many of the prompts to use
+    k: int = 4                               # answers per prompt; equal ones count once
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    labeler: str = "data/town.py:grade"      # FILE.py:function(prompts, responses) -> scores
+    agreement: float = 0.73                  # how often two labelers agree on a pair
+    batch_size: int = 512                    # answers sampled at a time
+    seed: int = 0
+    device: str = "auto"                     # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                      # auto: bfloat16 where it is fast, else float32
+    fresh: bool = False                      # start over
+    debug: bool = False                      # show tracebacks
+
+
+# ---------------------------------------------------------------------------------------------
+# the idea
+
+def left_pad(rows, pad, device):
+    """[[ids]] of unequal lengths -> idx, mask (B, T): padding stands in front, mask is 0 there."""
+    T = max(map(len, rows))
+    idx = torch.tensor([[pad] * (T - len(r)) + r for r in rows], device=device)
+    mask = torch.tensor([[0] * (T - len(r)) + [1] * len(r) for r in rows], device=device)
+    return idx, mask
+
+
+@torch.no_grad()
+def respond(model, tok, prompts, env, max_new_tokens, temperature=1.0, batch_size=512, seed=0,
+            bar=None):
+    """Answer each prompt (a list of messages): [(text, ended)], ended: it produced <|end|>.
+    Prompts of similar length share a batch. A prompt too long for the model loses its beginning."""
+    model.eval()
+    room = model.config.block_size - 1
+    ids = [tok.encode_chat(p, reply=True)[0][-max(room - max_new_tokens, room // 2):]
+           for p in prompts]
+    order, answers = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start:start + batch_size]
+        idx, mask = left_pad([ids[i] for i in chosen], tok.pad, env.device)
+        env.seed(seed, start)
+        with env.autocast():
+            out = model.generate(idx, max_new_tokens, mask=mask, temperature=temperature,
+                                 stop=[tok.end], pad=tok.pad)[:, idx.size(1):].tolist()
+        for i, row in zip(chosen, out):
+            ended = tok.end in row
+            answers[i] = (tok.decode(row[:row.index(tok.end)] if ended else row), ended)
+        if bar is not None:
+            bar.update(len(chosen))
+    return answers
+
+
+def load_function(spec):
+    """"FILE.py:name" -> the function."""
+    path, _, name = spec.rpartition(":")
+    if not path.endswith(".py") or not Path(path).is_file():
+        fail(f"{spec}: give a function as FILE.py:name; there is no file {path or spec}")
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        fail(f"{path} has no function named {name}")
+    return getattr(module, name)
+
+
+def agreement(differences, noise):
+    """How often two labelers give a pair the same order: mean of p^2 + (1 - p)^2."""
+    p = 1 / (1 + np.exp(-np.clip(differences / noise, -50, 50)))
+    return np.mean(p * p + (1 - p) * (1 - p))
+
+
+def ceiling(differences, noise):
+    """How often a labeler's order is the true one: the best accuracy that labels allow."""
+    return np.mean(1 / (1 + np.exp(-np.abs(differences) / noise)))
+
+
+def find_noise(differences, target):
+    """The noise at which two labelers agree on `target` of the pairs, by bisection."""
+    low, high = 1e-3, 1e3
+    for _ in range(60):
+        noise = (low * high) ** 0.5
+        low, high = (noise, high) if agreement(differences, noise) > target else (low, noise)
+    return noise
+
+
+def rank(grades, noise, rng):
+    """One labeler's order of the responses, best first: sort by grade + Gumbel noise."""
+    felt = np.array(grades) / noise + rng.gumbel(size=len(grades))
+    return np.argsort(-felt).tolist()
+
+
+if __name__ == "__main__":
+    # -----------------------------------------------------------------------------------------
+    # setup
+
+    config = parse_config(Config, __doc__)
+    env = Setup(config)
+    out = Path(config.out)
+    if out.exists() and not config.fresh:
+        print(f"{out} is finished; --fresh makes it again")
+        raise SystemExit(0)
+    ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
+    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    model = GPT(GPTConfig(**ckpt["model_config"]))
+    model.load_state_dict(ckpt["model"])
+    model.to(env.device)
+
+    # -----------------------------------------------------------------------------------------
+    # data: k samples of each prompt, once each
+
+    labeler = load_function(config.labeler)
+    rows = read_prompts(config.data)[:config.n_prompts]
+    prompts = [r["prompt"] for r in rows for _ in range(config.k)]
+    with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
+        answers = respond(model, tok, prompts, env, config.max_new_tokens, config.temperature,
+                          config.batch_size, config.seed, bar)
+    ended = sum(e for _, e in answers) / len(answers)
+    for i, row in enumerate(rows):
+        texts = (text for text, _ in answers[i * config.k:(i + 1) * config.k])
+        row["responses"] = list(dict.fromkeys(t for t in texts if t.strip()))
+    few = sum(len(r["responses"]) < 2 for r in rows)
+    rows = [r for r in rows if len(r["responses"]) > 1]
+    if not rows:
+        fail(f"{config.init} gave no two different answers to any prompt: nothing to compare")
+
+    # -----------------------------------------------------------------------------------------
+    # label
+
+    flat = [(r["prompt"], text) for r in rows for text in r["responses"]]
+    scores = iter(labeler([p for p, _ in flat], [t for _, t in flat]))
+    for row in rows:
+        row["grades"] = [next(scores) for _ in row["responses"]]
+    gaps = np.array([a - b for r in rows for a, b in combinations(r["grades"], 2)])
+    noise = find_noise(gaps, config.agreement)
+    rng, agreed = np.random.default_rng(config.seed), []
+    for row in rows:
+        first, second = (rank(row["grades"], noise, rng) for _ in range(2))
+        agreed += [(first.index(a) < first.index(b)) == (second.index(a) < second.index(b))
+                   for a, b in combinations(range(len(first)), 2)]
+        row["responses"] = [row["responses"][i] for i in first]
+        # for the analysis only: what the labeler truly felt, and how loud the noise was
+        row["grades"] = [row["grades"][i] for i in first]
+        row.update(ranks=list(range(len(first))), noise=noise)
+
+    # -----------------------------------------------------------------------------------------
+    # save
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    tmp = out.with_name(out.name + ".tmp")
+    tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    os.replace(tmp, out)
+    print(f"{len(rows):,} prompts, {len(flat):,} different answers, {len(gaps):,} pairs; "
+          f"{few:,} prompts left out, all answers being equal; {100 * ended:.1f}% ended by themselves")
+    print(f"two labelers agreed on {100 * np.mean(agreed):.1f}% of pairs; the best possible "
+          f"accuracy on such labels is {100 * ceiling(gaps, noise):.1f}%")
+    print(f"mean grade {np.mean([g for r in rows for g in r['grades']]):.2f}; for example:")
+    row = next((r for r in rows if len(r["responses"]) == config.k), rows[0])
+    print(f"    {row['prompt'][-1]['content']}")
+    for place, (text, g) in enumerate(zip(row["responses"], row["grades"])):
+        print(f"    {place + 1}. {text}   ({g:.1f})")
+    print(f"saved {out}")

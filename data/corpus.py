@@ -1,0 +1,192 @@
+"""Pretraining text as token ids in one memory-mapped file, and the order in which it is read.
+
+The text is encoded once, to a cache named after the text and the tokenizer. Training reads an
+endless stream of whole documents in random order, cut into rows of T tokens: every epoch is a new
+permutation, so each token is seen once per epoch. Row i depends on the seed and on i alone, which
+is what lets an interrupted run go on where it stopped.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data.formats import read_texts
+
+PIECE = 16_000     # longer documents are cut at line ends, so that every text can be split
+
+
+class Corpus:
+    """Documents and their split. A document's ids begin with <|endoftext|>.
+
+    tokens (N,) the ids of all documents; starts (n_docs + 1,) where each begins; source (n_docs,)
+    an index into sources; logp (n_docs,) the generator's log-probability, NaN where unknown;
+    n_bytes (n_docs,); held_out (n_docs,) bool.
+    """
+
+    def __init__(self, paths, tok, folder, fingerprint, val_share=0.05, main=True, wait=None):
+        self.tok = tok
+        cache = Path(folder) / f"{tok.fingerprint}-{fingerprint}"
+        if main and not (cache / "docs.npz").exists():
+            encode(paths, tok, cache)
+        if wait is not None:
+            wait()                                    # the other ranks wait for rank 0's file
+        docs = np.load(cache / "docs.npz")
+        self.sources = json.loads((cache / "sources.json").read_text())
+        self.starts, self.source = docs["starts"], docs["source"]
+        self.logp, self.n_bytes = docs["logp"], docs["n_bytes"]
+        self.tokens = np.memmap(cache / "tokens.bin", dtype=id_type(tok), mode="r")
+        self.lengths = np.diff(self.starts)
+        # by the text's hash, so that a text that occurs twice is never on both sides
+        self.held_out = docs["hash"] < val_share
+        for split, mask in (("train", ~self.held_out), ("validation", self.held_out)):
+            if not mask.any():
+                raise ValueError(f"{paths}: no document falls into the {split} split; "
+                                 f"there are only {len(self.source)}")
+
+    def mixture(self, mix=""):
+        """How often a document comes from each source, (n_sources,). mix: "a=0.5,b=0.2" gives the
+        sources' shares of the tokens (by default: their sizes)."""
+        n = len(self.sources)
+        tokens = np.bincount(self.source, self.lengths * ~self.held_out, n)
+        docs = np.bincount(self.source, ~self.held_out, n)
+        weights = tokens / tokens.sum()
+        if mix:
+            named = dict(part.split("=") for part in mix.split(",") if "=" in part)
+            unknown = set(named) - set(self.sources)
+            if unknown or not named:
+                raise ValueError(f"--mix={mix}: name sources as in {self.sources[0]}=0.5; "
+                                 f"the text has {', '.join(self.sources)}")
+            weights = np.array([float(named.get(s, 0)) for s in self.sources])
+        share = np.where(docs > 0, weights / np.maximum(tokens / np.maximum(docs, 1), 1e-9), 0)
+        return share / share.sum()
+
+    def stream(self, n_tokens, seed, mix=""):
+        """Fix the order of training documents for n_tokens tokens; then call rows()."""
+        rng = np.random.default_rng(seed)
+        train = np.flatnonzero(~self.held_out)
+        # without a mixture all documents are one pool; with one, each source is shuffled by itself
+        pools = [train[self.source[train] == s] for s in range(len(self.sources))] if mix else [train]
+        share = self.mixture(mix) if mix else np.ones(1)
+        n_docs = int(n_tokens / sum(p * self.lengths[d].mean() for p, d in zip(share, pools) if p)
+                     * 1.1) + 100
+        which = rng.choice(len(pools), size=n_docs, p=share)
+        self.order = np.empty(n_docs, dtype=np.int64)
+        for s, pool in enumerate(pools):
+            slots = np.flatnonzero(which == s)
+            epochs = [rng.permutation(pool) for _ in range(-(-len(slots) // max(len(pool), 1)))]
+            self.order[slots] = np.concatenate(epochs)[:len(slots)] if epochs else []
+        self.ends = np.cumsum(self.lengths[self.order])
+        return self
+
+    def rows(self, first, count, T):
+        """Rows first … first + count - 1 of the stream: (count, T + 1), each overlapping the next
+        by one token, so that inputs are [:, :-1] and targets [:, 1:]."""
+        out = np.empty((count, T + 1), dtype=np.int64)
+        for i in range(count):
+            begin, filled = (first + i) * T, 0
+            doc = int(np.searchsorted(self.ends, begin, side="right"))
+            while filled < T + 1:
+                d = self.order[doc]
+                skip = begin + filled - (self.ends[doc] - self.lengths[d])
+                piece = self.tokens[self.starts[d] + skip:self.starts[d + 1]][:T + 1 - filled]
+                out[i, filled:filled + len(piece)] = piece
+                filled, doc = filled + len(piece), doc + 1
+        return torch.from_numpy(out)
+
+    def held_out_rows(self, T, n_rows):
+        """Whole held-out documents packed into rows: x, y, source (R, T), R <= n_rows, y = -1
+        where nothing is predicted; and which documents they are. A document that doesn't fit
+        starts a new row; one longer than T goes on in the next."""
+        docs = np.random.default_rng(0).permutation(np.flatnonzero(self.held_out))
+        x = np.full((n_rows, T), self.tok.pad)
+        y, source = np.full((n_rows, T), -1), np.zeros((n_rows, T), dtype=np.int64)
+        row, at, used = 0, 0, []
+        for d in docs:
+            ids = np.append(self.tokens[self.starts[d]:self.starts[d + 1]], self.tok.eot)
+            if at and at + len(ids) - 1 > T:
+                row, at = row + 1, 0
+            if row + (len(ids) - 2) // T >= n_rows:
+                break
+            for i in range(0, len(ids) - 1, T):
+                row, at = (row + 1, 0) if i else (row, at)
+                n = min(T, len(ids) - 1 - i)
+                x[row, at:at + n], y[row, at:at + n] = ids[i:i + n], ids[i + 1:i + n + 1]
+                source[row, at:at + n] = self.source[d]
+                at += n
+            used.append(d)
+        if not used:
+            raise ValueError(f"no held-out document fits {n_rows} rows of {T} tokens")
+        rows = row + 1 if at else row
+        return *(torch.from_numpy(a[:rows]) for a in (x, y, source)), np.array(used)
+
+    def entropy(self, docs, mix=""):
+        """The lowest loss possible on these documents, (n_sources,) in nats per token; NaN where
+        the generator is unknown. A model that knows everything still has to guess which source
+        comes next and how the dice fall: -(log share + logp)."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            nats = -(np.log(self.mixture(mix))[self.source[docs]] + self.logp[docs])
+            n = len(self.sources)
+            return (np.bincount(self.source[docs], nats, n)
+                    / np.bincount(self.source[docs], self.lengths[docs], n))
+
+
+    def shares(self, docs):
+        """Each source's share of the tokens of these documents, (n_sources,)."""
+        tokens = np.bincount(self.source[docs], self.lengths[docs], len(self.sources))
+        return tokens / tokens.sum()
+
+
+def id_type(tok):
+    return np.uint16 if tok.vocab_size <= 2**16 else np.uint32
+
+
+def pieces(text):
+    """Cut a long text at line ends: lists of lines of about PIECE characters, lossless."""
+    while len(text) > PIECE:
+        cut = text.rfind("\n", 1, PIECE) + 1 or PIECE
+        yield text[:cut]
+        text = text[cut:]
+    if text:
+        yield text
+
+
+def encode(paths, tok, cache):
+    """Write the cache: tokens.bin, docs.npz, sources.json; whole, or not at all."""
+    tmp = cache.with_name(cache.name + ".tmp")
+    shutil.rmtree(tmp, ignore_errors=True)
+    tmp.mkdir(parents=True)
+    sources, rows, lengths = [], [], []
+    with open(tmp / "tokens.bin", "wb") as f, tqdm(unit="doc", desc="encoding", leave=False,
+                                                    disable=None) as bar:
+        batch = []
+
+        def flush():
+            for (source, text, logp), ids in zip(batch, tok.encode_batch([b[1] for b in batch])):
+                ids = [tok.eot] + ids
+                np.array(ids, dtype=id_type(tok)).tofile(f)
+                h = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little") / 2**48
+                rows.append((source, logp, len(text.encode()), h))
+                lengths.append(len(ids))
+            bar.update(len(batch))
+            batch.clear()
+
+        for name, text, logp in read_texts(paths):
+            if name not in sources:
+                sources.append(name)
+            for piece in pieces(text):
+                known = logp is not None and len(text) <= PIECE
+                batch.append((sources.index(name), piece, logp if known else float("nan")))
+            if len(batch) >= 1000:
+                flush()
+        flush()
+    source, logp, n_bytes, h = map(np.array, zip(*rows))
+    np.savez(tmp / "docs.npz", starts=np.concatenate([[0], np.cumsum(lengths)]), source=source,
+             logp=logp.astype(float), n_bytes=n_bytes, hash=h)
+    (tmp / "sources.json").write_text(json.dumps(sources))
+    shutil.rmtree(cache, ignore_errors=True)
+    tmp.rename(cache)

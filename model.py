@@ -1,0 +1,322 @@
+"""The whole model in one file: a GPT that can also be read as a LLaMA.
+
+Plain config fields choose the parts. The default is GPT-2 with rotary positions and no biases: on a
+CPU, LayerNorm and GELU are one fast kernel each. STYLES below has GPT-2 and LLaMA proper.
+
+    GPT         token ids -> logits over the next token, and the loss       pretrain.py, sft.py
+    ScalarGPT   the same trunk -> one number per token                      reward model and critic
+
+Shapes: B batch, T time, C = n_embd, H heads, D = C / H per head, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+
+@dataclass
+class GPTConfig:
+    block_size: int = 128      # the longest sequence, in tokens
+    vocab_size: int = 1024     # special tokens included
+    n_layer: int = 4
+    n_head: int = 2
+    n_kv_head: int = 2         # fewer than n_head: grouped-query attention; 1: multi-query
+    n_embd: int = 128
+    n_hidden: int = 512        # width of the MLP: usually 4 * n_embd for gelu, 8/3 of it for swiglu
+    pos: str = "rope"          # rope | learned
+    norm: str = "layer"        # layer | rms
+    mlp: str = "gelu"          # gelu | swiglu
+    bias: bool = False         # biases in the linear layers, as in GPT-2
+    tied: bool = True          # one matrix is both token embedding and output layer
+    dropout: float = 0.0
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        for name, known in (("pos", ("rope", "learned")), ("norm", ("rms", "layer")),
+                            ("mlp", ("swiglu", "gelu"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+        if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head={self.n_head} must divide n_embd={self.n_embd}, and "
+                             f"n_kv_head={self.n_kv_head} must divide n_head")
+
+
+STYLES = {
+    "laptop": dict(),
+    "gpt2": dict(pos="learned", norm="layer", mlp="gelu", bias=True, tied=True),
+    "llama": dict(pos="rope", norm="rms", mlp="swiglu", bias=False, tied=False),
+}
+
+
+def make_norm(config):
+    if config.norm == "rms":
+        return nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+    return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
+
+
+def rotate(x, cos, sin):
+    """Turn the pairs (x[i], x[i + D/2]) by position-dependent angles (RoFormer, eq. 34).
+
+    x: (B, H, T, D); cos, sin: (T, D) or (B, 1, T, D). The dot product of a query at m and a key
+    at n then depends on m - n alone, which is how attention learns relative positions.
+    """
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+class KVCache:
+    """Keys and values of the tokens read so far, so that a new token costs one step, not T."""
+
+    def __init__(self, config, batch, length, device, dtype):
+        shape = (batch, config.n_kv_head, length, config.n_embd // config.n_head)
+        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.length = 0
+
+    def append(self, layer, k, v):
+        """Store k, v (B, H, T, D) behind what is there; return all of it."""
+        end = self.length + k.size(2)
+        self.k[layer][:, :, self.length:end] = k
+        self.v[layer][:, :, self.length:end] = v
+        return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
+
+    def keep(self, rows):
+        """Forget the sequences that are finished; rows: (B,) bool."""
+        self.k = [k[rows] for k in self.k]
+        self.v = [v[rows] for v in self.v]
+
+
+class Attention(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
+        self.head_dim = config.n_embd // config.n_head
+        self.dropout = config.dropout
+        # queries, keys and values of all heads in one matrix multiplication
+        width = (config.n_head + 2 * config.n_kv_head) * self.head_dim
+        self.qkv = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x, rope, bias, cache):
+        B, T, C = x.shape
+        heads = (self.n_head, self.n_kv_head, self.n_kv_head)
+        qkv = self.qkv(x).view(B, T, sum(heads), self.head_dim).transpose(1, 2)
+        qk, v = qkv.split((sum(heads[:2]), heads[2]), dim=1)          # (B, H, T, D)
+        if rope is not None:
+            qk = rotate(qk, *rope).type_as(v)
+        q, k = qk.split(heads[:2], dim=1)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        if self.n_kv_head < self.n_head:                              # share keys among queries
+            k, v = (t.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for t in (k, v))
+
+        dropout = self.dropout if self.training else 0.0
+        if q.is_cuda:
+            # the fused kernel never writes the (T, T) matrix to memory
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout,
+                                               is_causal=bias is None and T > 1)
+        else:
+            # softmax(q k^T / sqrt(D)) v, written out (Vaswani et al. 2017, eq. 1); for short
+            # sequences on a CPU this is also faster than the fused kernel
+            att = (q * self.head_dim ** -0.5) @ k.transpose(-2, -1)   # (B, H, T, T)
+            att = F.softmax(att if bias is None else att + bias, dim=-1)
+            y = F.dropout(att, dropout) @ v                           # (B, H, T, D)
+        y = y.transpose(1, 2).reshape(B, T, C)
+        return F.dropout(self.proj(y), dropout)
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dropout, self.gated = config.dropout, config.mlp == "swiglu"
+        width = config.n_hidden * (2 if self.gated else 1)
+        self.fc = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
+
+    def forward(self, x):
+        if self.gated:                                                # Shazeer 2020, eq. 6
+            gate, x = self.fc(x).chunk(2, dim=-1)
+            x = F.silu(gate) * x
+        else:
+            x = F.gelu(self.fc(x), approximate="tanh")
+        return F.dropout(self.proj(x), self.dropout if self.training else 0.0)
+
+
+class Block(nn.Module):
+    def __init__(self, config, layer):
+        super().__init__()
+        self.norm_1, self.attn = make_norm(config), Attention(config, layer)
+        self.norm_2, self.mlp = make_norm(config), MLP(config)
+
+    def forward(self, x, rope, bias, cache):
+        x = x + self.attn(self.norm_1(x), rope, bias, cache)          # tokens talk to each other
+        return x + self.mlp(self.norm_2(x))                           # each thinks by itself
+
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.pos == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tied:
+            self.lm_head.weight = self.wte.weight
+
+        head_dim = config.n_embd // config.n_head
+        freqs = config.rope_theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+        angles = torch.outer(torch.arange(config.block_size).float(), freqs).repeat(1, 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)   # (block_size, D)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.apply(self.init_weights)
+
+    def init_weights(self, module):
+        """Normal(0, 0.02), as in GPT-2; what writes into the residual stream is scaled down by
+        the square root of the number of such writes, so that its variance stays put."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, (Attention, MLP)):                      # comes after its children
+            nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def hidden(self, idx, mask=None, cache=None):
+        """The last layer's normalised state: idx (B, T) -> (B, T, C).
+
+        mask: (B, past + T), 1 on real tokens, needed only when sequences are padded on the left;
+        positions then count real tokens, so that padding changes nothing.
+        """
+        B, T = idx.shape
+        past = 0 if cache is None else cache.length
+        if past + T > self.config.block_size:
+            raise ValueError(f"{past + T} tokens do not fit block_size={self.config.block_size}")
+
+        # which keys may each query see? itself and the past, and no padding
+        bias, pos = None, torch.arange(past, past + T, device=idx.device)
+        if mask is not None or not idx.is_cuda or (past and T > 1):
+            seen = torch.arange(past + T, device=idx.device) <= pos[:, None]      # (T, past + T)
+            if mask is not None:
+                seen = seen & mask[:, None, None, :].bool()           # (B, 1, T, past + T)
+                pos = (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]    # (B, T)
+            # a row of padding sees nothing: the lowest finite number keeps its softmax from NaN
+            if T > 1 or mask is not None:
+                bias = torch.zeros(seen.shape, device=idx.device, dtype=self.work_dtype(idx))
+                bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
+
+        x, rope = self.wte(idx), None                                 # (B, T, C)
+        if self.config.pos == "learned":
+            x = x + self.wpe(pos)
+        else:
+            cos, sin = self.cos[pos], self.sin[pos]
+            rope = (cos, sin) if mask is None else (cos[:, None], sin[:, None])
+        x = F.dropout(x, self.config.dropout if self.training else 0.0)
+        for block in self.blocks:
+            x = block(x, rope, bias, cache)
+        if cache is not None:
+            cache.length += T
+        return self.norm(x)
+
+    def work_dtype(self, x):
+        """The precision of the activations: autocast's where it is on, else the weights'."""
+        device = x.device.type
+        on = torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if on else self.wte.weight.dtype
+
+    def forward(self, idx, targets=None, mask=None, cache=None, reduction="mean", where=None):
+        """idx (B, T) -> logits (B, T, V), and the cross-entropy in nats where targets (B, T) are
+        given. Targets of -1 do not count; reduction is mean | sum | none, as in torch.
+        where (B, T) bool: compute logits at these n positions only -> (n, V)."""
+        x = self.hidden(idx, mask, cache)
+        logits = self.lm_head(x if where is None else x[where])
+        if targets is None:
+            return logits, None
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1,
+                               reduction=reduction)
+        return logits, loss
+
+    @torch.no_grad()
+    def stream(self, idx, max_new_tokens, mask=None, temperature=1.0, top_k=0, top_p=1.0,
+               stop=(), pad=0, generator=None):
+        """Yield the next token of every sequence, (B,), until all have stopped.
+
+        idx (B, T): prompts, padded on the left where mask is 0. A sequence that has produced one
+        of the ids in `stop` is dropped from the batch and yields `pad` from then on.
+        """
+        B, T = idx.shape
+        room = self.config.block_size - T
+        if room < 1:
+            raise ValueError(f"a prompt of {T} tokens fills block_size={self.config.block_size}")
+        steps = min(max_new_tokens, room)
+        cache = KVCache(self.config, B, T + steps, idx.device, self.work_dtype(idx))
+        alive = torch.arange(B, device=idx.device)                    # the rows still in the batch
+        stop = torch.tensor(list(stop), device=idx.device, dtype=torch.long)
+        for _ in range(steps):
+            logits = self.lm_head(self.hidden(idx, mask, cache)[:, -1])
+            new = sample(logits.float(), temperature, top_k, top_p, generator)
+            out = torch.full((B,), pad, device=idx.device)
+            out[alive] = new
+            yield out
+
+            go_on = ~torch.isin(new, stop)
+            if not go_on.all():
+                alive, new = alive[go_on], new[go_on]
+                cache.keep(go_on)
+                mask = None if mask is None else mask[go_on]
+            if len(alive) == 0:
+                return
+            idx = new[:, None]
+            if mask is not None:
+                mask = F.pad(mask, (0, 1), value=1)
+
+    def generate(self, idx, max_new_tokens, **kwargs):
+        """idx (B, T) -> (B, T + up to max_new_tokens); the options are those of `stream`."""
+        return torch.cat([idx] + [t[:, None] for t in self.stream(idx, max_new_tokens, **kwargs)],
+                         dim=1)
+
+
+def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+    """logits (B, V) -> (B,) ids. temperature 0 takes the most probable token."""
+    if temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / temperature
+    if 0 < top_k < logits.size(-1):
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
+    if top_p < 1:
+        # keep the fewest tokens whose probabilities reach top_p (Holtzman et al. 2019)
+        probs, order = F.softmax(logits, dim=-1).sort(descending=True)
+        late = probs.cumsum(-1) - probs >= top_p
+        logits = logits.masked_fill(late.scatter(1, order, late), -math.inf)
+    # argmax(p / Exp(1)) is a draw from p: the Gumbel trick without a logarithm
+    noise = torch.empty_like(logits).exponential_(generator=generator)
+    return (F.softmax(logits, dim=-1) / noise).argmax(-1)
+
+
+class ScalarGPT(nn.Module):
+    """A GPT whose output layer is one number per token: reward model and critic."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gpt = GPT(config)
+        self.gpt.lm_head = None
+        self.head = nn.Linear(config.n_embd, 1)
+        # Normal(0, 1 / sqrt(d + 1)), bias 0 (Stiennon et al. 2020): scores of about unit size
+        nn.init.normal_(self.head.weight, std=(config.n_embd + 1) ** -0.5)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, idx, mask=None):
+        return self.head(self.gpt.hidden(idx, mask)).squeeze(-1).float()         # (B, T)
+
+
+def optimizer_groups(model, weight_decay):
+    """Matrices are decayed; norms and biases, which only scale and shift, are not."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    return [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]

@@ -1,0 +1,218 @@
+"""Stage 1 of 4, pretraining: learn to continue text.
+
+reads   data/town/pretrain (or any text: --data=a.txt,b.jsonl,folder), out/tokenizer.json
+writes  out/pretrain.pt
+
+    loss = -1/N sum_t log p(x_t | x_<t)          cross-entropy of the next token, in nats
+
+On the town the loss has a known floor, the entropy of the generator; what a model is above it is
+what it has not learned. The text contains everything the assistant will ever know: the later
+stages teach it how to behave, not what is true.
+
+laptop   python pretrain.py
+GPUs     torchrun --nproc_per_node=8 pretrain.py --batch_size=512 --n_layer=12 --n_embd=768
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from common import Run, Setup, fail, fingerprint, load_checkpoint, parse_config, save_checkpoint
+from data.corpus import Corpus
+from model import GPT, STYLES, GPTConfig, optimizer_groups
+from tokenizer import Tokenizer
+
+
+# ---------------------------------------------------------------------------------------------
+# config
+
+@dataclass
+class Config:
+    data: str = "data/town/pretrain"     # text: files and folders, separated by commas
+    mix: str = ""                        # sources' shares of the tokens, "forum=0.3,stories=0.7"; "": by size
+    tokenizer: str = "out/tokenizer.json"
+    init: str = ""                       # a checkpoint to continue from; "": random weights
+    out: str = "out/pretrain.pt"         # its log and unfinished state stand beside it
+    steps: int = 1600                    # optimizer steps
+    batch_size: int = 8                  # rows of block_size tokens per step, over all processes
+    micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
+    lr: float = 4e-3                     # the peak: warmed up linearly, then a cosine to a tenth
+    warmup: int = 100                    # steps
+    weight_decay: float = 0.1
+    style: str = "laptop"                # laptop | gpt2 | llama: the parts of the model, see model.py
+    block_size: int = 128                # the context, in tokens
+    n_layer: int = 4
+    n_head: int = 2
+    n_embd: int = 128
+    dropout: float = 0.0
+    eval_every: int = 400                # steps between evaluations
+    eval_rows: int = 256                 # held-out rows per evaluation
+    seed: int = 0
+    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
+    compile: str = "auto"                # auto: on GPUs
+    fresh: bool = False                  # start over
+    debug: bool = False                  # show tracebacks
+
+
+# ---------------------------------------------------------------------------------------------
+# the idea
+
+def get_lr(step, config):
+    """Linear warmup, then a cosine down to a tenth of the peak."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+@torch.no_grad()
+def evaluate(model, rows, n_sources, micro_batch, env):
+    """Held-out loss per source (nats per token): rows = x, y, source, each (R, T)."""
+    model.eval()
+    total = torch.zeros(2, n_sources, dtype=torch.float64)
+    for i in range(env.rank * micro_batch, len(rows[0]), env.world_size * micro_batch):
+        x, y, source = (r[i:i + micro_batch] for r in rows)
+        with env.autocast():
+            _, loss = model(x.to(env.device), y.to(env.device), reduction="none")
+        counted = y.flatten() >= 0
+        where = source.flatten()[counted]
+        total[0].index_add_(0, where, loss.cpu().double()[counted])
+        total[1].index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
+    model.train()
+    total = torch.tensor(env.average(*total.flatten().tolist())).view(2, n_sources)
+    return total[0].sum() / total[1].sum(), total[0] / total[1]
+
+
+def show_sample(model, tok, env, n_tokens=48):
+    """What the model writes by itself, starting from <|endoftext|>."""
+    model.eval()
+    env.seed("sample")
+    idx = torch.tensor([[tok.eot]], device=env.device)
+    with env.autocast():
+        ids = model.generate(idx, n_tokens, temperature=0.8, stop=[tok.eot])[0, 1:].tolist()
+    model.train()
+    return " ".join(tok.decode([i for i in ids if i != tok.eot]).split())
+
+
+if __name__ == "__main__":
+    # -----------------------------------------------------------------------------------------
+    # setup
+
+    config = parse_config(Config, __doc__)
+    env = Setup(config)
+    run = Run(config, env, inputs=[config.data, config.tokenizer, config.init])
+    if config.batch_size % (config.micro_batch * env.world_size):
+        fail(f"--batch_size={config.batch_size} must be a multiple of --micro_batch="
+             f"{config.micro_batch} times {env.world_size} processes")
+    if config.style not in STYLES:
+        fail(f"--style={config.style} is not one of {', '.join(STYLES)}")
+
+    # -----------------------------------------------------------------------------------------
+    # data
+
+    ckpt = load_checkpoint(config.init, stage="pretrain") if config.init else None
+    tok = Tokenizer.from_dict(ckpt["tokenizer"]) if ckpt else Tokenizer.load(config.tokenizer)
+    corpus = Corpus(config.data, tok, run.out.parent / "cache", fingerprint(config.data),
+                    main=env.main, wait=env.barrier)
+    T, B = config.block_size, config.batch_size // env.world_size     # B: rows of this process
+    corpus.stream(config.steps * config.batch_size * T + 1, config.seed, config.mix)
+    *val_rows, val_docs = corpus.held_out_rows(T, config.eval_rows)
+    floor = corpus.entropy(val_docs, config.mix)
+    n_tokens, bytes_per_token = corpus.tokens.size, corpus.n_bytes.sum() / corpus.tokens.size
+    print(f"{len(corpus.source):,} documents from {', '.join(corpus.sources)}: {n_tokens:,} tokens "
+          f"of {bytes_per_token:.2f} bytes; this run reads "
+          f"{config.steps * config.batch_size * T / n_tokens:.2f} epochs")
+
+    # -----------------------------------------------------------------------------------------
+    # model and optimizer
+
+    torch.manual_seed(config.seed)                    # the same weights on every rank
+    if ckpt:
+        model_config = GPTConfig(**ckpt["model_config"])
+        raw = GPT(model_config)
+        raw.load_state_dict(ckpt["model"])
+    else:
+        n_hidden = 4 * config.n_embd
+        if STYLES[config.style].get("mlp") == "swiglu":
+            n_hidden = -(-8 * config.n_embd // 3 // 32) * 32          # as many weights as 4x gelu
+        model_config = GPTConfig(
+            block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
+            n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=n_hidden,
+            dropout=config.dropout, **STYLES[config.style])
+        raw = GPT(model_config)
+    raw.to(env.device)
+    model = env.compile(raw, config.compile)
+    if env.ddp:
+        model = DDP(model)
+    optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
+                                  betas=(0.9, 0.95), fused=env.device.type != "mps")
+    if run.state:
+        raw.load_state_dict(run.state["model"])
+        optimizer.load_state_dict(run.state["optimizer"])
+    n_params = sum(p.numel() for p in raw.parameters())
+    print(f"{n_params / 1e6:.2f}M parameters on {env.device} in {str(env.dtype)[6:]}")
+
+    # -----------------------------------------------------------------------------------------
+    # training loop
+
+    micro_steps = B // config.micro_batch
+    clock, losses, metrics = time.time(), [], {}
+    for step in range(run.start, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = get_lr(step, config)
+
+        # rows of this step: every process takes its own slice of the stream
+        env.seed(config.seed, step)
+        rows = corpus.rows(step * config.batch_size + env.rank * B, B, T).to(env.device)
+        for i in range(micro_steps):
+            x, y = (r.contiguous() for r in (rows[:, :-1], rows[:, 1:]))
+            x, y = (r[i * config.micro_batch:(i + 1) * config.micro_batch] for r in (x, y))
+            if env.ddp:
+                model.require_backward_grad_sync = i == micro_steps - 1
+            with env.autocast():
+                _, loss = model(x, y)
+            (loss / micro_steps).backward()
+            losses.append(loss.detach())
+        grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        if (step + 1) % 100 == 0 or step + 1 == config.steps:
+            loss, = env.average(torch.stack(losses).mean().item())
+            if not math.isfinite(loss):
+                fail(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
+            speed = len(losses) * config.micro_batch * T * env.world_size / (time.time() - clock)
+            run.log(step + 1, dict(loss=loss, lr=get_lr(step, config),
+                                   grad_norm=grad_norm.item(), tokens_per_s=int(speed)))
+            clock, losses = time.time(), []
+        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+            val, by_source = evaluate(model, val_rows, len(corpus.sources), config.micro_batch, env)
+            metrics = dict(val_loss=val.item(), bits_per_byte=float(val / math.log(2) / bytes_per_token))
+            if floor.sum() > 0:
+                metrics["entropy"] = float(floor @ corpus.shares(val_docs))
+            by_source = dict(zip(corpus.sources, by_source.tolist()))
+            run.log(step + 1, metrics, by_source=by_source)
+            metrics = dict(metrics, by_source=by_source, entropy_by_source=floor.tolist())
+            run.say(f"    sample: {show_sample(raw, tok, env)}")
+            clock = time.time()
+        run.save_state(step + 1, model=raw, optimizer=optimizer, metrics=metrics)
+
+    # -----------------------------------------------------------------------------------------
+    # save
+
+    if env.main:
+        save_checkpoint(config.out, stage="pretrain", step=config.steps, metrics=metrics, model=raw,
+                        model_config=model_config, tokenizer=tok, config=config,
+                        history=ckpt["history"] if ckpt else [], run=run.identity())
+
+    # -----------------------------------------------------------------------------------------
+    # cleanup
+
+    for (source, value), low in zip(by_source.items(), floor):
+        known = f"   entropy {low:.3f}   {100 * (value / low - 1):+.1f}%" if low == low else ""
+        print(f"{source:16} loss {value:.3f}{known}")
+    run.finish()

@@ -1,0 +1,258 @@
+"""Stage 3b of 4, the reward model: learn to score answers, from comparisons.
+
+reads   out/sft.pt, out/comparisons.jsonl, data/town/sft.jsonl (to set the zero of the scale)
+writes  out/reward.pt
+
+    loss = -1/pairs sum over (w, l) of log sigmoid(r_w - r_l)     w was ranked above l
+                                       (InstructGPT, eq. 1; mean over the pairs of each prompt)
+
+The language model's output layer is replaced by one number, read at the last token. All answers
+to a prompt go through the model once and are compared within the same batch.
+
+laptop   python reward.py
+GPUs     torchrun --nproc_per_node=8 reward.py --batch_size=512
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from common import Run, Setup, fail, load_checkpoint, parse_config, save_checkpoint
+from compare import ceiling
+from data.formats import is_held_out, read_comparisons, read_demonstrations
+from model import GPTConfig, ScalarGPT, optimizer_groups
+from tokenizer import Tokenizer
+
+
+# ---------------------------------------------------------------------------------------------
+# config
+
+@dataclass
+class Config:
+    data: str = "out/comparisons.jsonl"  # comparisons: ranked responses, chosen/rejected, HH, …
+    demos: str = "data/town/sft.jsonl"   # demonstrations, to score 0 on average; "": the responses
+    init: str = "out/sft.pt"             # the checkpoint to start from; "": random weights
+    like: str = "out/sft.pt"             # with --init="": whose tokenizer and model size to take
+    out: str = "out/reward.pt"           # its log and unfinished state stand beside it
+    steps: int = 0                       # optimizer steps; 0: one epoch, since more overfits
+    batch_size: int = 16                 # prompts per step, over all processes
+    micro_batch: int = 16                # prompts per forward pass; smaller needs less memory
+    lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to a tenth
+    warmup: int = 30                     # steps
+    weight_decay: float = 0.1
+    eval_every: int = 100                # steps between evaluations
+    seed: int = 0
+    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
+    compile: str = "false"               # lengths vary, so it seldom pays here
+    fresh: bool = False                  # start over
+    debug: bool = False                  # show tracebacks
+
+
+# ---------------------------------------------------------------------------------------------
+# the idea
+
+def get_lr(step, config):
+    """Linear warmup, then a cosine down to a tenth of the peak."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - config.warmup)
+    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+
+
+def ranking_loss(scores, ranks):
+    """scores (K,) of one prompt's responses, ranks (K,), 0 the best -> the mean over all pairs of
+    -log sigmoid(score of the better - score of the worse). Tied pairs do not count.
+
+    ranking_loss([1., 0.], [0, 1]) = log(1 + exp(-1)) = 0.313
+    """
+    better = ranks[:, None] < ranks[None, :]                          # (K, K): i above j
+    return -F.logsigmoid(scores[:, None] - scores[None, :])[better].mean()
+
+
+def encode_answer(tok, prompt, response, T):
+    """The ids of prompt, response and <|end|>, at most T. A prompt that is too long loses its
+    beginning, a response longer than what is left beside half the window its end."""
+    ids, _ = tok.encode_chat(prompt, reply=True)
+    answer = tok.encode(response)[:T - 1 - min(len(ids), T // 2)] + [tok.end]
+    return ids[-(T - len(answer)):] + answer
+
+
+def right_pad(rows, pad, device):
+    """[[ids]] -> idx (B, T), and where the last real token of each row is, (B,)."""
+    T = max(map(len, rows))
+    idx = torch.tensor([r + [pad] * (T - len(r)) for r in rows], device=device)
+    return idx, torch.tensor([len(r) - 1 for r in rows], device=device)
+
+
+def score(model, rows, tok, env):
+    """[[ids]] -> (B,): the model's number at the last token of each. What is padded behind it is in
+    its future, and so changes nothing."""
+    idx, last = right_pad(rows, tok.pad, env.device)
+    with env.autocast():
+        return model(idx)[torch.arange(len(rows), device=env.device), last]
+
+
+@torch.no_grad()
+def score_all(model, rows, tok, env, batch_size=64):
+    """Scores of many sequences, (N,), sorted by length so that little is padded."""
+    model.eval()
+    scores = torch.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start:start + batch_size]
+        scores[chosen] = score(model, [rows[i] for i in chosen], tok, env).cpu()
+    model.train()
+    return scores
+
+
+def evaluate(model, items, tok, env):
+    """Held-out loss, accuracy over pairs, and what the labels' noise allows (None if unknown)."""
+    items = items[env.rank::env.world_size]
+    flat = score_all(model, [r for item in items for r in item["ids"]], tok, env)
+    losses, right, gaps, noise, at = [], [], [], None, 0
+    for item in items:
+        scores, ranks = flat[at:at + len(item["ids"])], item["ranks"]
+        at += len(item["ids"])
+        losses.append(ranking_loss(scores, ranks).item())
+        i, j = torch.nonzero(ranks[:, None] < ranks[None, :], as_tuple=True)
+        margin = scores[i] - scores[j]
+        right += (margin > 0).double().add(0.5 * (margin == 0)).tolist()
+        if item["grades"] is not None:
+            gaps += (item["grades"][i] - item["grades"][j]).tolist()
+            noise = item["noise"]
+    top = ceiling(np.array(gaps), noise) if gaps else 0.0
+    n, loss, pairs, right, gaps, top = env.average(
+        len(items), sum(losses), len(right), sum(right), len(gaps), len(gaps) * top)
+    return dict(val_loss=loss / n, val_accuracy=right / pairs, ceiling=top / gaps if gaps else None)
+
+
+if __name__ == "__main__":
+    # -----------------------------------------------------------------------------------------
+    # setup
+
+    config = parse_config(Config, __doc__)
+    env = Setup(config)
+    ckpt = load_checkpoint(config.init or config.like, stage=("sft", "pretrain", "ppo", "reward"))
+    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
+    if config.batch_size % (config.micro_batch * env.world_size):
+        fail(f"--batch_size={config.batch_size} must be a multiple of --micro_batch="
+             f"{config.micro_batch} times {env.world_size} processes")
+
+    # -----------------------------------------------------------------------------------------
+    # data
+
+    T, B = model_config.block_size, config.batch_size // env.world_size   # B: prompts per process
+    items = []
+    for row in read_comparisons(config.data):
+        grades = torch.tensor(row["grades"]) if "grades" in row else None
+        items.append(dict(ids=[encode_answer(tok, row["prompt"], r, T) for r in row["responses"]],
+                          ranks=torch.tensor(row["ranks"]), grades=grades, noise=row.get("noise"),
+                          held_out=is_held_out(row["prompt"])))
+    train, val = ([i for i in items if i["held_out"] == side] for side in (False, True))
+    if len(train) < config.batch_size or not val:
+        fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
+             f"{config.batch_size} and 1 are needed")
+    # batches of prompts of similar length, in random order, a new one each epoch
+    rng, per_epoch = np.random.default_rng(config.seed), len(train) // config.batch_size
+    config.steps = config.steps or per_epoch
+    plan, longest = [], np.array([max(map(len, item["ids"])) for item in train])
+    while len(plan) < config.steps:
+        order = rng.permutation(len(train))[:per_epoch * config.batch_size]
+        order = order[np.argsort(longest[order], kind="stable")]
+        plan += rng.permutation(order.reshape(per_epoch, config.batch_size)).tolist()
+    pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
+    print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held out; "
+          f"{config.steps / per_epoch:.1f} epochs")
+    run = Run(config, env, inputs=[config.data, config.demos, config.init or config.like])
+
+    # -----------------------------------------------------------------------------------------
+    # model and optimizer
+
+    torch.manual_seed(config.seed)                    # the same weights on every rank
+    raw = ScalarGPT(model_config)
+    if config.init:
+        trunk = {k: v for k, v in ckpt["model"].items() if not k.startswith("lm_head")}
+        raw.gpt.load_state_dict(trunk)
+    raw.to(env.device)
+    model = env.compile(raw, config.compile)
+    if env.ddp:
+        model = DDP(model)
+    optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
+                                  betas=(0.9, 0.95), fused=env.device.type != "mps")
+    if run.state:
+        raw.load_state_dict(run.state["model"])
+        optimizer.load_state_dict(run.state["optimizer"])
+    n_params = sum(p.numel() for p in raw.parameters())
+    print(f"{n_params / 1e6:.2f}M parameters on {env.device} in {str(env.dtype)[6:]}")
+
+    # -----------------------------------------------------------------------------------------
+    # training loop
+
+    micro_steps = B // config.micro_batch
+    clock, losses, metrics, n_tokens = time.time(), [], {}, 0
+    for step in range(run.start, config.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = get_lr(step, config)
+
+        # prompts of this step; every process takes its own
+        env.seed(config.seed, step)
+        mine = [train[i] for i in plan[step][env.rank::env.world_size]]
+        for i in range(micro_steps):
+            part = mine[i * config.micro_batch:(i + 1) * config.micro_batch]
+            rows = [r for item in part for r in item["ids"]]
+            if env.ddp:
+                model.require_backward_grad_sync = i == micro_steps - 1
+            scores = score(model, rows, tok, env).split([len(item["ids"]) for item in part])
+            loss = torch.stack([ranking_loss(s, item["ranks"].to(env.device))
+                                for s, item in zip(scores, part)]).mean()
+            (loss / micro_steps).backward()
+            losses.append(loss.detach())
+            n_tokens += sum(map(len, rows)) * env.world_size
+        grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+            loss, = env.average(torch.stack(losses).mean().item())
+            if not math.isfinite(loss):
+                fail(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
+            speed, metrics = n_tokens / (time.time() - clock), evaluate(model, val, tok, env)
+            run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
+                                   tokens_per_s=int(speed), **metrics))
+            clock, losses, n_tokens = time.time(), [], 0
+        run.save_state(step + 1, model=raw, optimizer=optimizer, metrics=metrics)
+
+    # -----------------------------------------------------------------------------------------
+    # save: scores are shifted and scaled so that demonstrations have mean 0 and deviation 1
+
+    if config.demos:
+        demos = [(r["messages"][:-1], r["messages"][-1]["content"])
+                 for r in read_demonstrations(config.demos)][:2000]
+        rows = [encode_answer(tok, prompt, response, T) for prompt, response in demos]
+    else:
+        rows = [r for item in train[:1000] for r in item["ids"]]
+    scores = score_all(model, rows, tok, env)
+    normalisation = dict(mean=scores.mean().item(), std=scores.std().item())
+    with torch.no_grad():                             # into the weights, where it can't be forgotten
+        raw.head.bias.sub_(normalisation["mean"]).div_(normalisation["std"])
+        raw.head.weight.div_(normalisation["std"])
+    if env.main:
+        save_checkpoint(config.out, stage="reward", step=config.steps, metrics=metrics, model=raw,
+                        model_config=model_config, tokenizer=tok, config=config,
+                        normalisation=normalisation, run=run.identity(),
+                        history=ckpt["history"] if config.init else [])
+
+    # -----------------------------------------------------------------------------------------
+    # cleanup
+
+    share = f", {100 * metrics['val_accuracy'] / metrics['ceiling']:.1f}% of the ceiling " \
+            f"{metrics['ceiling']:.3f}" if metrics["ceiling"] else ""
+    print(f"accuracy on held-out pairs {metrics['val_accuracy']:.3f}{share}")
+    run.finish()

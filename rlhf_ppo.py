@@ -1,0 +1,430 @@
+"""Stage 4 of 4, reinforcement learning: learn to write answers that the reward model likes (PPO).
+
+reads   out/sft.pt, out/reward.pt, data/town/prompts.jsonl, data/town/pretrain (to rehearse)
+writes  out/ppo.pt
+
+    model      starts from     is         it says
+    policy     out/sft.pt      trained    what to write next
+    critic     out/reward.pt   trained    how good the answer is going to be, at every token
+    reference  out/sft.pt      frozen     what the policy would have written before
+    reward     out/reward.pt   frozen     how good the finished answer is
+
+    objective = E[ score(answer) - beta KL(policy || reference) ] + ptx E[ log p(pretraining text) ]
+                                                              (InstructGPT, eq. 2)
+
+laptop   python rlhf_ppo.py
+GPUs     torchrun --nproc_per_node=8 rlhf_ppo.py --batch_size=512
+a reward of one's own    python rlhf_ppo.py --reward=data/town.py:grade --out=out/gold.pt
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel as DDP
+
+from common import Run, Setup, fail, fingerprint, load_checkpoint, parse_config, save_checkpoint
+from compare import left_pad, load_function
+from data.corpus import Corpus
+from data.formats import is_held_out, read_prompts
+from model import GPT, GPTConfig, ScalarGPT, optimizer_groups
+from reward import right_pad, score_all
+from tokenizer import Tokenizer
+
+
+# ---------------------------------------------------------------------------------------------
+# config
+
+@dataclass
+class Config:
+    data: str = "data/town/prompts.jsonl"  # prompts
+    text: str = "data/town/pretrain"       # pretraining text to rehearse; "": none
+    init: str = "out/sft.pt"               # the policy to start from, and the reference
+    reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
+    watch: str = "data/town.py:grade"      # a judge that is shown, never trained on; "": none
+    out: str = "out/ppo.pt"                # its log and unfinished state stand beside it
+    steps: int = 24                        # iterations: rollout, then updates
+    batch_size: int = 256                  # answers per iteration, over all processes
+    minibatch: int = 64                    # answers per update, over all processes
+    micro_batch: int = 16                  # answers per forward pass; smaller needs less memory
+    epochs: int = 2                        # passes over each iteration's answers
+    lr: float = 5e-4                       # the peak: one iteration of warmup, then linear to 0
+    max_new_tokens: int = 64
+    temperature: float = 1.0               # divides the logits wherever probabilities are computed
+    kl_coef: float = 0.1                   # beta: what a nat of distance from the reference costs
+    kl_target: float = 0.0                 # adapt beta to keep the KL near this; 0: beta is fixed
+    gamma: float = 1.0                     # discount
+    lam: float = 0.95                      # GAE: 0 trusts the critic, 1 the returns alone
+    clip: float = 0.2                      # how far an update may move a token's probability ratio
+    clip_value: float = 0.2                # likewise for the critic's values
+    max_kl: float = 0.1                    # end the epochs early when the policy has moved this far
+    ptx_coef: float = 1.0                  # weight of the loss on pretraining text
+    missing_end: float = 2.0               # subtracted from the score of an answer without an end
+    eval_every: int = 4                    # iterations between evaluations
+    n_eval: int = 256                      # held-out prompts per evaluation
+    seed: int = 0
+    device: str = "auto"                   # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                    # auto: bfloat16 where it is fast, else float32
+    fresh: bool = False                    # start over
+    debug: bool = False                    # show tracebacks
+
+
+# ---------------------------------------------------------------------------------------------
+# the idea
+
+def get_lr(step, config):
+    """One iteration of warmup (Adam's first steps are its wildest), then linearly to 0."""
+    return config.lr * min((step + 1) / 2, 1 - step / config.steps)
+
+
+@torch.no_grad()
+def rollout(model, tok, prompts, env, config):
+    """Sample an answer to each prompt ([ids]): a list of ids, <|end|> included if it came."""
+    model.eval()
+    idx, mask = left_pad(prompts, tok.pad, env.device)
+    with env.autocast():
+        out = model.generate(idx, config.max_new_tokens, mask=mask, stop=[tok.end], pad=tok.pad,
+                             temperature=config.temperature)[:, idx.size(1):].tolist()
+    return [r[:r.index(tok.end) + 1] if tok.end in r else r for r in out]
+
+
+def response_mask(prompts, responses, device):
+    """(B, T - 1): 1 at position t if token t + 1 belongs to the response. Everything that is kept
+    per token - log-probabilities, values, rewards - stands at the position that predicts it."""
+    T = max(len(p) + len(r) for p, r in zip(prompts, responses))
+    return torch.tensor([[0] * (len(p) - 1) + [1] * len(r) + [0] * (T - len(p) - len(r))
+                         for p, r in zip(prompts, responses)], dtype=torch.bool, device=device)
+
+
+def log_probs(model, idx, mask, temperature):
+    """log p(token) of the response tokens, and the entropy of the distribution they came from:
+    both (n,), for the n places where mask (B, T - 1) is 1."""
+    logits, _ = model(idx[:, :-1], where=mask)                        # (n, V)
+    logp_all = F.log_softmax(logits.float() / temperature, dim=-1)
+    entropy = -(logp_all.exp() * logp_all).sum(-1)
+    return logp_all.gather(-1, idx[:, 1:][mask].unsqueeze(-1)).squeeze(-1), entropy
+
+
+def gae(rewards, values, mask, gamma, lam):
+    """Generalised advantage estimation (Schulman et al. 2015, eq. 16); all (B, T).
+
+        delta_t = r_t + gamma V_{t+1} - V_t         A_t = delta_t + gamma lam A_{t+1}
+
+    mask marks the response; what follows it is worth 0. Returns (advantages, advantages + values).
+    """
+    advantages, last = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
+    next_value = torch.zeros_like(last)
+    for t in reversed(range(rewards.size(1))):
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        last = torch.where(mask[:, t].bool(), delta + gamma * lam * last, 0.0)
+        next_value = torch.where(mask[:, t].bool(), values[:, t], 0.0)
+        advantages[:, t] = last
+    return advantages, (advantages + values) * mask
+
+
+def whiten(x, mask, env):
+    """Mean 0 and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
+    count, total, squares = env.average(mask.sum().item(), x[mask].sum().item(),
+                                        (x[mask] ** 2).sum().item())
+    mean = total / count
+    var = max(squares / count - mean ** 2, 0.0)
+    return (x - mean) * (var + 1e-8) ** -0.5 * mask
+
+
+def policy_loss(logp, old_logp, advantages, clip):
+    """-min(ratio A, clip(ratio) A) per token (PPO, eq. 7), and what to watch; all (n,)."""
+    ratio = (logp - old_logp).exp()
+    loss = -torch.min(ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages)
+    clipped = ((ratio - 1).abs() > clip).float()
+    return loss, ratio, clipped
+
+
+def value_loss(values, old_values, returns, clip):
+    """Half the squared error, or that of the values clipped near the old ones if it is larger."""
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.max((values - returns) ** 2, (near - returns) ** 2)
+
+
+def adapt(kl_coef, kl, target, n, horizon=10000):
+    """Ziegler et al. 2019: raise beta where the KL is above its target; n answers were seen."""
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    return kl_coef * (1 + error * n / horizon)
+
+
+def check_scores(scores, prompts, responses, name):
+    """A reward of one's own must give one finite number per answer."""
+    scores = torch.as_tensor(scores, dtype=torch.float32).cpu()
+    if scores.shape != (len(responses),):
+        raise ValueError(f"{name} gave scores of shape {tuple(scores.shape)} for {len(responses)} "
+                         f"responses; it should give one number each")
+    bad = torch.nonzero(~scores.isfinite()).flatten().tolist()
+    if bad:
+        raise ValueError(f"{name} gave {scores[bad[0]].item()} for the prompt "
+                         f"{prompts[bad[0]][-1]['content']!r} and the response {responses[bad[0]]!r}")
+    return scores
+
+
+def answer_text(tok, response):
+    return tok.decode([i for i in response if i != tok.end])
+
+
+if __name__ == "__main__":
+    # -----------------------------------------------------------------------------------------
+    # setup
+
+    config = parse_config(Config, __doc__)
+    env = Setup(config)
+    ptx = config.text if config.ptx_coef > 0 else ""
+    own_reward = ".py:" in config.reward
+    run = Run(config, env, inputs=[config.data, ptx, config.init, config.reward.split(":")[0]])
+    if config.batch_size % config.minibatch or config.minibatch % env.world_size:
+        fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be a "
+             f"multiple of the {env.world_size} processes")
+    ckpt = load_checkpoint(config.init, stage=("sft", "pretrain", "ppo"))
+    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
+
+    # -----------------------------------------------------------------------------------------
+    # data
+
+    T, B = model_config.block_size, config.batch_size // env.world_size   # B: answers per process
+    mb = config.minibatch // env.world_size
+    room = T - config.max_new_tokens
+    if room < 8:
+        fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the model's {T} tokens for "
+             f"the prompt")
+    rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
+            for row in read_prompts(config.data)]
+    n_all = len(rows)
+    rows = [row for row in rows if len(row["ids"]) <= room]
+    train, val = ([r for r in rows if is_held_out(r["prompt"]) == side] for side in (False, True))
+    val = val[:config.n_eval]
+    if len(train) < config.batch_size or not val:
+        fail(f"{config.data}: {len(train)} prompts of at most {room} tokens to train on and "
+             f"{len(val)} held out; at least {config.batch_size} and 1 are needed")
+    rng, plan = np.random.default_rng(config.seed), []
+    while len(plan) < config.steps * config.batch_size:
+        plan += rng.permutation(len(train)).tolist()
+    if ptx:
+        corpus = Corpus(ptx, tok, run.out.parent / "cache", fingerprint(ptx), main=env.main,
+                        wait=env.barrier)
+        n_updates = config.steps * config.epochs * (config.batch_size // config.minibatch)
+        n_text = max(1, mb // 16)                     # rows of text per update and process
+        corpus.stream(n_updates * n_text * env.world_size * T + 1, config.seed)
+    print(f"{len(train):,} prompts ({n_all - len(rows)} left out, longer than {room} tokens), "
+          f"{len(val)} held out; {config.steps * config.batch_size / len(train):.1f} epochs")
+
+    # -----------------------------------------------------------------------------------------
+    # model and optimizer
+
+    torch.manual_seed(config.seed)                    # the same weights on every rank
+    raw, reference = (GPT(model_config).to(env.device) for _ in range(2))
+    raw.load_state_dict(ckpt["model"])
+    reference.load_state_dict(ckpt["model"])
+    if own_reward:
+        reward, reward_function = None, load_function(config.reward)
+        raw_critic = ScalarGPT(model_config)          # the policy's trunk with a zero head
+        raw_critic.gpt.load_state_dict(
+            {k: v for k, v in ckpt["model"].items() if not k.startswith("lm_head")})
+        torch.nn.init.zeros_(raw_critic.head.weight)
+    else:
+        r_ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=ckpt["tokenizer"])
+        r_config = GPTConfig(**r_ckpt["model_config"])
+        reward, raw_critic = ScalarGPT(r_config), ScalarGPT(r_config)
+        reward.load_state_dict(r_ckpt["model"])
+        raw_critic.load_state_dict(r_ckpt["model"])
+        reward.to(env.device).requires_grad_(False)
+    raw_critic.to(env.device)
+    reference.requires_grad_(False)
+    judge = load_function(config.watch) if config.watch else None
+    policy, critic = (DDP(m) if env.ddp else m for m in (raw, raw_critic))
+    optimizer = torch.optim.AdamW(optimizer_groups(raw, 0.0) + optimizer_groups(raw_critic, 0.0),
+                                  lr=config.lr, betas=(0.9, 0.95), eps=1e-5,
+                                  fused=env.device.type != "mps")
+    kl_coef = config.kl_coef
+    if run.state:
+        raw.load_state_dict(run.state["model"])
+        raw_critic.load_state_dict(run.state["critic"])
+        optimizer.load_state_dict(run.state["optimizer"])
+        kl_coef = run.state["kl_coef"]
+    print(f"4 models of about {sum(p.numel() for p in raw.parameters()) / 1e6:.2f}M parameters on "
+          f"{env.device} in {str(env.dtype)[6:]}; reward: {config.reward}")
+
+    def get_scores(rows, responses):
+        """The learned (or given) score of each answer of this process, (B,); -2 where endless."""
+        if own_reward:
+            prompts = [row["prompt"] for row in rows]
+            texts = [answer_text(tok, r) for r in responses]
+            scores = check_scores(reward_function(prompts, texts), prompts, texts, config.reward)
+        else:
+            whole = [row["ids"] + [t for t in r if t != tok.end] + [tok.end]
+                     for row, r in zip(rows, responses)]
+            scores = score_all(reward, whole, tok, env)
+        ended = torch.tensor([r[-1] == tok.end for r in responses])
+        return scores.float() - config.missing_end * ~ended, ended
+
+    @torch.no_grad()
+    def per_token(rows, responses):
+        """Log-probabilities under policy and reference, values, entropy: (B, T - 1) each."""
+        raw.eval(), raw_critic.eval()
+        idx, _ = right_pad([row["ids"] + r for row, r in zip(rows, responses)], tok.pad, env.device)
+        mask = response_mask([row["ids"] for row in rows], responses, env.device)
+        logp, ref_logp, values, entropy = (torch.zeros(mask.shape, device=env.device)
+                                           for _ in range(4))
+        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]) + len(responses[i]))
+        for i in range(0, len(order), config.micro_batch):
+            part = order[i:i + config.micro_batch]
+            t = int(mask[part].nonzero()[:, 1].max()) + 2             # crop to the longest
+            x, m = idx[part, :t], mask[part, :t - 1]
+            at = (torch.tensor(part, device=env.device)[:, None].expand_as(m)[m], m.nonzero()[:, 1])
+            with env.autocast():
+                logp[at], entropy[at] = log_probs(raw, x, m, config.temperature)
+                ref_logp[at], _ = log_probs(reference, x, m, config.temperature)
+                values[at] = raw_critic(x[:, :-1])[m]
+        return idx, mask, logp, ref_logp, values, entropy
+
+    def evaluate():
+        """Held-out prompts: the score, the distance from the reference, the judge's grade."""
+        env.seed("evaluate")
+        rows = val[env.rank::env.world_size]
+        responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
+        scores, ended = get_scores(rows, responses)
+        _, mask, logp, ref_logp, _, _ = per_token(rows, responses)
+        sums = [scores.sum().item(), (logp - ref_logp).sum().item(), ended.sum().item(),
+                mask.sum().item(), len(rows)]
+        texts = [answer_text(tok, r) for r in responses]
+        if judge:
+            sums.append(float(sum(judge([row["prompt"] for row in rows], texts))))
+        score, kl, ended, length, n, *grade = env.average(*sums)
+        out = dict(score=score / n, kl=kl / n, ended=ended / n, length=length / n)
+        return out | ({"grade": grade[0] / n} if judge else {}), rows, texts, scores
+
+    # -----------------------------------------------------------------------------------------
+    # training loop
+
+    metrics = {}
+    for step in range(run.start, config.steps):
+        if step % config.eval_every == 0:
+            metrics, rows, texts, scores = evaluate()
+            run.log(step, metrics, split="held out")
+            k = step // config.eval_every % len(rows)
+            run.say(f"    {rows[k]['prompt'][-1]['content']} -> {texts[k]}   ({scores[k]:.2f})")
+        for group in optimizer.param_groups:
+            group["lr"] = get_lr(step, config)
+
+        # a. rollout: this process answers its share of the prompts
+        env.seed(config.seed, step)
+        began = time.time()
+        chosen = plan[step * config.batch_size:(step + 1) * config.batch_size]
+        rows = [train[i] for i in chosen[env.rank::env.world_size]]
+        responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
+
+        # b. score the finished answers; one pass each of policy, reference and critic
+        scores, ended = get_scores(rows, responses)
+        idx, mask, old_logp, ref_logp, old_values, entropy = per_token(rows, responses)
+
+        # c. rewards: every token pays for its distance from the reference, the last one earns
+        kl = old_logp - ref_logp
+        rewards = -kl_coef * kl
+        last = mask.size(1) - 1 - mask.flip(1).float().argmax(1)      # (B,)
+        rewards[torch.arange(B, device=env.device), last] += scores.to(env.device)
+
+        # d. advantages: how much better than the critic expected, and whitened
+        advantages, returns = gae(rewards, old_values, mask, config.gamma, config.lam)
+        advantages = whiten(advantages, mask, env)
+
+        # e. epochs: several updates on these answers, as long as the policy stays near
+        stats, updates, stop = [], 0, False
+        for epoch in range(config.epochs):
+            order = torch.randperm(B, generator=torch.Generator().manual_seed(
+                config.seed + 1000 * step + epoch)).tolist()
+            for start in range(0, B, mb):
+                part = sorted(order[start:start + mb], key=lambda i: int(last[i]))
+                count, = env.average(mask[part].sum().item())
+                k = (step * config.epochs + epoch) * (B // mb) + start // mb
+                for i in range(0, mb, config.micro_batch):
+                    rows_ = part[i:i + config.micro_batch]
+                    t = int(last[rows_].max()) + 2                    # crop to the longest
+                    x, m = idx[rows_, :t], mask[rows_, :t - 1]
+                    take = lambda a: a[rows_, :t - 1][m]              # noqa: E731   (n,)
+                    if env.ddp:
+                        final = i + config.micro_batch >= mb
+                        policy.require_backward_grad_sync = final and not ptx
+                        critic.require_backward_grad_sync = final
+                    with env.autocast():
+                        logp, _ = log_probs(policy, x, m, config.temperature)
+                        values = critic(x[:, :-1])[m]
+                    pg, ratio, clipped = policy_loss(logp, take(old_logp), take(advantages),
+                                                     config.clip)
+                    vf = value_loss(values, take(old_values), take(returns), config.clip_value)
+                    ((pg.sum() + vf.sum()) / count).backward()
+                    with torch.no_grad():
+                        log_ratio = logp - take(old_logp)
+                        k3 = ratio - 1 - log_ratio                    # never negative (Schulman)
+                        stats.append(torch.stack([pg.sum(), vf.sum(), clipped.sum(), k3.sum(),
+                                                  ratio.sum(), m.sum()]))
+                if ptx:
+                    text = corpus.rows((k * env.world_size + env.rank) * n_text, n_text, T)
+                    text = text.to(env.device)
+                    if env.ddp:
+                        policy.require_backward_grad_sync = True
+                    with env.autocast():
+                        _, ptx_loss = policy(text[:, :-1], text[:, 1:].contiguous())
+                    (config.ptx_coef * ptx_loss).backward()
+                torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+                torch.nn.utils.clip_grad_norm_(raw_critic.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                updates += 1
+                recent = torch.stack(stats[-(mb // config.micro_batch or 1):]).sum(0).tolist()
+                moved, n = env.average(recent[3], recent[5])
+                stop = moved / n > config.max_kl
+                if stop:
+                    break
+            if stop:
+                break
+
+        # f. what happened, averaged over all ranks
+        pg, vf, clipped, k3, ratio, n = env.average(*torch.stack(stats).sum(0).tolist())
+        n_responses, tokens, kl_sum, entropy_sum, score_sum, reward_sum, end_sum = env.average(
+            B, *(t.sum().item() for t in (mask, kl, entropy, scores, rewards, ended)))
+        var_error, var_return = ((t[mask].var(unbiased=False).item())
+                                 for t in (returns - old_values, returns))
+        explained, = env.average(1 - var_error / max(var_return, 1e-8))
+        mean_kl = kl_sum / n_responses
+        if not math.isfinite(pg + vf + mean_kl):
+            fail(f"the loss is not finite at iteration {step + 1}: try a smaller --lr")
+        if config.kl_target:
+            kl_coef = adapt(kl_coef, mean_kl, config.kl_target, config.batch_size)
+        run.log(step + 1, {
+            "objective/score": score_sum / n_responses, "objective/kl": mean_kl,
+            "objective/entropy": entropy_sum / tokens,
+            "ppo/policy/clipfrac": clipped / n, "ppo/policy/approxkl": k3 / n,
+            "ppo/val/explained_var": explained, "length": tokens / n_responses,
+            "ended": end_sum / n_responses}, **{
+            "objective/rlhf_reward": reward_sum / n_responses, "ppo/loss/policy": pg / n,
+            "ppo/loss/value": vf / n, "ppo/val/ratio": ratio / n, "kl_coef": kl_coef,
+            "ptx_loss": ptx_loss.item() if ptx else None, "updates": updates,
+            "lr": get_lr(step, config), "seconds": time.time() - began})
+        run.save_state(step + 1, model=raw, critic=raw_critic, optimizer=optimizer,
+                       kl_coef=kl_coef)
+
+    # -----------------------------------------------------------------------------------------
+    # save
+
+    metrics, rows, texts, scores = evaluate()
+    run.log(config.steps, metrics, split="held out")
+    for k in range(min(4, len(rows))):
+        run.say(f"    {rows[k]['prompt'][-1]['content']} -> {texts[k]}   ({scores[k]:.2f})")
+    if env.main:
+        save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=metrics, model=raw,
+                        model_config=model_config, tokenizer=tok, config=config,
+                        history=ckpt["history"], run=run.identity())
+
+    # -----------------------------------------------------------------------------------------
+    # cleanup
+
+    run.finish()
