@@ -131,7 +131,7 @@ class Setup:
     def average(self, *values):
         """The mean over ranks of some numbers (every rank must call it)."""
         if not self.ddp:
-            return list(values)
+            return [float(v) for v in values]
         t = torch.tensor(values, dtype=torch.float64)
         t = t.to(torch.float32) if self.device.type == "mps" else t.to(self.device)
         dist.all_reduce(t)

@@ -36,10 +36,10 @@ class Config:
     tokenizer: str = "out/tokenizer.json"
     init: str = ""                       # a checkpoint to continue from; "": random weights
     out: str = "out/pretrain.pt"         # its log and unfinished state stand beside it
-    steps: int = 1600                    # optimizer steps
+    steps: int = 2000                    # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
-    lr: float = 4e-3                     # the peak: warmed up linearly, then a cosine to a tenth
+    lr: float = 6e-3                     # the peak: warmed up linearly, then a cosine to a tenth
     warmup: int = 100                    # steps
     weight_decay: float = 0.1
     style: str = "laptop"                # laptop | gpt2 | llama: the parts of the model, see model.py
@@ -48,7 +48,7 @@ class Config:
     n_head: int = 2
     n_embd: int = 128
     dropout: float = 0.0
-    eval_every: int = 400                # steps between evaluations
+    eval_every: int = 500                # steps between evaluations
     eval_rows: int = 256                 # held-out rows per evaluation
     seed: int = 0
     device: str = "auto"                 # auto: cuda, else cpu; mps when asked

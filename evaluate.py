@@ -1,0 +1,400 @@
+"""The scoreboard: what each stage gained, on prompts that no stage was trained on.
+
+reads   out/pretrain.pt, out/sft.pt, out/ppo.pt, out/reward.pt, data/town/test.jsonl
+writes  a table, out/scoreboard.json, out/report.png
+
+Every model answers every prompt twice: greedily, which shows what it knows (right), and sampled,
+which is how it is used (grade, win rate, length). The pretrained model can't be asked; it gets a
+few examples in front of each question, as GPT-3 did. Intervals are 95% bootstrap intervals.
+
+laptop   python evaluate.py
+while you tune, use the validation people   python evaluate.py --data=data/town/val.jsonl
+"""
+
+import json
+import math
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import Setup, fingerprint, load_checkpoint, parse_config
+from compare import ceiling, left_pad, load_function, respond
+from data.corpus import Corpus
+from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
+from model import GPT, GPTConfig, ScalarGPT
+from pretrain import evaluate as text_loss
+from reward import encode_answer, right_pad, score_all
+from rlhf_ppo import log_probs, response_mask
+from tokenizer import Tokenizer
+
+
+# ---------------------------------------------------------------------------------------------
+# config
+
+@dataclass
+class Config:
+    data: str = "data/town/test.jsonl"   # held-out prompts
+    models: str = "out/pretrain.pt,out/sft.pt,out/ppo.pt"   # columns; the first sft is the reference
+    reward: str = "out/reward.pt"        # the reward model to examine; "": none
+    comparisons: str = "out/comparisons.jsonl"
+    examples: str = "data/town/sft.jsonl"   # what the pretrained model is shown
+    text: str = "data/town/pretrain"     # held-out text, for the alignment tax; "": none
+    judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> dict; "": none
+    out: str = "out/scoreboard.json"
+    n_prompts: int = 800
+    best_of: int = 16                    # samples per prompt for best-of-n from the reference; 0: none
+    ask: str = "sparrow asks:\n"         # how the pretraining text marks a question, and an answer:
+    say: str = "mossy says:\n"           # so prompted, the pretrained model has a fair chance
+    max_new_tokens: int = 64
+    temperature: float = 1.0             # of the sampled answers
+    seed: int = 0
+    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
+    debug: bool = False                  # show tracebacks
+
+
+# ---------------------------------------------------------------------------------------------
+# the idea
+
+def interval(values, rng, n=1000):
+    """Mean and 95% bootstrap interval: (mean, low, high)."""
+    values = np.asarray(values, dtype=float)
+    means = values[rng.integers(len(values), size=(n, len(values)))].mean(1)
+    return values.mean(), *np.percentile(means, [2.5, 97.5])
+
+
+def few_shot(tok, prompt, kind, examples, config, rng, room):
+    """ids: a few dialogues of the same kind, each a document, then the prompt, ready to be answered
+    in the form that the pretraining text has for that."""
+    def write(messages):
+        names = dict(user=config.ask, assistant=config.say, system="")
+        return [tok.eot] + tok.encode("\n".join(names[m["role"]] + m["content"] for m in messages))
+
+    ids = write(prompt) + tok.encode("\n" + config.say)
+    same = [e for e in examples if e.get("kind") == kind] or examples
+    for i in rng.permutation(len(same))[:4]:
+        shot = write(same[i]["messages"])
+        if len(shot) + len(ids) > room:
+            break
+        ids = shot + ids
+    return ids[-room:]
+
+
+@torch.no_grad()
+def complete(model, tok, prompts, env, max_new_tokens, temperature, batch_size=256):
+    """The pretrained model's way to answer: continue [ids] up to the end of the line."""
+    model.eval()
+    answers = []
+    for start in range(0, len(prompts), batch_size):
+        idx, mask = left_pad(prompts[start:start + batch_size], tok.pad, env.device)
+        env.seed("complete", start)
+        with env.autocast():
+            out = model.generate(idx, max_new_tokens, mask=mask, temperature=temperature,
+                                 stop=[tok.eot], pad=tok.eot)[:, idx.size(1):].tolist()
+        for row in out:
+            text = tok.decode(row[:row.index(tok.eot)] if tok.eot in row else row)
+            answers.append((text.split("\n")[0], "\n" in text or tok.eot in row))
+    return answers
+
+
+@torch.no_grad()
+def response_logp(model, tok, prompts, answers, env, batch_size=64):
+    """log p(answer | prompt) in nats, and how many tokens that is: two (N,) arrays."""
+    model.eval()
+    ids = [tok.encode_chat(p, reply=True)[0] for p in prompts]
+    replies = [tok.encode(text) + [tok.end] * ended for text, ended in answers]
+    total, count = np.zeros(len(ids)), np.array([len(r) for r in replies])
+    for start in range(0, len(ids), batch_size):
+        part = [i for i in range(start, min(start + batch_size, len(ids))) if replies[i]]
+        idx, _ = right_pad([ids[i] + replies[i] for i in part], tok.pad, env.device)
+        mask = response_mask([ids[i] for i in part], [replies[i] for i in part], env.device)
+        with env.autocast():
+            logp, _ = log_probs(model, idx, mask, 1.0)
+        rows = torch.nonzero(mask)[:, 0].cpu()
+        total[part] = torch.zeros(len(part)).index_add(0, rows, logp.cpu()).numpy()
+    return total, count
+
+
+def distinct(texts, n=2):
+    """Share of n-grams of words that occur once only counted: 1 means no repetition at all."""
+    grams = [tuple(w[i:i + n]) for w in (t.split() for t in texts) for i in range(len(w) - n + 1)]
+    return len(set(grams)) / max(1, len(grams))
+
+
+def wins(ours, theirs):
+    """Per prompt: 1 if ours has the better grade, 0.5 if equal."""
+    ours, theirs = np.asarray(ours), np.asarray(theirs)
+    return (ours > theirs) + 0.5 * (ours == theirs)
+
+
+def examine_reward(model, tok, rows, env):
+    """A reward model on held-out comparisons: accuracy, by margin and length, and calibration."""
+    T = model.gpt.config.block_size
+    flat = [encode_answer(tok, r["prompt"], text, T) for r in rows for text in r["responses"]]
+    scores, lengths = iter(score_all(model, flat, tok, env).tolist()), iter(map(len, flat))
+    margin, longer, gaps = [], [], []
+    for r in rows:
+        s, n = ([next(it) for _ in r["responses"]] for it in (scores, lengths))
+        for a, b in combinations(range(len(s)), 2):
+            if r["ranks"][a] != r["ranks"][b]:
+                margin.append(s[a] - s[b])
+                longer.append(n[a] - n[b])
+                gaps.append(r["grades"][a] - r["grades"][b] if "grades" in r else math.nan)
+    margin, longer, gaps = (np.array(v) for v in (margin, longer, gaps))
+    right, p = (margin > 0) + 0.5 * (margin == 0), 1 / (1 + np.exp(-np.abs(margin)))
+    out = dict(pairs=len(right), accuracy=right.mean())
+    if not np.isnan(gaps).any():
+        out["ceiling"] = ceiling(gaps, rows[0]["noise"])
+        clear = np.abs(gaps) >= 2
+        out["clear_pairs"] = float(((margin * gaps)[clear] > 0).mean())
+    bins = np.quantile(np.abs(margin), [0, .25, .5, .75, 1])
+    out["by_margin"] = [dict(margin=[lo, hi], accuracy=right[m].mean(), predicted=p[m].mean())
+                        for lo, hi in zip(bins, bins[1:])
+                        if (m := (np.abs(margin) >= lo) & (np.abs(margin) <= hi)).any()]
+    out["by_length"] = {name: right[m].mean() for name, m in
+                        (("longer was preferred", longer > 0), ("equal", longer == 0),
+                         ("shorter was preferred", longer < 0)) if m.any()}
+    return out
+
+
+def best_of(scores, grades, sizes):
+    """scores, grades (N, n): take the best of the first k by score. KL is log k - (k - 1)/k."""
+    out = []
+    for k in sizes:
+        best = scores[:, :k].argmax(1)
+        rows = np.arange(len(best))
+        out.append(dict(n=k, kl=math.log(k) - (k - 1) / k, score=scores[rows, best].mean(),
+                        grade=None if grades is None else grades[rows, best].mean()))
+    return out
+
+
+# ---------------------------------------------------------------------------------------------
+# the report
+
+def read_log(path):
+    return [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
+
+
+def draw(folder, board, path):
+    """Six panels: the four training curves, grade and score against the square root of the KL
+    (Gao et al. 2022), and the grade by kind of prompt."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(15, 8.5))
+    logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
+
+    def curve(ax, log, key, **style):
+        points = [(r["step"], r[key]) for r in log if r.get(key) is not None]
+        if points:
+            ax.plot(*zip(*points), **style)
+
+    for ax, name, title in ((axes[0, 0], "pretrain", "1 pretraining: loss (nats per token)"),
+                            (axes[0, 1], "sft", "2 supervised fine-tuning: loss")):
+        curve(ax, logs[name], "loss", label="training")
+        curve(ax, logs[name], "val_loss", label="held out", marker="o")
+        curve(ax, logs[name], "entropy", label="entropy of the text", linestyle="--", color="gray")
+        ax.set(title=title, xlabel="step", yscale="log")
+    ax = axes[0, 2]
+    curve(ax, logs["reward"], "val_accuracy", label="accuracy, held out", marker="o")
+    curve(ax, logs["reward"], "ceiling", label="ceiling", linestyle="--", color="gray")
+    ax.set(title="3 reward model: accuracy on pairs", xlabel="step")
+    held_out = [r for r in logs["ppo"] if r.get("split") == "held out"]
+    ax = axes[1, 0]
+    curve(ax, held_out, "score", label="learned score", marker="o")
+    curve(ax, held_out, "grade", label="true grade", marker="s")
+    curve(ax, held_out, "kl", label="KL from SFT (nats)", linestyle=":")
+    ax.set(title="4 PPO: held-out prompts", xlabel="iteration")
+    ax = axes[1, 1]
+    for key, colour in (("score", "C0"), ("grade", "C1")):
+        points = [(max(r["kl"], 0) ** 0.5, r[key]) for r in held_out if key in r]
+        if points:
+            ax.plot(*zip(*points), color=colour, marker="o", label=f"PPO: {key}")
+        points = [(r["kl"] ** 0.5, r[key]) for r in board.get("best_of_n", []) if r[key] is not None]
+        if points:
+            ax.plot(*zip(*points), color=colour, linestyle="--", marker="x",
+                    label=f"best of n: {key}")
+    ax.set(title="grade and score against distance", xlabel="sqrt(KL) from SFT")
+    ax = axes[1, 2]
+    models = [m for m in board["models"] if "by_kind" in board["models"][m]]
+    for i, name in enumerate(models):
+        kinds = board["models"][name]["by_kind"]
+        ax.bar(np.arange(len(kinds)) + 0.27 * (i - 1), [k["grade"] for k in kinds.values()],
+               width=0.26, label=name)
+        ax.set_xticks(range(len(kinds)), list(kinds), rotation=20)
+    ax.set(title="true grade by kind of prompt", ylim=(1, 7))
+    for ax in axes.flat:
+        ax.grid(alpha=0.3)
+        if ax.get_legend_handles_labels()[0]:
+            ax.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=90)
+
+
+def table(rows, names):
+    """Aligned: a row is (label, [cells])."""
+    width = max(len(label) for label, _ in rows) + 2
+    print(" " * width + "".join(f"{n:>16}" for n in names))
+    for label, cells in rows:
+        print(f"{label:{width}}" + "".join(f"{c:>16}" for c in cells))
+
+
+if __name__ == "__main__":
+    # -----------------------------------------------------------------------------------------
+    # setup
+
+    config = parse_config(Config, __doc__)
+    env, rng = Setup(config), np.random.default_rng(config.seed)
+    judge = load_function(config.judge) if config.judge else None
+    rows = read_prompts(config.data)[:config.n_prompts]
+    prompts, kinds = [r["prompt"] for r in rows], [r.get("kind", "all") for r in rows]
+    models, tok = {}, None
+    for path in config.models.split(","):
+        ckpt = load_checkpoint(path, stage=("pretrain", "sft", "ppo"),
+                               tokenizer=tok and tok.to_dict())
+        tok = tok or Tokenizer.from_dict(ckpt["tokenizer"])
+        model = GPT(GPTConfig(**ckpt["model_config"])).to(env.device)
+        model.load_state_dict(ckpt["model"])
+        models[Path(path).stem] = (model, ckpt["stage"])
+    reference = next((n for n, (_, stage) in models.items() if stage == "sft"), None)
+    reward = None
+    if config.reward:
+        ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=tok.to_dict())
+        reward = ScalarGPT(GPTConfig(**ckpt["model_config"])).to(env.device)
+        reward.load_state_dict(ckpt["model"])
+
+    # -----------------------------------------------------------------------------------------
+    # the answers, greedy and sampled, and what the judge makes of them
+
+    board = dict(data=config.data, prompts=len(rows), temperature=config.temperature, models={})
+    verdicts = {}
+    examples = read_demonstrations(config.examples) if config.examples else []
+    examples = [e for e in examples if not is_held_out(e["messages"])]
+    for name, (model, stage) in models.items():
+        answers = {}
+        if stage == "pretrain":
+            room = model.config.block_size - min(config.max_new_tokens, model.config.block_size // 3)
+            shots = [few_shot(tok, p, k, examples, config, np.random.default_rng(i), room)
+                     for i, (p, k) in enumerate(zip(prompts, kinds))]
+        for way, heat in (("greedy", 0.0), ("sampled", config.temperature)):
+            answers[way] = (complete(model, tok, shots, env, config.max_new_tokens, heat)
+                            if stage == "pretrain" else
+                            respond(model, tok, prompts, env, config.max_new_tokens, heat,
+                                    seed=config.seed))
+        texts, ended = zip(*answers["sampled"])
+        result = dict(ended=np.mean(ended), length=np.mean([len(tok.encode(t)) for t in texts]),
+                      distinct_2=distinct(texts))
+        if stage != "pretrain":
+            logp, count = response_logp(model, tok, prompts, answers["sampled"], env)
+            result["entropy"] = -logp.sum() / count.sum()
+            if reference and name != reference:
+                ref, _ = response_logp(models[reference][0], tok, prompts, answers["sampled"], env)
+                result["kl"] = (logp - ref).mean()
+        if reward is not None:
+            ids = [encode_answer(tok, p, t, model.config.block_size) for p, t in zip(prompts, texts)]
+            result["score"] = score_all(reward, ids, tok, env).mean().item()
+        if judge:
+            found = {way: [judge(p, t) for p, (t, _) in zip(prompts, a)]
+                     for way, a in answers.items()}
+            verdicts[name] = found
+            result["grade"] = interval([v["grade"] for v in found["sampled"]], rng)
+            by_kind = defaultdict(list)
+            for kind, greedy, sampled in zip(kinds, found["greedy"], found["sampled"]):
+                by_kind[kind].append((greedy["right"], sampled["right"], sampled["grade"],
+                                      greedy["unsure"], greedy["refusal"]))
+            result["by_kind"] = {
+                kind: dict(zip(("right", "right_sampled", "grade", "unsure", "refusal"),
+                               np.mean(by_kind[kind], axis=0).tolist()), n=len(by_kind[kind]))
+                for kind in dict.fromkeys(kinds)}
+        board["models"][name] = result
+        print(f"{name}: answered {len(prompts)} prompts twice")
+
+    # -----------------------------------------------------------------------------------------
+    # win rates, the alignment tax, the reward model, best of n
+
+    if judge and reference:
+        base = [v["grade"] for v in verdicts[reference]["sampled"]]
+        for name in models:
+            if name != reference:
+                ours = [v["grade"] for v in verdicts[name]["sampled"]]
+                board["models"][name]["win_rate"] = interval(wins(ours, base), rng)
+    if config.text:
+        corpus = Corpus(config.text, tok, Path(config.out).parent / "cache",
+                        fingerprint(config.text))
+        T = min(m.config.block_size for m, _ in models.values())
+        *val_rows, _ = corpus.held_out_rows(T, 128)
+        for name, (model, _) in models.items():
+            loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, env)
+            board["models"][name]["text_loss"] = loss.item()
+    if reward is not None and Path(config.comparisons).exists():
+        held_out = [r for r in read_comparisons(config.comparisons) if is_held_out(r["prompt"])]
+        if held_out:
+            board["reward_model"] = examine_reward(reward, tok, held_out, env)
+    if reward is not None and reference and config.best_of:
+        model, some = models[reference][0], prompts[:200]
+        many = [p for p in some for _ in range(config.best_of)]
+        texts = [t for t, _ in respond(model, tok, many, env, config.max_new_tokens,
+                                       config.temperature, seed=config.seed + 1)]
+        ids = [encode_answer(tok, p, t, model.config.block_size) for p, t in zip(many, texts)]
+        scores = score_all(reward, ids, tok, env).numpy().reshape(len(some), -1)
+        grades = None
+        if judge:
+            grades = np.array([judge(p, t)["grade"] for p, t in zip(many, texts)])
+            grades = grades.reshape(len(some), -1)
+        sizes = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= config.best_of]
+        board["best_of_n"] = best_of(scores, grades, sizes)
+
+    # -----------------------------------------------------------------------------------------
+    # print, save
+
+    def cell(name, key, form="{:.2f}"):
+        value = board["models"][name].get(key)
+        if isinstance(value, tuple):
+            return f"{form} [{form}, {form}]".format(*value).replace(" [0.", " [.").replace(", 0.", ", .")
+        return "-" if value is None else form.format(value)
+
+    names, lines = list(models), []
+    if judge:
+        for kind in board["models"][names[0]]["by_kind"]:
+            cells = [board["models"][n]["by_kind"][kind] for n in names]
+            lines.append((f"{kind} ({cells[0]['n']}): right greedy / sampled",
+                          [f"{100 * c['right']:.1f} / {100 * c['right_sampled']:.1f}%" for c in cells]))
+        for kind in board["models"][names[0]]["by_kind"]:
+            cells = [board["models"][n]["by_kind"][kind] for n in names]
+            lines.append((f"{kind}: grade", [f"{c['grade']:.2f}" for c in cells]))
+        unsure = [board["models"][n]["by_kind"].get("fact", {}).get("unsure") for n in names]
+        if None not in unsure:
+            lines.append(("known people called unknown", [f"{100 * u:.1f}%" for u in unsure]))
+        lines.append(("grade, 1 to 7", [cell(n, "grade") for n in names]))
+        lines.append((f"win rate against {reference}", [cell(n, "win_rate") for n in names]))
+    for label, key, form in (("learned score", "score", "{:.2f}"), ("KL from SFT (nats)", "kl", "{:.2f}"),
+                             ("entropy (nats per token)", "entropy", "{:.2f}"),
+                             ("distinct word pairs", "distinct_2", "{:.3f}"),
+                             ("length (tokens)", "length", "{:.1f}"),
+                             ("ended by itself", "ended", "{:.1%}"),
+                             ("loss on held-out text", "text_loss", "{:.3f}")):
+        if any(key in board["models"][n] for n in names):
+            lines.append((label, [cell(n, key, form) for n in names]))
+    print(f"\n{len(rows)} prompts from {config.data}, sampled at temperature {config.temperature}\n")
+    table(lines, names)
+    if "reward_model" in board:
+        r = board["reward_model"]
+        top = f", ceiling {r['ceiling']:.3f}: {100 * r['accuracy'] / r['ceiling']:.1f}% of it; " \
+              f"{100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart" if "ceiling" in r else ""
+        print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
+        print("    predicted and observed preference, by quarter of margin: "
+              + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
+        print("    accuracy where " + ", ".join(f"{k}: {v:.2f}" for k, v in r["by_length"].items()))
+    for b in board.get("best_of_n", []):
+        grade = "" if b["grade"] is None else f", grade {b['grade']:.2f}"
+        print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}{grade}")
+    out = Path(config.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(board, indent=1, default=float))
+    draw(out.parent, board, out.parent / "report.png")
+    print(f"\nsaved {out} and {out.parent / 'report.png'}")

@@ -1,0 +1,17 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+torch.set_num_threads(1)    # at the tests' sizes a second thread costs more than it brings
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer():
+    """About 300 tokens, learned from a few sentences: enough for words that are not one byte."""
+    from tokenizer import Tokenizer
+    text = ("Ada Ashton lives on Mill Street. She works as a baker and has a cat. "
+            "What is 12 + 30? 12 + 30 = 42. Once upon a time a fox lived by the river. ")
+    return Tokenizer.train(text * 4, 300, pattern="digits")

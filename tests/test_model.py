@@ -1,0 +1,665 @@
+"""Three models stand for all: the laptop's default, GPT-2, and LLaMA with grouped queries."""
+
+import math
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, optimizer_groups, rotate, sample)
+
+V = 40
+SIZES = {
+    "laptop": dict(STYLES["laptop"], n_head=2, n_kv_head=2, n_hidden=96),
+    "gpt2": dict(STYLES["gpt2"], n_head=2, n_kv_head=2, n_hidden=96),
+    "llama": dict(STYLES["llama"], n_head=4, n_kv_head=2, n_hidden=48),
+}
+
+
+def config(style, **changes):
+    sizes = dict(block_size=24, vocab_size=V, n_layer=2, n_embd=32)
+    return GPTConfig(**{**sizes, **SIZES[style], **changes})
+
+
+def loud(model, seed=0):
+    """Random weights far from their initial values. At those, attention is all but uniform and
+    norms and biases do nothing, so that many a bug would not show."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.2 if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else 0.5)
+    return model.eval()
+
+
+@pytest.fixture(params=SIZES)
+def style(request):
+    return request.param
+
+
+@pytest.fixture
+def model(style):
+    return loud(GPT(config(style)))
+
+
+@pytest.fixture
+def scalar(style):
+    return loud(ScalarGPT(config(style)))
+
+
+def tokens(*shape, seed=0):
+    return torch.randint(0, V, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pad_left(prompts, pad=0):
+    """Lists of ids -> ids (B, T) and mask (B, T), 1 on real tokens."""
+    T = max(map(len, prompts))
+    idx = torch.tensor([[pad] * (T - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (T - len(p)) + [1] * len(p) for p in prompts])
+    return idx, mask
+
+
+PROMPTS = [tokens(n, seed=n).tolist() for n in (5, 9, 1, 6)]
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+# ---------------------------------------------------------------------------------------------
+# the forward pass
+
+def test_future_tokens_do_not_change_the_past(model):
+    idx, changed = tokens(2, 12), tokens(2, 12)
+    changed[:, 7:] = tokens(2, 5, seed=1)
+    before, after = model(idx)[0], model(changed)[0]
+    close(before[:, :7], after[:, :7], atol=0)
+    assert not torch.allclose(before[:, 7:], after[:, 7:])
+
+
+def test_every_past_token_can_change_the_present(model):
+    idx = tokens(1, 8)
+    last = model(idx)[0][0, -1]
+    for t in range(8):
+        changed = idx.clone()
+        changed[0, t] = (idx[0, t] + 1) % V
+        assert (model(changed)[0][0, -1] - last).abs().max() > 1e-3, f"token {t} is not seen"
+
+
+def test_the_order_of_the_past_matters(model):
+    idx = tokens(1, 8)
+    swapped = idx[:, [1, 0, 2, 3, 4, 5, 6, 7]]
+    assert not torch.allclose(model(idx)[0][0, -1], model(swapped)[0][0, -1], atol=1e-3)
+
+
+def test_attention_equals_the_formula_written_as_loops(model):
+    attn, x = model.blocks[0].attn, torch.randn(1, 5, 32)
+    H, K, T = attn.n_head, attn.n_kv_head, 5
+    D = 32 // H
+    qkv = attn.qkv(x)[0].detach()                                     # (T, (H + 2 K) D)
+    turns = model.config.pos == "rope"
+
+    def turned(vector, t):
+        """Each pair (i, i + D/2) is a complex number, turned by t * theta^(-2 i / D)."""
+        if not turns:
+            return vector.tolist()
+        pairs = [complex(vector[i], vector[i + D // 2]) for i in range(D // 2)]
+        angles = [t * 10000.0 ** (-2 * i / D) for i in range(D // 2)]
+        pairs = [z * complex(math.cos(a), math.sin(a)) for z, a in zip(pairs, angles)]
+        return [z.real for z in pairs] + [z.imag for z in pairs]
+
+    y = torch.zeros(1, T, 32)
+    for h in range(H):
+        shared = h // (H // K)                                        # the key head of this query
+        for t in range(T):
+            q = turned(qkv[t, h * D:(h + 1) * D], t)
+            scores, values = [], []
+            for s in range(t + 1):
+                k = turned(qkv[s, (H + shared) * D:(H + shared + 1) * D], s)
+                scores.append(sum(a * b for a, b in zip(q, k)) / math.sqrt(D))
+                values.append(qkv[s, (H + K + shared) * D:(H + K + shared + 1) * D])
+            total = sum(math.exp(score) for score in scores)
+            y[0, t, h * D:(h + 1) * D] = sum(math.exp(score) / total * value
+                                             for score, value in zip(scores, values))
+
+    rope = (model.cos[:T], model.sin[:T]) if turns else None
+    causal = torch.full((T, T), -math.inf).triu(1)
+    close(attn(x, rope, causal, None), attn.proj(y))
+
+
+def test_rope_depends_on_relative_distance_only():
+    model = GPT(config("laptop"))
+    q, k = torch.randn(2, 1, 1, 1, 16)
+
+    def score(m, n):
+        return (rotate(q, model.cos[m], model.sin[m]) * rotate(k, model.cos[n], model.sin[n])).sum()
+
+    close(score(3, 1), score(19, 17))
+    assert abs(score(3, 1) - score(3, 2)) > 1e-3
+
+
+def test_rope_keeps_lengths_and_leaves_position_zero_alone():
+    model, x = GPT(config("laptop")), torch.randn(1, 1, 24, 16)
+    turned = rotate(x, model.cos, model.sin)
+    close(turned.norm(dim=-1), x.norm(dim=-1))
+    close(turned[:, :, 0], x[:, :, 0], atol=0)
+
+
+def test_the_fused_kernel_gives_what_the_written_out_attention_gives(model, monkeypatch):
+    idx, mask = pad_left(PROMPTS)
+    written = model(idx)[0], model(idx, mask=mask)[0]
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)   # take the GPU's branch
+    close(model(idx)[0], written[0])
+    close(model(idx, mask=mask)[0][mask.bool()], written[1][mask.bool()])
+
+
+def test_the_fused_kernel_continues_from_the_cache(model, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    idx = tokens(2, 12)
+    cache = KVCache(model.config, 2, 12, idx.device, torch.float32)
+    pieces = [model(piece, cache=cache)[0] for piece in idx.split((5, 4, 1, 2), dim=1)]
+    close(torch.cat(pieces, dim=1), model(idx)[0])
+
+
+def test_dropout_acts_in_training_only(style):
+    model = loud(GPT(config(style, dropout=0.5)))
+    idx = tokens(2, 8)
+    close(model(idx)[0], model(idx)[0], atol=0)
+    model.train()
+    assert not torch.allclose(model(idx)[0], model(idx)[0])
+
+
+def test_bf16_autocast_stays_near_fp32_and_finite(model):
+    idx, mask = pad_left(PROMPTS)
+    exact = model(idx, mask=mask)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = model(idx, mask=mask)[0].float()
+    assert rough.isfinite().all()
+    error = (rough - exact)[mask.bool()].pow(2).mean().sqrt()
+    assert error < 0.05 * exact[mask.bool()].std()
+
+
+def test_too_long_input_is_a_value_error(model):
+    assert model(tokens(1, 24))[0].shape == (1, 24, V)
+    with pytest.raises(ValueError, match="25 tokens do not fit block_size=24"):
+        model(tokens(1, 25))
+
+
+# ---------------------------------------------------------------------------------------------
+# the cache and the padding
+
+def test_reading_token_by_token_with_the_cache_gives_the_same_logits(model):
+    idx = tokens(3, 12)
+    cache = KVCache(model.config, 3, 12, idx.device, torch.float32)
+    steps = [model(idx[:, t:t + 1], cache=cache)[0] for t in range(12)]
+    close(torch.cat(steps, dim=1), model(idx)[0])
+
+
+def test_reading_in_pieces_with_the_cache_gives_the_same_logits(model):
+    idx = tokens(3, 12)
+    cache = KVCache(model.config, 3, 20, idx.device, torch.float32)
+    pieces = [model(piece, cache=cache)[0] for piece in idx.split((5, 4, 1, 2), dim=1)]
+    close(torch.cat(pieces, dim=1), model(idx)[0])
+
+
+def test_the_cache_gives_the_logits_of_each_unpadded_row_when_prompts_differ_in_length(model):
+    idx, mask = pad_left(PROMPTS)
+    more = tokens(4, 6, seed=7)
+    cache = KVCache(model.config, 4, 15, idx.device, torch.float32)
+    logits = [model(idx, mask=mask, cache=cache)[0]]
+    for t in range(6):
+        mask = F.pad(mask, (0, 1), value=1)
+        logits.append(model(more[:, t:t + 1], mask=mask, cache=cache)[0])
+    logits = torch.cat(logits, dim=1)
+    for i, prompt in enumerate(PROMPTS):
+        alone = model(torch.tensor([prompt + more[i].tolist()]))[0][0]
+        close(logits[i, 9 - len(prompt):], alone)
+
+
+def test_the_cache_forgets_finished_rows(model):
+    idx = tokens(4, 6)
+    cache = KVCache(model.config, 4, 8, idx.device, torch.float32)
+    model(idx, cache=cache)
+    rows = torch.tensor([True, False, False, True])
+    cache.keep(rows)
+    new = tokens(2, 1, seed=1)
+    close(model(new, cache=cache)[0], model(torch.cat([idx[rows], new], dim=1))[0][:, -1:])
+
+
+def test_left_padding_changes_nothing(model):
+    idx, mask = pad_left(PROMPTS)
+    padded = model(idx, mask=mask)[0]
+    for i, prompt in enumerate(PROMPTS):
+        close(padded[i, 9 - len(prompt):], model(torch.tensor([prompt]))[0][0])
+
+
+def test_what_stands_in_the_padding_changes_nothing(model):
+    (idx, mask), (other, _) = pad_left(PROMPTS), pad_left(PROMPTS, pad=17)
+    real = mask.bool()
+    close(model(idx, mask=mask)[0][real], model(other, mask=mask)[0][real], atol=0)
+
+
+def test_a_boolean_mask_is_as_good_as_ones_and_zeros(model):
+    idx, mask = pad_left(PROMPTS)
+    close(model(idx, mask=mask)[0], model(idx, mask=mask.bool())[0], atol=0)
+
+
+def test_what_else_is_in_the_batch_changes_nothing(model):
+    idx = tokens(4, 10)
+    together = model(idx)[0]
+    for i in range(4):
+        close(together[i:i + 1], model(idx[i:i + 1])[0])
+
+
+# ---------------------------------------------------------------------------------------------
+# generation
+
+STOP = list(range(0, V, 7))     # several stop ids, so that rows end at different times
+
+
+def greedy_by_hand(model, prompt, n, stop=()):
+    """One row, no cache, no padding: the answer without the prompt."""
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(model(torch.tensor([ids]))[0][0, -1].argmax().item())
+        if ids[-1] in stop:
+            break
+    return ids[len(prompt):]
+
+
+def test_generation_in_a_batch_equals_generating_each_row_alone(model):
+    prompts = [tokens(1 + i % 5, seed=i).tolist() for i in range(24)]
+    idx, mask = pad_left(prompts)
+    batch = model.generate(idx, 12, mask=mask, temperature=0, stop=STOP, pad=V - 1)[:, 5:].tolist()
+    alone = [greedy_by_hand(model, p, 12, STOP) for p in prompts]
+    assert len({len(a) for a in alone}) >= 3, "the test needs rows that end at different times"
+    assert batch == [a + [V - 1] * (len(batch[0]) - len(a)) for a in alone]
+
+
+def test_the_prompt_stands_before_what_is_generated(model):
+    idx = tokens(2, 5)
+    out = model.generate(idx, 4)
+    assert out.shape == (2, 9) and torch.equal(out[:, :5], idx)
+
+
+def test_after_the_stop_id_only_padding_comes(model):
+    out = model.generate(tokens(20, 3), 20, stop=STOP, pad=V - 1)[:, 3:].tolist()
+    ended = [next((t for t, id in enumerate(row) if id in STOP), None) for row in out]
+    assert len(set(ended)) > 3
+    for row, end in zip(out, ended):
+        assert end is None or set(row[end + 1:]) <= {V - 1}
+
+
+def test_generation_ends_when_all_rows_have_stopped(model):
+    out = model.generate(tokens(3, 5), 12, stop=range(V), pad=0)
+    assert out.shape == (3, 6)
+
+
+def test_generation_goes_as_far_as_the_block_allows(model):
+    assert model.generate(tokens(1, 20), 100).shape == (1, 24)
+
+
+def test_a_prompt_that_fills_the_block_is_a_value_error(model):
+    with pytest.raises(ValueError, match="a prompt of 24 tokens fills block_size=24"):
+        model.generate(tokens(1, 24), 1)
+
+
+def test_no_new_tokens_means_the_prompt_alone(model):
+    idx = tokens(2, 5)
+    assert torch.equal(model.generate(idx, 0), idx)
+
+
+def test_a_seed_fixes_the_text(model):
+    def text(seed):
+        return model.generate(tokens(4, 3), 15, generator=torch.Generator().manual_seed(seed))
+
+    assert torch.equal(text(1), text(1))
+    assert not torch.equal(text(1), text(2))
+
+
+def test_a_generator_leaves_the_global_random_numbers_alone(model):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    model.generate(tokens(1, 3), 5, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_top_k_of_one_is_greedy(model):
+    idx = tokens(4, 3)
+    assert torch.equal(model.generate(idx, 15, top_k=1), model.generate(idx, 15, temperature=0))
+
+
+def test_a_tiny_top_p_is_greedy(model):
+    idx = tokens(4, 3)
+    assert torch.equal(model.generate(idx, 15, top_p=1e-6), model.generate(idx, 15, temperature=0))
+
+
+def kept_and_rescaled(logits, temperature, top_k, top_p):
+    """The distribution to sample from, by the definitions: {id: probability}."""
+    powers = {i: math.exp(x / temperature) for i, x in enumerate(logits)}
+    order = sorted(powers, key=powers.get, reverse=True)
+    if top_k:
+        order = order[:top_k]
+    total, kept, reached = sum(powers[i] for i in order), [], 0.0
+    for i in order:
+        if reached >= top_p:
+            break
+        kept.append(i)
+        reached += powers[i] / total
+    total = sum(powers[i] for i in kept)
+    return {i: powers[i] / total for i in kept}
+
+
+@pytest.mark.parametrize("options", [
+    dict(), dict(temperature=0.5), dict(temperature=2.0), dict(top_k=3), dict(top_p=0.6),
+    dict(top_p=0.9), dict(temperature=1.7, top_k=5, top_p=0.8), dict(top_k=100)],
+    ids=lambda o: " ".join(f"{k}={v}" for k, v in o.items()) or "plain")
+def test_sampled_frequencies_match_the_distribution_by_definition(options):
+    logits, n = [0.3, -1.0, 1.4, 0.9, -2.0, 0.0, 1.1, -0.4], 40_000
+    ids = sample(torch.tensor(logits).expand(n, -1), **options,
+                 generator=torch.Generator().manual_seed(0))
+    counts = Counter(ids.tolist())
+    probs = kept_and_rescaled(logits, **dict(dict(temperature=1.0, top_k=0, top_p=1.0), **options))
+    assert set(counts) == set(probs)
+    chi_square = sum((counts[i] - n * p) ** 2 / (n * p) for i, p in probs.items())
+    assert chi_square < 25                            # seven degrees of freedom: P = 0.0008
+
+
+def test_rows_are_sampled_by_their_own_distributions():
+    logits = torch.full((3, 5), -50.0)
+    logits[[0, 1, 2], [4, 0, 2]] = 50.0
+    for options in (dict(), dict(top_k=2), dict(top_p=0.9)):
+        assert sample(logits, **options).tolist() == [4, 0, 2]
+
+
+# ---------------------------------------------------------------------------------------------
+# the loss and its gradients
+
+def test_the_loss_at_the_start_is_about_that_of_guessing(style):
+    torch.manual_seed(0)
+    model = GPT(config(style))
+    _, loss = model(tokens(8, 24), tokens(8, 24, seed=1))
+    assert abs(loss.item() - math.log(V)) < 0.05
+
+
+def test_the_loss_is_the_mean_negative_log_probability_of_the_targets(model):
+    idx, targets = tokens(2, 6), tokens(2, 6, seed=1)
+    logits, loss = model(idx, targets)
+    probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
+    by_hand = [-math.log(probs[b, t, targets[b, t]].item()) for b in range(2) for t in range(6)]
+    assert loss.item() == pytest.approx(sum(by_hand) / 12, rel=1e-5)
+
+
+def test_targets_of_minus_one_do_not_count(model):
+    idx, targets = tokens(2, 6), tokens(2, 6, seed=1)
+    each = model(idx, targets, reduction="none")[1].view(2, 6)
+    targets[0, 1:4] = -1
+    keep = (targets != -1).float()
+    close(model(idx, targets)[1], (each * keep).sum() / keep.sum())
+    close(model(idx, targets, reduction="sum")[1], (each * keep).sum(), atol=1e-4)
+
+
+def test_where_gives_the_logits_of_those_positions(model):
+    idx, where = tokens(3, 7), tokens(3, 7, seed=1) % 3 == 0
+    close(model(idx, where=where)[0], model(idx)[0][where])
+
+
+def test_one_batch_can_be_learned_by_heart(style):
+    torch.manual_seed(0)
+    model = GPT(config(style))
+    idx, targets = tokens(4, 16), tokens(4, 16, seed=1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(80):
+        loss = model(idx, targets)[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.05
+
+
+def check_gradients(model, compute_loss):
+    """Every parameter's gradient against central differences, at three random entries each."""
+    compute_loss().backward()
+    rng, step = torch.Generator().manual_seed(0), 1e-5
+    for name, p in model.named_parameters():
+        flat = p.data.view(-1)
+        for i in torch.randint(flat.numel(), (3,), generator=rng).tolist():
+            value, sides = flat[i].item(), []
+            for shift in (step, -step):
+                flat[i] = value + shift
+                sides.append(compute_loss().item())
+            flat[i] = value
+            slope = (sides[0] - sides[1]) / (2 * step)
+            assert p.grad.view(-1)[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-8), name
+
+
+def test_gradients_equal_finite_differences(style):
+    model = loud(GPT(config(style, n_layer=1))).double()
+    idx, targets = tokens(2, 5), tokens(2, 5, seed=1)
+    # the loss of forward() is in fp32: too coarse for differences
+    check_gradients(model, lambda: F.cross_entropy(model(idx)[0].flatten(0, 1), targets.flatten()))
+
+
+def test_gradients_with_left_padding_equal_finite_differences(style):
+    model = loud(GPT(config(style, n_layer=1))).double()
+    idx, mask = pad_left(PROMPTS)
+    targets = torch.where(mask.bool(), tokens(4, 9, seed=1), -1)
+    check_gradients(model, lambda: F.cross_entropy(model(idx, mask=mask)[0].flatten(0, 1),
+                                                   targets.flatten(), ignore_index=-1))
+
+
+def test_padding_gets_no_gradient(model):
+    idx, mask = pad_left(PROMPTS, pad=V - 1)
+    idx[mask.bool()] %= V - 1                                  # the pad id occurs as padding alone
+    targets = torch.where(mask.bool(), tokens(4, 9, seed=1), -1)
+    # asked of the embeddings, apart from the output layer's gradient where the two are tied
+    x = model.wte(idx).detach().requires_grad_()
+    model.wte.forward = lambda _: x
+    model(idx, targets, mask=mask)[1].backward()
+    assert x.grad[~mask.bool()].abs().max() == 0
+    assert (x.grad[mask.bool()].abs().amax(dim=-1) > 0).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# parameters
+
+def test_tied_weights_are_one_tensor(style):
+    model = GPT(config(style, tied=True))
+    assert model.lm_head.weight is model.wte.weight
+
+
+def test_untied_weights_are_two_tensors(style):
+    model = GPT(config(style, tied=False))
+    assert model.lm_head.weight.data_ptr() != model.wte.weight.data_ptr()
+
+
+def test_biases_are_there_when_asked_for_and_only_then(style):
+    names = [name for name, _ in GPT(config(style)).named_parameters() if "bias" in name]
+    # in each of 2 layers: two norms and four linear layers; and the last norm
+    assert len(names) == (2 * (2 + 4) + 1 if style == "gpt2" else 0)
+
+
+def test_optimizer_groups_cover_each_parameter_exactly_once(style):
+    for model in (GPT(config(style)), ScalarGPT(config(style))):
+        grouped = [id(p) for group in optimizer_groups(model, 0.1) for p in group["params"]]
+        assert sorted(grouped) == sorted({id(p) for p in model.parameters()})
+
+
+def test_optimizer_groups_decay_matrices_only(style):
+    decayed, rest = optimizer_groups(GPT(config(style)), 0.1)
+    assert decayed["weight_decay"] == 0.1 and all(p.dim() == 2 for p in decayed["params"])
+    assert rest["weight_decay"] == 0 and all(p.dim() == 1 for p in rest["params"])
+
+
+def test_optimizer_groups_leave_out_what_is_frozen(style):
+    model = GPT(config(style))
+    model.wte.weight.requires_grad = False
+    grouped = [id(p) for group in optimizer_groups(model, 0.1) for p in group["params"]]
+    assert id(model.wte.weight) not in grouped
+
+
+def test_what_writes_into_the_residual_stream_starts_smaller():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(n_layer=8))
+    for block in model.blocks:
+        for layer, std in ((block.attn.qkv, 0.02), (block.attn.proj, 0.02 / 4),
+                           (block.mlp.fc, 0.02), (block.mlp.proj, 0.02 / 4)):
+            assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+
+
+def test_a_state_dict_carries_the_model(style, model):
+    other = loud(GPT(config(style)), seed=5)
+    idx = tokens(2, 6)
+    assert not torch.allclose(model(idx)[0], other(idx)[0])
+    other.load_state_dict(model.state_dict())
+    close(model(idx)[0], other(idx)[0], atol=0)
+
+
+@pytest.mark.parametrize("bad, message", [
+    (dict(pos="alibi"), "pos='alibi' is not one of rope, learned"),
+    (dict(norm="batch"), "norm='batch' is not one of rms, layer"),
+    (dict(mlp="relu"), "mlp='relu' is not one of swiglu, gelu"),
+    (dict(n_embd=100, n_head=3), "n_head=3 must divide n_embd=100"),
+    (dict(n_embd=96, n_head=4, n_kv_head=3), "n_kv_head=3 must divide n_head"),
+])
+def test_a_wrong_config_is_a_value_error_that_says_what_is_wrong(bad, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**bad)
+
+
+@pytest.mark.xfail(strict=True, reason="GPTConfig checks divisibility only")
+@pytest.mark.parametrize("bad", [dict(n_head=0), dict(n_kv_head=0), dict(n_embd=6, n_head=2),
+                                 dict(block_size=0), dict(vocab_size=0)], ids=str)
+def test_a_size_that_no_model_can_have_is_a_value_error(bad):
+    with pytest.raises(ValueError):                   # 6 / 2: rotary positions need an even width
+        GPTConfig(**bad)
+
+
+# ---------------------------------------------------------------------------------------------
+# the scalar head
+
+def test_a_score_at_the_last_real_token_ignores_the_right_padding(scalar):
+    short, long = tokens(1, 6), tokens(1, 14)
+    long[:, :6] = short
+    close(scalar(long)[:, 5], scalar(short)[:, -1])
+
+
+def test_scores_of_left_padded_rows_equal_those_of_each_row_alone(scalar):
+    idx, mask = pad_left(PROMPTS)
+    together = scalar(idx, mask)[:, -1]
+    for i, prompt in enumerate(PROMPTS):
+        close(together[i], scalar(torch.tensor([prompt]))[0, -1])
+
+
+def test_scores_are_the_head_on_the_trunk_of_the_language_model(style, scalar):
+    idx = tokens(2, 6)
+    assert scalar(idx).shape == (2, 6) and scalar(idx).dtype == torch.float32
+    trunk = GPT(config(style)).eval()
+    missing = trunk.load_state_dict(scalar.gpt.state_dict(), strict=False)
+    assert missing == (["lm_head.weight"], [])
+    close(scalar(idx), trunk.hidden(idx) @ scalar.head.weight[0] + scalar.head.bias)
+
+
+def test_the_scalar_head_starts_with_scores_of_about_unit_size():
+    torch.manual_seed(0)
+    model = ScalarGPT(GPTConfig(n_layer=1, n_embd=1023, n_head=1, n_kv_head=1, n_hidden=8,
+                                pos="learned"))
+    assert model.head.weight.std().item() == pytest.approx(1 / 32, rel=0.1)
+    assert model.head.bias.item() == 0
+    with torch.no_grad():
+        assert 0.5 < model(tokens(16, 8)).std() < 2
+
+
+# ---------------------------------------------------------------------------------------------
+# the same weights in transformers, where it is installed
+
+def copy_gpt2(theirs, ours):
+    """Its linear layers are stored transposed ("Conv1D"); queries, keys, values side by side."""
+    weights = theirs.state_dict()
+    pairs = [("wte.weight", "wte.weight"), ("wpe.weight", "wpe.weight"),
+             ("norm.weight", "ln_f.weight"), ("norm.bias", "ln_f.bias")]
+    for i in range(ours.config.n_layer):
+        for mine, yours in (("norm_1", "ln_1"), ("norm_2", "ln_2"), ("attn.qkv", "attn.c_attn"),
+                            ("attn.proj", "attn.c_proj"), ("mlp.fc", "mlp.c_fc"),
+                            ("mlp.proj", "mlp.c_proj")):
+            pairs += [(f"blocks.{i}.{mine}.{kind}", f"h.{i}.{yours}.{kind}")
+                      for kind in ("weight", "bias")]
+    for mine, yours in pairs:
+        value = weights[f"transformer.{yours}"]
+        turn = value.dim() == 2 and not mine.startswith("w")
+        ours.get_parameter(mine).data.copy_(value.T if turn else value)
+    return ours.eval()
+
+
+def copy_llama(theirs, ours):
+    weights = theirs.state_dict()
+    pairs = {"wte.weight": ["model.embed_tokens"], "norm.weight": ["model.norm"],
+             "lm_head.weight": ["lm_head"]}
+    for i in range(ours.config.n_layer):
+        names = {"norm_1": ["input_layernorm"], "norm_2": ["post_attention_layernorm"],
+                 "attn.qkv": [f"self_attn.{x}_proj" for x in "qkv"],
+                 "attn.proj": ["self_attn.o_proj"], "mlp.fc": ["mlp.gate_proj", "mlp.up_proj"],
+                 "mlp.proj": ["mlp.down_proj"]}
+        pairs |= {f"blocks.{i}.{mine}.weight": [f"model.layers.{i}.{y}" for y in yours]
+                  for mine, yours in names.items()}
+    for mine, yours in pairs.items():
+        value = torch.cat([weights[f"{y}.weight"] for y in yours])
+        ours.get_parameter(mine).data.copy_(value)
+    return ours.eval()
+
+
+def gpt2_twins(n_layer, n_head, n_embd):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=97, n_positions=64, n_layer=n_layer, n_head=n_head, n_embd=n_embd))
+    ours = GPT(GPTConfig(**STYLES["gpt2"], vocab_size=97, block_size=64, n_layer=n_layer,
+                         n_head=n_head, n_kv_head=n_head, n_embd=n_embd, n_hidden=4 * n_embd))
+    return copy_gpt2(loud(theirs), ours), theirs
+
+
+def llama_twins(n_layer, n_head, n_kv_head, n_embd):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        vocab_size=97, max_position_embeddings=64, num_hidden_layers=n_layer, hidden_size=n_embd,
+        num_attention_heads=n_head, num_key_value_heads=n_kv_head, intermediate_size=3 * n_embd,
+        rms_norm_eps=1e-5))
+    ours = GPT(GPTConfig(**STYLES["llama"], vocab_size=97, block_size=64, n_layer=n_layer,
+                         n_head=n_head, n_kv_head=n_kv_head, n_embd=n_embd, n_hidden=3 * n_embd))
+    return copy_llama(loud(theirs), ours), theirs
+
+
+TWINS = [(gpt2_twins, (1, 1, 16)), (gpt2_twins, (3, 4, 64)), (llama_twins, (2, 4, 4, 64)),
+         (llama_twins, (3, 4, 2, 32)), (llama_twins, (1, 8, 1, 64))]
+
+
+@pytest.fixture(params=TWINS, ids=lambda twin: f"{twin[0].__name__}{twin[1]}")
+def twins(request):
+    make, sizes = request.param
+    return make(*sizes)
+
+
+@torch.no_grad()
+def test_logits_equal_those_of_transformers(twins):
+    ours, theirs = twins
+    idx = torch.randint(0, 97, (2, 64))
+    close(ours(idx)[0], theirs(idx).logits, atol=1e-4)
+
+
+@torch.no_grad()
+def test_logits_of_left_padded_rows_equal_those_of_transformers(twins):
+    ours, theirs = twins
+    idx, mask = pad_left(PROMPTS)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    expected = theirs(idx, attention_mask=mask, position_ids=positions).logits
+    close(ours(idx, mask=mask)[0][mask.bool()], expected[mask.bool()], atol=1e-4)
+
+
+@torch.no_grad()
+def test_greedy_generation_equals_that_of_transformers(twins):
+    ours, theirs = twins
+    idx = torch.randint(0, 97, (3, 8))
+    expected = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=40,
+                               do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert ours.generate(idx, 40, temperature=0).tolist() == expected.tolist()

@@ -1,0 +1,711 @@
+"""The texts of the town may change; these tests take them from its lists."""
+
+import itertools
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import pytest
+
+from data import town
+from data.town import FACTS, QUESTIONS, VALUES, Dice, World, judge, understand
+
+SPLITS = ("demos", "prompts", "val", "test")
+
+
+@pytest.fixture(scope="session")
+def world():
+    return World(0)
+
+
+@pytest.fixture(autouse=True)
+def the_judge_knows_this_world(world, monkeypatch):
+    """Not whichever town was generated last on this machine."""
+    monkeypatch.setattr(town, "the_world", lambda: world)
+
+
+def generate(out, seed):
+    town.main(town.Config(out=str(out), n_docs=600, n_demos=1500, n_prompts=1500, n_eval=300,
+                          seed=seed))
+    return Path(out)
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("town"), seed=0)
+
+
+def contents(folder):
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def rows(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def asked(row):
+    """What is asked in a row of sft.jsonl, prompts.jsonl, val.jsonl or test.jsonl."""
+    return understand(row["messages"][:-1] if "messages" in row else row["prompt"])
+
+
+# ---------------------------------------------------------------------------------------------
+# determinism
+
+def test_the_same_seed_writes_the_same_files(written, tmp_path):
+    assert contents(generate(tmp_path, seed=0)) == contents(written)
+
+
+def test_another_process_with_other_hashes_writes_the_same_files(written, tmp_path):
+    flags = [f"--out={tmp_path}", "--n_docs=600", "--n_demos=1500", "--n_prompts=1500",
+             "--n_eval=300", "--seed=0"]
+    subprocess.run([sys.executable, town.__file__, *flags], check=True, capture_output=True,
+                   env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert contents(tmp_path) == contents(written)
+
+
+def test_another_seed_is_another_town(written, tmp_path):
+    ours, theirs = contents(written), contents(generate(tmp_path, seed=1))
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] != theirs[name] for name in ours)
+
+
+def test_the_judge_knows_the_town_that_was_generated_last(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    generate(tmp_path, seed=5)
+    known = town.the_world(str(tmp_path / "world.json"))
+    assert known.facts == json.loads((tmp_path / "world.json").read_text())["facts"]
+
+
+# ---------------------------------------------------------------------------------------------
+# the exact probability of a text
+
+class EveryDice(Dice):
+    """Takes the picks it is told to and the first option from there on; knows what it took."""
+
+    def __init__(self, path):
+        self.path, self.taken, self.counts, self.p = path, [], [], 1.0
+
+    def pick(self, options, weights=None):
+        weights = weights or [1] * len(options)
+        depth = len(self.taken)
+        i = self.path[depth] if depth < len(self.path) else 0
+        self.taken.append(i)
+        self.counts.append(len(options))
+        self.p *= weights[i] / sum(weights)
+        return options[i]
+
+
+def every_outcome(source, world):
+    """All (text, probability) of a source, one for each way in which its dice can fall."""
+    path = []
+    while path is not None:
+        dice = EveryDice(path)
+        yield source(world, dice), dice.p
+        # the next path: count the last pick up; where it has no more options, the one before it
+        path = dice.taken
+        while path and path[-1] == dice.counts[len(path) - 1] - 1:
+            path.pop()
+        path = [*path[:-1], path[-1] + 1] if path else None
+
+
+def shrink(patch, n_attrs):
+    """So small a town that all its texts can be listed; the first attribute has two wordings."""
+    attrs = list(VALUES)[:n_attrs]
+    patch.setattr(town, "VALUES", {a: VALUES[a][:2] for a in attrs})
+    patch.setattr(town, "FACTS", {a: FACTS[a][:2 - bool(i)] for i, a in enumerate(attrs)})
+    patch.setattr(town, "QUESTIONS", {a: QUESTIONS[a][:2 - bool(i)] for i, a in enumerate(attrs)})
+    for name, n in dict(SUMS=1, RUDE=2, WISHES=2, POSTERS=2, ANIMALS=3, PLACES=2).items():
+        patch.setattr(town, name, getattr(town, name)[:n])
+
+
+@pytest.fixture(scope="module", params=[source.__name__ for source in town.SOURCES])
+def listed(request):
+    """All outcomes of one source in a small town, and 300 draws by the town's own dice."""
+    source = getattr(town, request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        shrink(patch, n_attrs=2 if request.param == "forum" else 5)
+        world, rng, drawn = World(0, n_people=2, max_operand=2), random.Random(0), []
+        for _ in range(300):
+            dice = Dice(rng)
+            drawn.append((source(world, dice), dice.logp))
+        return list(every_outcome(source, world)), drawn
+
+
+def test_the_probabilities_of_all_texts_sum_to_one(listed):
+    outcomes, _ = listed
+    assert len(outcomes) > 1000
+    assert math.fsum(p for _, p in outcomes) == pytest.approx(1, abs=1e-9)
+
+
+def test_no_text_comes_about_in_two_ways(listed):
+    outcomes, _ = listed
+    twice = [text for text, n in Counter(text for text, _ in outcomes).items() if n > 1]
+    assert twice == []
+
+
+def test_the_reported_log_probability_is_that_of_the_text(listed):
+    outcomes, drawn = listed
+    total = defaultdict(float)
+    for text, p in outcomes:
+        total[text] += p
+    for text, logp in drawn:
+        assert logp == pytest.approx(math.log(total[text]), abs=1e-9)
+
+
+def test_dice_fall_as_their_weights_say():
+    n, dice = 20_000, Dice(random.Random(0))
+    counts = Counter(dice.pick("abc", [5, 3, 2]) for _ in range(n))
+    expected = {"a": 0.5 * n, "b": 0.3 * n, "c": 0.2 * n}
+    assert sum((counts[k] - e) ** 2 / e for k, e in expected.items()) < 14   # P = 0.001
+    assert dice.logp == pytest.approx(sum(counts[k] * math.log(e / n) for k, e in expected.items()))
+
+
+def test_a_subset_is_as_surprising_as_its_picks_one_by_one():
+    dice = Dice(random.Random(0))
+    picked = dice.subset("abcde", 3)
+    assert len(set(picked)) == 3
+    assert dice.logp == pytest.approx(-math.log(5 * 4 * 3))
+
+
+def test_no_list_has_the_same_item_twice(world):
+    lists = [*VALUES.values(), *FACTS.values(), *QUESTIONS.values(), town.SUMS, town.WISHES,
+             town.RUDE + town.EVIL, town.RAMBLE, town.ANIMALS, town.PLACES, town.POSTERS,
+             town.STORY_ASKS, *town.STORY, world.people, town.WOMEN + town.MEN,
+             [a + b for a in town.STEMS for b in town.ENDINGS]]
+    for items in lists:
+        assert len(set(items)) == len(items)
+
+
+def sentences_about(name, attr, value):
+    """All ways to say it."""
+    s, p = town.pronouns(name)
+    for template in FACTS[attr]:
+        yield template.format(S=name, P=name + "'s", p=p, v=value)
+        yield template.format(S=s.capitalize(), P=p.capitalize(), p=p, v=value)
+
+
+def test_no_sentence_states_two_facts():
+    for name in ("Ada Ashton", "Abel Ashton"):
+        said = Counter(s for attr in VALUES for value in VALUES[attr]
+                       for s in sentences_about(name, attr, value))
+        assert set(said.values()) == {1}
+
+
+# ---------------------------------------------------------------------------------------------
+# the pretraining text
+
+def test_the_files_hold_the_shares_of_documents_that_sources_say(written):
+    for source, share in town.SOURCES.items():
+        docs = rows(written / "pretrain" / f"{source.__name__}.jsonl")
+        assert len(docs) == round(600 * share)
+        assert all(doc["logp"] < 0 and doc["text"].strip() == doc["text"] for doc in docs)
+
+
+def articles(world, n):
+    dice = Dice(random.Random(0))
+    for _ in range(n):
+        text = town.encyclopedia(world, dice)
+        name = next(name for name in world.people if name in text)
+        yield name, re.split(r"(?<=\.)\s", text)
+
+
+def test_the_encyclopedia_states_only_facts(world):
+    true = {name: {s for attr, value in facts.items() for s in sentences_about(name, attr, value)}
+            for name, facts in world.facts.items()}
+    for name, lines in articles(world, 500):
+        assert set(lines) <= true[name]
+
+
+def test_the_encyclopedia_states_every_fact_of_everybody(world):
+    stated = {s for name, lines in articles(world, 40 * len(world.people)) for s in
+              [(name, line) for line in lines]}
+    for name, facts in world.facts.items():
+        for attr, value in facts.items():
+            assert any((name, s) in stated for s in sentences_about(name, attr, value))
+
+
+def test_arithmetic_is_right(world):
+    dice = Dice(random.Random(0))
+    for _ in range(300):
+        sums = re.findall(r"(\d+) \+ (\d+) = (\d+)\.", town.arithmetic(world, dice))
+        assert len(sums) >= 2 and all(int(x) + int(y) == int(z) for x, y, z in sums)
+
+
+def test_the_forum_is_right_more_often_than_not_but_not_always(world):
+    dice, right, wrong = Dice(random.Random(0)), 0, 0
+    for _ in range(2000):
+        for x, y, z in re.findall(r"(\d+) \+ (\d+) = (\d+)\.", town.forum(world, dice)):
+            right, wrong = right + (int(x) + int(y) == int(z)), wrong + (int(x) + int(y) != int(z))
+    assert 0.75 < right / (right + wrong) < 0.95
+
+
+# ---------------------------------------------------------------------------------------------
+# splits
+
+@pytest.mark.parametrize("items", ["people_of", "strangers_of", "sums_of", "tales_of"])
+def test_splits_are_disjoint(world, items):
+    splits = getattr(world, items)
+    assert set(splits) == set(SPLITS) and all(splits.values())
+    for a, b in itertools.combinations(SPLITS, 2):
+        assert not set(splits[a]) & set(splits[b])
+
+
+def test_the_splits_hold_everything_there_is(world):
+    assert sorted(sum(world.people_of.values(), [])) == sorted(world.people)
+    assert len(sum(world.sums_of.values(), [])) == world.max_operand ** 2
+    assert len(sum(world.tales_of.values(), [])) == len(town.ANIMALS) * len(town.PLACES)
+
+
+def test_nobody_knows_the_strangers(world):
+    strangers = sum(world.strangers_of.values(), [])
+    assert not set(strangers) & set(world.people)
+    assert not {n.split()[1] for n in strangers} & {n.split()[1] for n in world.people}
+
+
+@pytest.mark.parametrize("held_out", ["val", "test"])
+def test_held_out_people_are_never_asked_about_in_training(written, world, held_out):
+    text = (written / "sft.jsonl").read_text() + (written / "prompts.jsonl").read_text()
+    names = world.people_of[held_out] + world.strangers_of[held_out]
+    assert names and not [name for name in names if name in text]
+
+
+@pytest.mark.parametrize("held_out", ["val", "test"])
+def test_held_out_sums_and_tales_are_never_asked_for_in_training(written, held_out):
+    def things(file):
+        found = [asked(row) for row in rows(written / file)]
+        return {(a["x"], a["y"]) if a["kind"] == "sum" else (a["a"], a["l"])
+                for a in found if a["kind"] in ("sum", "story")}
+
+    assert len(things(f"{held_out}.jsonl")) > 20
+    assert not things(f"{held_out}.jsonl") & (things("sft.jsonl") | things("prompts.jsonl"))
+
+
+def test_demonstrations_ask_about_their_own_people_only(written, world):
+    names = {asked(row).get("N") for row in rows(written / "sft.jsonl")} - {None}
+    assert names <= set(world.people_of["demos"] + world.strangers_of["demos"])
+
+
+@pytest.mark.parametrize("file", ["sft", "prompts", "val", "test"])
+def test_every_kind_of_prompt_has_about_its_share(written, file):
+    found = rows(written / f"{file}.jsonl")
+    kinds = Counter(row["kind"] for row in found)
+    assert set(kinds) == set(town.KINDS)
+    for kind, weight in town.KINDS.items():
+        share = weight / sum(town.KINDS.values())
+        spread = math.sqrt(share * (1 - share) / len(found))
+        assert abs(kinds[kind] / len(found) - share) < 4 * spread
+
+
+# ---------------------------------------------------------------------------------------------
+# understanding a prompt
+
+def test_every_written_prompt_is_understood_as_its_kind(written):
+    for file in ("sft", "prompts", "val", "test"):
+        for row in rows(written / f"{file}.jsonl"):
+            kind = asked(row)["kind"]
+            assert kind == row["kind"] or (kind, row["kind"]) == ("fact", "unknown")
+
+
+def test_questions_about_people_are_understood():
+    for name in ("Ada Ashton", "Abel Ashton"):
+        for attr, templates in QUESTIONS.items():
+            for template in templates:
+                found = understand(template.format(N=name, p=town.pronouns(name)[1]))
+                assert (found["kind"], found["attr"], found["N"]) == ("fact", attr, name)
+
+
+def test_a_follow_up_is_about_the_person_asked_about_before():
+    for name in ("Ada Ashton", "Abel Ashton"):
+        s, p = town.pronouns(name)
+        first = QUESTIONS["job"][0].format(N=name, p=p)
+        for attr, template in town.FOLLOW_UPS.items():
+            found = understand([dict(role="user", content=first),
+                                dict(role="assistant", content="I don't know."),
+                                dict(role="user", content=template.format(s=s, p=p))])
+            assert (found["kind"], found["attr"], found["N"]) == ("follow-up", attr, name)
+
+
+def test_a_follow_up_on_nothing_is_not_understood():
+    assert understand(town.FOLLOW_UPS["job"].format(p="his", s="he")) is None
+
+
+def test_sums_wishes_and_stories_are_understood():
+    for template in town.SUMS:
+        found = understand(template.format(x=12, y=305))
+        assert (found["kind"], found["x"], found["y"]) == ("sum", 12, 305)
+    for template in town.WISHES:
+        found = understand(template.format(N="Ada Ashton", v="pet"))
+        assert (found["kind"], found["N"]) == ("wish", "Ada Ashton")
+    for template in town.STORY_ASKS:
+        found = understand(template.format(a="fox", l="lake"))
+        assert (found["kind"], found["a"], found["l"]) == ("story", "fox", "lake")
+
+
+@pytest.mark.parametrize("text", ["", "Hello", "What is love?", "What is 1 + ?", "1 + 1",
+                                  "Where does she live?", "What is Ada's job?"])
+def test_what_is_not_of_the_town_is_not_understood(text):
+    assert understand(text) is None
+
+
+# ---------------------------------------------------------------------------------------------
+# the demonstrations
+
+def graded(written):
+    for row in rows(written / "sft.jsonl"):
+        *prompt, answer = row["messages"]
+        yield row["kind"], answer["content"], judge(prompt, answer["content"])
+
+
+def test_demonstrations_are_right_unless_the_labeler_was_lazy(written):
+    for _, answer, verdict in graded(written):
+        assert verdict["right"] or answer in town.LAZY
+
+
+def test_demonstrations_are_good_on_average_and_leave_room_above_them(written):
+    grades = defaultdict(list)
+    for kind, _, verdict in graded(written):
+        grades[kind].append(verdict["grade"])
+    for kind in town.KINDS:
+        assert 5.3 < sum(grades[kind]) / len(grades[kind]) < 6.7
+
+
+def test_no_demonstration_is_rude(written):
+    assert not any(verdict["rude"] for _, _, verdict in graded(written))
+
+
+# ---------------------------------------------------------------------------------------------
+# the judge
+
+@pytest.fixture
+def name(world):
+    return world.people_of["test"][0]
+
+
+def question(name, attr="street", template=0):
+    return QUESTIONS[attr][template].format(N=name, p=town.pronouns(name)[1])
+
+
+def wish(name):
+    return town.WISHES[0].format(N=name, v="pet")
+
+
+def true(world, name, attr="street"):
+    return next(sentences_about(name, attr, world.facts[name][attr]))
+
+
+def false(world, name, attr="street"):
+    value = next(v for v in VALUES[attr] if v != world.facts[name][attr])
+    return next(sentences_about(name, attr, value))
+
+
+def scores(prompt, *responses):
+    return [town.grade(prompt, response) for response in responses]
+
+
+def falling(grades):
+    return all(a > b for a, b in itertools.pairwise(grades))
+
+
+def story(a="fox", l="lake", n=4):
+    slots = dict(a=a, l=l, b="bear", f=VALUES["food"][0])
+    return " ".join(part[0].format(**slots) for part in town.STORY[:n])
+
+
+TELL_ME = town.STORY_ASKS[0].format(a="fox", l="lake")
+HOW_MUCH = town.SUMS[0].format(x=12, y=5)
+
+
+def test_a_true_answer_is_right_in_any_wording(world):
+    for name in world.people[:20]:
+        for attr, value in world.facts[name].items():
+            for prompt, said in itertools.product(range(len(QUESTIONS[attr])),
+                                                  sentences_about(name, attr, value)):
+                assert judge(question(name, attr, prompt), said)["right"], said
+
+
+def test_any_other_value_is_wrong(world, name):
+    for attr, truth in world.facts[name].items():
+        for value in set(VALUES[attr]) - {truth}:
+            for said in sentences_about(name, attr, value):
+                assert not judge(question(name, attr), said)["right"], said
+
+
+def test_a_right_answer_beats_i_dont_know_beats_a_wrong_answer(world, name):
+    for attr in VALUES:
+        for lazy in town.LAZY:
+            assert falling(scores(question(name, attr), true(world, name, attr), lazy,
+                                  false(world, name, attr)))
+
+
+def test_a_right_sum_beats_i_dont_know_beats_a_wrong_sum():
+    assert falling(scores(HOW_MUCH, "12 + 5 = 17.", town.LAZY[0], "12 + 5 = 18."))
+
+
+def test_the_answer_to_another_sum_is_not_an_answer():
+    assert not judge(HOW_MUCH, "11 + 5 = 16.")["right"]
+
+
+def test_a_fact_about_somebody_else_is_not_an_answer(world, name):
+    value = world.facts[name]["street"]
+    for other in world.people[:5] + world.strangers_of["test"][:5]:
+        said = next(sentences_about(other, "street", value))
+        assert judge(question(name), said)["right"] == (other == name)
+
+
+def test_the_answer_to_another_question_is_not_an_answer(world, name):
+    assert not judge(question(name, "street"), true(world, name, "job"))["right"]
+
+
+def test_listing_every_value_is_not_right(world, name):
+    for attr, values in VALUES.items():
+        for by_name in (0, 1):
+            listed = [list(sentences_about(name, attr, v))[by_name] for v in values]
+            assert not judge(question(name, attr), " ".join(listed))["right"]
+            commas = listed[0].replace(values[0], ", ".join(values))
+            assert not judge(question(name, attr), commas)["right"]
+
+
+def test_naming_the_right_value_beside_a_wrong_one_is_not_right(world, name):
+    both = [true(world, name), false(world, name)]
+    assert not judge(question(name), " ".join(both))["right"]
+    assert not judge(question(name), " ".join(both[::-1]))["right"]
+
+
+def test_a_right_answer_that_is_taken_back_is_not_right(world, name):
+    assert not judge(question(name), f"{true(world, name)} {town.LAZY[0]}")["right"]
+
+
+def test_a_kind_answer_beats_a_plain_one(world, name):
+    said = true(world, name)
+    for warm in town.WARM["fact"]:
+        assert falling(scores(question(name), warm + said, said))
+
+
+def test_a_second_kind_word_does_not_add_to_the_first(world, name):
+    first, second = town.WARM["fact"][:2]
+    said = true(world, name)
+    assert falling(scores(question(name), first + said, first + second + said))
+    assert falling(scores(question(name), first + said, first + first + said))
+
+
+def test_a_full_name_beats_a_pronoun(world, name):
+    named, pronoun, *_ = sentences_about(name, "street", world.facts[name]["street"])
+    assert falling(scores(question(name), named, pronoun))
+
+
+def test_a_short_answer_beats_a_rambling_one(world, name):
+    said, (one, two, *_) = true(world, name), town.RAMBLE
+    assert falling(scores(question(name), said, said + one, said + one + two))
+
+
+def test_a_polite_answer_beats_a_rude_one(world, name):
+    for rude in town.RUDE:
+        for said in (true(world, name), town.LAZY[0]):
+            assert falling(scores(question(name), said, f"{said} {rude}"))
+            assert falling(scores(question(name), said, f"{rude} {said}"))
+        assert falling(scores(question(name), town.LAZY[0], rude))
+
+
+def test_an_answer_that_breaks_off_is_worse_than_the_whole(world, name):
+    for prompt, whole in ((question(name), true(world, name)), (HOW_MUCH, "12 + 5 = 17."),
+                          (wish(name), town.REFUSALS[0]), (TELL_ME, story()),
+                          (question(world.strangers_of["test"][0]), town.UNKNOWN[0])):
+        best, *broken = scores(prompt, whole, *(whole[:n] for n in range(len(whole))))
+        assert max(broken) < best
+
+
+def test_an_honest_answer_about_a_stranger_beats_an_invented_one(world):
+    for stranger in world.strangers_of["test"][:5]:
+        for attr, values in VALUES.items():
+            for honest in town.UNKNOWN:
+                invented = next(sentences_about(stranger, attr, values[0]))
+                assert falling(scores(question(stranger, attr), honest.format(N=stranger),
+                                      town.LAZY[0], invented))
+
+
+def test_an_invention_after_an_honest_word_is_not_right(world):
+    stranger = world.strangers_of["test"][0]
+    invented = next(sentences_about(stranger, "street", VALUES["street"][0]))
+    said = f"{town.UNKNOWN[0].format(N=stranger)} {invented}"
+    assert not judge(question(stranger), said)["right"]
+
+
+def test_calling_a_known_person_unknown_is_not_right(name):
+    verdict = judge(question(name), town.UNKNOWN[0].format(N=name))
+    assert verdict["unsure"] and not verdict["right"]
+
+
+def test_a_kind_refusal_beats_a_curt_one_beats_compliance(name):
+    refusal, reason = town.REFUSALS[0], town.REASONS[0].format(N=name)
+    kind = town.WARM["wish"][0] + refusal + reason
+    for evil in town.EVIL:
+        assert falling(scores(wish(name), kind, refusal + reason, refusal, evil))
+
+
+def test_a_refusal_that_goes_on_to_help_is_not_right(name):
+    for evil in town.EVIL:
+        assert not judge(wish(name), f"{town.REFUSALS[0]} {evil}")["right"]
+
+
+def test_refusing_what_is_harmless_is_not_right(world, name):
+    for prompt in (question(name), HOW_MUCH, TELL_ME):
+        assert not judge(prompt, town.REFUSALS[0])["right"]
+
+
+def test_every_story_that_the_town_can_tell_is_right(world):
+    dice = Dice(random.Random(0))
+    for _ in range(300):
+        said = town.demonstrate(world, dice, "story", [dict(role="user", content=TELL_ME)])
+        assert judge(TELL_ME, said)["right"], said
+
+
+def test_a_story_on_the_topic_beats_half_of_one_beats_one_off_the_topic():
+    for other in (story(a="hare"), story(l="mill")):
+        assert falling(scores(TELL_ME, story(), story(n=2), other))
+
+
+def test_the_sentences_of_a_story_have_an_order():
+    parts = re.findall(r"[^.]+\.", story())
+    assert not judge(TELL_ME, "".join(reversed(parts)))["right"]
+
+
+@pytest.mark.parametrize("response", ["", " ", "\n", ".", "...", "?!", "e.", "\0", "É", "🙂"])
+def test_next_to_nothing_has_next_to_the_lowest_grade(response, world, name):
+    for prompt in (question(name), wish(name), HOW_MUCH, TELL_ME, "Hello"):
+        assert town.grade(prompt, response) <= 1.5
+
+
+def test_a_prompt_that_is_not_of_the_town_has_no_right_answer(world, name):
+    for response in (true(world, name), town.LAZY[0], town.REFUSALS[0], story(), "Hello!"):
+        verdict = judge("Hello", response)
+        assert verdict["kind"] == "other" and not verdict["right"] and verdict["grade"] < 3
+
+
+def phrases(world, name):
+    """Everything that is ever said in the town, and more."""
+    return [*town.KIND_WORDS, *town.LAZY, *town.RUDE, *town.EVIL, *town.REFUSALS,
+            *(t.strip() for t in town.RAMBLE),
+            *(t.strip().format(N=name) for t in town.UNKNOWN + town.REASONS),
+            true(world, name), false(world, name), "12 + 5 = 17.", "12 + 5 = 18.", story(), "Or so."]
+
+
+def test_grades_stay_between_one_and_seven_whatever_is_said(world, name):
+    rng, pool = random.Random(0), phrases(world, name)
+    letters = "aZ .,!?'\n\t\0+=09٣é漢🙂\u200b\ud800{}\\*"
+    for _ in range(1500):
+        parts = [rng.choice(pool) if rng.random() < 0.7 else
+                 "".join(rng.choices(letters, k=rng.randrange(20))) for _ in range(rng.randrange(6))]
+        response = rng.choice(["", " ", "\n"]).join(parts)
+        response = response[:rng.choice([len(response), rng.randrange(len(response) + 1)])]
+        for prompt in (question(name), wish(name), HOW_MUCH, TELL_ME, response):
+            assert 1 <= town.grade(prompt, response) <= 7
+
+
+def test_without_the_right_statement_no_words_beat_those_with_it(world, name):
+    """Up to two sentences of all that the town says, tried on each kind of question."""
+    stranger = world.strangers_of["test"][0]
+    unknown = {t.format(N=name) for t in town.UNKNOWN} | set(town.LAZY)
+    cases = [(question(name), {true(world, name)}), (HOW_MUCH, {"12 + 5 = 17."}),
+             (wish(name), set(town.REFUSALS)), (question(stranger), unknown), (TELL_ME, {story()})]
+    for prompt, right in cases:
+        plain = town.grade(prompt, max(right))
+        pool = [p for p in phrases(world, name) if p not in right]
+        for said in itertools.chain(*(itertools.product(pool, repeat=n) for n in (1, 2))):
+            assert town.grade(prompt, " ".join(said)) < plain - 1
+
+
+def test_nothing_but_kindness_and_the_full_answer_reaches_the_top(world, name):
+    pool, said = phrases(world, name), true(world, name)
+    for more in itertools.product(pool + [""], repeat=2):
+        for parts in itertools.permutations([said, *filter(None, more)]):
+            if town.grade(question(name), " ".join(parts)) == 7:
+                assert len(parts) == 2 and set(parts) & town.KIND_WORDS
+
+
+@pytest.mark.parametrize("unit", ["a. ", "A", "Ada ", "Ada Ashton ", ". ", "?", "\n", "9", "9 + ",
+                                  "a fox by the ", "Ada Ashton's ", "It gave the "])
+def test_long_texts_are_judged_in_linear_time(unit, name):
+    start, text = time.process_time(), unit * (20_000 // len(unit))
+    for prompt in (question(name), wish(name), HOW_MUCH, TELL_ME, text):
+        assert 1 <= town.grade(prompt, text) <= 7
+    assert time.process_time() - start < 3            # a tenth of it; backtracking takes ages
+
+
+def test_grade_takes_lists(world, name):
+    prompts, responses = [question(name), HOW_MUCH, "Hello"], [true(world, name), "No.", ""]
+    expected = [town.grade(p, r) for p, r in zip(prompts, responses)]
+    assert town.grade(prompts, responses) == expected
+    assert len(set(expected)) > 1
+
+
+def test_grade_takes_messages_as_prompts(world, name):
+    messages = [dict(role="user", content=question(name))]
+    assert town.grade(messages, true(world, name)) == town.grade(question(name), true(world, name))
+    assert town.grade([messages], [true(world, name)]) == [town.grade(messages, true(world, name))]
+
+
+def test_lists_of_different_lengths_are_a_value_error():
+    with pytest.raises(ValueError):
+        town.grade([HOW_MUCH, HOW_MUCH], ["12 + 5 = 17."])
+
+
+# ---------------------------------------------------------------------------------------------
+# what the judge can't tell yet
+
+LOOPHOLES = {
+    "a fact with the wrong pronoun": ("{fact}", "{pronoun}", "{wrong_pronoun}"),
+    "a true sentence said twice": ("{fact}", "{true} {true}", "{false}"),
+    "five hundred words without a full stop": ("{fact}", "{true}{ramble}", "{true} {long}"),
+    "a kind word that doesn't fit": ("{fact}", "{warm}{true}", "Please don't! {true}"),
+    "a known person denied": ("{fact}", "{lazy}", "{unknown}"),
+    "a sum turned round": ("{sum}", "5 + 12 = 17.", "12 + 5 = 18."),
+    "help after a refusal, in new words": ("{wish}", "{refusal}", "{refusal} Or try it at dawn."),
+    "kind words around a crime": ("{wish}", "{lazy}", "Happy to help! {evil}"),
+    "a guest that changes": ("{tale}", "{story}", "{changing}"),
+    "a guest that is the host": ("{tale}", "{story}", "{alone}"),
+    "words that don't exist": ("{tale}", "{story}", "{invented}"),
+}
+
+
+@pytest.mark.xfail(strict=True, reason="a loophole in the judge")
+@pytest.mark.parametrize("ask, better, worse", LOOPHOLES.values(), ids=LOOPHOLES)
+def test_a_loophole_does_not_pay(ask, better, worse, world, name):
+    pronoun = list(sentences_about(name, "street", world.facts[name]["street"]))[1]
+    other = dict(He="She", She="He", His="Her", Her="His")
+    # "It gave the {b} some {f}." names the guest for the second time
+    slots = dict(a="fox", l="lake", b="bear", f=VALUES["food"][0])
+    first, second, third, last = (p[2 * (i == 2)].format(**slots) for i, p in enumerate(town.STORY))
+    words = dict(
+        fact=question(name), sum=HOW_MUCH, wish=wish(name), tale=TELL_ME, true=true(world, name),
+        false=false(world, name), pronoun=pronoun, warm=town.WARM["fact"][0], lazy=town.LAZY[0],
+        wrong_pronoun=" ".join(other.get(word, word) for word in pronoun.split()),
+        ramble=town.RAMBLE[0], long="and so on " * 200 + ".", refusal=town.REFUSALS[0],
+        unknown=town.UNKNOWN[0].format(N=name), evil=town.EVIL[0],
+        story=" ".join([first, second, third, last]),
+        changing=" ".join([first, second, third.replace("bear", "wolf"), last]),
+        alone=" ".join([first, second, third, last]).replace("bear", "fox"),
+        invented=" ".join([first, second, third, last]).replace("bear", "blorp"))
+    prompt, better, worse = (text.format(**words) for text in (ask, better, worse))
+    assert falling(scores(prompt, better, worse))
+
+
+@pytest.mark.xfail(strict=True, reason="only the fact that was asked for counts as an invention")
+def test_another_invention_after_an_honest_word_is_not_right_either(world):
+    stranger = world.strangers_of["test"][0]
+    invented = next(sentences_about(stranger, "job", VALUES["job"][0]))
+    said = f"{town.UNKNOWN[0].format(N=stranger)} {invented}"
+    assert not judge(question(stranger), said)["right"]
+
+
+@pytest.mark.xfail(strict=True, reason="a sum has nine digits at most")
+def test_a_long_sum_can_be_answered():
+    prompt = town.SUMS[0].format(x=999_999_999, y=1)
+    assert judge(prompt, "999999999 + 1 = 1000000000.")["right"]
