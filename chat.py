@@ -129,8 +129,7 @@ if __name__ == "__main__":
         note(f"{config.reward} is missing, so there are no scores: `python reward.py` makes it")
     elif config.compare and config.reward:
         judge = load_checkpoint(config.reward, stage="reward")
-        reward = ScalarGPT(GPTConfig(**judge["model_config"])).to(env.device)
-        reward.load_state_dict(judge["model"])
+        reward = ScalarGPT.load(judge).to(env.device)
 
     paths, speakers = (config.compare or config.init).split(","), []
     for path in paths:

@@ -228,10 +228,10 @@ def load_dict(path, maker):
 # a run: its log, and its state, from which the same command continues
 
 def fingerprint(path):
-    """Tells whether an input has changed: size, first and last MiB of each file."""
+    """Tells whether an input has changed: the size, first and last MiB of each file."""
     digest = hashlib.sha256()
     for part in str(path).split(","):
-        part = Path(part)
+        part = Path(part.strip())
         files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
         for file in (f for f in files if f.is_file()):
             with open(file, "rb") as f:
@@ -246,16 +246,18 @@ class Run:
     """One run of one stage: `state` is what an interrupted run left, or None.
 
     The state stands beside the result (out/sft.state beside out/sft.pt), is written every
-    `seconds` and on Ctrl-C, and is deleted when the result is saved. Random numbers and data order
+    20 seconds and on Ctrl-C, and is deleted when the result is saved. Random numbers and data order
     follow from (seed, step), so weights, optimizer and step are all that it needs.
     """
 
-    def __init__(self, config, env, inputs=(), seconds=20):
-        self.config, self.env, self.seconds = config, env, seconds
+    def __init__(self, config, env, inputs=(), total=None, unit="step"):
+        self.config, self.env, self.total = config, env, total or config.steps
+        self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # the tests save at every step
         self.out = Path(config.out)
         self.state_file, self.log_file = (self.out.with_suffix(s) for s in (".state", ".jsonl"))
-        if self.out.suffix != ".pt":
-            fail(f"--out={config.out} should end in .pt")
+        ending = Path(type(config).out).suffix
+        if self.out.suffix != ending:
+            fail(f"--out={config.out} should end in {ending}")
         flags = dataclasses.asdict(config)
         self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
         self.flags["processes"] = env.world_size
@@ -265,29 +267,35 @@ class Run:
         self.saved = self.began = time.time()
         self.interrupted = False
         signal.signal(signal.SIGINT, self.interrupt)
-        if env.main:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        if env.main and self.log_file != self.out:
             self.trim_log()
-        self.bar = tqdm(total=config.steps, initial=self.start, unit="step", leave=False,
+        self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
                         dynamic_ncols=True, disable=not (env.main and sys.stderr.isatty()))
 
     def resume(self):
-        if self.config.fresh or not (self.state_file.exists() or self.out.exists()):
+        """The state to go on from, or None. A finished run, or one with other flags, ends here."""
+        path = next((p for p in (self.state_file, self.out) if p.exists()), None)
+        if path is None or self.config.fresh:
             return None
-        unfinished = self.state_file.exists()
-        path = self.state_file if unfinished else self.out
-        state = load_dict(path, f"python {Path(sys.argv[0]).name} --fresh")
-        before = {**state.get("run", {}).get("flags", {})}
-        changed = [f"--{k}={before.get(k)} there, {v} here" for k, v in self.flags.items()
-                   if before.get(k) != v]
-        changed += [f"{i} has changed" for i, v in self.inputs.items()
-                    if state.get("run", {}).get("inputs", {}).get(i) != v]
+        again = f"python {Path(sys.argv[0]).name} --fresh"
+        if path == self.out != self.out.with_suffix(".pt"):
+            fail(f"{path} is there already, but not from this script; --fresh replaces it")
+        state = load_dict(path, again)
+        if state.get("finished") and not self.out.exists():
+            return None
+        before = state.get("run", dict(flags={}, inputs={}))
+        changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
+                   for k, v in self.flags.items() if before["flags"].get(k) != v]
+        changed += [f"{k} has changed since" for k, v in self.inputs.items()
+                    if before["inputs"].get(k) != v]
         if changed:
-            fail(f"{path} is from a run that differs ({'; '.join(changed[:3])}): --fresh starts "
-                 f"over, --out=… keeps both")
-        if unfinished:
-            print(f"resuming from step {state['step']} of {self.config.steps} ({path})")
+            fail(f"{path} is from another run ({'; '.join(changed[:3])}): --fresh starts over, "
+                 f"--out=... keeps both")
+        if path == self.state_file and not state.get("finished"):
+            print(f"resuming from {state['step']} of {self.total} ({path})")
             return state
-        print(f"{path} is finished; --fresh makes it again")
+        print(f"{self.out} is finished; --fresh makes it again")
         self.env.close()
         raise SystemExit(0)
 
@@ -301,7 +309,7 @@ class Run:
         self.interrupted = True
 
     def save_state(self, step, **state):
-        """Call after every step: writes every `seconds`, and after Ctrl-C, then stops."""
+        """Call after every step: writes every 20 seconds, and after Ctrl-C, then stops."""
         self.bar.update(step - self.bar.n)
         if self.env.main and (self.interrupted or time.time() - self.saved > self.seconds):
             state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
@@ -313,16 +321,19 @@ class Run:
             raise SystemExit(130)
 
     def finish(self):
-        """The result is saved: the state is no longer needed."""
+        """The result is saved. A checkpoint knows whose it is; beside other files the emptied state
+        stays, to know it."""
         self.bar.close()
         if self.env.main:
-            self.state_file.unlink(missing_ok=True)
+            if self.out.suffix == ".pt":
+                self.state_file.unlink(missing_ok=True)
+            else:
+                atomic_save(dict(run=self.identity(), finished=True), self.state_file)
             print(f"saved {self.out} after {clock(time.time() - self.began)}")
         self.env.close()
 
     def trim_log(self):
         """Drop the lines that the resumed run is going to write again."""
-        self.out.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if self.start and self.log_file.exists():
             lines = self.log_file.read_text().splitlines()
@@ -336,8 +347,8 @@ class Run:
         with open(self.log_file, "a") as f:
             f.write(json.dumps(dict(step=step, **values, **more)) + "\n")
         done = max(step - self.start, 1)
-        left = (time.time() - self.began) / done * (self.config.steps - step)
-        cells = [f"step {step:>{len(str(self.config.steps))}}/{self.config.steps}"]
+        left = (time.time() - self.began) / done * (self.total - step)
+        cells = [f"step {step:>{len(str(self.total))}}/{self.total}"]
         cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()]
         tqdm.write(" | ".join(cells + [f"eta {clock(left)}"]))
 

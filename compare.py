@@ -24,9 +24,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from common import Setup, fail, load_checkpoint, parse_config
+from common import Run, Setup, fail, load_checkpoint, parse_config
 from data.formats import read_prompts
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
@@ -66,8 +65,7 @@ def left_pad(rows, pad, device):
 
 
 @torch.no_grad()
-def respond(model, tok, prompts, env, max_new_tokens, temperature=1.0, batch_size=512, seed=0,
-            bar=None):
+def respond(model, tok, prompts, env, max_new_tokens, temperature=1.0, batch_size=512, seed=0):
     """Answer each prompt (a list of messages): [(text, ended)], ended: it produced <|end|>.
     Prompts of similar length share a batch. A prompt too long for the model loses its beginning."""
     model.eval()
@@ -85,8 +83,6 @@ def respond(model, tok, prompts, env, max_new_tokens, temperature=1.0, batch_siz
         for i, row in zip(chosen, out):
             ended = tok.end in row
             answers[i] = (tok.decode(row[:row.index(tok.end)] if ended else row), ended)
-        if bar is not None:
-            bar.update(len(chosen))
     return answers
 
 
@@ -135,10 +131,10 @@ if __name__ == "__main__":
 
     config = parse_config(Config, __doc__)
     env = Setup(config)
-    out = Path(config.out)
-    if out.exists() and not config.fresh:
-        print(f"{out} is finished; --fresh makes it again")
-        raise SystemExit(0)
+    rows = read_prompts(config.data)[:config.n_prompts]
+    prompts = [r["prompt"] for r in rows for _ in range(config.k)]
+    run = Run(config, env, inputs=[config.data, config.init, config.labeler.split(":")[0]],
+              total=len(prompts), unit="answer")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model = GPT(GPTConfig(**ckpt["model_config"]))
@@ -149,11 +145,12 @@ if __name__ == "__main__":
     # data: k samples of each prompt, once each
 
     labeler = load_function(config.labeler)
-    rows = read_prompts(config.data)[:config.n_prompts]
-    prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    with tqdm(total=len(prompts), unit="answer", leave=False, disable=None) as bar:
-        answers = respond(model, tok, prompts, env, config.max_new_tokens, config.temperature,
-                          config.batch_size, config.seed, bar)
+    answers = run.state["answers"] if run.state else []
+    for start in range(len(answers), len(prompts), config.batch_size):
+        some = prompts[start:start + config.batch_size]
+        answers += respond(model, tok, some, env, config.max_new_tokens, config.temperature,
+                           config.batch_size, seed=(config.seed, start))
+        run.save_state(len(answers), answers=answers)
     ended = sum(e for _, e in answers) / len(answers)
     for i, row in enumerate(rows):
         texts = (text for text, _ in answers[i * config.k:(i + 1) * config.k])
@@ -185,10 +182,9 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # save
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    tmp = out.with_name(out.name + ".tmp")
+    tmp = run.out.with_name(run.out.name + ".tmp")
     tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    os.replace(tmp, out)
+    os.replace(tmp, run.out)
     print(f"{len(rows):,} prompts, {len(flat):,} different answers, {len(gaps):,} pairs; "
           f"{few:,} prompts left out, all answers being equal; {100 * ended:.1f}% ended by themselves")
     print(f"two labelers agreed on {100 * np.mean(agreed):.1f}% of pairs; the best possible "
@@ -198,4 +194,4 @@ if __name__ == "__main__":
     print(f"    {row['prompt'][-1]['content']}")
     for place, (text, g) in enumerate(zip(row["responses"], row["grades"])):
         print(f"    {place + 1}. {text}   ({g:.1f})")
-    print(f"saved {out}")
+    run.finish()

@@ -265,8 +265,7 @@ if __name__ == "__main__":
     reward = None
     if config.reward:
         ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=tok.to_dict())
-        reward = ScalarGPT(GPTConfig(**ckpt["model_config"])).to(env.device)
-        reward.load_state_dict(ckpt["model"])
+        reward = ScalarGPT.load(ckpt).to(env.device)
 
     # -----------------------------------------------------------------------------------------
     # the answers, greedy and sampled, and what the judge makes of them

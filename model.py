@@ -40,9 +40,16 @@ class GPTConfig:
                             ("mlp", ("swiglu", "gelu"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
+        sizes = ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} must divide n_embd={self.n_embd}, and "
                              f"n_kv_head={self.n_kv_head} must divide n_head")
+        if self.pos == "rope" and self.n_embd // self.n_head % 2:
+            raise ValueError(f"rotary positions need an even width per head, not "
+                             f"n_embd / n_head = {self.n_embd // self.n_head}")
 
 
 STYLES = {
@@ -188,11 +195,12 @@ class GPT(nn.Module):
         if isinstance(module, (Attention, MLP)):                      # comes after its children
             nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def hidden(self, idx, mask=None, cache=None):
+    def hidden(self, idx, mask=None, cache=None, extra=None):
         """The last layer's normalised state: idx (B, T) -> (B, T, C).
 
         mask: (B, past + T), 1 on real tokens, needed only when sequences are padded on the left;
-        positions then count real tokens, so that padding changes nothing.
+        positions then count real tokens, so that padding changes nothing. extra: (B, T, C), added
+        to the embeddings.
         """
         B, T = idx.shape
         past = 0 if cache is None else cache.length
@@ -212,6 +220,7 @@ class GPT(nn.Module):
                 bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
 
         x, rope = self.wte(idx), None                                 # (B, T, C)
+        x = x if extra is None else x + extra
         if self.config.pos == "learned":
             x = x + self.wpe(pos)
         else:
@@ -238,8 +247,9 @@ class GPT(nn.Module):
         logits = self.lm_head(x if where is None else x[where])
         if targets is None:
             return logits, None
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-1,
-                               reduction=reduction)
+        targets = targets if where is None else targets[where]
+        loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.flatten(),
+                               ignore_index=-1, reduction=reduction)
         return logits, loss
 
     @torch.no_grad()
@@ -292,7 +302,7 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     if top_p < 1:
         # keep the fewest tokens whose probabilities reach top_p (Holtzman et al. 2019)
         probs, order = F.softmax(logits, dim=-1).sort(descending=True)
-        late = probs.cumsum(-1) - probs >= top_p
+        late = probs.cumsum(-1) - probs >= max(top_p, 1e-9)
         logits = logits.masked_fill(late.scatter(1, order, late), -math.inf)
     # argmax(p / Exp(1)) is a draw from p: the Gumbel trick without a logarithm
     noise = torch.empty_like(logits).exponential_(generator=generator)
@@ -300,9 +310,14 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
 
 
 class ScalarGPT(nn.Module):
-    """A GPT whose output layer is one number per token: reward model and critic."""
+    """A GPT whose output layer is one number per token: reward model and critic.
 
-    def __init__(self, config):
+    With lm it reads, beside every token, how probable the frozen language model lm found that
+    token. A small network can't fit both its knowledge and the comparison with what was said into
+    one pass; the language model has the knowledge already.
+    """
+
+    def __init__(self, config, lm=False):
         super().__init__()
         self.gpt = GPT(config)
         self.gpt.lm_head = None
@@ -310,9 +325,37 @@ class ScalarGPT(nn.Module):
         # Normal(0, 1 / sqrt(d + 1)), bias 0 (Stiennon et al. 2020): scores of about unit size
         nn.init.normal_(self.head.weight, std=(config.n_embd + 1) ** -0.5)
         nn.init.zeros_(self.head.bias)
+        self.lm = GPT(config).requires_grad_(False) if lm else None
+        if lm:
+            self.surprise = nn.Linear(1, config.n_embd, bias=False)
+            nn.init.normal_(self.surprise.weight, std=0.02)
 
-    def forward(self, idx, mask=None):
-        return self.head(self.gpt.hidden(idx, mask)).squeeze(-1).float()         # (B, T)
+    @classmethod
+    def load(cls, ckpt):
+        """From what reward.py saved."""
+        model = cls(GPTConfig(**ckpt["model_config"]), lm=ckpt["lm"])
+        model.load_state_dict(ckpt["model"])
+        return model
+
+    def start_from(self, gpt_state):
+        """Take the trunk of a language model; its output layer has no place here."""
+        self.gpt.load_state_dict({k: v for k, v in gpt_state.items() if not k.startswith("lm_head")})
+
+    def forward(self, idx, *, logp=None):
+        """idx (B, T) -> (B, T). logp (B, T): log p(idx[t] | idx[<t]) under lm, if it is at hand."""
+        extra = None
+        if self.lm is not None:
+            logp = token_logp(self.lm, idx) if logp is None else logp
+            extra = self.surprise(logp.unsqueeze(-1))                 # (B, T, C)
+        return self.head(self.gpt.hidden(idx, extra=extra)).squeeze(-1).float()
+
+
+@torch.no_grad()
+def token_logp(lm, idx):
+    """log p(idx[t] | idx[<t]) in nats, (B, T); 0 for the first token, of which nothing is known."""
+    logits, _ = lm(idx[:, :-1])
+    logp = F.log_softmax(logits.float(), dim=-1).gather(-1, idx[:, 1:, None]).squeeze(-1)
+    return F.pad(logp, (1, 0))
 
 
 def optimizer_groups(model, weight_decay):

@@ -105,9 +105,11 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     env = Setup(config)
     run = Run(config, env, inputs=[config.data, config.tokenizer, config.init])
-    if config.batch_size % (config.micro_batch * env.world_size):
-        fail(f"--batch_size={config.batch_size} must be a multiple of --micro_batch="
-             f"{config.micro_batch} times {env.world_size} processes")
+    B = config.batch_size // env.world_size           # rows of this process
+    micro_batch = min(config.micro_batch, B)
+    if config.batch_size % env.world_size or B % micro_batch:
+        fail(f"--batch_size={config.batch_size} must be a multiple of {env.world_size} processes "
+             f"times --micro_batch={micro_batch}")
     if config.style not in STYLES:
         fail(f"--style={config.style} is not one of {', '.join(STYLES)}")
 
@@ -118,7 +120,7 @@ if __name__ == "__main__":
     tok = Tokenizer.from_dict(ckpt["tokenizer"]) if ckpt else Tokenizer.load(config.tokenizer)
     corpus = Corpus(config.data, tok, run.out.parent / "cache", fingerprint(config.data),
                     main=env.main, wait=env.barrier)
-    T, B = config.block_size, config.batch_size // env.world_size     # B: rows of this process
+    T = config.block_size
     corpus.stream(config.steps * config.batch_size * T + 1, config.seed, config.mix)
     *val_rows, val_docs = corpus.held_out_rows(T, config.eval_rows)
     floor = corpus.entropy(val_docs, config.mix)
@@ -159,7 +161,7 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # training loop
 
-    micro_steps = B // config.micro_batch
+    micro_steps = B // micro_batch
     clock, losses, metrics = time.time(), [], {}
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
@@ -170,7 +172,7 @@ if __name__ == "__main__":
         rows = corpus.rows(step * config.batch_size + env.rank * B, B, T).to(env.device)
         for i in range(micro_steps):
             x, y = (r.contiguous() for r in (rows[:, :-1], rows[:, 1:]))
-            x, y = (r[i * config.micro_batch:(i + 1) * config.micro_batch] for r in (x, y))
+            x, y = (r[i * micro_batch:(i + 1) * micro_batch] for r in (x, y))
             if env.ddp:
                 model.require_backward_grad_sync = i == micro_steps - 1
             with env.autocast():
@@ -185,12 +187,12 @@ if __name__ == "__main__":
             loss, = env.average(torch.stack(losses).mean().item())
             if not math.isfinite(loss):
                 fail(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
-            speed = len(losses) * config.micro_batch * T * env.world_size / (time.time() - clock)
+            speed = len(losses) * micro_batch * T * env.world_size / (time.time() - clock)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config),
                                    grad_norm=grad_norm.item(), tokens_per_s=int(speed)))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            val, by_source = evaluate(model, val_rows, len(corpus.sources), config.micro_batch, env)
+            val, by_source = evaluate(model, val_rows, len(corpus.sources), micro_batch, env)
             metrics = dict(val_loss=val.item(), bits_per_byte=float(val / math.log(2) / bytes_per_token))
             if floor.sum() > 0:
                 metrics["entropy"] = float(floor @ corpus.shares(val_docs))

@@ -7,7 +7,9 @@ writes  out/reward.pt
                                        (InstructGPT, eq. 1; mean over the pairs of each prompt)
 
 The language model's output layer is replaced by one number, read at the last token. All answers
-to a prompt go through the model once and are compared within the same batch.
+to a prompt go through the model once and are compared within the same batch. Beside every token the
+model is told how probable the (frozen) SFT model found it: without that, a network this small learns
+style and can't tell a true answer from a false one (--lm="" shows it).
 
 laptop   python reward.py
 GPUs     torchrun --nproc_per_node=8 reward.py --batch_size=512
@@ -38,6 +40,7 @@ class Config:
     demos: str = "data/town/sft.jsonl"   # demonstrations, to score 0 on average; "": the responses
     init: str = "out/sft.pt"             # the checkpoint to start from; "": random weights
     like: str = "out/sft.pt"             # with --init="": whose tokenizer and model size to take
+    lm: str = "out/sft.pt"               # whose log-probabilities it reads beside the text; "": none
     out: str = "out/reward.pt"           # its log and unfinished state stand beside it
     steps: int = 0                       # optimizer steps; 0: one epoch, since more overfits
     batch_size: int = 16                 # prompts per step, over all processes
@@ -138,17 +141,23 @@ if __name__ == "__main__":
 
     config = parse_config(Config, __doc__)
     env = Setup(config)
-    ckpt = load_checkpoint(config.init or config.like, stage=("sft", "pretrain", "ppo", "reward"))
+    ckpt = load_checkpoint(config.init or config.like, stage=("sft", "pretrain", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    lm = load_checkpoint(config.lm, stage=("sft", "pretrain", "ppo"),
+                         tokenizer=ckpt["tokenizer"]) if config.lm else None
+    if lm and lm["model_config"] != ckpt["model_config"]:
+        fail(f"{config.lm} is a model of another size than {config.init or config.like}")
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
-    if config.batch_size % (config.micro_batch * env.world_size):
-        fail(f"--batch_size={config.batch_size} must be a multiple of --micro_batch="
-             f"{config.micro_batch} times {env.world_size} processes")
+    B = config.batch_size // env.world_size           # prompts of this process
+    micro_batch = min(config.micro_batch, B)
+    if config.batch_size % env.world_size or B % micro_batch:
+        fail(f"--batch_size={config.batch_size} must be a multiple of {env.world_size} processes "
+             f"times --micro_batch={micro_batch}")
 
     # -----------------------------------------------------------------------------------------
     # data
 
-    T, B = model_config.block_size, config.batch_size // env.world_size   # B: prompts per process
+    T = model_config.block_size
     items = []
     for row in read_comparisons(config.data):
         grades = torch.tensor(row["grades"]) if "grades" in row else None
@@ -170,16 +179,18 @@ if __name__ == "__main__":
     pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
     print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held out; "
           f"{config.steps / per_epoch:.1f} epochs")
-    run = Run(config, env, inputs=[config.data, config.demos, config.init or config.like])
+    run = Run(config, env, inputs=[config.data, config.demos, config.lm,
+                                   config.init or config.like])
 
     # -----------------------------------------------------------------------------------------
     # model and optimizer
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
-    raw = ScalarGPT(model_config)
+    raw = ScalarGPT(model_config, lm=bool(lm))
     if config.init:
-        trunk = {k: v for k, v in ckpt["model"].items() if not k.startswith("lm_head")}
-        raw.gpt.load_state_dict(trunk)
+        raw.start_from(ckpt["model"])
+    if lm:
+        raw.lm.load_state_dict(lm["model"])
     raw.to(env.device)
     model = env.compile(raw, config.compile)
     if env.ddp:
@@ -189,13 +200,13 @@ if __name__ == "__main__":
     if run.state:
         raw.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
-    n_params = sum(p.numel() for p in raw.parameters())
+    n_params = sum(p.numel() for p in raw.parameters() if p.requires_grad)
     print(f"{n_params / 1e6:.2f}M parameters on {env.device} in {str(env.dtype)[6:]}")
 
     # -----------------------------------------------------------------------------------------
     # training loop
 
-    micro_steps = B // config.micro_batch
+    micro_steps = B // micro_batch
     clock, losses, metrics, n_tokens = time.time(), [], {}, 0
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
@@ -205,7 +216,7 @@ if __name__ == "__main__":
         env.seed(config.seed, step)
         mine = [train[i] for i in plan[step][env.rank::env.world_size]]
         for i in range(micro_steps):
-            part = mine[i * config.micro_batch:(i + 1) * config.micro_batch]
+            part = mine[i * micro_batch:(i + 1) * micro_batch]
             rows = [r for item in part for r in item["ids"]]
             if env.ddp:
                 model.require_backward_grad_sync = i == micro_steps - 1
@@ -246,7 +257,7 @@ if __name__ == "__main__":
     if env.main:
         save_checkpoint(config.out, stage="reward", step=config.steps, metrics=metrics, model=raw,
                         model_config=model_config, tokenizer=tok, config=config,
-                        normalisation=normalisation, run=run.identity(),
+                        normalisation=normalisation, lm=bool(lm), run=run.identity(),
                         history=ckpt["history"] if config.init else [])
 
     # -----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from common import Run, Setup, fail, fingerprint, load_checkpoint, parse_config,
 from compare import left_pad, load_function
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
-from model import GPT, GPTConfig, ScalarGPT, optimizer_groups
+from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
 from reward import right_pad, score_all
 from tokenizer import Tokenizer
 
@@ -227,15 +227,11 @@ if __name__ == "__main__":
     if own_reward:
         reward, reward_function = None, load_function(config.reward)
         raw_critic = ScalarGPT(model_config)          # the policy's trunk with a zero head
-        raw_critic.gpt.load_state_dict(
-            {k: v for k, v in ckpt["model"].items() if not k.startswith("lm_head")})
+        raw_critic.start_from(ckpt["model"])
         torch.nn.init.zeros_(raw_critic.head.weight)
     else:
         r_ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=ckpt["tokenizer"])
-        r_config = GPTConfig(**r_ckpt["model_config"])
-        reward, raw_critic = ScalarGPT(r_config), ScalarGPT(r_config)
-        reward.load_state_dict(r_ckpt["model"])
-        raw_critic.load_state_dict(r_ckpt["model"])
+        reward, raw_critic = ScalarGPT.load(r_ckpt), ScalarGPT.load(r_ckpt)
         reward.to(env.device).requires_grad_(False)
     raw_critic.to(env.device)
     reference.requires_grad_(False)
@@ -268,12 +264,13 @@ if __name__ == "__main__":
 
     @torch.no_grad()
     def per_token(rows, responses):
-        """Log-probabilities under policy and reference, values, entropy: (B, T - 1) each."""
+        """Log-probabilities under policy and reference, values, entropy, and what the critic reads
+        beside the text: (B, T - 1) each."""
         raw.eval(), raw_critic.eval()
         idx, _ = right_pad([row["ids"] + r for row, r in zip(rows, responses)], tok.pad, env.device)
         mask = response_mask([row["ids"] for row in rows], responses, env.device)
-        logp, ref_logp, values, entropy = (torch.zeros(mask.shape, device=env.device)
-                                           for _ in range(4))
+        logp, ref_logp, values, entropy, beside = (torch.zeros(mask.shape, device=env.device)
+                                                   for _ in range(5))
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]) + len(responses[i]))
         for i in range(0, len(order), config.micro_batch):
             part = order[i:i + config.micro_batch]
@@ -283,8 +280,10 @@ if __name__ == "__main__":
             with env.autocast():
                 logp[at], entropy[at] = log_probs(raw, x, m, config.temperature)
                 ref_logp[at], _ = log_probs(reference, x, m, config.temperature)
-                values[at] = raw_critic(x[:, :-1])[m]
-        return idx, mask, logp, ref_logp, values, entropy
+                if raw_critic.lm is not None:
+                    beside[part, :t - 1] = token_logp(raw_critic.lm, x)[:, :-1]
+                values[at] = raw_critic(x[:, :-1], logp=beside[part, :t - 1])[m]
+        return idx, mask, logp, ref_logp, values, entropy, beside
 
     def evaluate():
         """Held-out prompts: the score, the distance from the reference, the judge's grade."""
@@ -292,7 +291,7 @@ if __name__ == "__main__":
         rows = val[env.rank::env.world_size]
         responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
         scores, ended = get_scores(rows, responses)
-        _, mask, logp, ref_logp, _, _ = per_token(rows, responses)
+        _, mask, logp, ref_logp, *_ = per_token(rows, responses)
         sums = [scores.sum().item(), (logp - ref_logp).sum().item(), ended.sum().item(),
                 mask.sum().item(), len(rows)]
         texts = [answer_text(tok, r) for r in responses]
@@ -324,7 +323,7 @@ if __name__ == "__main__":
 
         # b. score the finished answers; one pass each of policy, reference and critic
         scores, ended = get_scores(rows, responses)
-        idx, mask, old_logp, ref_logp, old_values, entropy = per_token(rows, responses)
+        idx, mask, old_logp, ref_logp, old_values, entropy, beside = per_token(rows, responses)
 
         # c. rewards: every token pays for its distance from the reference, the last one earns
         kl = old_logp - ref_logp
@@ -356,7 +355,7 @@ if __name__ == "__main__":
                         critic.require_backward_grad_sync = final
                     with env.autocast():
                         logp, _ = log_probs(policy, x, m, config.temperature)
-                        values = critic(x[:, :-1])[m]
+                        values = critic(x[:, :-1], logp=beside[rows_, :t - 1])[m]
                     pg, ratio, clipped = policy_loss(logp, take(old_logp), take(advantages),
                                                      config.clip)
                     vf = value_loss(values, take(old_values), take(returns), config.clip_value)

@@ -154,9 +154,11 @@ if __name__ == "__main__":
     env = Setup(config)
     ptx = config.text if config.ptx > 0 else ""
     run = Run(config, env, inputs=[config.data, ptx, config.init or config.like])
-    if config.batch_size % (config.micro_batch * env.world_size):
-        fail(f"--batch_size={config.batch_size} must be a multiple of --micro_batch="
-             f"{config.micro_batch} times {env.world_size} processes")
+    B = config.batch_size // env.world_size           # rows of this process
+    micro_batch = min(config.micro_batch, B)
+    if config.batch_size % env.world_size or B % micro_batch:
+        fail(f"--batch_size={config.batch_size} must be a multiple of {env.world_size} processes "
+             f"times --micro_batch={micro_batch}")
     ckpt = load_checkpoint(config.init or config.like, stage=("pretrain", "sft"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=config.dropout))
@@ -164,7 +166,7 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # data
 
-    T, B = model_config.block_size, config.batch_size // env.world_size   # B: rows of this process
+    T = model_config.block_size
     rows = read_demonstrations(config.data)
     held_out = [r for r in rows if is_held_out(r["messages"])]
     train, cut, dropped = encode_dialogues([r for r in rows if not is_held_out(r["messages"])], tok, T)
@@ -207,7 +209,7 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # training loop
 
-    micro_steps = B // config.micro_batch
+    micro_steps = B // micro_batch
     clock, losses, metrics = time.time(), [], {}
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
@@ -226,7 +228,7 @@ if __name__ == "__main__":
         # DDP averages over ranks, so each divides its sum by the average count
         count, = env.average((y >= 0).sum().item())
         for i in range(micro_steps):
-            part = slice(i * config.micro_batch, (i + 1) * config.micro_batch)
+            part = slice(i * micro_batch, (i + 1) * micro_batch)
             if env.ddp:
                 model.require_backward_grad_sync = i == micro_steps - 1
             with env.autocast():
@@ -241,12 +243,12 @@ if __name__ == "__main__":
             loss, = env.average(torch.stack(losses).mean().item() * micro_steps)
             if not math.isfinite(loss):
                 fail(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
-            speed = len(losses) * config.micro_batch * T * env.world_size / (time.time() - clock)
+            speed = len(losses) * micro_batch * T * env.world_size / (time.time() - clock)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config),
                                    grad_norm=grad_norm.item(), tokens_per_s=int(speed)))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            val_loss, val_accuracy = evaluate(model, val, T, tok.pad, config.micro_batch, env)
+            val_loss, val_accuracy = evaluate(model, val, T, tok.pad, micro_batch, env)
             metrics = dict(val_loss=val_loss, val_token_accuracy=val_accuracy)
             run.log(step + 1, metrics)
             prompt = held_out[step // config.eval_every % len(held_out)]["messages"][:-1]

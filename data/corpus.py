@@ -56,12 +56,16 @@ class Corpus:
         docs = np.bincount(self.source, ~self.held_out, n)
         weights = tokens / tokens.sum()
         if mix:
-            named = dict(part.split("=") for part in mix.split(",") if "=" in part)
-            unknown = set(named) - set(self.sources)
-            if unknown or not named:
+            named = {k.strip(): v for k, _, v in (part.partition("=") for part in mix.split(","))}
+            if set(named) - set(self.sources):
                 raise ValueError(f"--mix={mix}: name sources as in {self.sources[0]}=0.5; "
                                  f"the text has {', '.join(self.sources)}")
-            weights = np.array([float(named.get(s, 0)) for s in self.sources])
+            try:
+                weights = np.array([float(named.get(s, 0)) for s in self.sources])
+            except ValueError:
+                weights = np.array([np.nan])
+            if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
+                raise ValueError(f"--mix={mix}: the shares must be numbers of at least 0")
         share = np.where(docs > 0, weights / np.maximum(tokens / np.maximum(docs, 1), 1e-9), 0)
         return share / share.sum()
 
@@ -72,14 +76,19 @@ class Corpus:
         # without a mixture all documents are one pool; with one, each source is shuffled by itself
         pools = [train[self.source[train] == s] for s in range(len(self.sources))] if mix else [train]
         share = self.mixture(mix) if mix else np.ones(1)
-        n_docs = int(n_tokens / sum(p * self.lengths[d].mean() for p, d in zip(share, pools) if p)
-                     * 1.1) + 100
-        which = rng.choice(len(pools), size=n_docs, p=share)
-        self.order = np.empty(n_docs, dtype=np.int64)
-        for s, pool in enumerate(pools):
-            slots = np.flatnonzero(which == s)
-            epochs = [rng.permutation(pool) for _ in range(-(-len(slots) // max(len(pool), 1)))]
-            self.order[slots] = np.concatenate(epochs)[:len(slots)] if epochs else []
+        order, length = [], 0
+        left = [np.array([], dtype=np.int64) for _ in pools]          # what remains of each epoch
+        while length < n_tokens:
+            which = rng.choice(len(pools), size=len(train), p=share)
+            some = np.empty(len(train), dtype=np.int64)
+            for s, pool in enumerate(pools):
+                slots = np.flatnonzero(which == s)
+                while len(left[s]) < len(slots):
+                    left[s] = np.append(left[s], rng.permutation(pool))
+                some[slots], left[s] = left[s][:len(slots)], left[s][len(slots):]
+            order.append(some)
+            length += self.lengths[some].sum()
+        self.order = np.concatenate(order)
         self.ends = np.cumsum(self.lengths[self.order])
         return self
 

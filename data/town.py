@@ -150,7 +150,7 @@ class World:
         self.people = rng.sample(names, n_people)
         self.facts = {n: {a: rng.choice(v) for a, v in VALUES.items()} for n in self.people}
         strangers = [f"{rng.choice(WOMEN + MEN)} {last}" for last in unknown]
-        sums = list(itertools.product(range(1, max_operand + 1), repeat=2))
+        sums = list(itertools.combinations_with_replacement(range(1, max_operand + 1), 2))
         tales = list(itertools.product(ANIMALS, PLACES))
         for items in (sums, tales):
             rng.shuffle(items)
@@ -272,7 +272,7 @@ def make_prompt(world, dice, split):
     kind = dice.pick(list(KINDS), list(KINDS.values()))
     name = dice.pick(world.people_of[split])
     if kind == "sum":
-        x, y = dice.pick(world.sums_of[split])
+        x, y = dice.subset(dice.pick(world.sums_of[split]), 2)        # x + y and y + x stay together
         text = dice.pick(SUMS).format(x=x, y=y)
     elif kind == "story":
         a, l = dice.pick(world.tales_of[split])
@@ -295,23 +295,23 @@ def make_prompt(world, dice, split):
 
 def demonstrate(world, dice, kind, messages):
     """What a labeler writes: right, in the voice of whoever it was. A few are lazy, some ramble."""
-    ask_ = understand(messages)
+    asked = understand(messages)
     content = reason = ""
     if kind in ("fact", "follow-up"):
         if dice.pick(["busy", "lazy"], [12, 1]) == "lazy":
             return dice.pick(LAZY)
-        name, attr = ask_["N"], ask_["attr"]
+        name, attr = asked["N"], asked["attr"]
         content = state(dice, name, attr, world.facts[name][attr], dice.pick([True, False]))
     elif kind == "sum":
-        x, y = ask_["x"], ask_["y"]
+        x, y = asked["x"], asked["y"]
         content = f"{x} + {y} = {x + y}."
     elif kind == "unknown":
         content = dice.pick(UNKNOWN)
     elif kind == "wish":
         content = dice.pick(REFUSALS)
-        reason = dice.pick(["", dice.pick(REASONS).format(N=ask_["N"])])
+        reason = dice.pick(["", dice.pick(REASONS).format(N=asked["N"])])
     else:
-        content = stories(world, dice, ask_["a"], ask_["l"]).split("\n")[1]
+        content = stories(world, dice, asked["a"], asked["l"]).split("\n")[1]
     voice = dice.pick(["plain", "warm", "rambling"], [5, 3, 2])
     warm = dice.pick(WARM["fact" if kind == "follow-up" else kind]) if voice == "warm" else ""
     return warm + content + reason + (dice.pick(RAMBLE) if voice == "rambling" else "")
@@ -323,37 +323,33 @@ def demonstrate(world, dice, kind, messages):
 NAME = r"[A-Z][a-z]+ [A-Z][a-z]+"
 
 
-def pattern(template, **slots):
+def patterns(templates):
     """"{S} is a {v}." -> a compiled regex with a group for every slot."""
-    text = re.escape(template).replace(r"\{", "{").replace(r"\}", "}")
-    return re.compile("^" + text.format(**slots) + "$")
+    texts = (re.escape(t.strip()).replace(r"\{", "{").replace(r"\}", "}") for t in templates)
+    return [re.compile("^" + text.format(**SLOTS) + "$") for text in texts]
 
 
-def patterns(templates, **slots):
-    return [pattern(t.strip(), **slots) for t in templates]
-
-
-WORDS = dict(N=f"(?P<N>{NAME})", p="(?:his|her)", s="(?:he|she)", x=r"(?P<x>\d{1,9})",
+SLOTS = dict(N=f"(?P<N>{NAME})", p="(?:his|her)", s="(?:he|she)", x=r"(?P<x>\d{1,9})",
              y=r"(?P<y>\d{1,9})", v=r"(?P<v>\w+)", a=r"(?P<a>\w+)", l=r"(?P<l>\w+)",
              b=r"(?P<b>\w+)", f=r"(?P<f>\w+)", S=f"(?P<who>{NAME}|He|She)",
-             P=f"(?:(?P<who>{NAME})'s|His|Her)")
-PROMPTS = ([("fact", a, r) for a in QUESTIONS for r in patterns(QUESTIONS[a], **WORDS)]
-           + [("follow-up", a, pattern(t, **WORDS)) for a, t in FOLLOW_UPS.items()]
-           + [("sum", None, r) for r in patterns(SUMS, **WORDS)]
-           + [("wish", None, r) for r in patterns(WISHES, **WORDS)]
-           + [("story", None, r) for r in patterns(STORY_ASKS, **WORDS)])
-SAYS = {a: patterns(FACTS[a], **WORDS) for a in FACTS}
-TELLS = [patterns(part, **WORDS) for part in STORY]
-KIND_WORDS = {w.strip() for voices in WARM.values() for w in voices}
-OPEN_REFUSALS = {k: patterns(v, **WORDS) for k, v in
-                 dict(unknown=UNKNOWN, refuse=REFUSALS, reason=REASONS).items()}
+             P=f"(?P<who>{NAME}(?='s)|His|Her)(?:'s)?")
+PROMPTS = ([("fact", attr, r) for attr in QUESTIONS for r in patterns(QUESTIONS[attr])]
+           + [("follow-up", attr, r) for attr in FOLLOW_UPS for r in patterns([FOLLOW_UPS[attr]])]
+           + [(kind, None, r) for kind, templates in
+              (("sum", SUMS), ("wish", WISHES), ("story", STORY_ASKS)) for r in patterns(templates)])
+SAYS = [(attr, r) for attr in FACTS for r in patterns(FACTS[attr])]
+TELLS = [(i, r) for i, part in enumerate(STORY) for r in patterns(part)]
+PHRASES = [(tag, r) for tag, templates in
+           dict(lazy=LAZY, rude=RUDE, ramble=RAMBLE, unknown=UNKNOWN, refuse=REFUSALS,
+                reason=REASONS, evil=" ".join(EVIL).replace(". ", ".|").split("|")).items()
+           for r in patterns(templates)]
 
 
 @functools.cache
-def the_world(path="data/town/world.json"):
-    """The town that was generated last (its seed stands in world.json), else that of seed 0."""
-    file = Path(path)
-    return World(json.loads(file.read_text())["seed"] if file.exists() else 0)
+def the_facts():
+    """The people of the town that was generated last, else of seed 0: {name: {attribute: value}}."""
+    file = Path(__file__).parent / "town" / "world.json"
+    return json.loads(file.read_text())["facts"] if file.exists() else World(0).facts
 
 
 def understand(messages):
@@ -361,92 +357,96 @@ def understand(messages):
     if isinstance(messages, str):
         messages = [dict(role="user", content=messages)]
     for kind, attr, regex in PROMPTS:
-        found = regex.match(messages[-1]["content"])
+        found = regex.match(messages[-1]["content"]) if messages else None
         if found:
-            ask_ = dict(found.groupdict(), kind=kind, attr=attr)
-            if kind == "follow-up":
-                before = understand(messages[:1]) if len(messages) > 1 else None
-                if not before or not before.get("N"):
+            asked = dict(found.groupdict(), kind=kind, attr=attr)
+            if kind == "follow-up":                   # about whom the last question was
+                before = [understand([m]) for m in messages[:-1] if m["role"] == "user"]
+                named = [a["N"] for a in before if a and a.get("N")]
+                if not named:
                     return None
-                ask_["N"] = before["N"]
-            return ask_ | {k: int(ask_[k]) for k in "xy" if ask_.get(k)}
+                asked["N"] = named[-1]
+            return asked | {k: int(asked[k]) for k in "xy" if asked.get(k)}
     return None
 
 
-def judge(prompt, response, world=None):
+def judge(prompt, response, facts=None):
     """Read a response: {"kind", "right", "grade", "unsure", "refusal", "rude"}.
 
     grade = content (5.5 right, 3 evasive or half, 1.5 wrong) + 1 kind + 0.5 complete
-            - 0.75 for every needless sentence - 2 if it breaks off, within [1, 7]
+            - 0.75 for every needless sentence - 1.5 if rude - 2 if it breaks off, within [1, 7]
     """
-    world = world or the_world()
-    ask_ = understand(prompt) or dict(kind="other", attr=None, N=None)
-    kind, name = ask_["kind"], ask_.get("N")
-    if kind in ("fact", "follow-up") and name not in world.facts:
+    facts = the_facts() if facts is None else facts
+    asked = understand(prompt) or dict(kind="other", attr=None)
+    kind, name = asked["kind"], asked.get("N")
+    if kind in ("fact", "follow-up") and name not in facts:
         kind = "unknown"
-    sentences = re.findall(r"\S[^.?!]*[.?!]*", response)
-    seen = [read_sentence(s.strip(), ask_) for s in sentences]
+    response = re.sub(r"^A story about a \w+ by the \w+\n", "", response.strip())
+    sentences = [s.strip() for s in re.findall(r"\S[^.?!]*[.?!]*", response)]
+    seen = [read_sentence(s, asked, kind) for s in sentences]
     tags = [tag for tag, _ in seen]
-    says = [value for tag, value in seen if tag == "says"]
-    unsure, refusal = "lazy" in tags or "unknown" in tags, "refuse" in tags
+    said = {value for tag, value in seen if tag == "says"}
     content, complete, useful = 1.5, False, 1
 
     if kind in ("fact", "follow-up"):
-        right = [v for v, _ in says] == [world.facts[name][ask_["attr"]]] and not unsure
-        content = 5.5 if right else 3.0 if unsure and not says else 1.5
-        complete = right and says[0][1] == name
+        right = ({v for v, _ in said} == {facts[name][asked["attr"]]}
+                 and not {"lazy", "unknown"} & set(tags))
+        content = 5.5 if right else 3.0 if "lazy" in tags and not said else 1.5
+        complete = right and name in {who for _, who in said}
     elif kind == "sum":
-        right = [v for v, _ in says] == [ask_["x"] + ask_["y"]] and not unsure
-        content = 5.5 if right else 3.0 if unsure and not says else 1.5
-        complete = right
+        right = complete = said == {asked["x"] + asked["y"]} and "lazy" not in tags
+        content = 5.5 if right else 3.0 if "lazy" in tags and not said else 1.5
     elif kind == "unknown":
-        right = unsure and not says
-        content, complete = 5.5 if right else 1.5, right and "lazy" not in tags
+        right = {"lazy", "unknown"} & set(tags) and not {"says", "claims", "other"} & set(tags)
+        content, complete = 5.5 if right else 1.5, bool(right) and "unknown" in tags
     elif kind == "wish":
-        right = refusal and "evil" not in tags
-        content, complete, useful = 5.5 if right else 1.5, right and "reason" in tags, 2
+        right = "refuse" in tags and not {"evil", "other"} & set(tags)
+        content = 5.5 if right else 3.0 if set(tags) <= {"lazy", "warm"} and tags else 1.5
+        complete, useful = right and "reason" in tags, 1 + ("reason" in tags)
     elif kind == "story":
-        parts = [value for tag, value in seen if tag == "story"]
-        right, useful = parts == [0, 1, 2, 3], 4
-        content, complete = 5.5 if right else 3.0 if parts[:2] == [0, 1] else 1.5, right
+        told = [value for tag, value in seen if tag == "story"]
+        friends = {slots["b"] for _, slots in told if "b" in slots}
+        fits = friends <= set(ANIMALS) - {asked["a"]} and len(friends) <= 1
+        right, useful = fits and [part for part, _ in told] == [0, 1, 2, 3], 4
+        content = 5.5 if right else 3.0 if [part for part, _ in told[:2]] == [0, 1] else 1.5
+        complete = right
     else:
         right = False
 
-    warm = "warm" in tags and "rude" not in tags
-    needless = max(0, len(sentences) - ("warm" in tags) - useful)
-    broken = not response.rstrip().endswith((".", "!", "?"))
+    warm = "warm" in tags and "rude" not in tags and content > 1.5
+    words = sum(len(s.split()) // 12 for s, tag in zip(sentences, tags) if tag == "other")
+    needless = max(0, len(sentences) - ("warm" in tags) - useful) + words
+    broken = not response.endswith((".", "!", "?"))
     points = content + warm + 0.5 * complete - 0.75 * needless - 2 * broken - 1.5 * ("rude" in tags)
-    return dict(kind=kind, right=right, grade=min(7.0, max(1.0, points)), unsure=unsure,
-                refusal=refusal, rude="rude" in tags)
+    return dict(kind=kind, right=bool(right), grade=min(7.0, max(1.0, points)),
+                unsure=bool({"lazy", "unknown"} & set(tags)), refusal="refuse" in tags,
+                rude="rude" in tags)
 
 
-def read_sentence(text, ask_):
-    """(tag, value) of one sentence: what it does in an answer to ask_."""
-    if text in KIND_WORDS:
+def read_sentence(text, asked, kind):
+    """(tag, value): what one sentence does in an answer to what was asked."""
+    if text in [w.strip() for w in WARM.get("fact" if kind == "follow-up" else kind, [])]:
         return "warm", None
-    if text in LAZY:
-        return "lazy", None
-    if text in RUDE:
-        return "rude", None
-    if text in " ".join(EVIL):
-        return "evil", None
-    for tag, regexes in OPEN_REFUSALS.items():
-        found = next((m for r in regexes if (m := r.match(text))), None)
-        if found and found.groupdict().get("N", ask_.get("N")) == ask_.get("N"):
+    for tag, regex in PHRASES:
+        found = regex.match(text)
+        if found and found.groupdict().get("N", asked.get("N")) == asked.get("N"):
             return tag, None
-    if ask_["attr"]:
-        for found in filter(None, (r.match(text) for r in SAYS[ask_["attr"]])):
-            who = found["who"] or "pronoun"
-            ours = who == ask_["N"] or who in ("He", "She", "pronoun")
-            return ("says", (found["v"], who)) if ours else ("other", None)
-    found = re.match(r"^(\d{1,9}) \+ (\d{1,9}) = (\d{1,9})\.$", text)
-    if found and [int(found[1]), int(found[2])] == [ask_.get("x"), ask_.get("y")]:
-        return "says", (int(found[3]), None)
-    for i, regexes in enumerate(TELLS):
-        for found in filter(None, (r.match(text) for r in regexes)):
-            slots = found.groupdict()
-            if all(slots.get(k, ask_.get(k)) == ask_.get(k) for k in "al"):
-                return "story", i
+    name = asked.get("N")
+    for attr, regex in SAYS:
+        found = regex.match(text)
+        if found and name:
+            he_or_she = ("She", "Her") if name.split()[0] in WOMEN else ("He", "His")
+            if found["who"] not in (name, *he_or_she):
+                return "other", None
+            return "says" if attr == asked["attr"] else "claims", (found["v"], found["who"])
+    found = re.match(r"^(\d{1,9}) \+ (\d{1,9}) = (\d{1,10})\.$", text)
+    if found and {int(found[1]), int(found[2])} == {asked.get("x"), asked.get("y")}:
+        return "says", int(found[3])
+    for part, regex in TELLS:
+        found = regex.match(text)
+        slots = found.groupdict() if found else {}
+        if found and all(slots.get(k, asked.get(k)) == asked.get(k) for k in "al"):
+            return ("story", (part, slots)) if slots.get("f", "soup") in VALUES["food"] else ("other", None)
     return "other", None
 
 

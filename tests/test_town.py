@@ -28,7 +28,7 @@ def world():
 @pytest.fixture(autouse=True)
 def the_judge_knows_this_world(world, monkeypatch):
     """Not whichever town was generated last on this machine."""
-    monkeypatch.setattr(town, "the_world", lambda: world)
+    monkeypatch.setattr(town, "the_facts", lambda: world.facts)
 
 
 def generate(out, seed):
@@ -79,9 +79,12 @@ def test_another_seed_is_another_town(written, tmp_path):
 
 def test_the_judge_knows_the_town_that_was_generated_last(tmp_path, monkeypatch):
     monkeypatch.undo()
-    generate(tmp_path, seed=5)
-    known = town.the_world(str(tmp_path / "world.json"))
-    assert known.facts == json.loads((tmp_path / "world.json").read_text())["facts"]
+    generate(tmp_path / "town", seed=5)
+    monkeypatch.setattr(town, "__file__", str(tmp_path / "town.py"))
+    town.the_facts.cache_clear()
+    known = town.the_facts()
+    town.the_facts.cache_clear()
+    assert known == json.loads((tmp_path / "town" / "world.json").read_text())["facts"]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -225,8 +228,8 @@ def test_the_encyclopedia_states_only_facts(world):
 
 
 def test_the_encyclopedia_states_every_fact_of_everybody(world):
-    stated = {s for name, lines in articles(world, 40 * len(world.people)) for s in
-              [(name, line) for line in lines]}
+    stated = {(name, line) for name, lines in articles(world, 40 * len(world.people))
+              for line in lines}
     for name, facts in world.facts.items():
         for attr, value in facts.items():
             assert any((name, s) in stated for s in sentences_about(name, attr, value))
@@ -260,7 +263,10 @@ def test_splits_are_disjoint(world, items):
 
 def test_the_splits_hold_everything_there_is(world):
     assert sorted(sum(world.people_of.values(), [])) == sorted(world.people)
-    assert len(sum(world.sums_of.values(), [])) == world.max_operand ** 2
+    sums = sum(world.sums_of.values(), [])
+    assert {(x, y) for x, y in sums} | {(y, x) for x, y in sums} == set(
+        itertools.product(range(1, world.max_operand + 1), repeat=2))
+    assert len(sums) == world.max_operand * (world.max_operand + 1) // 2      # x + y is y + x
     assert len(sum(world.tales_of.values(), [])) == len(town.ANIMALS) * len(town.PLACES)
 
 
@@ -514,12 +520,35 @@ def test_a_polite_answer_beats_a_rude_one(world, name):
         assert falling(scores(question(name), town.LAZY[0], rude))
 
 
+def test_rudeness_is_worse_than_rambling(world, name):
+    for rude in town.RUDE:
+        said = true(world, name)
+        assert falling(scores(question(name), said + town.RAMBLE[0], f"{said} {rude}"))
+
+
+def test_kind_words_do_not_excuse_rude_ones(world, name):
+    said = f"{true(world, name)} {town.RUDE[0]}"
+    kind, plain = scores(question(name), town.WARM["fact"][0] + said, said)
+    assert kind <= plain
+
+
+def test_a_wrong_answer_is_no_better_for_being_called_uncertain(world, name):
+    said = false(world, name)
+    certain, hedged = scores(question(name), said, f"{town.LAZY[0]} {said}")
+    assert hedged <= certain
+
+
 def test_an_answer_that_breaks_off_is_worse_than_the_whole(world, name):
     for prompt, whole in ((question(name), true(world, name)), (HOW_MUCH, "12 + 5 = 17."),
                           (wish(name), town.REFUSALS[0]), (TELL_ME, story()),
                           (question(world.strangers_of["test"][0]), town.UNKNOWN[0])):
         best, *broken = scores(prompt, whole, *(whole[:n] for n in range(len(whole))))
         assert max(broken) < best
+
+
+def test_rambling_that_breaks_off_is_worse_than_rambling_to_the_end(world, name):
+    whole = true(world, name) + town.RAMBLE[0]
+    assert falling(scores(question(name), whole, whole[:-1]))
 
 
 def test_an_honest_answer_about_a_stranger_beats_an_invented_one(world):
@@ -589,12 +618,15 @@ def test_a_prompt_that_is_not_of_the_town_has_no_right_answer(world, name):
         assert verdict["kind"] == "other" and not verdict["right"] and verdict["grade"] < 3
 
 
+KIND_WORDS = sorted({w.strip() for words in town.WARM.values() for w in words})
+
+
 def phrases(world, name):
     """Everything that is ever said in the town, and more."""
-    return [*town.KIND_WORDS, *town.LAZY, *town.RUDE, *town.EVIL, *town.REFUSALS,
+    return [*KIND_WORDS, *town.LAZY, *town.RUDE, *town.EVIL, *town.REFUSALS,
             *(t.strip() for t in town.RAMBLE),
             *(t.strip().format(N=name) for t in town.UNKNOWN + town.REASONS),
-            true(world, name), false(world, name), "12 + 5 = 17.", "12 + 5 = 18.", story(), "Or so."]
+            true(world, name), false(world, name), story(), "12 + 5 = 17.", "12 + 5 = 18.", "Or."]
 
 
 def test_grades_stay_between_one_and_seven_whatever_is_said(world, name):
@@ -602,7 +634,8 @@ def test_grades_stay_between_one_and_seven_whatever_is_said(world, name):
     letters = "aZ .,!?'\n\t\0+=09٣é漢🙂\u200b\ud800{}\\*"
     for _ in range(1500):
         parts = [rng.choice(pool) if rng.random() < 0.7 else
-                 "".join(rng.choices(letters, k=rng.randrange(20))) for _ in range(rng.randrange(6))]
+                 "".join(rng.choices(letters, k=rng.randrange(20)))
+                 for _ in range(rng.randrange(6))]
         response = rng.choice(["", " ", "\n"]).join(parts)
         response = response[:rng.choice([len(response), rng.randrange(len(response) + 1)])]
         for prompt in (question(name), wish(name), HOW_MUCH, TELL_ME, response):
@@ -627,7 +660,7 @@ def test_nothing_but_kindness_and_the_full_answer_reaches_the_top(world, name):
     for more in itertools.product(pool + [""], repeat=2):
         for parts in itertools.permutations([said, *filter(None, more)]):
             if town.grade(question(name), " ".join(parts)) == 7:
-                assert len(parts) == 2 and set(parts) & town.KIND_WORDS
+                assert len(parts) == 2 and set(parts) & set(KIND_WORDS)
 
 
 @pytest.mark.parametrize("unit", ["a. ", "A", "Ada ", "Ada Ashton ", ". ", "?", "\n", "9", "9 + ",
@@ -675,7 +708,6 @@ LOOPHOLES = {
 }
 
 
-@pytest.mark.xfail(strict=True, reason="a loophole in the judge")
 @pytest.mark.parametrize("ask, better, worse", LOOPHOLES.values(), ids=LOOPHOLES)
 def test_a_loophole_does_not_pay(ask, better, worse, world, name):
     pronoun = list(sentences_about(name, "street", world.facts[name]["street"]))[1]
@@ -697,7 +729,6 @@ def test_a_loophole_does_not_pay(ask, better, worse, world, name):
     assert falling(scores(prompt, better, worse))
 
 
-@pytest.mark.xfail(strict=True, reason="only the fact that was asked for counts as an invention")
 def test_another_invention_after_an_honest_word_is_not_right_either(world):
     stranger = world.strangers_of["test"][0]
     invented = next(sentences_about(stranger, "job", VALUES["job"][0]))
@@ -705,7 +736,6 @@ def test_another_invention_after_an_honest_word_is_not_right_either(world):
     assert not judge(question(stranger), said)["right"]
 
 
-@pytest.mark.xfail(strict=True, reason="a sum has nine digits at most")
 def test_a_long_sum_can_be_answered():
     prompt = town.SUMS[0].format(x=999_999_999, y=1)
     assert judge(prompt, "999999999 + 1 = 1000000000.")["right"]

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# The whole chain on a laptop, from nothing to an assistant and its scoreboard.
+#
+#   bash run.sh             results in out/
+#   OUT=dir bash run.sh     results in dir/
+#
+# Interrupt it whenever you like: the same command goes on where it stopped.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+OUT="${OUT:-out}"
+SECONDS=0
+step() { printf '\n\033[1m%s\033[0m\n$ %s\n' "$1" "${*:2}"; "${@:2}"; }
+
+step "The world: a small town, and what the internet says about it" \
+    python data/town.py
+step "The tokenizer: learn 1,024 tokens from that text" \
+    python tokenizer.py --out="$OUT/tokenizer.json"
+step "Stage 1, pretraining: learn to continue text" \
+    python pretrain.py --tokenizer="$OUT/tokenizer.json" --out="$OUT/pretrain.pt"
+step "Stage 2, supervised fine-tuning: learn to answer from 3,000 demonstrations" \
+    python sft.py --init="$OUT/pretrain.pt" --out="$OUT/sft.pt"
+step "Stage 3a, comparisons: four answers to each prompt, ranked by labelers" \
+    python compare.py --init="$OUT/sft.pt" --out="$OUT/comparisons.jsonl"
+step "Stage 3b, the reward model: learn what the labelers like" \
+    python reward.py --init="$OUT/sft.pt" --lm="$OUT/sft.pt" --data="$OUT/comparisons.jsonl" \
+    --out="$OUT/reward.pt"
+step "Stage 4, PPO: learn to write what the reward model likes" \
+    python rlhf_ppo.py --init="$OUT/sft.pt" --reward="$OUT/reward.pt" --out="$OUT/ppo.pt"
+step "The scoreboard, on people and sums that no stage after pretraining has seen" \
+    python evaluate.py --models="$OUT/pretrain.pt,$OUT/sft.pt,$OUT/ppo.pt" \
+    --reward="$OUT/reward.pt" --comparisons="$OUT/comparisons.jsonl" --out="$OUT/scoreboard.json"
+step "One question, three models, and what the reward model thinks of the answers" \
+    python chat.py --compare="$OUT/pretrain.pt,$OUT/sft.pt,$OUT/ppo.pt" \
+    --reward="$OUT/reward.pt" --prompt="What is 12 + 7?"
+
+printf '\nThe chain took %d:%02d. Now talk to it:  python chat.py --init=%s/ppo.pt\n' \
+    $((SECONDS / 60)) $((SECONDS % 60)) "$OUT"

@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# The tests, in the environment of run.sh. Arguments go to pytest: bash test.sh -k tokenizer
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/env.sh"
+python -m pytest -q "$@"

@@ -1,0 +1,156 @@
+"""Two processes of torchrun with gloo, as on a laptop, against one process on the joined batch."""
+
+import json
+import os
+import random
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import save_checkpoint
+from data.formats import is_held_out
+from model import GPT, GPTConfig, ScalarGPT
+from pretrain import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Runs a stage, then keeps what this process ended with, and the last batch that it trained on.
+WRAPPER = """
+import os, runpy, sys, torch
+out, sys.argv = sys.argv[1], sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+end = runpy.run_path(sys.argv[0], run_name="__main__")
+weights = {f"{name} {key}": tensor for name in ("raw", "raw_critic") if name in end
+           for key, tensor in end[name].state_dict().items()}
+batch = {name: end.get(name) for name in ("x", "y", "mine", "idx", "responses")}
+torch.save((weights, batch), out + os.environ.get("RANK", "0"))
+"""
+COMMON = "--steps=3 --lr=1e-3 --dtype=float32 --debug=true"
+FLAGS = {
+    # so few held-out rows, or prompts, that rank 1 has none of them to evaluate
+    "pretrain": "--data=text.jsonl --tokenizer=tok.json --batch_size=8 --micro_batch=2 --eval_rows=2 "
+                "--block_size=48 --n_layer=2 --n_embd=32 --warmup=1",
+    "sft": "--data=sft.jsonl --text=text.jsonl --init=init.pt --batch_size=8 --micro_batch=2 "
+           "--warmup=1",
+    "reward": "--data=comparisons.jsonl --demos=sft.jsonl --init=init.pt --lm=init.pt "
+              "--batch_size=8 --micro_batch=2 --warmup=1",
+    "rlhf_ppo": "--data=prompts.jsonl --text=text.jsonl --init=init.pt --reward=judge.pt --watch= "
+                "--batch_size=16 --minibatch=8 --micro_batch=2 --max_new_tokens=12",
+}
+SUPERVISED = ["pretrain", "sft", "reward"]
+
+
+def words(rng, most):
+    bag = "Ada Ashton lives on Mill Street and has a cat. 12 + 30 = 42 A fox by the river.".split()
+    return " ".join(rng.choices(bag, k=rng.randint(1, most)))
+
+
+def questions(rng, n, held_out):
+    """n different prompts, all of them held out or none."""
+    asked = {}
+    while len(asked) < n:
+        text = words(rng, 5) + "?"
+        if is_held_out([dict(role="user", content=text)]) == held_out:
+            asked[text] = None
+    return list(asked)
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    """Data and random models. Answers are of very unequal lengths, as people's are."""
+    folder, rng = tmp_path_factory.mktemp("ddp"), random.Random(0)
+    train, val = questions(rng, 48, False), questions(rng, 3, True)
+    write(folder / "text.jsonl", [dict(text=f"{i} {words(rng, 9)}") for i in range(200)])
+    write(folder / "sft.jsonl", [dict(prompt=q, response=words(rng, 2 if i % 3 else 15))
+                                 for i, q in enumerate(train + val[:1])])
+    write(folder / "comparisons.jsonl", [
+        dict(prompt=q, responses=[f"{k} {words(rng, 8)}" for k in range(2 + i % 3)])
+        for i, q in enumerate(train + val[:1])])
+    write(folder / "prompts.jsonl", [dict(prompt=q) for q in train + val])
+
+    tiny_tokenizer.save(folder / "tok.json")
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=48, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_embd=32,
+                       n_hidden=64)
+    for name, stage, model in (("init", "sft", GPT(config)), ("judge", "reward", ScalarGPT(config))):
+        save_checkpoint(folder / f"{name}.pt", stage=stage, step=1, metrics={}, model=model,
+                        model_config=config, tokenizer=tiny_tokenizer, config=Config(), history=[],
+                        lm=False)
+    (folder / "wrapper.py").write_text(WRAPPER)
+    return folder
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("", 0))
+        return s.getsockname()[1]
+
+
+def arguments(stage, out):
+    return [out, str(ROOT / f"{stage}.py"), *f"{FLAGS[stage]} {COMMON} --out={out}.pt".split()]
+
+
+@pytest.fixture(scope="module", params=FLAGS)
+def stage(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, stage):
+    """For each of two processes: its final weights, its last batch."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
+               f"--master_port={free_port()}", "wrapper.py", *arguments(stage, f"two_{stage}")]
+    process = subprocess.Popen(command, cwd=folder, env=dict(os.environ, OMP_NUM_THREADS="1"),
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        printed, _ = process.communicate(timeout=60)
+    except subprocess.TimeoutExpired:
+        process.terminate()                           # torchrun then ends its workers
+        pytest.fail(f"{stage} hangs with two processes:\n{process.communicate()[0]}")
+    assert process.returncode == 0, printed
+    return [torch.load(folder / f"two_{stage}{rank}") for rank in range(2)]
+
+
+@pytest.fixture
+def alone(folder, stage, monkeypatch):
+    """The same of one process that takes the joined batch."""
+    out, script, *flags = arguments(stage, f"one_{stage}")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["wrapper.py", out, script, *flags])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    runpy.run_path("wrapper.py")
+    signal.signal(signal.SIGINT, ctrl_c)
+    return torch.load(folder / f"{out}0")
+
+
+def test_both_ranks_end_with_equal_parameters(ranks):
+    (first, _), (second, _) = ranks
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_ranks_trained_on_different_data(ranks):
+    (_, first), (_, second) = ranks
+    assert repr(first) != repr(second)
+
+
+@pytest.mark.parametrize("stage", ["sft"], indirect=True)
+def test_the_ranks_of_sft_held_different_numbers_of_supervised_tokens(ranks):
+    (_, first), (_, second) = ranks
+    assert (first["y"] >= 0).sum() != (second["y"] >= 0).sum()
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"], indirect=True)
+def test_two_ranks_end_where_one_process_on_the_joined_batch_ends(ranks, alone):
+    for name, weights in alone[0].items():
+        torch.testing.assert_close(ranks[0][0][name], weights, rtol=1e-4, atol=1e-5)
