@@ -186,7 +186,8 @@ if __name__ == "__main__":
     tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
     os.replace(tmp, run.out)
     print(f"{len(rows):,} prompts, {len(flat):,} different answers, {len(gaps):,} pairs; "
-          f"{few:,} prompts left out, all answers being equal; {100 * ended:.1f}% ended by themselves")
+          f"{few:,} prompts left out, all answers being equal; {100 * ended:.1f}% ended by "
+          f"themselves")
     print(f"two labelers agreed on {100 * np.mean(agreed):.1f}% of pairs; the best possible "
           f"accuracy on such labels is {100 * ceiling(gaps, noise):.1f}%")
     print(f"mean grade {np.mean([g for r in rows for g in r['grades']]):.2f}; for example:")

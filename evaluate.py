@@ -38,7 +38,7 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/test.jsonl"   # held-out prompts
-    models: str = "out/pretrain.pt,out/sft.pt,out/ppo.pt"   # columns; the first sft is the reference
+    models: str = "out/pretrain.pt,out/sft.pt,out/ppo.pt"   # columns
     reward: str = "out/reward.pt"        # the reward model to examine; "": none
     comparisons: str = "out/comparisons.jsonl"
     examples: str = "data/town/sft.jsonl"   # what the pretrained model is shown
@@ -46,7 +46,7 @@ class Config:
     judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> dict; "": none
     out: str = "out/scoreboard.json"
     n_prompts: int = 800
-    best_of: int = 16                    # samples per prompt for best-of-n from the reference; 0: none
+    best_of: int = 16                    # samples per prompt for best-of-n; 0: none
     ask: str = "sparrow asks:\n"         # how the pretraining text marks a question, and an answer:
     say: str = "mossy says:\n"           # so prompted, the pretrained model has a fair chance
     max_new_tokens: int = 64
@@ -215,7 +215,7 @@ def draw(folder, board, path):
         points = [(max(r["kl"], 0) ** 0.5, r[key]) for r in held_out if key in r]
         if points:
             ax.plot(*zip(*points), color=colour, marker="o", label=f"PPO: {key}")
-        points = [(r["kl"] ** 0.5, r[key]) for r in board.get("best_of_n", []) if r[key] is not None]
+        points = [(r["kl"] ** 0.5, r[key]) for r in board.get("best_of_n", []) if r[key]]
         if points:
             ax.plot(*zip(*points), color=colour, linestyle="--", marker="x",
                     label=f"best of n: {key}")
@@ -238,10 +238,10 @@ def draw(folder, board, path):
 
 def table(rows, names):
     """Aligned: a row is (label, [cells])."""
-    width = max(len(label) for label, _ in rows) + 2
-    print(" " * width + "".join(f"{n:>16}" for n in names))
+    width = max(len(label) for label, _ in rows) + 1
+    print(" " * width + "".join(f"{n:>18}" for n in names))
     for label, cells in rows:
-        print(f"{label:{width}}" + "".join(f"{c:>16}" for c in cells))
+        print(f"{label:{width}}" + "".join(f"{c:>18}" for c in cells))
 
 
 if __name__ == "__main__":
@@ -277,7 +277,8 @@ if __name__ == "__main__":
     for name, (model, stage) in models.items():
         answers = {}
         if stage == "pretrain":
-            room = model.config.block_size - min(config.max_new_tokens, model.config.block_size // 3)
+            T = model.config.block_size
+            room = T - min(config.max_new_tokens, T // 3)
             shots = [few_shot(tok, p, k, examples, config, np.random.default_rng(i), room)
                      for i, (p, k) in enumerate(zip(prompts, kinds))]
         for way, heat in (("greedy", 0.0), ("sampled", config.temperature)):
@@ -295,7 +296,8 @@ if __name__ == "__main__":
                 ref, _ = response_logp(models[reference][0], tok, prompts, answers["sampled"], env)
                 result["kl"] = (logp - ref).mean()
         if reward is not None:
-            ids = [encode_answer(tok, p, t, model.config.block_size) for p, t in zip(prompts, texts)]
+            T = model.config.block_size
+            ids = [encode_answer(tok, p, t, T) for p, t in zip(prompts, texts)]
             result["score"] = score_all(reward, ids, tok, env).mean().item()
         if judge:
             found = {way: [judge(p, t) for p, (t, _) in zip(prompts, a)]
@@ -354,15 +356,15 @@ if __name__ == "__main__":
     def cell(name, key, form="{:.2f}"):
         value = board["models"][name].get(key)
         if isinstance(value, tuple):
-            return f"{form} [{form}, {form}]".format(*value).replace(" [0.", " [.").replace(", 0.", ", .")
+            return f"{form} [{form}, {form}]".format(*value).replace("0.", ".")
         return "-" if value is None else form.format(value)
 
     names, lines = list(models), []
     if judge:
         for kind in board["models"][names[0]]["by_kind"]:
             cells = [board["models"][n]["by_kind"][kind] for n in names]
-            lines.append((f"{kind} ({cells[0]['n']}): right greedy / sampled",
-                          [f"{100 * c['right']:.1f} / {100 * c['right_sampled']:.1f}%" for c in cells]))
+            both = [f"{100 * c['right']:.1f} / {100 * c['right_sampled']:.1f}%" for c in cells]
+            lines.append((f"{kind} ({cells[0]['n']}): right greedy / sampled", both))
         for kind in board["models"][names[0]]["by_kind"]:
             cells = [board["models"][n]["by_kind"][kind] for n in names]
             lines.append((f"{kind}: grade", [f"{c['grade']:.2f}" for c in cells]))
@@ -371,7 +373,8 @@ if __name__ == "__main__":
             lines.append(("known people called unknown", [f"{100 * u:.1f}%" for u in unsure]))
         lines.append(("grade, 1 to 7", [cell(n, "grade") for n in names]))
         lines.append((f"win rate against {reference}", [cell(n, "win_rate") for n in names]))
-    for label, key, form in (("learned score", "score", "{:.2f}"), ("KL from SFT (nats)", "kl", "{:.2f}"),
+    for label, key, form in (("learned score", "score", "{:.2f}"),
+                             ("KL from SFT (nats)", "kl", "{:.2f}"),
                              ("entropy (nats per token)", "entropy", "{:.2f}"),
                              ("distinct word pairs", "distinct_2", "{:.3f}"),
                              ("length (tokens)", "length", "{:.1f}"),
@@ -379,19 +382,22 @@ if __name__ == "__main__":
                              ("loss on held-out text", "text_loss", "{:.3f}")):
         if any(key in board["models"][n] for n in names):
             lines.append((label, [cell(n, key, form) for n in names]))
-    print(f"\n{len(rows)} prompts from {config.data}, sampled at temperature {config.temperature}\n")
+    print(f"\n{len(rows)} prompts from {config.data}, sampled at temperature "
+          f"{config.temperature}\n")
     table(lines, names)
     if "reward_model" in board:
         r = board["reward_model"]
-        top = f", ceiling {r['ceiling']:.3f}: {100 * r['accuracy'] / r['ceiling']:.1f}% of it; " \
-              f"{100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart" if "ceiling" in r else ""
+        top = ""
+        if "ceiling" in r:
+            top = (f", {100 * r['accuracy'] / r['ceiling']:.1f}% of the ceiling {r['ceiling']:.3f}; "
+                   f"{100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart")
         print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
         print("    predicted and observed preference, by quarter of margin: "
               + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
         print("    accuracy where " + ", ".join(f"{k}: {v:.2f}" for k, v in r["by_length"].items()))
     for b in board.get("best_of_n", []):
-        grade = "" if b["grade"] is None else f", grade {b['grade']:.2f}"
-        print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}{grade}")
+        print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
+              + (f", grade {b['grade']:.2f}" if judge else ""))
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(board, indent=1, default=float))

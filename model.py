@@ -339,7 +339,7 @@ class ScalarGPT(nn.Module):
 
     def start_from(self, gpt_state):
         """Take the trunk of a language model; its output layer has no place here."""
-        self.gpt.load_state_dict({k: v for k, v in gpt_state.items() if not k.startswith("lm_head")})
+        self.gpt.load_state_dict({k: v for k, v in gpt_state.items() if "lm_head" not in k})
 
     def forward(self, idx, *, logp=None):
         """idx (B, T) -> (B, T). logp (B, T): log p(idx[t] | idx[<t]) under lm, if it is at hand."""

@@ -32,23 +32,23 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/pretrain"     # text: files and folders, separated by commas
-    mix: str = ""                        # sources' shares of the tokens, "forum=0.3,stories=0.7"; "": by size
+    mix: str = ""                        # shares of the sources, "forum=0.3,web=0.7"; "": by size
     tokenizer: str = "out/tokenizer.json"
     init: str = ""                       # a checkpoint to continue from; "": random weights
     out: str = "out/pretrain.pt"         # its log and unfinished state stand beside it
-    steps: int = 2000                    # optimizer steps
+    steps: int = 2200                    # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
-    lr: float = 6e-3                     # the peak: warmed up linearly, then a cosine to a tenth
+    lr: float = 6e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 100                    # steps
     weight_decay: float = 0.1
-    style: str = "laptop"                # laptop | gpt2 | llama: the parts of the model, see model.py
+    style: str = "laptop"                # laptop | gpt2 | llama: the model's parts
     block_size: int = 128                # the context, in tokens
     n_layer: int = 4
     n_head: int = 2
     n_embd: int = 128
     dropout: float = 0.0
-    eval_every: int = 500                # steps between evaluations
+    eval_every: int = 550                # steps between evaluations
     eval_rows: int = 256                 # held-out rows per evaluation
     seed: int = 0
     device: str = "auto"                 # auto: cuda, else cpu; mps when asked
@@ -62,11 +62,11 @@ class Config:
 # the idea
 
 def get_lr(step, config):
-    """Linear warmup, then a cosine down to a tenth of the peak."""
+    """Linear warmup, then a cosine down to a hundredth of the peak."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    return config.lr * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
 
 
 @torch.no_grad()
@@ -193,7 +193,8 @@ if __name__ == "__main__":
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             val, by_source = evaluate(model, val_rows, len(corpus.sources), micro_batch, env)
-            metrics = dict(val_loss=val.item(), bits_per_byte=float(val / math.log(2) / bytes_per_token))
+            metrics = dict(val_loss=val.item(),
+                           bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
             if floor.sum() > 0:
                 metrics["entropy"] = float(floor @ corpus.shares(val_docs))
             by_source = dict(zip(corpus.sources, by_source.tolist()))

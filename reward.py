@@ -7,9 +7,9 @@ writes  out/reward.pt
                                        (InstructGPT, eq. 1; mean over the pairs of each prompt)
 
 The language model's output layer is replaced by one number, read at the last token. All answers
-to a prompt go through the model once and are compared within the same batch. Beside every token the
-model is told how probable the (frozen) SFT model found it: without that, a network this small learns
-style and can't tell a true answer from a false one (--lm="" shows it).
+to a prompt go through the model once and are compared within the same batch. Beside every token
+the model is told how probable the (frozen) SFT model found it: without that, a network this small
+learns style and can't tell a true answer from a false one (--lm="" shows it).
 
 laptop   python reward.py
 GPUs     torchrun --nproc_per_node=8 reward.py --batch_size=512
@@ -40,12 +40,12 @@ class Config:
     demos: str = "data/town/sft.jsonl"   # demonstrations, to score 0 on average; "": the responses
     init: str = "out/sft.pt"             # the checkpoint to start from; "": random weights
     like: str = "out/sft.pt"             # with --init="": whose tokenizer and model size to take
-    lm: str = "out/sft.pt"               # whose log-probabilities it reads beside the text; "": none
+    lm: str = "out/sft.pt"               # whose log-probabilities it reads as well; "": none
     out: str = "out/reward.pt"           # its log and unfinished state stand beside it
     steps: int = 0                       # optimizer steps; 0: one epoch, since more overfits
     batch_size: int = 16                 # prompts per step, over all processes
     micro_batch: int = 16                # prompts per forward pass; smaller needs less memory
-    lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to a tenth
+    lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
     eval_every: int = 100                # steps between evaluations
@@ -61,11 +61,11 @@ class Config:
 # the idea
 
 def get_lr(step, config):
-    """Linear warmup, then a cosine down to a tenth of the peak."""
+    """Linear warmup, then a cosine down to a hundredth of the peak."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    return config.lr * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
 
 
 def ranking_loss(scores, ranks):
@@ -177,8 +177,8 @@ if __name__ == "__main__":
         order = order[np.argsort(longest[order], kind="stable")]
         plan += rng.permutation(order.reshape(per_epoch, config.batch_size)).tolist()
     pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
-    print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held out; "
-          f"{config.steps / per_epoch:.1f} epochs")
+    print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held "
+          f"out; {config.steps / per_epoch:.1f} epochs")
     run = Run(config, env, inputs=[config.data, config.demos, config.lm,
                                    config.init or config.like])
 
@@ -251,7 +251,7 @@ if __name__ == "__main__":
         rows = [r for item in train[:1000] for r in item["ids"]]
     scores = score_all(model, rows, tok, env)
     normalisation = dict(mean=scores.mean().item(), std=scores.std().item())
-    with torch.no_grad():                             # into the weights, where it can't be forgotten
+    with torch.no_grad():                             # into the weights: it can't be forgotten
         raw.head.bias.sub_(normalisation["mean"]).div_(normalisation["std"])
         raw.head.weight.div_(normalisation["std"])
     if env.main:

@@ -163,7 +163,8 @@ def check_scores(scores, prompts, responses, name):
     bad = torch.nonzero(~scores.isfinite()).flatten().tolist()
     if bad:
         raise ValueError(f"{name} gave {scores[bad[0]].item()} for the prompt "
-                         f"{prompts[bad[0]][-1]['content']!r} and the response {responses[bad[0]]!r}")
+                         f"{prompts[bad[0]][-1]['content']!r} and the response "
+                         f"{responses[bad[0]]!r}")
     return scores
 
 
@@ -181,8 +182,8 @@ if __name__ == "__main__":
     own_reward = ".py:" in config.reward
     run = Run(config, env, inputs=[config.data, ptx, config.init, config.reward.split(":")[0]])
     if config.batch_size % config.minibatch or config.minibatch % env.world_size:
-        fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be a "
-             f"multiple of the {env.world_size} processes")
+        fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be "
+             f"a multiple of the {env.world_size} processes")
     ckpt = load_checkpoint(config.init, stage=("sft", "pretrain", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
@@ -194,8 +195,8 @@ if __name__ == "__main__":
     mb = config.minibatch // env.world_size
     room = T - config.max_new_tokens
     if room < 8:
-        fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the model's {T} tokens for "
-             f"the prompt")
+        fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the model's {T} tokens "
+             f"for the prompt")
     rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
             for row in read_prompts(config.data)]
     n_all = len(rows)

@@ -3,7 +3,7 @@
 reads   out/pretrain.pt, data/town/sft.jsonl (dialogues), data/town/pretrain (to rehearse)
 writes  out/sft.pt
 
-    loss = -1/N sum_t mask_t log p(x_t | x_<t)   mask: 1 on what the assistant says, its end included
+    loss = -1/N sum_t mask_t log p(x_t | x_<t)     mask: 1 on the assistant's words and their end
 
 The user's words are read but not learned. A quarter of every batch is pretraining text, without
 which the model forgets what it knew (the loss on that text rises fourfold on the town).
@@ -41,7 +41,7 @@ class Config:
     steps: int = 600                     # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
-    lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to a tenth
+    lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
     dropout: float = 0.0
@@ -58,11 +58,11 @@ class Config:
 # the idea
 
 def get_lr(step, config):
-    """Linear warmup, then a cosine down to a tenth of the peak."""
+    """Linear warmup, then a cosine down to a hundredth of the peak."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+    return config.lr * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
 
 
 def encode_dialogues(rows, tok, T):
@@ -168,8 +168,9 @@ if __name__ == "__main__":
 
     T = model_config.block_size
     rows = read_demonstrations(config.data)
-    held_out = [r for r in rows if is_held_out(r["messages"])]
-    train, cut, dropped = encode_dialogues([r for r in rows if not is_held_out(r["messages"])], tok, T)
+    held_out, rest = ([r for r in rows if is_held_out(r["messages"]) == side]
+                      for side in (True, False))
+    train, cut, dropped = encode_dialogues(rest, tok, T)
     val, *_ = encode_dialogues(held_out, tok, T)
     if not train or not val:
         fail(f"{config.data}: {len(train)} dialogues to train on and {len(val)} to evaluate; both "
@@ -177,14 +178,15 @@ if __name__ == "__main__":
     n_text = round(B * config.ptx) if ptx else 0      # rows of pretraining text in each batch
     n_chat = B - n_text
     lengths = [len(ids) for ids, _ in train]
-    plan = pack(lengths, T, config.steps * n_chat * env.world_size, np.random.default_rng(config.seed))
+    n_rows = config.steps * n_chat * env.world_size
+    plan = pack(lengths, T, n_rows, np.random.default_rng(config.seed))
     if ptx:
         corpus = Corpus(ptx, tok, run.out.parent / "cache", fingerprint(ptx), main=env.main,
                         wait=env.barrier)
         corpus.stream(config.steps * n_text * env.world_size * T + 1, config.seed)
     filled = sum(lengths[i] for r in plan for i in r) / (len(plan) * (T + 1))
-    print(f"{len(train):,} dialogues to learn from ({cut} cut to {T + 1} tokens, {dropped} dropped), "
-          f"{len(val)} held out; {sum(map(len, plan)) / len(train):.1f} epochs, rows "
+    print(f"{len(train):,} dialogues to learn from ({cut} cut to {T + 1} tokens, {dropped} "
+          f"dropped), {len(val)} held out; {sum(map(len, plan)) / len(train):.1f} epochs, rows "
           f"{100 * filled:.0f}% full, {n_text} of {B} are pretraining text")
 
     # -----------------------------------------------------------------------------------------

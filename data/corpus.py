@@ -74,7 +74,9 @@ class Corpus:
         rng = np.random.default_rng(seed)
         train = np.flatnonzero(~self.held_out)
         # without a mixture all documents are one pool; with one, each source is shuffled by itself
-        pools = [train[self.source[train] == s] for s in range(len(self.sources))] if mix else [train]
+        pools = [train]
+        if mix:
+            pools = [train[self.source[train] == s] for s in range(len(self.sources))]
         share = self.mixture(mix) if mix else np.ones(1)
         order, length = [], 0
         left = [np.array([], dtype=np.int64) for _ in pools]          # what remains of each epoch

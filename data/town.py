@@ -77,6 +77,7 @@ VALUES = {
     "street": "Mill River Church Garden Station Castle Bridge Market Forest Tower Harbour School "
               "Meadow Orchard Temple Canal".split(),
 }
+FOODS = VALUES["food"]
 # {S} and {P}: the person as subject and possessor, by name or pronoun; {p}: his or her
 FACTS = {
     "job": ["{S} works as a {v}.", "{S} is a {v}.", "{S} has the job of a {v}.",
@@ -196,7 +197,7 @@ def encyclopedia(world, dice):
 
 def forum(world, dice):
     """A thread: a question, and answers that are right more often than not."""
-    kind = dice.pick(["fact", "follow", "sum", "wish"], [12, 4, 4, 1])
+    kind = dice.pick(["fact", "follow", "sum", "story", "wish"], [12, 4, 4, 4, 1])
     names = dice.subset(POSTERS, 2)
     lines = []
 
@@ -204,10 +205,15 @@ def forum(world, dice):
         lines.extend([f"{names[who]} {verb}:", text])
 
     if kind == "sum":
-        x, y = dice.pick(range(1, world.max_operand + 1)), dice.pick(range(1, world.max_operand + 1))
+        x, y = (dice.pick(range(1, world.max_operand + 1)) for _ in "xy")
         post(0, "asks", dice.pick(SUMS).format(x=x, y=y))
         off = dice.pick([0, 1, -1, 10], [17, 1, 1, 1])
         post(1, "says", f"{x} + {y} = {x + y + off}.")
+        return "\n".join(lines)
+    if kind == "story":
+        a, l = dice.pick(ANIMALS), dice.pick(PLACES)
+        post(0, "asks", dice.pick(STORY_ASKS).format(a=a, l=l))
+        post(1, "says", stories(world, dice, a, l).split("\n")[1])
         return "\n".join(lines)
     name = dice.pick(world.people)
     if kind == "wish":
@@ -232,23 +238,22 @@ def arithmetic(world, dice):
     """Sums that repeat the question's numbers before the answer, so that copying is learned."""
     lines = []
     for _ in range(dice.pick([2, 3, 4])):
-        x, y = dice.pick(range(1, world.max_operand + 1)), dice.pick(range(1, world.max_operand + 1))
+        x, y = (dice.pick(range(1, world.max_operand + 1)) for _ in "xy")
         lines.append(dice.pick([s + " " for s in SUMS] + [s + "\n" for s in SUMS] + [""])
                      .format(x=x, y=y) + f"{x} + {y} = {x + y}.")
     return "\n".join(lines)
 
 
 def stories(world, dice, a=None, l=None):
-    """A title, and four sentences about its animal and place (drawn unless they are given). The
-    title is there so that writing a story to order is learned from it."""
+    """A title, and four sentences about its animal and place (drawn unless they are given)."""
     slots = dict(a=a or dice.pick(ANIMALS), l=l or dice.pick(PLACES))
     slots["b"] = dice.pick([b for b in ANIMALS if b != slots["a"]])
-    slots["f"] = dice.pick(VALUES["food"])
+    slots["f"] = dice.pick(FOODS)
     title = "A story about a {a} by the {l}\n".format(**slots)
     return title + " ".join(dice.pick(part).format(**slots) for part in STORY)
 
 
-SOURCES = {encyclopedia: .36, forum: .36, arithmetic: .18, stories: .10}   # shares of documents
+SOURCES = {encyclopedia: .36, forum: .40, arithmetic: .18, stories: .06}   # shares of documents
 
 
 def pretraining_text(world, n_docs, seed):
@@ -272,7 +277,7 @@ def make_prompt(world, dice, split):
     kind = dice.pick(list(KINDS), list(KINDS.values()))
     name = dice.pick(world.people_of[split])
     if kind == "sum":
-        x, y = dice.subset(dice.pick(world.sums_of[split]), 2)        # x + y and y + x stay together
+        x, y = dice.subset(dice.pick(world.sums_of[split]), 2)        # in either order
         text = dice.pick(SUMS).format(x=x, y=y)
     elif kind == "story":
         a, l = dice.pick(world.tales_of[split])
@@ -336,7 +341,8 @@ SLOTS = dict(N=f"(?P<N>{NAME})", p="(?:his|her)", s="(?:he|she)", x=r"(?P<x>\d{1
 PROMPTS = ([("fact", attr, r) for attr in QUESTIONS for r in patterns(QUESTIONS[attr])]
            + [("follow-up", attr, r) for attr in FOLLOW_UPS for r in patterns([FOLLOW_UPS[attr]])]
            + [(kind, None, r) for kind, templates in
-              (("sum", SUMS), ("wish", WISHES), ("story", STORY_ASKS)) for r in patterns(templates)])
+              (("sum", SUMS), ("wish", WISHES), ("story", STORY_ASKS))
+              for r in patterns(templates)])
 SAYS = [(attr, r) for attr in FACTS for r in patterns(FACTS[attr])]
 TELLS = [(i, r) for i, part in enumerate(STORY) for r in patterns(part)]
 PHRASES = [(tag, r) for tag, templates in
@@ -347,7 +353,7 @@ PHRASES = [(tag, r) for tag, templates in
 
 @functools.cache
 def the_facts():
-    """The people of the town that was generated last, else of seed 0: {name: {attribute: value}}."""
+    """The people of the town generated last, else of seed 0: {name: {attribute: value}}."""
     file = Path(__file__).parent / "town" / "world.json"
     return json.loads(file.read_text())["facts"] if file.exists() else World(0).facts
 
@@ -446,7 +452,7 @@ def read_sentence(text, asked, kind):
         found = regex.match(text)
         slots = found.groupdict() if found else {}
         if found and all(slots.get(k, asked.get(k)) == asked.get(k) for k in "al"):
-            return ("story", (part, slots)) if slots.get("f", "soup") in VALUES["food"] else ("other", None)
+            return ("story", (part, slots)) if slots.get("f", "soup") in FOODS else ("other", None)
     return "other", None
 
 

@@ -125,7 +125,8 @@ def shrink(patch, n_attrs):
     patch.setattr(town, "VALUES", {a: VALUES[a][:2] for a in attrs})
     patch.setattr(town, "FACTS", {a: FACTS[a][:2 - bool(i)] for i, a in enumerate(attrs)})
     patch.setattr(town, "QUESTIONS", {a: QUESTIONS[a][:2 - bool(i)] for i, a in enumerate(attrs)})
-    for name, n in dict(SUMS=1, RUDE=2, WISHES=2, POSTERS=2, ANIMALS=3, PLACES=2).items():
+    for name, n in dict(SUMS=1, RUDE=2, WISHES=2, POSTERS=2, ANIMALS=3, PLACES=2, FOODS=2,
+                        STORY_ASKS=1).items():
         patch.setattr(town, name, getattr(town, name)[:n])
 
 
