@@ -46,7 +46,7 @@ class Config:
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
     watch: str = "data/town.py:grade"      # a judge that is shown, never trained on; "": none
     out: str = "out/ppo.pt"                # its log and unfinished state stand beside it
-    steps: int = 24                        # iterations: rollout, then updates
+    steps: int = 36                        # iterations: rollout, then updates
     batch_size: int = 256                  # answers per iteration, over all processes
     minibatch: int = 64                    # answers per update, over all processes
     micro_batch: int = 16                  # answers per forward pass; smaller needs less memory
@@ -63,7 +63,7 @@ class Config:
     max_kl: float = 0.1                    # end the epochs early when the policy has moved this far
     ptx_coef: float = 1.0                  # weight of the loss on pretraining text
     missing_end: float = 2.0               # subtracted from the score of an answer without an end
-    eval_every: int = 4                    # iterations between evaluations
+    eval_every: int = 6                    # iterations between evaluations
     n_eval: int = 256                      # held-out prompts per evaluation
     seed: int = 0
     device: str = "auto"                   # auto: cuda, else cpu; mps when asked
@@ -238,8 +238,8 @@ if __name__ == "__main__":
     reference.requires_grad_(False)
     judge = load_function(config.watch) if config.watch else None
     policy, critic = (DDP(m) if env.ddp else m for m in (raw, raw_critic))
-    optimizer = torch.optim.AdamW(optimizer_groups(raw, 0.0) + optimizer_groups(raw_critic, 0.0),
-                                  lr=config.lr, betas=(0.9, 0.95), eps=1e-5,
+    groups = optimizer_groups(raw, 0.0) + optimizer_groups(raw_critic, 0.0)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), eps=1e-5,
                                   fused=env.device.type != "mps")
     kl_coef = config.kl_coef
     if run.state:
@@ -349,7 +349,8 @@ if __name__ == "__main__":
                     rows_ = part[i:i + config.micro_batch]
                     t = int(last[rows_].max()) + 2                    # crop to the longest
                     x, m = idx[rows_, :t], mask[rows_, :t - 1]
-                    take = lambda a: a[rows_, :t - 1][m]              # noqa: E731   (n,)
+                    old_p, old_v, adv, ret = (a[rows_, :t - 1][m] for a in (  # (n,) each
+                        old_logp, old_values, advantages, returns))
                     if env.ddp:
                         final = i + config.micro_batch >= mb
                         policy.require_backward_grad_sync = final and not ptx
@@ -357,13 +358,11 @@ if __name__ == "__main__":
                     with env.autocast():
                         logp, _ = log_probs(policy, x, m, config.temperature)
                         values = critic(x[:, :-1], logp=beside[rows_, :t - 1])[m]
-                    pg, ratio, clipped = policy_loss(logp, take(old_logp), take(advantages),
-                                                     config.clip)
-                    vf = value_loss(values, take(old_values), take(returns), config.clip_value)
+                    pg, ratio, clipped = policy_loss(logp, old_p, adv, config.clip)
+                    vf = value_loss(values, old_v, ret, config.clip_value)
                     ((pg.sum() + vf.sum()) / count).backward()
                     with torch.no_grad():
-                        log_ratio = logp - take(old_logp)
-                        k3 = ratio - 1 - log_ratio                    # never negative (Schulman)
+                        k3 = ratio - 1 - (logp - old_p)               # never negative (Schulman)
                         stats.append(torch.stack([pg.sum(), vf.sum(), clipped.sum(), k3.sum(),
                                                   ratio.sum(), m.sum()]))
                 if ptx:

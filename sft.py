@@ -38,7 +38,7 @@ class Config:
     init: str = "out/pretrain.pt"        # the checkpoint to start from; "": random weights
     like: str = "out/pretrain.pt"        # with --init="": whose tokenizer and model size to take
     out: str = "out/sft.pt"              # its log and unfinished state stand beside it
-    steps: int = 600                     # optimizer steps
+    steps: int = 800                     # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
     lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0

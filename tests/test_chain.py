@@ -156,9 +156,10 @@ def run(folder, script, flags):
 
 
 def interrupt(folder, script, flags, number, ready):
-    """Start a script, send it a signal once ready() is true: its exit status and what it printed."""
-    process = subprocess.Popen(command(script, flags), cwd=folder, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, env=environment(SAVE_SECONDS="0"))
+    """Start a script and send it a signal once ready(): its exit status and what it printed."""
+    process = subprocess.Popen(command(script, flags), env=environment(SAVE_SECONDS="0"),
+                               cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                               text=True)
     until = time.time() + 60
     while not ready() and process.poll() is None and time.time() < until:
         time.sleep(0.002)
@@ -202,8 +203,9 @@ def killed(folder, stage):
     out, half = folder / f"out/killed_{stage}.pt", 2 if stage == "rlhf_ppo" else 8
     state, log = out.with_suffix(".state"), out.with_suffix(".jsonl")
     flags = f"{SHORT[stage]} --out=out/{out.name}"
-    status, _ = interrupt(folder, stage, flags, signal.SIGKILL, lambda: steps_done(state) >= half and (
-        stage != "rlhf_ppo" or "held out" in last_line(log)))
+    evaluated = (lambda: "held out" in last_line(log)) if stage == "rlhf_ppo" else lambda: True
+    status, _ = interrupt(folder, stage, flags, signal.SIGKILL,
+                          lambda: steps_done(state) >= half and evaluated())
     assert status == -signal.SIGKILL and state.exists() and not out.exists()
     printed = run(folder, stage, flags)
     return load_checkpoint(out), read_log(log), printed

@@ -1,4 +1,5 @@
-"""Two processes of torchrun with gloo, as on a laptop, against one process on the joined batch."""
+"""A batch split between two processes, or into small passes, against one that is taken whole. The
+processes are torchrun's with gloo, as on a laptop."""
 
 import json
 import os
@@ -34,16 +35,15 @@ torch.save((weights, batch), out + os.environ.get("RANK", "0"))
 COMMON = "--steps=3 --lr=1e-3 --dtype=float32 --debug=true"
 FLAGS = {
     # so few held-out rows, or prompts, that rank 1 has none of them to evaluate
-    "pretrain": "--data=text.jsonl --tokenizer=tok.json --batch_size=8 --micro_batch=2 --eval_rows=2 "
-                "--block_size=48 --n_layer=2 --n_embd=32 --warmup=1",
-    "sft": "--data=sft.jsonl --text=text.jsonl --init=init.pt --batch_size=8 --micro_batch=2 "
+    "pretrain": "--data=text.jsonl --tokenizer=tok.json --block_size=48 --n_layer=2 --n_embd=32 "
+                "--batch_size=8 --micro_batch=2 --warmup=1 --eval_rows=2",
+    "sft": "--data=sft.jsonl --text=text.jsonl --init=init_sft.pt --batch_size=8 --micro_batch=2 "
            "--warmup=1",
-    "reward": "--data=comparisons.jsonl --demos=sft.jsonl --init=init.pt --lm=init.pt "
+    "reward": "--data=comparisons.jsonl --demos=sft.jsonl --init=init_sft.pt --lm=init_sft.pt "
               "--batch_size=8 --micro_batch=2 --warmup=1",
-    "rlhf_ppo": "--data=prompts.jsonl --text=text.jsonl --init=init.pt --reward=judge.pt --watch= "
-                "--batch_size=16 --minibatch=8 --micro_batch=2 --max_new_tokens=12",
+    "rlhf_ppo": "--data=prompts.jsonl --text=text.jsonl --init=init_sft.pt --reward=init_reward.pt "
+                "--watch= --batch_size=16 --minibatch=8 --micro_batch=2 --max_new_tokens=12",
 }
-SUPERVISED = ["pretrain", "sft", "reward"]
 
 
 def words(rng, most):
@@ -82,8 +82,8 @@ def folder(tmp_path_factory, tiny_tokenizer):
     torch.manual_seed(0)
     config = GPTConfig(block_size=48, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_embd=32,
                        n_hidden=64)
-    for name, stage, model in (("init", "sft", GPT(config)), ("judge", "reward", ScalarGPT(config))):
-        save_checkpoint(folder / f"{name}.pt", stage=stage, step=1, metrics={}, model=model,
+    for stage, model in (("sft", GPT(config)), ("reward", ScalarGPT(config))):
+        save_checkpoint(folder / f"init_{stage}.pt", stage=stage, step=1, metrics={}, model=model,
                         model_config=config, tokenizer=tiny_tokenizer, config=Config(), history=[],
                         lm=False)
     (folder / "wrapper.py").write_text(WRAPPER)
@@ -121,17 +121,21 @@ def ranks(folder, stage):
     return [torch.load(folder / f"two_{stage}{rank}") for rank in range(2)]
 
 
-@pytest.fixture
-def alone(folder, stage, monkeypatch):
-    """The same of one process that takes the joined batch."""
-    out, script, *flags = arguments(stage, f"one_{stage}")
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["wrapper.py", out, script, *flags])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+def alone(folder, stage, out, *more):
+    """The same of one process that takes the joined batch; more: further flags."""
     ctrl_c = signal.getsignal(signal.SIGINT)
-    runpy.run_path("wrapper.py")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["wrapper.py", *arguments(stage, out), *more])
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        runpy.run_path("wrapper.py")
     signal.signal(signal.SIGINT, ctrl_c)
     return torch.load(folder / f"{out}0")
+
+
+@pytest.fixture(scope="module")
+def one(folder, stage):
+    return alone(folder, stage, f"one_{stage}")
 
 
 def test_both_ranks_end_with_equal_parameters(ranks):
@@ -151,6 +155,12 @@ def test_the_ranks_of_sft_held_different_numbers_of_supervised_tokens(ranks):
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"], indirect=True)
-def test_two_ranks_end_where_one_process_on_the_joined_batch_ends(ranks, alone):
-    for name, weights in alone[0].items():
+def test_two_ranks_end_where_one_process_on_the_joined_batch_ends(ranks, one):
+    for name, weights in one[0].items():
         torch.testing.assert_close(ranks[0][0][name], weights, rtol=1e-4, atol=1e-5)
+
+
+def test_many_small_passes_end_where_one_big_pass_ends(folder, stage, one):
+    big, _ = alone(folder, stage, f"big_{stage}", "--micro_batch=8")
+    for name, weights in one[0].items():
+        torch.testing.assert_close(big[name], weights, rtol=1e-4, atol=1e-5)

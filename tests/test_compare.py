@@ -1,0 +1,234 @@
+import io
+import json
+import math
+import random
+import runpy
+import signal
+import sys
+from contextlib import redirect_stdout
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+import compare
+from common import Setup, save_checkpoint
+from compare import (Config, agreement, ceiling, find_noise, left_pad, load_function, rank, respond)
+from model import GPT, GPTConfig
+
+ENV = Setup(Config(device="cpu", dtype="float32"))
+GRADES = [6.5, 4.0, 3.5, 1.0]
+
+
+def loud(model, seed=0):
+    """Random weights far from their initial values, so that every token read matters."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3 if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else 1)
+    return model.eval()
+
+
+# ---------------------------------------------------------------------------------------------
+# labelers
+
+def places(grades, noise, labelers, seed=0):
+    """The place that each of many labelers gives each answer: (labelers, answers)."""
+    rng = np.random.default_rng(seed)
+    return np.argsort([rank(grades, noise, rng) for _ in range(labelers)], axis=1)
+
+
+def test_without_noise_the_order_is_that_of_the_grades():
+    assert rank([3.0, 6.0, 1.0, 4.0], 1e-9, np.random.default_rng(0)) == [1, 3, 0, 2]
+
+
+def test_pairs_are_ordered_as_bradley_and_terry_say():
+    """P(i above j) = sigmoid((grade_i - grade_j) / noise), for each of the six pairs."""
+    place, noise, n = places(GRADES, 2.0, 4000), 2.0, 4000
+    for i, j in combinations(range(4), 2):
+        expected = 1 / (1 + math.exp(-(GRADES[i] - GRADES[j]) / noise))
+        spread = (expected * (1 - expected) / n) ** 0.5
+        assert np.mean(place[:, i] < place[:, j]) == pytest.approx(expected, abs=4 * spread)
+
+
+def test_equal_grades_are_ordered_by_chance():
+    place = places([2.0, 2.0, 2.0], 1.0, 3000)
+    assert np.bincount(place[:, 0]) / 3000 == pytest.approx([1 / 3] * 3, abs=0.035)
+
+
+def gaps(prompts=60):
+    rng = random.Random(0)
+    graded = [[rng.choice([1.5, 3.0, 5.5, 6.0, 7.0]) for _ in range(4)] for _ in range(prompts)]
+    return graded, np.array([a - b for grades in graded for a, b in combinations(grades, 2)])
+
+
+@pytest.mark.parametrize("target", [0.6, 0.73, 0.8])
+def test_with_the_noise_found_two_labelers_agree_as_often_as_asked(target):
+    graded, differences = gaps()
+    noise, same = find_noise(differences, target), []
+    for grades in graded:
+        first, second = places(grades, noise, 200, seed=1), places(grades, noise, 200, seed=2)
+        same += [np.mean((first[:, i] < first[:, j]) == (second[:, i] < second[:, j]))
+                 for i, j in combinations(range(4), 2)]
+    assert np.mean(same) == pytest.approx(target, abs=0.01)
+    assert agreement(differences, noise) == pytest.approx(target, abs=1e-6)
+
+
+def test_the_ceiling_is_how_often_the_true_order_and_a_labelers_agree():
+    graded, _ = gaps()
+    graded = [sorted(set(grades), reverse=True) for grades in graded]       # no ties
+    differences = np.array([a - b for grades in graded for a, b in combinations(grades, 2)])
+    right = [place[:, i] < place[:, j] for grades in graded for place in [places(grades, 2.0, 300)]
+             for i, j in combinations(range(len(grades)), 2)]
+    assert ceiling(differences, 2.0) == pytest.approx(np.mean(right), abs=0.01)
+
+
+def test_labelers_who_hear_only_noise_agree_on_half_and_those_who_hear_none_on_all():
+    assert agreement(np.array([1.0, -2.0]), 1e6) == pytest.approx(0.5)
+    assert agreement(np.array([1.0, -2.0]), 1e-6) == pytest.approx(1)
+    assert ceiling(np.array([1.0, -2.0]), 1e6) == pytest.approx(0.5, abs=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# answers
+
+def test_left_padding_puts_the_last_tokens_under_each_other():
+    idx, mask = left_pad([[1, 2, 3], [4], [5, 6]], 9, "cpu")
+    assert idx.tolist() == [[1, 2, 3], [9, 9, 4], [9, 5, 6]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer):
+    model = loud(GPT(GPTConfig(block_size=64, vocab_size=tiny_tokenizer.vocab_size, n_layer=2,
+                               n_embd=32, n_hidden=64, tied=False)))
+    with torch.no_grad():
+        model.lm_head.weight[tiny_tokenizer.end] *= 1.5              # so that some answers end
+    return model
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    rng, bag = random.Random(0), "What is Ada 's cat ?".split()
+    return [[dict(role="user", content=" ".join(rng.choices(bag, k=k % 9 + 1)))] for k in range(24)]
+
+
+def by_hand(model, tok, prompt, n):
+    """The likeliest token again and again, each from a whole forward pass."""
+    ids = tok.encode_chat(prompt, reply=True)[0]
+    answer = []
+    while len(answer) < n and tok.end not in answer:
+        answer.append(model(torch.tensor([ids + answer]))[0][0, -1].argmax().item())
+    ended = tok.end in answer
+    return tok.decode(answer[:-1] if ended else answer), ended
+
+
+def test_greedy_answers_are_those_of_one_prompt_at_a_time(model, tiny_tokenizer, prompts):
+    expected = [by_hand(model, tiny_tokenizer, prompt, 12) for prompt in prompts]
+    assert len(set(expected)) > 4 and {ended for _, ended in expected} == {True, False}
+    assert respond(model, tiny_tokenizer, prompts, ENV, 12, temperature=0, batch_size=7) == expected
+
+
+def test_the_same_seed_gives_the_same_answers_and_another_others(model, tiny_tokenizer, prompts):
+    first, again, other = (respond(model, tiny_tokenizer, prompts, ENV, 12, seed=seed)
+                           for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_one_prompt_asked_twice_is_answered_in_two_ways(model, tiny_tokenizer, prompts):
+    answers = respond(model, tiny_tokenizer, [prompts[3]] * 20, ENV, 12)
+    assert len(set(answers)) > 10
+
+
+def test_of_a_prompt_that_is_too_long_the_end_is_read(model, tiny_tokenizer):
+    short = "Where does Ada live? " * 2
+    long, longer = ([dict(role="user", content=start + short * 8)]
+                    for start in ("Hello! ", "Bye, fox! "))
+    first, second = respond(model, tiny_tokenizer, [long, longer], ENV, 12, temperature=0)
+    assert first == second and first[0]
+
+
+# ---------------------------------------------------------------------------------------------
+# a labeler of one's own
+
+def test_a_function_is_loaded_from_a_file(tmp_path):
+    (tmp_path / "mine.py").write_text(LABELERS)
+    assert load_function(f"{tmp_path}/mine.py:length")(["", ""], ["a", "bc"]) == [1, 2]
+
+
+@pytest.mark.parametrize("spec, reason", [
+    ("missing.py:f", "no file missing.py"), ("mine.py:g", "no function named g"),
+    ("mine.py", "FILE.py:name"), ("mine.py:X", "no function named X"),
+    ("notes.txt:f", "FILE.py:name")])
+def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.py").write_text(LABELERS)
+    (tmp_path / "notes.txt").write_text("f")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as end:
+        load_function(spec)
+    said = capsys.readouterr().err
+    assert end.value.code == 1 and reason in said and said.count("\n") == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# the script
+
+LABELERS = """
+X = 1
+def length(prompts, responses): return [len(r) for r in responses]
+def too_few(prompts, responses): return [1.0]
+def number(prompts, responses): return 1.0
+def nothing(prompts, responses): pass
+def unknown(prompts, responses): return [float("nan")] * len(responses)
+"""
+
+
+def run(folder, labeler):
+    """Run compare.py in this process: the lines that it wrote."""
+    (folder / "mine.py").write_text(LABELERS)
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [compare.__file__, *"--data=prompts.jsonl --init=sft.pt --k=3 "
+                                    "--max_new_tokens=8 --out=out.jsonl --debug=true "
+                                    f"--labeler=mine.py:{labeler}".split()])
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        try:
+            runpy.run_path(compare.__file__, run_name="__main__")
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
+    return [json.loads(line) for line in (folder / "out.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def folder(tmp_path, model, tiny_tokenizer, prompts):
+    (tmp_path / "prompts.jsonl").write_text("".join(
+        json.dumps(dict(prompt=prompt, kind=str(k))) + "\n" for k, prompt in enumerate(prompts)))
+    save_checkpoint(tmp_path / "sft.pt", stage="sft", step=1, metrics={}, model=model, history=[],
+                    model_config=model.config, tokenizer=tiny_tokenizer, config=Config())
+    return tmp_path
+
+
+def test_every_line_is_a_prompt_with_different_answers_and_the_grades_that_led_to_their_ranks(
+        folder, prompts):
+    lines = run(folder, "length")
+    assert [line["prompt"] for line in lines] == [prompts[int(line["kind"])] for line in lines]
+    for line in lines:
+        assert len(set(line["responses"])) == len(line["responses"]) == len(line["ranks"]) > 1
+        assert line["ranks"] == list(range(len(line["ranks"])))
+        assert line["grades"] == [len(text) for text in line["responses"]]
+
+
+def test_better_answers_mostly_stand_first(folder):
+    better = [a > b for line in run(folder, "length")
+              for a, b in combinations(line["grades"], 2) if a != b]
+    assert 0.6 < np.mean(better) < 1                  # the best possible, as labelers agree on 73%
+
+
+@pytest.mark.parametrize("labeler", ["too_few", "number", "nothing", "unknown"])
+def test_a_labeler_that_does_not_give_one_number_per_answer_is_named(folder, labeler, capsys):
+    with pytest.raises((ValueError, SystemExit)) as error:
+        run(folder, labeler)
+    assert f"mine.py:{labeler}" in str(error.value) + capsys.readouterr().err
+    assert not (folder / "out.jsonl").exists()

@@ -1,0 +1,423 @@
+import io
+import json
+import math
+import random
+import runpy
+import signal
+import sys
+import threading
+from contextlib import redirect_stdout
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import rlhf_ppo
+from common import Setup, save_checkpoint
+from data.formats import is_held_out
+from model import GPT, GPTConfig, ScalarGPT
+from reward import right_pad
+from rlhf_ppo import (Config, adapt, check_scores, gae, get_lr, log_probs, policy_loss,
+                      response_mask, rollout, value_loss, whiten)
+
+ENV = Setup(Config(device="cpu", dtype="float32"))
+V = 20
+PROMPTS = [[3], [4, 5, 6, 7], [8, 9], [10, 11, 12]]
+RESPONSES = [[5, 6, 1], [7], [9, 9, 9, 9, 1], [2, 1]]
+
+
+def loud(model, seed=0):
+    """Random weights far from their initial values, at which all tokens are about as likely."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3 if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else 1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return loud(GPT(GPTConfig(block_size=12, vocab_size=V, n_layer=2, n_embd=32, n_hidden=64)))
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=0, atol=atol)
+
+
+# ---------------------------------------------------------------------------------------------
+# advantages
+
+@pytest.fixture(scope="module")
+def ragged():
+    """Rewards and values with noise outside the masks, which begin and end anywhere."""
+    torch.manual_seed(0)
+    mask = torch.zeros(8, 11, dtype=torch.bool)
+    spans = [(0, 11), (0, 1), (10, 11), (3, 4), (0, 6), (4, 11), (2, 9), (5, 7)]
+    for b, (start, end) in enumerate(spans):
+        mask[b, start:end] = True
+    return torch.randn(8, 11), torch.randn(8, 11), mask
+
+
+@pytest.mark.parametrize("gamma, lam", [(1, 0.95), (0.9, 0.8), (0.99, 0), (1, 1)])
+def test_gae_is_the_weighted_mean_of_all_n_step_advantages(ragged, gamma, lam):
+    rewards, values, mask = ragged
+    expected = torch.zeros(8, 11)
+    for b, t in mask.nonzero().tolist():
+        r, v = (x[b][mask[b]].tolist() for x in ragged[:2])
+        start = t - int(mask[b].nonzero()[0])
+        r, v = r[start:], v[start:] + [0]             # from t to the end, which is worth 0
+        n_step = [sum(gamma ** k * r[k] for k in range(n)) + gamma ** n * v[n] - v[0]
+                  for n in range(1, len(r) + 1)]
+        weights = [(1 - lam) * lam ** n for n in range(len(r) - 1)] + [lam ** (len(r) - 1)]
+        expected[b, t] = sum(w * a for w, a in zip(weights, n_step))
+    close(gae(rewards, values, mask, gamma, lam)[0], expected)
+
+
+def test_with_lambda_and_gamma_1_advantages_are_what_is_still_to_come_minus_values(ragged):
+    rewards, values, mask = ragged
+    to_come = (rewards * mask).flip(1).cumsum(1).flip(1)
+    advantages, returns = gae(rewards, values, mask, 1.0, 1.0)
+    close(advantages, (to_come - values) * mask)
+    close(returns, to_come * mask)
+
+
+def test_returns_are_advantages_plus_values(ragged):
+    rewards, values, mask = ragged
+    advantages, returns = gae(rewards, values, mask, 0.9, 0.8)
+    close(returns, (advantages + values) * mask)
+
+
+def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens(ragged):
+    x, _, mask = ragged
+    white = whiten(5 + 3 * x, mask, ENV)[mask]
+    close(white.mean(), 0.0)
+    close(white.var(unbiased=False), 1.0)
+
+
+def test_whitening_pays_no_attention_to_padding(ragged):
+    x, _, mask = ragged
+    white = whiten(x.masked_fill(~mask, 1e6), mask, ENV)
+    close(white, whiten(x.masked_fill(~mask, 0), mask, ENV))
+    assert (white[~mask] == 0).all()
+
+
+def test_whitening_is_a_shift_and_a_scale_by_the_biased_deviation(ragged):
+    x, _, mask = ragged
+    close(whiten(x, mask, ENV)[mask], (x[mask] - x[mask].mean()) / x[mask].std(unbiased=False))
+
+
+def test_equal_advantages_whiten_to_zero():
+    white = whiten(torch.full((2, 3), 7.0), torch.ones(2, 3, dtype=torch.bool), ENV)
+    close(white, torch.zeros(2, 3))
+
+
+def test_two_ranks_whiten_as_one_process_would(ragged):
+    x, _, mask = ragged
+    halves, numbers, meet = (slice(0, 2), slice(2, 8)), {}, threading.Barrier(2)
+
+    def rank(i, out):
+        def average(*values):
+            numbers[i] = values
+            meet.wait()
+            return [(a + b) / 2 for a, b in zip(numbers[0], numbers[1])]
+        out[i] = whiten(x[halves[i]], mask[halves[i]], SimpleNamespace(average=average))
+
+    out = {}
+    threads = [threading.Thread(target=rank, args=(i, out)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    close(torch.cat([out[0], out[1]]), whiten(x, mask, ENV))
+
+
+# ---------------------------------------------------------------------------------------------
+# losses
+
+@pytest.mark.parametrize("advantage, ratio, loss, slope", [
+    (1, 1.0, -1.0, -1.0),     # the slope of -ratio A in log p is itself
+    (1, 1.1, -1.1, -1.1),
+    (1, 1.5, -1.2, 0.0),      # good, and already likelier by more than a fifth: no further
+    (1, 0.5, -0.5, -0.5),     # good, but less likely than before: back
+    (-1, 0.9, 0.9, 0.9),
+    (-1, 0.5, 0.8, 0.0),      # bad, and already less likely by more than a fifth: no further
+    (-1, 1.5, 1.5, 1.5),      # bad, but likelier than before: back
+    (0, 1.5, 0.0, 0.0),
+])
+def test_the_policy_loss_is_clipped_where_ppo_says(advantage, ratio, loss, slope):
+    logp = torch.tensor([math.log(ratio) - 2], requires_grad=True)
+    old_logp, advantages = torch.tensor([-2.0]), torch.tensor([float(advantage)])
+    got, got_ratio, clipped = policy_loss(logp, old_logp, advantages, 0.2)
+    got.sum().backward()
+    close([got.item(), logp.grad.item(), got_ratio.item()], [loss, slope, ratio])
+    assert bool(clipped) == (abs(ratio - 1) > 0.2)
+
+
+@pytest.mark.parametrize("value, target, loss, slope", [
+    (1.1, 2.0, 0.5 * 0.9 ** 2, -0.9),     # within 0.2 of the old value, 1: half the squared error
+    (1.9, 2.0, 0.5 * 0.8 ** 2, 0.0),      # moved towards the target by more than that: no further
+    (0.5, 2.0, 0.5 * 1.5 ** 2, -1.5),     # moved away: back
+    (2.5, 1.9, 0.5 * 0.7 ** 2, 0.0),      # beyond the target, but the clipped 1.2 is as far off
+])
+def test_the_value_loss_is_the_larger_of_clipped_and_unclipped(value, target, loss, slope):
+    values = torch.tensor([value], requires_grad=True)
+    got = value_loss(values, torch.tensor([1.0]), torch.tensor([target]), 0.2)
+    got.sum().backward()
+    close([got.item(), values.grad.item()], [loss, slope])
+
+
+@pytest.mark.parametrize("kl, factor", [
+    (6, 1), (6.6, 1 + 0.1 * 256 / 10000), (5.4, 1 - 0.1 * 256 / 10000),
+    (600, 1 + 0.2 * 256 / 10000), (0, 1 - 0.2 * 256 / 10000), (-3, 1 - 0.2 * 256 / 10000)])
+def test_beta_rises_above_the_target_kl_and_falls_below_it_by_a_fifth_at_most(kl, factor):
+    assert adapt(0.15, kl, 6, 256) == pytest.approx(0.15 * factor)
+
+
+def test_the_learning_rate_warms_up_for_one_iteration_and_falls_linearly():
+    config = Config(lr=1.0, steps=10)
+    assert [get_lr(step, config) for step in range(10)] == pytest.approx(
+        [0.5] + [1 - step / 10 for step in range(1, 10)])
+
+
+# ---------------------------------------------------------------------------------------------
+# scores
+
+PAIR = [[dict(role="user", content="Who?")], [dict(role="user", content="Where?")]], ["Ada", "here"]
+
+
+@pytest.mark.parametrize("scores", [[1.0], 1.0, [[1.0], [2.0]], [1, 2, 3], [], None, ["a", "b"],
+                                    [1.0, None], [[1.0, 2.0]]])
+def test_scores_that_are_not_one_number_per_answer_are_refused(scores):
+    with pytest.raises(ValueError, match="mine.py:f"):
+        check_scores(scores, *PAIR, "mine.py:f")
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_not_finite_is_refused_with_its_pair(bad):
+    with pytest.raises(ValueError, match="mine.py:f.*'Where\\?'.*'here'"):
+        check_scores([1.0, bad], *PAIR, "mine.py:f")
+
+
+@pytest.mark.parametrize("scores", [[1, 2], (1.0, 2.0), torch.tensor([1.0, 2.0]).double()])
+def test_good_scores_become_a_tensor_of_floats(scores):
+    close(check_scores(scores, *PAIR, "mine.py:f"), torch.tensor([1.0, 2.0]), atol=0)
+
+
+# ---------------------------------------------------------------------------------------------
+# log-probabilities
+
+def test_the_mask_covers_the_response_with_its_end_and_nothing_else():
+    idx, _ = right_pad([p + r for p, r in zip(PROMPTS, RESPONSES)], 0, "cpu")
+    mask = response_mask(PROMPTS, RESPONSES, "cpu")
+    assert mask.shape == (4, idx.size(1) - 1)
+    for row, row_mask, response in zip(idx, mask, RESPONSES):
+        assert row[1:][row_mask].tolist() == response
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_log_probs_are_those_of_a_softmax_token_by_token(model, temperature):
+    idx, _ = right_pad([p + r for p, r in zip(PROMPTS, RESPONSES)], 0, "cpu")
+    logp, entropy = log_probs(model, idx, response_mask(PROMPTS, RESPONSES, "cpu"), temperature)
+    expected = []
+    for prompt, response in zip(PROMPTS, RESPONSES):
+        for t, token in enumerate(response):
+            logits = model(torch.tensor([prompt + response[:t]]))[0][0, -1].tolist()
+            weights = [math.exp(x / temperature) for x in logits]
+            p = [w / sum(weights) for w in weights]
+            expected.append((math.log(p[token]), -sum(q * math.log(q) for q in p)))
+    close(torch.stack([logp, entropy], 1), torch.tensor(expected))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_answers_are_sampled_from_the_distribution_that_log_probs_computes(model, temperature):
+    n, config = 4000, Config(max_new_tokens=1, temperature=temperature)
+    tok = SimpleNamespace(pad=0, end=1)
+    ENV.seed(0)
+    answers = rollout(model, tok, [PROMPTS[1]] * n, ENV, config)
+    seen = torch.bincount(torch.tensor(answers).flatten(), minlength=V) / n
+    every = [[t] for t in range(V)]
+    idx, _ = right_pad([PROMPTS[1] + r for r in every], 0, "cpu")
+    logp, _ = log_probs(model, idx, response_mask([PROMPTS[1]] * V, every, "cpu"), temperature)
+    assert logp.exp().sum().item() == pytest.approx(1, abs=1e-5)
+    assert (seen - logp.exp()).abs().sum() / 2 < 0.05        # the distance expected by chance: 0.02
+
+
+def test_answers_are_cut_behind_their_end(model):
+    tok, config = SimpleNamespace(pad=0, end=1), Config(max_new_tokens=8)
+    answers = rollout(model, tok, PROMPTS * 50, ENV, config)
+    assert {a.index(1) == len(a) - 1 if 1 in a else len(a) == 8 for a in answers} == {True}
+    assert len({len(a) for a in answers}) > 1
+
+
+def test_the_mean_log_ratio_is_the_kl_and_k3_is_never_negative():
+    p, q = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.2, 0.3, 0.1, 0.4])
+    kl = (p * (p / q).log()).sum()
+    _, ratio, _ = policy_loss(q.log(), p.log(), torch.ones(4), 0.2)
+    k1, k3 = p.log() - q.log(), ratio - 1 - (q.log() - p.log())      # of each token sampled from p
+    close((p * k1).sum(), kl)
+    close((p * k3).sum(), kl)
+    assert k1.min() < 0 <= k3.min()
+
+
+# ---------------------------------------------------------------------------------------------
+# a bandit whose answer is known
+
+def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
+    """It is p(answer) ~ p_ref(answer) exp(score / beta). Answers are <end>, or a token and another,
+    so there are 21 of them and all probabilities can be written down."""
+    vocab, end, beta, n = 5, 4, 0.5, 256
+    answers = [[end]] + [[a, b] for a in range(end) for b in range(vocab)]
+    config = Config(max_new_tokens=2, steps=80, lr=4e-3)
+    size = GPTConfig(block_size=4, vocab_size=vocab, n_layer=1, n_head=1, n_kv_head=1, n_embd=32,
+                     n_hidden=64, tied=False)
+    policy, critic, reference = GPT(size), ScalarGPT(size), loud(GPT(size))
+    policy.load_state_dict(reference.state_dict())
+    torch.manual_seed(0)
+    score = {tuple(a): s for a, s in zip(answers, torch.randn(len(answers)).tolist())}
+
+    def per_token(model, answers):
+        idx, last = right_pad([[0] + a for a in answers], 0, "cpu")
+        mask = response_mask([[0]] * len(answers), answers, "cpu")
+        logp = torch.zeros(mask.shape)
+        logp[mask] = log_probs(model, idx, mask, 1.0)[0]
+        return idx, mask, last - 1, logp
+
+    def distance():
+        return (per_token(policy, answers)[3].sum(1).exp() - best).abs().sum().item() / 2
+
+    with torch.no_grad():
+        log_ref = per_token(reference, answers)[3].sum(1)
+        best = (log_ref + torch.tensor([score[tuple(a)] for a in answers]) / beta).softmax(0)
+        assert log_ref.exp().sum().item() == pytest.approx(1, abs=1e-5)
+        assert distance() > 0.3
+    optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], eps=1e-5)
+    for step in range(config.steps):
+        optimizer.param_groups[0]["lr"] = get_lr(step, config)
+        said = rollout(policy, SimpleNamespace(pad=0, end=end), [[0]] * n, ENV, config)
+        with torch.no_grad():
+            idx, mask, last, old_logp = per_token(policy, said)
+            rewards = -beta * (old_logp - per_token(reference, said)[3])
+            rewards[torch.arange(n), last] += torch.tensor([score[tuple(a)] for a in said])
+            old_values = critic(idx[:, :-1]) * mask
+            advantages, returns = gae(rewards, old_values, mask, config.gamma, config.lam)
+            advantages = whiten(advantages, mask, ENV)
+        for part in [*torch.randperm(n).split(128), *torch.randperm(n).split(128)]:
+            m = mask[part]
+            logp, _ = log_probs(policy, idx[part], m, 1.0)
+            values = critic(idx[part, :-1])[m]
+            pg, _, _ = policy_loss(logp, old_logp[part][m], advantages[part][m], config.clip)
+            vf = value_loss(values, old_values[part][m], returns[part][m], config.clip_value)
+            optimizer.zero_grad()
+            (pg.mean() + vf.mean()).backward()
+            optimizer.step()
+    with torch.no_grad():
+        assert distance() < 0.03                      # total variation; 0.01 with most seeds
+
+
+# ---------------------------------------------------------------------------------------------
+# the script
+
+SCRIPT = rlhf_ppo.__file__
+SMALL = ("--data=prompts.jsonl --init=sft.pt --watch= --text= --ptx_coef=0 --steps=2 "
+         "--batch_size=16 --minibatch=8 --micro_batch=4 --max_new_tokens=20 --eval_every=1 "
+         "--n_eval=4 --debug=true")
+REWARDS = """
+def length(prompts, responses): return [len(r) / 10 for r in responses]
+def one(prompts, responses): return [1.0] * len(responses)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    """Prompts of many lengths, a policy that ends two of five answers, a reward model, and a reward
+    function."""
+    folder, rng, rows, held_out = tmp_path_factory.mktemp("ppo"), random.Random(0), [], 0
+    while held_out < 4 or len(rows) < 40:
+        text = "".join(rng.choices("What is Ada's cat? ", k=rng.randint(1, 24)))
+        mine = is_held_out([dict(role="user", content=text)])
+        if (mine and held_out < 4) or (not mine and len(rows) - held_out < 36):
+            rows.append(dict(prompt=text))
+            held_out += mine
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "mine.py").write_text(REWARDS)
+    config = GPTConfig(block_size=64, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_embd=32,
+                       n_hidden=64, tied=False)
+    policy = loud(GPT(config))
+    with torch.no_grad():
+        policy.lm_head.weight[tiny_tokenizer.end] *= 1.5
+    for stage, model in (("sft", policy), ("reward", loud(ScalarGPT(config)))):
+        save_checkpoint(folder / f"{stage}.pt", stage=stage, step=1, metrics={}, model=model,
+                        model_config=config, tokenizer=tiny_tokenizer, config=Config(), history=[],
+                        lm=False)
+    return folder
+
+
+def run(folder, flags):
+    """Run rlhf_ppo.py in this process: its log of training, and that of evaluation."""
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [SCRIPT, *f"{SMALL} {flags} --out=ppo.pt --fresh".split()])
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        try:
+            runpy.run_path(SCRIPT, run_name="__main__")
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
+    lines = [json.loads(line) for line in (folder / "ppo.jsonl").read_text().splitlines()]
+    return [s for s in lines if "split" not in s], [s for s in lines if "split" in s]
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-7), ("bfloat16", 1e-4)])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_before_an_update_all_ratios_are_1_and_the_kl_is_0(folder, dtype, tolerance, temperature):
+    """At --lr=0 no update changes anything. The answers are scored in batches sorted and cropped by
+    length, and trained on in others. approxkl is half the mean square of log(ratio)."""
+    train, held_out = run(folder, f"--reward=mine.py:length --lr=0 --dtype={dtype} "
+                                  f"--temperature={temperature}")
+    for line in train:
+        assert line["ppo/policy/approxkl"] == pytest.approx(0, abs=tolerance)
+        assert line["ppo/val/ratio"] == pytest.approx(1, abs=math.sqrt(2 * tolerance))
+        assert line["ppo/policy/clipfrac"] == 0
+    assert [line["objective/kl"] for line in train] == [0, 0]
+    assert [line["kl"] for line in held_out] == [0, 0, 0]
+
+
+def test_an_answer_without_an_end_costs_what_missing_end_says(folder):
+    train, held_out = run(folder, "--reward=mine.py:one --missing_end=3")
+    for line in train:
+        assert 0 < line["ended"] < 1
+        assert line["objective/score"] == pytest.approx(1 - 3 * (1 - line["ended"]))
+    assert held_out[0]["score"] == pytest.approx(1 - 3 * (1 - held_out[0]["ended"]))
+
+
+def test_what_ppo_maximises_is_the_score_minus_beta_times_the_kl(folder):
+    train, _ = run(folder, "--reward=reward.pt --kl_coef=0.3 --lr=1e-3 --steps=4")
+    assert train[-1]["objective/kl"] != 0
+    for line in train:
+        assert line["objective/rlhf_reward"] == pytest.approx(
+            line["objective/score"] - 0.3 * line["objective/kl"], abs=1e-4)
+
+
+def test_the_approximate_kl_of_an_update_is_never_negative(folder):
+    train, _ = run(folder, "--reward=reward.pt --lr=3e-3 --steps=4")
+    assert all(line["ppo/policy/approxkl"] > -1e-7 for line in train)
+    assert train[-1]["ppo/policy/approxkl"] > 1e-7
+
+
+def test_the_epochs_end_when_the_policy_has_moved_too_far(folder):
+    train, _ = run(folder, "--reward=reward.pt --lr=1e-2 --epochs=10 --max_kl=0.01 --steps=4")
+    assert 1 <= train[-1]["updates"] < 20
+
+
+def test_a_prompt_that_just_fits_may_get_an_answer_without_an_end(folder, tiny_tokenizer):
+    """Together they fill the model's context; the reward model still reads an end behind them."""
+    asked, length = [], 64 - 30
+    for k in range(10 ** 6):
+        text = f"What is {k} + 12?" + " Ada" * (k % 25)
+        if len(tiny_tokenizer.encode_chat(text, reply=True)[0]) == length:
+            asked.append(text)
+        if len(asked) == 200:
+            break
+    (folder / "fit.jsonl").write_text("".join(json.dumps(dict(prompt=t)) + "\n" for t in asked))
+    train, _ = run(folder, "--data=fit.jsonl --reward=reward.pt --max_new_tokens=30")
+    assert train[0]["ended"] < 1

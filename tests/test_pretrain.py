@@ -1,0 +1,85 @@
+import math
+from collections import defaultdict
+
+import pytest
+import torch
+
+from common import Setup
+from model import GPT, GPTConfig
+from pretrain import Config, evaluate, get_lr, show_sample
+
+ENV = Setup(Config(device="cpu", dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=64, vocab_size=tiny_tokenizer.vocab_size, n_layer=1,
+                          n_embd=32))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    return model
+
+
+def test_the_learning_rate_rises_linearly_to_its_peak():
+    config = Config(lr=2.0, warmup=10, steps=100)
+    assert [get_lr(step, config) for step in range(11)] == pytest.approx(
+        [0.2 * step for step in range(1, 11)] + [2.0])
+
+
+def test_the_learning_rate_then_falls_like_half_a_cosine():
+    config = Config(lr=2.0, warmup=10, steps=110)
+    rates = [get_lr(step, config) for step in range(10, 111)]
+    floor = rates[-1]
+    assert 0 < floor <= 0.2 and rates == sorted(rates, reverse=True)
+    for done, rate in zip(range(101), rates):
+        half_cosine = (1 + math.cos(math.pi * done / 100)) / 2
+        assert rate == pytest.approx(floor + (2 - floor) * half_cosine)
+
+
+def test_the_learning_rate_without_warmup_starts_at_its_peak():
+    assert get_lr(0, Config(lr=2.0, warmup=0, steps=10)) == 2
+
+
+def test_a_run_that_ends_in_its_warmup_has_a_learning_rate():
+    assert [get_lr(step, Config(lr=1.0, warmup=100, steps=2)) for step in range(2)] == [0.01, 0.02]
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_tokenizer):
+    """Seven rows of random tokens from three sources; a third of the targets do not count."""
+    torch.manual_seed(1)
+    x, y = torch.randint(0, tiny_tokenizer.vocab_size, (2, 7, 20))
+    source = torch.randint(0, 3, (7, 20))
+    return x, y.masked_fill(torch.rand(7, 20) < 0.3, -1), source
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 7, 50])
+def test_evaluation_equals_a_loop_over_tokens(model, rows, micro_batch):
+    nats = defaultdict(list)
+    for x, y, source in zip(*rows):
+        with torch.no_grad():
+            logp = model.eval()(x[None])[0][0].log_softmax(-1)
+        for t in range(20):
+            if y[t] >= 0:
+                nats[source[t].item()].append(-logp[t, y[t]].item())
+    loss, by_source = evaluate(model, rows, 3, micro_batch, ENV)
+    every = sum(nats.values(), [])
+    assert loss.item() == pytest.approx(sum(every) / len(every), rel=1e-5)
+    means = [sum(nats[s]) / len(nats[s]) for s in range(3)]
+    assert by_source.tolist() == pytest.approx(means, rel=1e-5)
+
+
+def test_evaluation_switches_dropout_off_and_on_again(rows, tiny_tokenizer):
+    model = GPT(GPTConfig(block_size=64, vocab_size=tiny_tokenizer.vocab_size, n_layer=1, n_embd=32,
+                          dropout=0.5)).train()
+    first, second = (evaluate(model, rows, 3, 4, ENV)[0].item() for _ in range(2))
+    assert first == second and model.training
+
+
+def test_a_sample_is_the_same_whatever_random_numbers_came_before(model, tiny_tokenizer):
+    torch.manual_seed(5)
+    first = show_sample(model, tiny_tokenizer, ENV)
+    torch.rand(7)
+    assert show_sample(model, tiny_tokenizer, ENV) == first and model.training

@@ -1,0 +1,218 @@
+import math
+import random
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+
+from common import Setup
+from model import GPTConfig, ScalarGPT
+from reward import (Config, encode_answer, evaluate, get_lr, ranking_loss, right_pad, score,
+                    score_all)
+from tokenizer import SPECIALS
+
+ENV = Setup(Config(device="cpu", dtype="float32"))
+QUESTION = [dict(role="user", content="What is 12 + 30?")]
+
+
+def loud(model, seed=0):
+    """Random weights far from their initial values, so that every token read matters."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3 if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else 1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "with a language model"])
+def model(request, tiny_tokenizer):
+    """As it is, and with the log-probabilities of a frozen language model beside the text."""
+    return loud(ScalarGPT(GPTConfig(block_size=24, vocab_size=tiny_tokenizer.vocab_size, n_layer=2,
+                                    n_embd=32, n_hidden=64), lm=request.param))
+
+
+@pytest.fixture(scope="module")
+def rows(tiny_tokenizer):
+    rng = random.Random(0)
+    return [[rng.randrange(256) for _ in range(n)] for n in (3, 24, 1, 10, 17, 2, 10)]
+
+
+# ---------------------------------------------------------------------------------------------
+# the loss
+
+RANKINGS = [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 0, 1], [0, 1, 1, 2],
+            [0, 0, 1, 1, 1], [2, 0, 1]]
+
+
+@pytest.mark.parametrize("ranks", RANKINGS)
+def test_the_loss_is_the_mean_over_all_pairs_of_a_prompt(ranks):
+    scores = torch.randn(len(ranks), generator=torch.Generator().manual_seed(0)) * 3
+    losses = []
+    for i, j in combinations(range(len(ranks)), 2):
+        if ranks[i] != ranks[j]:                      # tied answers are no pair
+            better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
+            p = 1 / (1 + math.exp(-(scores[better].item() - scores[worse].item())))
+            losses.append(-math.log(p))
+    got = ranking_loss(scores, torch.tensor(ranks)).item()
+    assert got == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("ranks", RANKINGS)
+def test_the_gradient_of_the_loss_is_that_of_finite_differences(ranks):
+    scores = torch.randn(len(ranks), generator=torch.Generator().manual_seed(1)).double()
+    assert torch.autograd.gradcheck(lambda s: ranking_loss(s, torch.tensor(ranks)),
+                                    scores.requires_grad_())
+
+
+def test_the_worked_example():
+    assert ranking_loss(torch.tensor([1.0, 0.0]), torch.tensor([0, 1])).item() == pytest.approx(
+        math.log(1 + math.exp(-1)))
+
+
+def test_equal_scores_cost_log_2_however_many_they_are():
+    for k in (2, 5):
+        assert ranking_loss(torch.zeros(k), torch.arange(k)).item() == pytest.approx(math.log(2))
+
+
+def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more():
+    scores = torch.tensor([-500.0, 500.0], requires_grad=True)       # log(sigmoid(x)) is -inf here
+    loss = ranking_loss(scores, torch.tensor([0, 1]))
+    loss.backward()
+    assert loss.item() == 1000 and scores.grad.tolist() == [-1, 1]
+
+
+def test_the_learning_rate_warms_up_then_falls():
+    config = Config(lr=1.0, warmup=10, steps=100)
+    rates = [get_lr(step, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == pytest.approx(1) and 0 < rates[-1] <= 0.11
+    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
+
+
+# ---------------------------------------------------------------------------------------------
+# scores
+
+def test_a_score_is_read_at_the_last_real_token(model, rows, tiny_tokenizer):
+    with torch.no_grad():
+        expected = torch.stack([model(torch.tensor([row]))[0, -1] for row in rows])
+        got = score(model, rows, tiny_tokenizer, ENV)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(model, rows, tiny_tokenizer):
+    with torch.no_grad():
+        together = score(model, rows, tiny_tokenizer, ENV)
+        other = score(model, rows[:1] + [[7] * 24] + rows[2:], tiny_tokenizer, ENV)
+    others = [i for i in range(len(rows)) if i != 1]
+    torch.testing.assert_close(together[others], other[others], rtol=0, atol=1e-6)
+    assert abs(together[1] - other[1]) > 1e-3
+
+
+def test_a_score_does_not_depend_on_what_pads(model, rows, tiny_tokenizer):
+    idx, last = right_pad(rows, tiny_tokenizer.pad, "cpu")
+    other, _ = right_pad(rows, 65, "cpu")
+    at = torch.arange(len(rows)), last
+    assert not torch.equal(idx, other)
+    with torch.no_grad():
+        torch.testing.assert_close(model(idx)[at], model(other)[at], rtol=0, atol=1e-6)
+
+
+def test_a_score_depends_on_every_token_before_it(model, rows, tiny_tokenizer):
+    row = rows[3]
+    changed = [row[:i] + [(row[i] + 1) % 256] + row[i + 1:] for i in range(len(row))]
+    with torch.no_grad():
+        first, *others = score(model, [row] + changed, tiny_tokenizer, ENV).tolist()
+    assert min(abs(first - other) for other in others) > 1e-4
+
+
+def test_many_scores_come_back_in_the_order_of_their_rows(model, rows, tiny_tokenizer):
+    many = [row[:k] for row in rows for k in range(1, len(row) + 1)]
+    with torch.no_grad():
+        expected = torch.cat([score(model, [row], tiny_tokenizer, ENV) for row in many])
+    torch.testing.assert_close(score_all(model, many, tiny_tokenizer, ENV, batch_size=5), expected,
+                               rtol=0, atol=1e-5)
+
+
+def test_right_padding_keeps_the_rows_and_tells_where_they_end(rows):
+    idx, last = right_pad(rows, -7, "cpu")
+    assert [line[:end + 1] for line, end in zip(idx.tolist(), last.tolist())] == rows
+    assert (idx == -7).sum() == idx.numel() - sum(map(len, rows))
+
+
+# ---------------------------------------------------------------------------------------------
+# the sequence that is scored
+
+def test_an_answer_is_encoded_as_the_dialogue_that_the_chat_format_makes(tiny_tokenizer):
+    dialogue = QUESTION + [dict(role="assistant", content="12 + 30 = 42.")]
+    assert encode_answer(tiny_tokenizer, QUESTION, "12 + 30 = 42.", 100) == \
+        tiny_tokenizer.encode_chat(dialogue)[0]
+
+
+@pytest.mark.parametrize("words", [0, 1, 5, 20, 100])
+@pytest.mark.parametrize("asked", [1, 5, 20, 100])
+@pytest.mark.parametrize("T", [8, 16, 33])
+def test_whatever_is_cut_the_answers_start_and_the_end_remain(tiny_tokenizer, asked, words, T):
+    prompt, response = [dict(role="user", content="What? " * asked)], "Ada has a cat. " * words
+    ids = encode_answer(tiny_tokenizer, prompt, response, T)
+    question, _ = tiny_tokenizer.encode_chat(prompt, reply=True)
+    answer = tiny_tokenizer.encode(response)
+    opened = len(ids) - 1 - ids[::-1].index(tiny_tokenizer.assistant)
+    kept = ids[opened + 1:-1]
+    assert len(ids) <= T and ids[-1] == tiny_tokenizer.end
+    assert kept == answer[:len(kept)] and ids[:opened + 1] == question[-opened - 1:]
+    assert len(kept) == len(answer) or len(kept) >= T // 2 - 1
+    if len(question) + len(answer) + 1 <= T:
+        assert ids == question + answer + [tiny_tokenizer.end]
+    else:
+        assert len(ids) == T                          # no more is cut than has to be
+
+
+def test_special_tokens_in_an_answer_are_only_text(tiny_tokenizer):
+    ids = encode_answer(tiny_tokenizer, QUESTION, "<|end|><|assistant|>" + "".join(SPECIALS), 1000)
+    assert ids.count(tiny_tokenizer.end) == 2 and ids.count(tiny_tokenizer.assistant) == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# evaluation
+
+def items(rng, graded):
+    """Prompts with two to four answers; the labeler's grades, if they are known."""
+    found = []
+    for k in (2, 3, 4, 2, 4):
+        grades = sorted((rng.choice([1.0, 2.5, 4.0, 6.0]) for _ in range(k)), reverse=True)
+        found.append(dict(ids=[rng.choices(range(256), k=rng.randint(2, 20)) for _ in range(k)],
+                          ranks=torch.tensor(sorted(rng.choices(range(3), k=k - 1)) + [3]),
+                          grades=torch.tensor(grades) if graded else None,
+                          noise=1.5 if graded else None))
+    return found
+
+
+def test_evaluation_equals_a_loop_over_prompts_and_pairs(model, tiny_tokenizer):
+    data, losses, right, allowed = items(random.Random(0), graded=True), [], [], []
+    for item in data:
+        with torch.no_grad():
+            scores = [score(model, [ids], tiny_tokenizer, ENV).item() for ids in item["ids"]]
+        mine, ranks, grades = [], item["ranks"].tolist(), item["grades"].tolist()
+        for i, j in combinations(range(len(ranks)), 2):
+            if ranks[i] < ranks[j]:
+                mine.append(math.log(1 + math.exp(scores[j] - scores[i])))
+                right.append(scores[i] > scores[j])
+                allowed.append(1 / (1 + math.exp(-abs(grades[i] - grades[j]) / 1.5)))
+        losses.append(np.mean(mine))
+    got = evaluate(model, data, tiny_tokenizer, ENV)
+    assert got == pytest.approx(dict(val_loss=np.mean(losses), val_accuracy=np.mean(right),
+                                     ceiling=np.mean(allowed)), rel=1e-4)
+
+
+def test_without_grades_no_ceiling_is_claimed(model, tiny_tokenizer):
+    data = items(random.Random(0), graded=False)
+    assert evaluate(model, data, tiny_tokenizer, ENV)["ceiling"] is None
+
+
+def test_a_model_that_gives_equal_scores_is_right_half_of_the_time(tiny_tokenizer):
+    class Constant(torch.nn.Module):
+        def forward(self, idx):
+            return torch.ones(idx.shape)
+    got = evaluate(Constant(), items(random.Random(0), graded=False), tiny_tokenizer, ENV)
+    assert got["val_accuracy"] == 0.5 and got["val_loss"] == pytest.approx(math.log(2))
