@@ -36,7 +36,7 @@ class Config:
     tokenizer: str = "out/tokenizer.json"
     init: str = ""                       # a checkpoint to continue from; "": random weights
     out: str = "out/pretrain.pt"         # its log and unfinished state stand beside it
-    steps: int = 2200                    # optimizer steps
+    steps: int = 2800                    # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
     lr: float = 6e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
@@ -48,7 +48,7 @@ class Config:
     n_head: int = 2
     n_embd: int = 128
     dropout: float = 0.0
-    eval_every: int = 550                # steps between evaluations
+    eval_every: int = 700                # steps between evaluations
     eval_rows: int = 256                 # held-out rows per evaluation
     seed: int = 0
     device: str = "auto"                 # auto: cuda, else cpu; mps when asked

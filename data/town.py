@@ -253,7 +253,7 @@ def stories(world, dice, a=None, l=None):
     return title + " ".join(dice.pick(part).format(**slots) for part in STORY)
 
 
-SOURCES = {encyclopedia: .34, forum: .39, arithmetic: .17, stories: .10}   # shares of documents
+SOURCES = {encyclopedia: .33, forum: .38, arithmetic: .19, stories: .10}   # shares of documents
 
 
 def pretraining_text(world, n_docs, seed):
