@@ -45,6 +45,7 @@ class Config:
     text: str = "data/town/pretrain"     # held-out text, for the alignment tax; "": none
     judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> dict; "": none
     out: str = "out/scoreboard.json"
+    report: str = "out/report.png"       # the curves of all stages; "": no picture
     n_prompts: int = 800
     best_of: int = 16                    # samples per prompt for best-of-n; 0: none
     ask: str = "sparrow asks:\n"         # how the pretraining text marks a question, and an answer:
@@ -196,7 +197,7 @@ def draw(folder, board, path):
 
     for ax, name, title in ((axes[0, 0], "pretrain", "1 pretraining: loss (nats per token)"),
                             (axes[0, 1], "sft", "2 supervised fine-tuning: loss")):
-        curve(ax, logs[name], "loss", label="training")
+        curve(ax, logs[name], "loss", label="training" + " (text too)" * (name == "sft"))
         curve(ax, logs[name], "val_loss", label="held out", marker="o")
         curve(ax, logs[name], "entropy", label="entropy of the text", linestyle="--", color="gray")
         ax.set(title=title, xlabel="step", yscale="log")
@@ -372,7 +373,8 @@ if __name__ == "__main__":
         if None not in unsure:
             lines.append(("known people called unknown", [f"{100 * u:.1f}%" for u in unsure]))
         lines.append(("grade, 1 to 7", [cell(n, "grade") for n in names]))
-        lines.append((f"win rate against {reference}", [cell(n, "win_rate") for n in names]))
+        if len(names) > 1:
+            lines.append((f"win rate against {reference}", [cell(n, "win_rate") for n in names]))
     for label, key, form in (("learned score", "score", "{:.2f}"),
                              ("KL from SFT (nats)", "kl", "{:.2f}"),
                              ("entropy (nats per token)", "entropy", "{:.2f}"),
@@ -401,5 +403,6 @@ if __name__ == "__main__":
     out = Path(config.out)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(board, indent=1, default=float))
-    draw(out.parent, board, out.parent / "report.png")
-    print(f"\nsaved {out} and {out.parent / 'report.png'}")
+    if config.report:
+        draw(out.parent, board, config.report)
+    print(f"\nsaved {out}" + (f" and {config.report}" if config.report else ""))

@@ -28,7 +28,8 @@ step "Stage 4, PPO: learn to write what the reward model likes" \
     python rlhf_ppo.py --init="$OUT/sft.pt" --reward="$OUT/reward.pt" --out="$OUT/ppo.pt"
 step "The scoreboard, on people and sums that no stage after pretraining has seen" \
     python evaluate.py --models="$OUT/pretrain.pt,$OUT/sft.pt,$OUT/ppo.pt" \
-    --reward="$OUT/reward.pt" --comparisons="$OUT/comparisons.jsonl" --out="$OUT/scoreboard.json"
+    --reward="$OUT/reward.pt" --comparisons="$OUT/comparisons.jsonl" --out="$OUT/scoreboard.json" \
+    --report="$OUT/report.png"
 step "One question, three models, and what the reward model thinks of the answers" \
     python chat.py --compare="$OUT/pretrain.pt,$OUT/sft.pt,$OUT/ppo.pt" \
     --reward="$OUT/reward.pt" --prompt="What is 12 + 7?"
