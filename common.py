@@ -8,10 +8,12 @@ import difflib
 import hashlib
 import inspect
 import json
+import math
 import os
 import signal
 import sys
 import time
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -53,7 +55,7 @@ def parse_config(Config, doc, argv=None):
             text = argv.pop(0) if following else "true"
         try:
             values[name] = parse_value(kind, text)
-        except ValueError:
+        except (ValueError, OverflowError):
             fail(f"--{name}={text} is not {'true or false' if kind is bool else kind.__name__}")
     config = Config(**values)
     sys.excepthook = sys.__excepthook__ if config.debug else one_line
@@ -65,8 +67,12 @@ def parse_value(kind, text):
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise ValueError
         return text.lower() in ("true", "1", "yes")
-    value = kind(float(text)) if kind is int and "e" in text else kind(text)    # --steps=2e3
-    if kind is float and value != value:
+    if kind is int and "e" in text:                   # --steps=2e3
+        if not float(text).is_integer():
+            raise ValueError
+        return int(float(text))
+    value = kind(text)
+    if kind is float and not math.isfinite(value):
         raise ValueError
     return value
 
@@ -216,7 +222,9 @@ def load_dict(path, maker):
     if not Path(path).is_file():
         fail(f"{path} is missing: `{maker}` makes it")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:          # torch raises whatever the broken bytes lead it to
         fail(f"{path} is damaged or not a checkpoint: delete it and run `{maker}` again")
     if not isinstance(loaded, dict):
@@ -228,17 +236,16 @@ def load_dict(path, maker):
 # a run: its log, and its state, from which the same command continues
 
 def fingerprint(path):
-    """Tells whether an input has changed: the size, first and last MiB of each file."""
+    """Tells whether an input has changed: a hash of the files' names and bytes."""
     digest = hashlib.sha256()
     for part in str(path).split(","):
         part = Path(part.strip())
         files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
         for file in (f for f in files if f.is_file()):
+            digest.update(f"{file.name} {file.stat().st_size} ".encode())
             with open(file, "rb") as f:
-                size = file.stat().st_size
-                digest.update(f"{file.name} {size} ".encode() + f.read(2**20))
-                f.seek(max(0, size - 2**20))
-                digest.update(f.read())
+                while block := f.read(2**20):
+                    digest.update(block)
     return digest.hexdigest()[:16]
 
 
@@ -317,7 +324,8 @@ class Run:
             self.saved = time.time()
         if self.interrupted:
             self.bar.close()
-            print(f"\nstopped after step {step}; the same command continues from here")
+            again = "the same command, without --fresh," if self.config.fresh else "the same command"
+            print(f"\nstopped after step {step}; {again} continues from here")
             raise SystemExit(130)
 
     def finish(self):
@@ -363,11 +371,11 @@ def number(value):
     if isinstance(value, str) or value is None:
         return str(value)
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= 10 * size:
-            return f"{value / size:5.1f}{letter}"
+        if abs(value) >= size * (10 if letter == "k" else 1):
+            return f"{value / size:.{1 if letter == 'k' else 2}f}{letter}"
     if isinstance(value, int):
         return f"{value:5d}"
-    return f"{value:.1e}" if 0 < abs(value) < 0.001 else f"{value:6.3f}"
+    return f"{value:.1e}" if 0 < abs(value) < 0.01 else f"{value:6.3f}"
 
 
 def clock(seconds):

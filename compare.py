@@ -99,6 +99,23 @@ def load_function(spec):
     return getattr(module, name)
 
 
+def check_scores(scores, prompts, responses, name):
+    """A reward of one's own must give one finite number per answer."""
+    try:
+        scores = torch.as_tensor(scores, dtype=torch.float32).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} gave {type(scores).__name__}, not numbers: {error}") from error
+    if scores.shape != (len(responses),):
+        raise ValueError(f"{name} gave scores of shape {tuple(scores.shape)} for {len(responses)} "
+                         f"responses; it should give one number each")
+    bad = torch.nonzero(~scores.isfinite()).flatten().tolist()
+    if bad:
+        raise ValueError(f"{name} gave {scores[bad[0]].item()} for the prompt "
+                         f"{prompts[bad[0]][-1]['content']!r} and the response "
+                         f"{responses[bad[0]]!r}")
+    return scores
+
+
 def agreement(differences, noise):
     """How often two labelers give a pair the same order: mean of p^2 + (1 - p)^2."""
     p = 1 / (1 + np.exp(-np.clip(differences / noise, -50, 50)))
@@ -164,7 +181,9 @@ if __name__ == "__main__":
     # label
 
     flat = [(r["prompt"], text) for r in rows for text in r["responses"]]
-    scores = iter(labeler([p for p, _ in flat], [t for _, t in flat]))
+    texts = [text for _, text in flat]
+    scores = labeler([prompt for prompt, _ in flat], texts)
+    scores = iter(check_scores(scores, [p for p, _ in flat], texts, config.labeler).tolist())
     for row in rows:
         row["grades"] = [next(scores) for _ in row["responses"]]
     gaps = np.array([a - b for r in rows for a, b in combinations(r["grades"], 2)])

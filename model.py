@@ -333,7 +333,7 @@ class ScalarGPT(nn.Module):
     @classmethod
     def load(cls, ckpt):
         """From what reward.py saved."""
-        model = cls(GPTConfig(**ckpt["model_config"]), lm=ckpt["lm"])
+        model = cls(GPTConfig(**ckpt["model_config"]), lm=ckpt.get("lm", False))
         model.load_state_dict(ckpt["model"])
         return model
 

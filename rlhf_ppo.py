@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from common import Run, Setup, fail, fingerprint, load_checkpoint, parse_config, save_checkpoint
-from compare import left_pad, load_function
+from compare import check_scores, left_pad, load_function
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
 from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
@@ -154,20 +154,6 @@ def adapt(kl_coef, kl, target, n, horizon=10000):
     return kl_coef * (1 + error * n / horizon)
 
 
-def check_scores(scores, prompts, responses, name):
-    """A reward of one's own must give one finite number per answer."""
-    scores = torch.as_tensor(scores, dtype=torch.float32).cpu()
-    if scores.shape != (len(responses),):
-        raise ValueError(f"{name} gave scores of shape {tuple(scores.shape)} for {len(responses)} "
-                         f"responses; it should give one number each")
-    bad = torch.nonzero(~scores.isfinite()).flatten().tolist()
-    if bad:
-        raise ValueError(f"{name} gave {scores[bad[0]].item()} for the prompt "
-                         f"{prompts[bad[0]][-1]['content']!r} and the response "
-                         f"{responses[bad[0]]!r}")
-    return scores
-
-
 def answer_text(tok, response):
     return tok.decode([i for i in response if i != tok.end])
 
@@ -257,7 +243,7 @@ if __name__ == "__main__":
             texts = [answer_text(tok, r) for r in responses]
             scores = check_scores(reward_function(prompts, texts), prompts, texts, config.reward)
         else:
-            whole = [row["ids"] + [t for t in r if t != tok.end] + [tok.end]
+            whole = [(row["ids"] + [t for t in r if t != tok.end] + [tok.end])[-T:]
                      for row, r in zip(rows, responses)]
             scores = score_all(reward, whole, tok, env)
         ended = torch.tensor([r[-1] == tok.end for r in responses])

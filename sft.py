@@ -139,7 +139,8 @@ def evaluate(model, dialogues, T, pad, micro_batch, env):
 def show_sample(model, tok, messages, env, n_tokens=64):
     """The greedy answer to a held-out prompt."""
     model.eval()
-    idx = torch.tensor([tok.encode_chat(messages, reply=True)[0]], device=env.device)
+    room = max(model.config.block_size - n_tokens, model.config.block_size // 2)
+    idx = torch.tensor([tok.encode_chat(messages, reply=True)[0][-room:]], device=env.device)
     with env.autocast():
         ids = model.generate(idx, n_tokens, temperature=0, stop=[tok.end])[0, idx.size(1):].tolist()
     model.train()
