@@ -341,11 +341,13 @@ class Run:
         self.env.close()
 
     def trim_log(self):
-        """Drop the lines that the resumed run is going to write again."""
+        """Drop the lines that the resumed run is going to write again: those of later steps, and
+        PPO's evaluation of held-out prompts at this one, which comes before the step."""
         kept = []
         if self.start and self.log_file.exists():
             lines = self.log_file.read_text().splitlines()
-            kept = [s for s in lines if s.endswith("}") and json.loads(s)["step"] <= self.start]
+            rows = [(s, json.loads(s)) for s in lines if s.endswith("}")]
+            kept = [s for s, r in rows if r["step"] + ("split" in r) <= self.start]
         self.log_file.write_text("".join(line + "\n" for line in kept))
 
     def log(self, step, values, **more):

@@ -149,7 +149,7 @@ if __name__ == "__main__":
     raw.to(env.device)
     model = env.compile(raw, config.compile)
     if env.ddp:
-        model = DDP(model)
+        model = DDP(model, broadcast_buffers=False)   # they are constants
     optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
                                   betas=(0.9, 0.95), fused=env.device.type != "mps")
     if run.state:
@@ -162,7 +162,8 @@ if __name__ == "__main__":
     # training loop
 
     micro_steps = B // micro_batch
-    clock, losses, metrics = time.time(), [], {}
+    clock, losses = time.time(), []
+    metrics = run.state["metrics"] if run.state else {}
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = get_lr(step, config)
@@ -215,7 +216,7 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # cleanup
 
-    for (source, value), low in zip(by_source.items(), floor):
+    for (source, value), low in zip(metrics["by_source"].items(), floor):
         known = f"   entropy {low:.3f}   {100 * (value / low - 1):+.1f}%" if low == low else ""
         print(f"{source:16} loss {value:.3f}{known}")
     run.finish()

@@ -194,7 +194,7 @@ if __name__ == "__main__":
     raw.to(env.device)
     model = env.compile(raw, config.compile)
     if env.ddp:
-        model = DDP(model)
+        model = DDP(model, broadcast_buffers=False)   # they are constants
     optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
                                   betas=(0.9, 0.95), fused=env.device.type != "mps")
     if run.state:
@@ -207,7 +207,8 @@ if __name__ == "__main__":
     # training loop
 
     micro_steps = B // micro_batch
-    clock, losses, metrics, n_tokens = time.time(), [], {}, 0
+    clock, losses, n_tokens = time.time(), [], 0
+    metrics = run.state["metrics"] if run.state else {}
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = get_lr(step, config)

@@ -35,8 +35,8 @@ CHAIN = {
     "sft": "--steps=90 --batch_size=4 --micro_batch=4 --warmup=10 --eval_every=30",
     "compare": f"--n_prompts=400 --max_new_tokens=24 --labeler={GRADE}",
     "reward": "--batch_size=8 --micro_batch=8 --warmup=5 --eval_every=20",
-    "rlhf_ppo": "--steps=6 --batch_size=64 --minibatch=32 --micro_batch=32 --max_new_tokens=24 "
-                f"--lr=1e-3 --n_eval=64 --eval_every=3 --watch={GRADE}",
+    "rlhf_ppo": "--steps=8 --batch_size=64 --minibatch=32 --micro_batch=32 --max_new_tokens=24 "
+                f"--lr=1e-3 --ptx_coef=0.2 --n_eval=64 --eval_every=4 --watch={GRADE}",
 }
 
 
