@@ -6,7 +6,7 @@ writes  out/sft.pt
     loss = -1/N sum_t mask_t log p(x_t | x_<t)     mask: 1 on the assistant's words and their end
 
 The user's words are read but not learned. A quarter of every batch is pretraining text, without
-which the model forgets what it knew (the loss on that text rises fourfold on the town).
+which the model forgets what it knew (try --ptx=0).
 
 laptop   python sft.py
 GPUs     torchrun --nproc_per_node=8 sft.py --batch_size=256
