@@ -208,6 +208,7 @@ def interrupted(self, *args, **kwargs):
             signal.raise_signal(signal.SIGINT)
 
 model.GPT.stream = interrupted
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a background job starts out deaf to it
 sys.argv[0] = "chat.py"
 runpy.run_path({!r}, run_name="__main__")
 """
