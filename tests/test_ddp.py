@@ -16,23 +16,28 @@ import torch
 
 from common import save_checkpoint
 from data.formats import is_held_out
-from model import GPT, GPTConfig, ScalarGPT
+from model import GPT, GPTConfig, ScalarGPT, sample
 from pretrain import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 
 # Runs a stage, then keeps what this process ended with, and the last batch that it trained on.
+# Sampling takes the likeliest token, so that PPO's answers don't depend on who gives them.
 WRAPPER = """
 import os, runpy, sys, torch
 out, sys.argv = sys.argv[1], sys.argv[2:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import model
+model.sample = lambda logits, *options: logits.argmax(-1)
 end = runpy.run_path(sys.argv[0], run_name="__main__")
 weights = {f"{name} {key}": tensor for name in ("raw", "raw_critic") if name in end
            for key, tensor in end[name].state_dict().items()}
-batch = {name: end.get(name) for name in ("x", "y", "mine", "idx", "responses")}
+batch = {name: end.get(name) for name in ("x", "y", "mine", "idx", "mask")}
 torch.save((weights, batch), out + os.environ.get("RANK", "0"))
 """
 COMMON = "--steps=3 --lr=1e-3 --dtype=float32 --debug=true"
+PPO = ("--data=prompts.jsonl --init=init_sft.pt --reward=init_reward.pt --watch= --batch_size=32 "
+       "--minibatch=32 --micro_batch=2 --max_new_tokens=12")
 FLAGS = {
     # so few held-out rows, or prompts, that rank 1 has none of them to evaluate
     "pretrain": "--data=text.jsonl --tokenizer=tok.json --block_size=48 --n_layer=2 --n_embd=32 "
@@ -41,8 +46,8 @@ FLAGS = {
            "--warmup=1",
     "reward": "--data=comparisons.jsonl --demos=sft.jsonl --init=init_sft.pt --lm=init_sft.pt "
               "--batch_size=8 --micro_batch=2 --warmup=1",
-    "rlhf_ppo": "--data=prompts.jsonl --text=text.jsonl --init=init_sft.pt --reward=init_reward.pt "
-                "--watch= --batch_size=16 --minibatch=8 --micro_batch=2 --max_new_tokens=12",
+    "rlhf_ppo": f"{PPO} --text=text.jsonl",
+    "rlhf_ppo_without_text": f"{PPO} --ptx_coef=0",
 }
 
 
@@ -67,7 +72,7 @@ def write(path, rows):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokenizer):
-    """Data and random models. Answers are of very unequal lengths, as people's are."""
+    """Data and random models. Answers are of very unequal lengths: people's, and the model's."""
     folder, rng = tmp_path_factory.mktemp("ddp"), random.Random(0)
     train, val = questions(rng, 48, False), questions(rng, 3, True)
     write(folder / "text.jsonl", [dict(text=f"{i} {words(rng, 9)}") for i in range(200)])
@@ -81,8 +86,13 @@ def folder(tmp_path_factory, tiny_tokenizer):
     tiny_tokenizer.save(folder / "tok.json")
     torch.manual_seed(0)
     config = GPTConfig(block_size=48, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_embd=32,
-                       n_hidden=64)
-    for stage, model in (("sft", GPT(config)), ("reward", ScalarGPT(config))):
+                       n_hidden=64, tied=False)
+    policy, judge = GPT(config), ScalarGPT(config)
+    with torch.no_grad():
+        for p in [*policy.parameters(), *judge.parameters()]:
+            p.normal_(std=0.3 if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else 1)
+        policy.lm_head.weight[tiny_tokenizer.end] *= 4
+    for stage, model in (("sft", policy), ("reward", judge)):
         save_checkpoint(folder / f"init_{stage}.pt", stage=stage, step=1, metrics={}, model=model,
                         model_config=config, tokenizer=tiny_tokenizer, config=Config(), history=[],
                         lm=False)
@@ -97,7 +107,8 @@ def free_port():
 
 
 def arguments(stage, out):
-    return [out, str(ROOT / f"{stage}.py"), *f"{FLAGS[stage]} {COMMON} --out={out}.pt".split()]
+    script = ROOT / f"{stage.removesuffix('_without_text')}.py"
+    return [out, str(script), *f"{FLAGS[stage]} {COMMON} --out={out}.pt".split()]
 
 
 @pytest.fixture(scope="module", params=FLAGS)
@@ -127,7 +138,8 @@ def alone(folder, stage, out, *more):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["wrapper.py", *arguments(stage, out), *more])
-        patch.setattr(sys, "excepthook", sys.excepthook)
+        patch.setattr(sys, "excepthook", sys.excepthook)             # both are put back afterwards
+        patch.setattr("model.sample", sample)
         runpy.run_path("wrapper.py")
     signal.signal(signal.SIGINT, ctrl_c)
     return torch.load(folder / f"{out}0")
@@ -148,13 +160,13 @@ def test_the_ranks_trained_on_different_data(ranks):
     assert repr(first) != repr(second)
 
 
-@pytest.mark.parametrize("stage", ["sft"], indirect=True)
-def test_the_ranks_of_sft_held_different_numbers_of_supervised_tokens(ranks):
-    (_, first), (_, second) = ranks
-    assert (first["y"] >= 0).sum() != (second["y"] >= 0).sum()
+@pytest.mark.parametrize("stage", ["sft", "rlhf_ppo"], indirect=True)
+def test_the_ranks_held_different_numbers_of_tokens_that_count(ranks):
+    first, second = ((batch["y"] >= 0) if batch["mask"] is None else batch["mask"]
+                     for _, batch in ranks)
+    assert first.sum() != second.sum()
 
 
-@pytest.mark.parametrize("stage", ["pretrain", "sft", "reward"], indirect=True)
 def test_two_ranks_end_where_one_process_on_the_joined_batch_ends(ranks, one):
     for name, weights in one[0].items():
         torch.testing.assert_close(ranks[0][0][name], weights, rtol=1e-4, atol=1e-5)
