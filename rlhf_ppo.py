@@ -189,9 +189,10 @@ if __name__ == "__main__":
     rows = [row for row in rows if len(row["ids"]) <= room]
     train, val = ([r for r in rows if is_held_out(r["prompt"]) == side] for side in (False, True))
     val = val[:config.n_eval]
-    if len(train) < config.batch_size or not val:
+    if len(train) < config.batch_size or len(val) < env.world_size:
         fail(f"{config.data}: {len(train)} prompts of at most {room} tokens to train on and "
-             f"{len(val)} held out; at least {config.batch_size} and 1 are needed")
+             f"{len(val)} held out; at least {config.batch_size} and "
+             f"{env.world_size} are needed")
     rng, plan = np.random.default_rng(config.seed), []
     while len(plan) < config.steps * config.batch_size:
         plan += rng.permutation(len(train)).tolist()
@@ -365,7 +366,7 @@ if __name__ == "__main__":
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 updates += 1
-                recent = torch.stack(stats[-(mb // config.micro_batch or 1):]).sum(0).tolist()
+                recent = torch.stack(stats[-(-(-mb // config.micro_batch)):]).sum(0).tolist()
                 moved, n = env.average(recent[3], recent[5])
                 stop = moved / n > config.max_kl
                 if stop:
