@@ -324,8 +324,8 @@ class Run:
             self.saved = time.time()
         if self.interrupted:
             self.bar.close()
-            again = "the same command, without --fresh," if self.config.fresh else "the same command"
-            print(f"\nstopped after step {step}; {again} continues from here")
+            again = ", without --fresh," if self.config.fresh else ""
+            print(f"\nstopped after step {step}; the same command{again} continues from here")
             raise SystemExit(130)
 
     def finish(self):

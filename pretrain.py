@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from common import Run, Setup, fail, fingerprint, load_checkpoint, parse_config, save_checkpoint
+from common import Run, Setup, fail, load_checkpoint, parse_config, save_checkpoint
 from data.corpus import Corpus
 from model import GPT, STYLES, GPTConfig, optimizer_groups
 from tokenizer import Tokenizer
@@ -118,7 +118,7 @@ if __name__ == "__main__":
 
     ckpt = load_checkpoint(config.init, stage="pretrain") if config.init else None
     tok = Tokenizer.from_dict(ckpt["tokenizer"]) if ckpt else Tokenizer.load(config.tokenizer)
-    corpus = Corpus(config.data, tok, run.out.parent / "cache", fingerprint(config.data),
+    corpus = Corpus(config.data, tok, run.out.parent / "cache", run.inputs[config.data],
                     main=env.main, wait=env.barrier)
     T = config.block_size
     corpus.stream(config.steps * config.batch_size * T + 1, config.seed, config.mix)

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from common import Run, Setup, fail, fingerprint, load_checkpoint, parse_config, save_checkpoint
+from common import Run, Setup, fail, load_checkpoint, parse_config, save_checkpoint
 from compare import check_scores, left_pad, load_function
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
@@ -197,7 +197,7 @@ if __name__ == "__main__":
     while len(plan) < config.steps * config.batch_size:
         plan += rng.permutation(len(train)).tolist()
     if ptx:
-        corpus = Corpus(ptx, tok, run.out.parent / "cache", fingerprint(ptx), main=env.main,
+        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=env.main,
                         wait=env.barrier)
         n_updates = config.steps * config.epochs * (config.batch_size // config.minibatch)
         n_text = max(1, mb // 16)                     # rows of text per update and process

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from common import Run, Setup, fail, fingerprint, load_checkpoint, parse_config, save_checkpoint
+from common import Run, Setup, fail, load_checkpoint, parse_config, save_checkpoint
 from data.corpus import Corpus
 from data.formats import is_held_out, read_demonstrations
 from model import GPT, GPTConfig, optimizer_groups
@@ -82,7 +82,7 @@ def encode_dialogues(rows, tok, T):
 def pack(lengths, T, n_rows, rng):
     """Fill n_rows rows of T + 1 tokens with whole dialogues: a list of rows, each a list of
     indices. Every epoch is a new permutation; a dialogue goes into the first of a few open rows
-    that has room, which wastes about 5% where next-fit wastes 15%."""
+    that has room, which leaves about 5% of the town's rows empty."""
     rows, open_rows, order = [], [], []
     while len(rows) < n_rows:
         if not order:
@@ -182,7 +182,7 @@ if __name__ == "__main__":
     n_rows = config.steps * n_chat * env.world_size
     plan = pack(lengths, T, n_rows, np.random.default_rng(config.seed))
     if ptx:
-        corpus = Corpus(ptx, tok, run.out.parent / "cache", fingerprint(ptx), main=env.main,
+        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=env.main,
                         wait=env.barrier)
         corpus.stream(config.steps * n_text * env.world_size * T + 1, config.seed)
     filled = sum(lengths[i] for r in plan for i in r) / (len(plan) * (T + 1))

@@ -145,7 +145,6 @@ class Corpus:
             return (np.bincount(self.source[docs], nats, n)
                     / np.bincount(self.source[docs], self.lengths[docs], n))
 
-
     def shares(self, docs):
         """Each source's share of the tokens of these documents, (n_sources,)."""
         tokens = np.bincount(self.source[docs], self.lengths[docs], len(self.sources))
