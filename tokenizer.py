@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from heapq import heappop, heappush, heappushpop
+from itertools import islice
 from pathlib import Path
 
 import regex
@@ -146,7 +147,10 @@ class Tokenizer:
         if n_merges < 0:
             raise ValueError(f"vocab_size={vocab_size}: the least is {256 + len(SPECIALS)}")
         pattern = PATTERNS.get(pattern) or pattern + r"|[\s\S]"  # so that no character is lost
-        split, chunks = regex.compile(pattern).finditer, Counter()
+        try:
+            split, chunks = regex.compile(pattern).finditer, Counter()
+        except regex.error as error:
+            raise ValueError(f"pattern={pattern}: {error}") from None
         texts = [texts] if isinstance(texts, str) else texts
         for text in tqdm(texts, "splitting", disable=not progress):
             chunks.update(match[0] for match in split(text))
@@ -290,15 +294,18 @@ if __name__ == "__main__":
     from data.formats import read_texts
 
     config = parse_config(Config, __doc__)
+    if config.errors not in ("strict", "replace"):
+        fail(f"--errors={config.errors} is not strict or replace")
     if config.show or config.explain:
         if Path(config.out).exists():
             tok = Tokenizer.load(config.out)
         else:
             print(f"{config.out} is missing: these tokens were learned from tokenizer.py itself")
             tok = Tokenizer.train(Path(__file__).read_text(encoding="utf-8"), 768)
-        for i, id in enumerate(ids := tok.encode(config.show)):
-            print(f"\033[30;{46 - i % 2 * 3}m{tok.show(id)[1:-1]}\033[0m", end="")
-        print("", *ids)
+        if ids := tok.encode(config.show):
+            for i, id in enumerate(ids):
+                print(f"\033[30;{46 - i % 2 * 3}m{tok.show(id)[1:-1]}\033[0m", end="")
+            print("", *ids)
         for match in tok.split(clean(config.explain)):
             ids = [tok.byte_ids[byte] for byte in match[0].encode()]
             print(" bytes ", *map(tok.show, ids))
@@ -309,12 +316,15 @@ if __name__ == "__main__":
     elif config.data == Config.data and not Path("data/town").exists():
         fail("data/town is missing: `python data/town.py` makes it")
     else:
-        texts = [document.text for document in read_texts(config.data, config.errors)]
+        # The text is read twice rather than kept: it may be larger than the memory.
+        texts = (document.text for document in read_texts(config.data, config.errors))
         tok = Tokenizer.train(texts, config.vocab_size, config.pattern, sys.stderr.isatty())
         tok.save(config.out)
-        n_tokens = sum(map(len, tok.encode_batch(texts[::10])))
+        sample = [document.text for document
+                  in islice(read_texts(config.data, config.errors, Counter()), 0, None, 10)]
+        n_tokens = sum(map(len, tok.encode_batch(sample)))
         learned = [tok.show(id) for id in tok.merges.values()]
         print(f"vocabulary       {tok.vocab_size:,}, in {config.out}")
-        print(f"bytes per token  {len(''.join(texts[::10]).encode()) / n_tokens:.2f}")
+        print(f"bytes per token  {len(''.join(sample).encode()) / n_tokens:.2f}")
         print("first merges    ", *learned[:10])
         print("longest tokens  ", *sorted(learned, key=len)[:-11:-1])

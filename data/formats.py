@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SEPARATOR = "<|endoftext|>"
-LONGEST_DOCUMENT = 1 << 24  # characters; a longer document continues as the next one
+LONGEST_DOCUMENT = 1 << 20  # characters; a longer document continues as the next one
 LONGEST_LINE = 1 << 26  # no honest row is longer, and memory is finite
 ROLES = {"system": "system", "user": "user", "assistant": "assistant",
          "human": "user", "gpt": "assistant"}  # ShareGPT's names for them
