@@ -19,6 +19,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed.checkpoint import state_dict as whole_state
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from tqdm import tqdm
 
 
@@ -32,8 +34,9 @@ def fail(message):
 # ---------------------------------------------------------------------------------------------
 # flags: every field of a script's Config is --field=value, and the class itself is the help
 
-def parse_config(Config, doc, argv=None):
-    """Build Config from the command line; -h prints `doc` and the source of Config."""
+def parse_config(Config, doc, argv=None, words=""):
+    """Build Config from the command line; -h prints `doc` and the source of Config. words: the
+    field that takes what is no flag, joined by commas; otherwise such words are refused."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
         print(doc.strip() + "\n\nFlags are the fields of this class, as --field=value:\n")
@@ -41,6 +44,9 @@ def parse_config(Config, doc, argv=None):
         raise SystemExit(0)
     fields, values = {f.name: f for f in dataclasses.fields(Config)}, {}
     while argv:
+        if words and not argv[0].startswith("-"):
+            values[words] = ",".join(filter(None, [values.get(words), argv.pop(0)]))
+            continue
         flag, equals, text = argv.pop(0).partition("=")
         name = flag[2:].replace("-", "_")
         if not flag.startswith("--") or name not in fields:
@@ -106,7 +112,8 @@ class Setup:
             if device == "cuda":
                 device = f"cuda:{os.environ['LOCAL_RANK']}"
                 torch.cuda.set_device(device)
-            dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+            # tensors on the CPU, such as a flag to stop, travel by gloo
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
         self.device = torch.device(device)
         self.dtype = pick_dtype(config.dtype, self.device)
         if not self.main:
@@ -134,6 +141,34 @@ class Setup:
             return model
         return torch.compile(model)
 
+    def shard(self, model):
+        """FSDP2: split the weights, and with them gradients and optimizer state, among the ranks;
+        a layer's weights come together only while it computes."""
+        if not self.ddp:
+            fail("--fsdp=true needs torchrun")
+        for block in model.blocks:
+            fully_shard(block)
+        fully_shard(model)
+        register_fsdp_forward_method(model, "generate")
+
+    def peak_flops(self):
+        """Floating-point operations a second in a large matrix product, measured: MFU's 100%."""
+        n = 8192 if self.device.type == "cuda" else 1024
+        a, seconds = torch.randn(n, n, device=self.device, dtype=self.dtype), []
+        for _ in range(8):
+            start = time.perf_counter()
+            (a @ a)[0, 0].item()                      # waits for the GPU
+            seconds.append(time.perf_counter() - start)
+        return 2 * n**3 / min(seconds)
+
+    def any(self, *flags):
+        """Is a flag set on any rank? (Every rank must call it.)"""
+        if not self.ddp:
+            return flags
+        t = torch.tensor(flags, dtype=torch.int32)
+        dist.all_reduce(t, op=dist.ReduceOp.MAX)
+        return t.bool().tolist()
+
     def average(self, *values):
         """The mean over ranks of some numbers (every rank must call it)."""
         if not self.ddp:
@@ -156,6 +191,28 @@ class Setup:
     def close(self):
         if self.ddp:
             dist.destroy_process_group()
+
+
+class Whole:
+    """Saves and loads, as if it were in one piece, what Setup.shard has split: the model, or its
+    optimizer if that is given. (Every rank must call it.)"""
+
+    def __init__(self, model, optimizer=None):
+        self.model, self.optimizer = model, optimizer
+        self.options = whole_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+    def state_dict(self):
+        if self.optimizer is None:
+            return whole_state.get_model_state_dict(self.model, options=self.options)
+        return whole_state.get_optimizer_state_dict(self.model, self.optimizer,
+                                                    options=self.options)
+
+    def load_state_dict(self, state):
+        options = whole_state.StateDictOptions(full_state_dict=True)
+        if self.optimizer is None:
+            whole_state.set_model_state_dict(self.model, state, options=options)
+        else:
+            whole_state.set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
 
 
 def pick_dtype(name, device):
@@ -192,11 +249,13 @@ def atomic_save(obj, path):
 
 def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
                     **extra):
-    """model: a module; tokenizer: a Tokenizer; history: that of the checkpoint we started from."""
+    """model: a module or its state_dict; tokenizer: a Tokenizer; history: that of the checkpoint we
+    started from."""
     config = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("fresh", "debug")}
+    weights = model if isinstance(model, dict) else model.state_dict()
     atomic_save({
         "stage": stage, "step": step, "metrics": metrics,
-        "model": {k: v.detach().float().cpu() for k, v in model.state_dict().items()},
+        "model": {k: v.detach().float().cpu() for k, v in weights.items()},
         "model_config": dataclasses.asdict(model_config), "tokenizer": tokenizer.to_dict(),
         "config": config, "history": history + [dict(stage=stage, config=config, metrics=metrics)],
         **extra}, path)
@@ -318,9 +377,12 @@ class Run:
     def save_state(self, step, **state):
         """Call after every step: writes every 20 seconds, and after Ctrl-C, then stops."""
         self.bar.update(step - self.bar.n)
-        if self.env.main and (self.interrupted or time.time() - self.saved > self.seconds):
+        due = self.env.main and time.time() - self.saved > self.seconds
+        due, self.interrupted = self.env.any(due, self.interrupted)   # all stop at the same step
+        if due or self.interrupted:
             state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
-            atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
+            if self.env.main:
+                atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
             self.saved = time.time()
         if self.interrupted:
             self.bar.close()

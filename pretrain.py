@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from common import Run, Setup, fail, load_checkpoint, parse_config, save_checkpoint
+from common import Run, Setup, Whole, fail, load_checkpoint, parse_config, save_checkpoint
 from data.corpus import Corpus
 from model import GPT, STYLES, GPTConfig, optimizer_groups
 from tokenizer import Tokenizer
@@ -54,6 +54,7 @@ class Config:
     device: str = "auto"                 # auto: cuda, else cpu; mps when asked
     dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
     compile: str = "auto"                # auto: on GPUs
+    fsdp: bool = False                   # split weights and optimizer state among the processes
     fresh: bool = False                  # start over
     debug: bool = False                  # show tracebacks
 
@@ -74,8 +75,11 @@ def evaluate(model, rows, n_sources, micro_batch, env):
     """Held-out loss per source (nats per token): rows = x, y, source, each (R, T)."""
     model.eval()
     total = torch.zeros(2, n_sources, dtype=torch.float64)
-    for i in range(env.rank * micro_batch, len(rows[0]), env.world_size * micro_batch):
-        x, y, source = (r[i:i + micro_batch] for r in rows)
+    for i in range(0, len(rows[0]), env.world_size * micro_batch):
+        # all processes take equally many turns, which FSDP needs; rows past the end don't count
+        at = torch.arange(i + env.rank * micro_batch, i + (env.rank + 1) * micro_batch)
+        x, y, source = (r[at % len(r)] for r in rows)
+        y = y.masked_fill((at >= len(rows[1]))[:, None], -1)
         with env.autocast():
             _, loss = model(x.to(env.device), y.to(env.device), reduction="none")
         counted = y.flatten() >= 0
@@ -90,10 +94,10 @@ def evaluate(model, rows, n_sources, micro_batch, env):
 def show_sample(model, tok, env, n_tokens=48):
     """What the model writes by itself, starting from <|endoftext|>."""
     model.eval()
-    env.seed("sample")
-    idx = torch.tensor([[tok.eot]], device=env.device)
-    with env.autocast():
-        ids = model.generate(idx, n_tokens, temperature=0.8, stop=[tok.eot])[0, 1:].tolist()
+    idx, same = torch.tensor([[tok.eot]], device=env.device), torch.Generator(env.device)
+    with env.autocast():                              # every process draws the same tokens
+        ids = model.generate(idx, n_tokens, temperature=0.8, stop=[tok.eot],
+                             generator=same.manual_seed(0))[0, 1:].tolist()
     model.train()
     return " ".join(tok.decode([i for i in ids if i != tok.eot]).split())
 
@@ -147,16 +151,21 @@ if __name__ == "__main__":
             dropout=config.dropout, **STYLES[config.style])
         raw = GPT(model_config)
     raw.to(env.device)
-    model = env.compile(raw, config.compile)
-    if env.ddp:
-        model = DDP(model, broadcast_buffers=False)   # they are constants
+    if config.fsdp:
+        env.shard(raw)
+    compiled = env.compile(raw, config.compile)
+    model = DDP(compiled) if env.ddp and not config.fsdp else compiled
     optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
                                   betas=(0.9, 0.95), fused=env.device.type != "mps")
+    saved = dict(model=raw, optimizer=optimizer)
+    if config.fsdp:                                   # saved as if they were in one piece
+        saved = dict(model=Whole(raw), optimizer=Whole(raw, optimizer))
     if run.state:
-        raw.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
+        for name, part in saved.items():
+            part.load_state_dict(run.state[name])
     n_params = sum(p.numel() for p in raw.parameters())
     print(f"{n_params / 1e6:.2f}M parameters on {env.device} in {str(env.dtype)[6:]}")
+    peak = env.peak_flops()
 
     # -----------------------------------------------------------------------------------------
     # training loop
@@ -174,13 +183,16 @@ if __name__ == "__main__":
         for i in range(micro_steps):
             x, y = (r.contiguous() for r in (rows[:, :-1], rows[:, 1:]))
             x, y = (r[i * micro_batch:(i + 1) * micro_batch] for r in (x, y))
-            if env.ddp:
+            if config.fsdp:                           # gradients are reduced once per step
+                raw.set_requires_gradient_sync(i == micro_steps - 1)
+            elif env.ddp:
                 model.require_backward_grad_sync = i == micro_steps - 1
             with env.autocast():
                 _, loss = model(x, y)
             (loss / micro_steps).backward()
             losses.append(loss.detach())
         grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        grad_norm = grad_norm.full_tensor() if config.fsdp else grad_norm
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -189,11 +201,12 @@ if __name__ == "__main__":
             if not math.isfinite(loss):
                 fail(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
             speed = len(losses) * micro_batch * T * env.world_size / (time.time() - clock)
-            run.log(step + 1, dict(loss=loss, lr=get_lr(step, config),
-                                   grad_norm=grad_norm.item(), tokens_per_s=int(speed)))
+            mfu = speed * raw.flops_per_token(T) / (peak * env.world_size)
+            run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
+                                   tokens_per_s=int(speed), mfu=mfu))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            val, by_source = evaluate(model, val_rows, len(corpus.sources), micro_batch, env)
+            val, by_source = evaluate(compiled, val_rows, len(corpus.sources), micro_batch, env)
             metrics = dict(val_loss=val.item(),
                            bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
             if floor.sum() > 0:
@@ -203,14 +216,15 @@ if __name__ == "__main__":
             metrics = dict(metrics, by_source=by_source, entropy_by_source=floor.tolist())
             run.say(f"    sample: {show_sample(raw, tok, env)}")
             clock = time.time()
-        run.save_state(step + 1, model=raw, optimizer=optimizer, metrics=metrics)
+        run.save_state(step + 1, **saved, metrics=metrics)
 
     # -----------------------------------------------------------------------------------------
     # save
 
+    weights = saved["model"].state_dict()             # with FSDP, every process has a part of them
     if env.main:
-        save_checkpoint(config.out, stage="pretrain", step=config.steps, metrics=metrics, model=raw,
-                        model_config=model_config, tokenizer=tok, config=config,
+        save_checkpoint(config.out, stage="pretrain", step=config.steps, metrics=metrics,
+                        model=weights, model_config=model_config, tokenizer=tok, config=config,
                         history=ckpt["history"] if ckpt else [], run=run.identity())
 
     # -----------------------------------------------------------------------------------------

@@ -192,9 +192,8 @@ if __name__ == "__main__":
     if lm:
         raw.lm.load_state_dict(lm["model"])
     raw.to(env.device)
-    model = env.compile(raw, config.compile)
-    if env.ddp:
-        model = DDP(model, broadcast_buffers=False)   # they are constants
+    compiled = env.compile(raw, config.compile)
+    model = DDP(compiled) if env.ddp else compiled
     optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
                                   betas=(0.9, 0.95), fused=env.device.type != "mps")
     if run.state:
@@ -235,7 +234,7 @@ if __name__ == "__main__":
             loss, = env.average(torch.stack(losses).mean().item())
             if not math.isfinite(loss):
                 fail(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
-            speed, metrics = n_tokens / (time.time() - clock), evaluate(model, val, tok, env)
+            speed, metrics = n_tokens / (time.time() - clock), evaluate(compiled, val, tok, env)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
                                    tokens_per_s=int(speed), **metrics))
             clock, losses, n_tokens = time.time(), [], 0
@@ -250,7 +249,7 @@ if __name__ == "__main__":
         rows = [encode_answer(tok, prompt, response, T) for prompt, response in demos]
     else:
         rows = [r for item in train[:1000] for r in item["ids"]]
-    scores = score_all(model, rows, tok, env)
+    scores = score_all(compiled, rows, tok, env)
     normalisation = dict(mean=scores.mean().item(), std=scores.std().item())
     with torch.no_grad():                             # into the weights: it can't be forgotten
         raw.head.bias.sub_(normalisation["mean"]).div_(normalisation["std"])

@@ -224,8 +224,7 @@ if __name__ == "__main__":
     raw_critic.to(env.device)
     reference.requires_grad_(False)
     judge = load_function(config.watch) if config.watch else None
-    policy, critic = (DDP(m, broadcast_buffers=False) if env.ddp else m
-                      for m in (raw, raw_critic))
+    policy, critic = (DDP(m) if env.ddp else m for m in (raw, raw_critic))
     groups = optimizer_groups(raw, 0.0) + optimizer_groups(raw_critic, 0.0)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), eps=1e-5,
                                   fused=env.device.type != "mps")

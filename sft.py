@@ -198,9 +198,8 @@ if __name__ == "__main__":
     if config.init:
         raw.load_state_dict(ckpt["model"])
     raw.to(env.device)
-    model = env.compile(raw, config.compile)
-    if env.ddp:
-        model = DDP(model, broadcast_buffers=False)   # they are constants
+    compiled = env.compile(raw, config.compile)
+    model = DDP(compiled) if env.ddp else compiled
     optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
                                   betas=(0.9, 0.95), fused=env.device.type != "mps")
     if run.state:
@@ -252,7 +251,7 @@ if __name__ == "__main__":
                                    grad_norm=grad_norm.item(), tokens_per_s=int(speed)))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            val_loss, val_accuracy = evaluate(model, val, T, tok.pad, micro_batch, env)
+            val_loss, val_accuracy = evaluate(compiled, val, T, tok.pad, micro_batch, env)
             metrics = dict(val_loss=val_loss, val_token_accuracy=val_accuracy)
             run.log(step + 1, metrics)
             prompt = held_out[step // config.eval_every % len(held_out)]["messages"][:-1]

@@ -311,7 +311,7 @@ def test_a_copy_elsewhere_has_the_same_fingerprint(texts, tmp_path):
 # ---------------------------------------------------------------------------------------------
 # runs
 
-ENV = SimpleNamespace(main=True, world_size=1, close=lambda: None)
+ENV = SimpleNamespace(main=True, world_size=1, any=lambda *flags: flags, close=lambda: None)
 
 
 @pytest.fixture
@@ -430,7 +430,7 @@ def test_the_name_of_the_result_must_be_that_of_a_checkpoint(config, refused):
 
 
 def test_other_ranks_write_nothing(config):
-    run = start(config, SimpleNamespace(main=False, world_size=2, close=lambda: None))
+    run = start(config, SimpleNamespace(**{**vars(ENV), "main": False, "world_size": 2}))
     run.log(1, dict(loss=1.0))
     run.save_state(1, beta=0.1)
     assert not list(Path(config.out).parent.glob("*"))

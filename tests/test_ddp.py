@@ -35,6 +35,19 @@ weights = {f"{name} {key}": tensor for name in ("raw", "raw_critic") if name in 
 batch = {name: end.get(name) for name in ("x", "y", "mine", "idx", "mask")}
 torch.save((weights, batch), out + os.environ.get("RANK", "0"))
 """
+# Runs a stage that is stopped, as by Ctrl-C, after its second step.
+STOPPED = """
+import os, runpy, sys
+del sys.argv[:2]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+import common
+save_state = common.Run.save_state
+def stopping(run, step, **state):
+    run.interrupted = step == 2 and run.env.main      # one process alone hears it
+    save_state(run, step, **state)
+common.Run.save_state = stopping
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 COMMON = "--steps=3 --lr=1e-3 --dtype=float32 --debug=true"
 PPO = ("--data=prompts.jsonl --init=init_sft.pt --reward=init_reward.pt --watch= --batch_size=32 "
        "--minibatch=32 --micro_batch=2 --max_new_tokens=12")
@@ -97,6 +110,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
                         model_config=config, tokenizer=tiny_tokenizer, config=Config(), history=[],
                         lm=False)
     (folder / "wrapper.py").write_text(WRAPPER)
+    (folder / "stopped.py").write_text(STOPPED)
     return folder
 
 
@@ -116,19 +130,25 @@ def stage(request):
     return request.param
 
 
-@pytest.fixture(scope="module")
-def ranks(folder, stage):
-    """For each of two processes: its final weights, its last batch."""
+def two_processes(folder, wrapper, *arguments):
+    """The exit status, and what was printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               f"--master_port={free_port()}", "wrapper.py", *arguments(stage, f"two_{stage}")]
+               f"--master_port={free_port()}", wrapper, *arguments]
     process = subprocess.Popen(command, cwd=folder, env=dict(os.environ, OMP_NUM_THREADS="1"),
                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         printed, _ = process.communicate(timeout=60)
     except subprocess.TimeoutExpired:
         process.terminate()                           # torchrun then ends its workers
-        pytest.fail(f"{stage} hangs with two processes:\n{process.communicate()[0]}")
-    assert process.returncode == 0, printed
+        pytest.fail(f"two processes hang:\n{process.communicate()[0]}")
+    return process.returncode, printed
+
+
+@pytest.fixture(scope="module")
+def ranks(folder, stage):
+    """For each of two processes: its final weights, its last batch."""
+    status, printed = two_processes(folder, "wrapper.py", *arguments(stage, f"two_{stage}"))
+    assert status == 0, printed
     return [torch.load(folder / f"two_{stage}{rank}") for rank in range(2)]
 
 
@@ -176,3 +196,42 @@ def test_many_small_passes_end_where_one_big_pass_ends(folder, stage, one):
     big, _ = alone(folder, stage, f"big_{stage}", "--micro_batch=8")
     for name, weights in one[0].items():
         torch.testing.assert_close(big[name], weights, rtol=1e-4, atol=1e-5)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["model"]
+
+
+@pytest.mark.parametrize("fsdp", ["--fsdp=false", "--fsdp=true"])
+def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(folder, fsdp):
+    whole, cut = (["ignored", *arguments("pretrain", f"{name}{fsdp}")[1:], fsdp]
+                  for name in ("whole", "cut"))
+    assert two_processes(folder, "wrapper.py", *whole)[0] == 0
+    status, printed = two_processes(folder, "stopped.py", *cut)
+    assert status != 0 and "stopped after step 2" in printed
+    status, printed = two_processes(folder, "wrapper.py", *cut)
+    assert status == 0 and "resuming from 2 of 3" in printed
+    whole, cut = (weights(folder / f"{name}{fsdp}.pt") for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_fsdp_ends_where_one_process_ends(folder):
+    split = ["ignored", *arguments("pretrain", "fsdp")[1:], "--fsdp=true"]
+    status, printed = two_processes(folder, "wrapper.py", *split)
+    assert status == 0, printed
+    alone(folder, "pretrain", "fsdp_one")
+    split, one = (weights(folder / f"{name}.pt") for name in ("fsdp", "fsdp_one"))
+    for name in one:
+        torch.testing.assert_close(split[name], one[name], rtol=1e-4, atol=1e-5)
+
+
+def test_fsdp_keeps_a_part_of_the_optimizer_on_each_process(folder):
+    """Half of every matrix's rows: that is what it is for."""
+    (folder / "parts.py").write_text(WRAPPER.replace("weights = {", "weights = {0: sum(v.to_local()"
+        ".numel() for s in end['optimizer'].state.values() for v in s.values() if v.dim())}; _ = {"))
+    split = ["parts", *arguments("pretrain", "parts")[1:], "--fsdp=true"]
+    status, printed = two_processes(folder, "parts.py", *split)
+    assert status == 0, printed
+    n_weights = sum(w.numel() for w in weights(folder / "parts.pt").values())
+    parts = [torch.load(folder / f"parts{rank}")[0][0] for rank in range(2)]
+    assert sum(parts) >= 2 * (n_weights - 1000 * 32) and max(parts) < 0.6 * sum(parts)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, optimizer_groups, rotate, sample,
-                   token_logp)
+from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, optimizer_groups, rotary_angles,
+                   rotate, sample, token_logp)
 
 V = 40
 SIZES = {
@@ -124,39 +124,40 @@ def test_attention_equals_the_formula_written_as_loops(model):
             y[0, t, h * D:(h + 1) * D] = sum(math.exp(score) / total * value
                                              for score, value in zip(scores, values))
 
-    rope = (model.cos[:T], model.sin[:T]) if turns else None
+    rope = rotary_angles(torch.arange(T), model.config) if turns else None
     causal = torch.full((T, T), -math.inf).triu(1)
     close(attn(x, rope, causal, None), attn.proj(y))
 
 
 def test_rope_depends_on_relative_distance_only():
-    model = GPT(config("laptop"))
     q, k = torch.randn(2, 1, 1, 1, 16)
+    cos, sin = rotary_angles(torch.arange(24), config("laptop"))
 
     def score(m, n):
-        return (rotate(q, model.cos[m], model.sin[m]) * rotate(k, model.cos[n], model.sin[n])).sum()
+        return (rotate(q, cos[m], sin[m]) * rotate(k, cos[n], sin[n])).sum()
 
     close(score(3, 1), score(19, 17))
     assert abs(score(3, 1) - score(3, 2)) > 1e-3
 
 
 def test_rope_keeps_lengths_and_leaves_position_zero_alone():
-    model, x = GPT(config("laptop")), torch.randn(1, 1, 24, 16)
-    turned = rotate(x, model.cos, model.sin)
+    x = torch.randn(1, 1, 24, 16)
+    turned = rotate(x, *rotary_angles(torch.arange(24), config("laptop")))
     close(turned.norm(dim=-1), x.norm(dim=-1))
     close(turned[:, :, 0], x[:, :, 0], atol=0)
 
 
 def test_the_fused_kernel_gives_what_the_written_out_attention_gives(model, monkeypatch):
     idx, mask = pad_left(PROMPTS)
-    written = model(idx)[0], model(idx, mask=mask)[0]
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)   # take the GPU's branch
-    close(model(idx)[0], written[0])
-    close(model(idx, mask=mask)[0][mask.bool()], written[1][mask.bool()])
+    fused = model(idx)[0], model(idx, mask=mask)[0]
+    monkeypatch.setattr("model.FUSED", False)
+    close(model(idx)[0], fused[0])
+    close(model(idx, mask=mask)[0][mask.bool()], fused[1][mask.bool()])
 
 
-def test_the_fused_kernel_continues_from_the_cache(model, monkeypatch):
-    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+@pytest.mark.parametrize("fused", [True, False])
+def test_either_attention_continues_from_the_cache(model, monkeypatch, fused):
+    monkeypatch.setattr("model.FUSED", fused)
     idx = tokens(2, 12)
     cache = KVCache(model.config, 2, 12, idx.device, torch.float32)
     pieces = [model(piece, cache=cache)[0] for piece in idx.split((5, 4, 1, 2), dim=1)]
@@ -521,7 +522,7 @@ def test_a_state_dict_carries_the_model(style, model):
 @pytest.mark.parametrize("bad, message", [
     (dict(pos="alibi"), "pos='alibi' is not one of rope, learned"),
     (dict(norm="batch"), "norm='batch' is not one of rms, layer"),
-    (dict(mlp="relu"), "mlp='relu' is not one of swiglu, gelu"),
+    (dict(mlp="relu"), "mlp='relu' is not one of gelu, gelu_tanh, swiglu"),
     (dict(n_embd=100, n_head=3), "n_head=3 must divide n_embd=100"),
     (dict(n_embd=96, n_head=4, n_kv_head=3), "n_kv_head=3 must divide n_head"),
 ])
