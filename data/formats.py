@@ -66,11 +66,12 @@ def open_text(path, errors):
         raise DataError(f"{path}: {error.strerror}") from None
 
 
-def parse(text, place):
+def parse(text):
+    """The value, or the DataError that whoever asks for this row gets."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: [[[[[[...
-        raise DataError(f"{place}: not JSON: {error}".replace("line 1 column", "column")) from None
+        return DataError(f"not JSON: {error}".replace("line 1 column", "column"))
 
 
 def places_and_rows(path, errors):
@@ -80,14 +81,17 @@ def places_and_rows(path, errors):
             for number, text in enumerate(split_documents(file), 1):
                 yield f"{path}, document {number:,}", {"text": text}
         elif file.buffer.peek().lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            for number, row in enumerate(parse(file.read(), path), 1):
+            rows = parse(file.read())
+            if isinstance(rows, DataError):
+                raise DataError(f"{path}: {rows}")
+            for number, row in enumerate(rows, 1):
                 yield f"{path}, record {number:,}", row
         else:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
                 if len(line) == LONGEST_LINE:
                     raise DataError(f"{path}, line {number:,}: over {LONGEST_LINE:,} characters")
                 if line.strip():
-                    yield f"{path}, line {number:,}", parse(line, f"{path}, line {number:,}")
+                    yield f"{path}, line {number:,}", parse(line.rstrip())
 
 
 def split_documents(file):
@@ -103,18 +107,23 @@ def split_documents(file):
         yield rest.strip("\n")
 
 
-def read_rows(path, convert, dropped=None, errors="strict"):
-    """convert(row) for every row; one that it can't convert is dropped and counted, or refused."""
+def read_rows(path, convert, dropped=None, errors="strict", malformed=None):
+    """convert(row) for every row; one that it can't convert is dropped and counted, or refused.
+    data/check.py wants to see all that is refused, and gives a list for it: `malformed`."""
     total, reasons = 0, Counter()
     for total, (place, row) in enumerate(places_and_rows(path, errors), 1):
         try:
+            if isinstance(row, DataError):
+                raise row
             if not isinstance(row, dict):
                 raise DataError(f"a row must be an object {{...}}, not {row!r:.40}")
             yield convert({name: value for name, value in row.items() if value is not None})
         except Drop as reason:
             reasons[str(reason)] += 1
         except ValueError as reason:
-            raise DataError(f"{place}: {reason}") from None
+            if malformed is None:
+                raise DataError(f"{place}: {reason}") from None
+            malformed.append(f"{place}: {reason}")
 
     report = f"{path}: dropped {reasons.total():,} of {total:,} rows: "
     report += ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
