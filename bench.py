@@ -7,32 +7,41 @@ with the reason.
     python bench.py                                  # every race, against what is installed
     python bench.py --what=tokenizer --data=books/   # one of them, on your text
     python bench.py --peers=../peers                 # ../peers has clones of nanoGPT, minbpe, trl
+    python bench.py --what=recipe --peers=../peers --data=shakespeare.txt
 """
 
 import gc
-import importlib
-import os
-import resource
+import importlib.util
+import io
+import math
 import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
-from common import fail, parse_config
+import torch
+
+from common import Setup, fail, parse_config
 from data.formats import read_texts
+from model import STYLES, GPT, GPTConfig, optimizer_groups
 from tokenizer import GPT4, Tokenizer
 
 
 @dataclass
 class Config:
-    what: str = "tokenizer"          # tokenizer: which races, separated by commas
-    peers: str = ""                  # a folder with clones of the peers, under their own names
-    runs: int = 5                    # turns of each entrant
-    data: str = "data/town/pretrain" # text for the tokenizers, repeated to 5 MB
-    debug: bool = False              # show tracebacks
+    what: str = "tokenizer,train,recipe,sample"  # which races
+    peers: str = ""                    # a folder with clones of the peers, under their own names
+    runs: int = 5                      # turns of each entrant
+    data: str = "data/town/pretrain"   # text: for the tokenizers, and for the recipe
+    device: str = "auto"               # auto: cuda, else cpu
+    dtype: str = "auto"                # auto: bfloat16 where it is fast, else float32
+    compile: str = "auto"              # auto: on GPUs
+    debug: bool = False                # show tracebacks
 
 
 # ---------------------------------------------------------------------------------------------
@@ -62,6 +71,18 @@ def race(title, entrants, runs, amount=None, unit="s"):
     return {name: median(t) for name, t in times.items()}
 
 
+def peer(config, name, file):
+    """A module of a peer's clone, or the reason why there is none."""
+    path = Path(config.peers) / name / file
+    if not config.peers or not path.is_file():
+        return f"needs --peers=DIR with a clone of {name}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    with redirect_stdout(io.StringIO()):
+        spec.loader.exec_module(module)
+    return module
+
+
 def optional(package):
     """A package that may be missing, or the reason."""
     try:
@@ -78,6 +99,23 @@ def peak_memory(command):
     out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     unit = 1 if sys.platform == "darwin" else 1024
     return int(out.stdout) * unit if out.stdout.strip().isdigit() else fail(out.stdout.strip())
+
+
+def small(vocab_size, block_size, **more):
+    """The laptop's GPT and AdamW, as pretrain.py makes them."""
+    model = GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, **more))
+    return model, torch.optim.AdamW(optimizer_groups(model, 0.1), lr=6e-3, betas=(0.9, 0.95),
+                                    fused=True)
+
+
+def update(model, optimizers, x, y):
+    """A training step without the loop around it."""
+    _, loss = model(x, y)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -145,9 +183,117 @@ def tokenizer(config):
               f"memory at the peak, {peak / big.stat().st_size:.1f} x the text")
 
 
+# ---------------------------------------------------------------------------------------------
+# training
+
+def train(config):
+    """A training step of 16 rows of 256 tokens: 4 layers, 128 wide, 1,024 tokens."""
+    env = Setup(config)
+    x, y = torch.randint(1024, (2, 16, 256), device=env.device)
+
+    def step(model, optimizer, autocast):
+        with autocast:
+            update(model, [optimizer], x, y)
+
+    entrants = {}
+    for name, compiled in (("model.py", config.compile), ("model.py, compiled", "true")):
+        model, optimizer = small(1024, 256)
+        model = env.compile(model.to(env.device), compiled)
+        entrants[name] = partial(step, model, optimizer, env.autocast())
+    nano = peer(config, "nanoGPT", "model.py")
+    entrants["nanoGPT"] = nano
+    if not isinstance(nano, str):
+        with redirect_stdout(io.StringIO()):
+            model = nano.GPT(nano.GPTConfig(block_size=256, vocab_size=1024, n_layer=4, n_head=4,
+                                            n_embd=128, dropout=0.0, bias=False)).to(env.device)
+            optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), env.device.type)
+        entrants["nanoGPT"] = partial(step, model, optimizer, nullcontext())
+    n = 1024 if env.device.type == "cpu" else 8192
+    a = torch.randn(n, n, device=env.device)
+    work = small(1024, 256)[0].flops_per_token(256) * x.numel()
+    race("training, thousands of tokens a second", entrants, config.runs, x.numel() / 1e3, "k/s")
+    start = time.perf_counter()
+    for _ in range(5):
+        (a @ a).sum().item()
+    rate = 5 * 2 * n**3 / (time.perf_counter() - start)
+    print(f"    the matrix products alone: {rate / work * x.numel() / 1e3:.1f} k/s at the "
+          f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here in float32")
+
+
+def recipe(config):
+    """nanoGPT's CPU recipe, tiny Shakespeare by characters: time until the same validation loss."""
+    nano, path = peer(config, "nanoGPT", "model.py"), Path(config.data)
+    if isinstance(nano, str) or path.suffix != ".txt":
+        print("\nnanoGPT's recipe left out: it needs --peers=DIR with a clone of nanoGPT, and "
+              "--data=shakespeare.txt")
+        return
+    text, T = path.read_text(encoding="utf-8"), 64
+    chars = sorted(set(text))
+    ids = torch.tensor([chars.index(c) for c in text])
+    ids, val = ids[:int(0.9 * len(ids))], ids[int(0.9 * len(ids)):]
+    val = val[:(len(val) - 1) // T * T + 1]
+    val = val[:-1].view(-1, T), val[1:].view(-1, T)
+
+    @torch.no_grad()
+    def val_loss(model):
+        losses = [model(x, y)[1] * len(x) for x, y in zip(val[0].split(256), val[1].split(256))]
+        return (sum(losses) / len(val[0])).item()
+
+    def run(name, model, optimizers, lr, steps, rows):
+        """Warmup of a twentieth, cosine to a tenth; the time of all steps, and the loss."""
+        generator, seconds = torch.Generator().manual_seed(0), 0.0
+        for step in range(steps):
+            begin = torch.randint(len(ids) - T, (rows, 1), generator=generator)
+            batch = ids[begin + torch.arange(T + 1)]
+            start = time.perf_counter()
+            warm, done = (step + 1) / steps * 20, step / steps
+            for group in (g for o in optimizers for g in o.param_groups):
+                group["lr"] = lr * min(warm, 0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+            update(model, optimizers, batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+            seconds += time.perf_counter() - start
+        loss = val_loss(model)
+        print(f"    {name:34} {seconds:6.1f} s, {steps} steps of {rows} rows: loss {loss:.3f}")
+        return seconds
+
+    print("\nnanoGPT's recipe for a CPU, and ours, until about the same validation loss")
+    torch.manual_seed(0)
+    with redirect_stdout(io.StringIO()):
+        model = nano.GPT(nano.GPTConfig(block_size=T, vocab_size=len(chars), n_layer=4, n_head=4,
+                                        n_embd=128, dropout=0.0, bias=False))
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
+    theirs = run("nanoGPT", model, [optimizer], 1e-3, 2000, 12)
+    model = GPT(GPTConfig(vocab_size=len(chars), block_size=T))
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+    adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), betas=(0.9, 0.95),
+                              fused=True)
+    muon = torch.optim.Muon(matrices, weight_decay=0.1, ns_steps=3, adjust_lr_fn="match_rms_adamw")
+    ours = run("model.py, Muon", model, [adamw, muon], 1e-2, 270, 24)
+    print(f"    ours takes {ours / theirs:.2f} of its time")
+
+
+# ---------------------------------------------------------------------------------------------
+# sampling
+
+def sample(config):
+    """128 sequences of 48 tokens after 16, from one batch."""
+    transformers = optional("transformers")
+    model, _ = small(1024, 128)
+    model.eval()
+    idx = torch.randint(1024, (128, 16))
+    entrants = {"model.py": lambda: model.generate(idx, 48), "transformers, GPT-2": transformers}
+    if not isinstance(transformers, str):
+        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+            vocab_size=1024, n_positions=128, n_embd=128, n_layer=4, n_head=2,
+            bos_token_id=0, eos_token_id=None)).eval()
+        options = dict(max_new_tokens=48, do_sample=True, top_k=0, pad_token_id=0)
+        entrants["transformers, GPT-2"] = lambda: theirs.generate(
+            idx, attention_mask=torch.ones_like(idx), **options)
+    race("sampling, thousands of tokens a second", entrants, config.runs, 128 * 48 / 1e3, "k/s")
+
+
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    races = {"tokenizer": tokenizer}
+    races = dict(tokenizer=tokenizer, train=train, recipe=recipe, sample=sample)
     for name in config.what.split(","):
         if name not in races:
             fail(f"--what={name} is not one of {', '.join(races)}")

@@ -3,6 +3,7 @@
 Nothing here would be on a slide. Every loop, loss, batch and mask stands in its script.
 """
 
+import atexit
 import dataclasses
 import difflib
 import hashlib
@@ -10,11 +11,13 @@ import inspect
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
 import warnings
-from contextlib import nullcontext
+import zipfile
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
@@ -23,12 +26,28 @@ from torch.distributed.checkpoint import state_dict as whole_state
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from tqdm import tqdm
 
+try:
+    from fcntl import LOCK_EX, LOCK_NB, lockf
+except ImportError:                                   # Windows, where runs are not locked
+    lockf = None
+
 
 def fail(message):
     """Stop with one line on stderr and exit status 1."""
-    sys.stdout.flush()
-    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    tell(message)
     raise SystemExit(1)
+
+
+def tell(message, second_hand=False):
+    """The last line of a run that fails. Under torchrun rank 0 speaks at once. The others wait: if
+    it fails for the same reason, torchrun ends them before they say it again. So does who only
+    hears that another process is gone, which is never the cause."""
+    rank = int(os.environ.get("RANK", 0))
+    if rank or second_hand:
+        time.sleep(5)
+    sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {f'process {rank}: ' if rank else ''}{message}",
+          file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -63,9 +82,25 @@ def parse_config(Config, doc, argv=None, words=""):
             values[name] = parse_value(kind, text)
         except (ValueError, OverflowError):
             fail(f"--{name}={text} is not {'true or false' if kind is bool else kind.__name__}")
+    for name, value in values.items():
+        low, high = BOUNDS.get(name, (-math.inf, math.inf))
+        if name in BOUNDS and not low <= value <= high and value != fields[name].default:
+            fail(f"--{name}={value} must be " + (f"at least {low}" if value < low else
+                                                 f"at most {high}"))
     config = Config(**values)
     sys.excepthook = sys.__excepthook__ if config.debug else one_line
     return config
+
+
+# What a flag can be, wherever it occurs, beside its default: from, to. Some defaults mean "no limit".
+BOUNDS = {name: (1, math.inf) for name in (
+    "steps", "batch_size", "micro_batch", "minibatch", "epochs", "eval_every", "eval_rows",
+    "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k")}
+BOUNDS |= {name: (0, math.inf) for name in (
+    "lr", "warmup", "weight_decay", "temperature", "kl_coef", "kl_target", "clip", "clip_value",
+    "max_kl", "ptx_coef", "best_of", "top_k", "n_docs", "n_demos")}
+BOUNDS |= {name: (0, 1) for name in ("dropout", "gamma", "lam", "top_p", "ptx")}
+BOUNDS |= {"agreement": (0.5, 1), "seed": (0, 2**63 - 1)}
 
 
 def parse_value(kind, text):
@@ -86,9 +121,11 @@ def parse_value(kind, text):
 def one_line(kind, error, trace):
     """What is shown of an uncaught exception, unless --debug=true."""
     text = " ".join(str(error).split()) or kind.__name__
+    if isinstance(error, OSError) and error.filename:
+        text = f"{error.filename}: {error.strerror}"
     known = isinstance(error, (ValueError, OSError))
-    print(f"{Path(sys.argv[0]).name}: {text if known else f'{kind.__name__}: {text}'}"
-          + ("" if known else " (--debug=true shows where)"), file=sys.stderr)
+    gone = isinstance(error, RuntimeError) and re.search("gloo|NCCL|peer", text)
+    tell(text if known else f"{kind.__name__}: {text} (--debug=true shows where)", bool(gone))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -113,7 +150,11 @@ class Setup:
                 device = f"cuda:{os.environ['LOCAL_RANK']}"
                 torch.cuda.set_device(device)
             # tensors on the CPU, such as a flag to stop, travel by gloo
+            hook = sys.excepthook                     # which torch wraps, to name the rank again
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+            sys.excepthook = sys.excepthook if config.debug else hook
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+            fail(f"--device={config.device} is not one of auto, cpu, cuda, mps")
         self.device = torch.device(device)
         self.dtype = pick_dtype(config.dtype, self.device)
         if not self.main:
@@ -235,16 +276,47 @@ def pick_dtype(name, device):
 MAKERS = {"pretrain": "pretrain.py", "sft": "sft.py", "reward": "reward.py", "ppo": "rlhf_ppo.py"}
 
 
-def atomic_save(obj, path):
-    """Write beside the target, then rename: at every moment `path` is whole, or not there."""
+def make_folder(out):
+    """The folder that --out stands in: if it can't be had, better now than after an hour."""
+    try:
+        Path(out).parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(Path(out).parent, os.W_OK):
+            raise PermissionError(0, "no permission to write", str(Path(out).parent))
+    except OSError as error:
+        fail(f"--out={out}: {error.filename} can't be used ({error.strerror}); choose another --out")
+
+
+@contextmanager
+def writing(path, mode="w"):
+    """with writing(path) as f: the file at every moment is whole, old or new, or not there: it is
+    written beside the target, then renamed. A write that fails says why and leaves no trace."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(path.name + ".tmp")
-    with open(tmp, "wb") as f:
+    make_folder(path)
+    try:
+        with open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:
+            yield f
+            f.flush()
+            os.fsync(f.fileno())                      # else the name may reach the disk first
+        os.replace(tmp, path)
+    except BaseException as error:
+        with suppress(OSError):
+            tmp.unlink()
+        # torch.save turns what the disk said into something about positions
+        reason = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(reason, OSError):
+            raise
+        raise OSError(f"{path} could not be written ({reason.strerror or reason}) and is as it was:"
+                      f" make room there, or choose another --out; the same command goes on") from error
+
+
+def atomic_save(obj, path):
+    for part in ("model", "critic"):
+        if not all(w.isfinite().all() for w in obj.get(part, {}).values()):
+            fail(f"weights of the {part} are no longer finite, so {path} was not written: start "
+                 f"over with a smaller --lr and --fresh")
+    with writing(path, "wb") as f:
         torch.save(obj, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(tmp, path)
 
 
 def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
@@ -266,22 +338,44 @@ def load_checkpoint(path, stage=None, tokenizer=None):
     have. Stops with one line that names the remedy if the file is not what was asked for."""
     stages = (stage,) if isinstance(stage, str) else stage or tuple(MAKERS)
     ckpt = load_dict(path, f"python {MAKERS[stages[0]]}")
-    if "stage" not in ckpt or "model_config" not in ckpt:
+    if not {"stage", "model", "model_config", "tokenizer", "history"} <= ckpt.keys():
         fail(f"{path} is not a checkpoint of this project; `python {MAKERS[stages[0]]}` makes one")
     if ckpt["stage"] not in stages:
         fail(f"{path} comes from stage '{ckpt['stage']}', but {' or '.join(stages)} is needed here:"
              f" `python {MAKERS[stages[0]]}` makes one")
+    if not is_sound(ckpt):
+        fail(f"{path} is damaged: its weights are not those of the model that it describes; run "
+             f"`python {MAKERS[ckpt['stage']]} --fresh` again")
     if tokenizer is not None and ckpt["tokenizer"] != tokenizer:
         fail(f"{path} was trained with another tokenizer than the checkpoint it is used with; "
              f"run the stages again from the same pretrained model")
     return ckpt
 
 
+def is_sound(ckpt):
+    """Whether the weights are numbers, and of the shapes that a model of its config has."""
+    from model import GPT, GPTConfig, ScalarGPT       # here, for they import the other way round
+    from tokenizer import Tokenizer
+    try:
+        with torch.device("meta"):                    # shapes without memory
+            config = GPTConfig(**ckpt["model_config"])
+            scalar = ckpt["stage"] == "reward"
+            model = ScalarGPT(config, lm=ckpt.get("lm", False)) if scalar else GPT(config)
+        return (Tokenizer.from_dict(ckpt["tokenizer"]).vocab_size <= config.vocab_size
+                and all(w.isfinite().all() for w in ckpt["model"].values())
+                and {name: w.shape for name, w in model.state_dict().items()}
+                == {name: w.shape for name, w in ckpt["model"].items()})
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        return False
+
+
 def load_dict(path, maker):
     if not Path(path).is_file():
-        fail(f"{path} is missing: `{maker}` makes it")
+        fail(f"{path or 'a file without a name'} is missing: `{maker}` makes it")
     try:
-        with warnings.catch_warnings():
+        with zipfile.ZipFile(path) as parts, warnings.catch_warnings():
+            if parts.testzip():                       # torch doesn't look at the checksums
+                raise ValueError
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:          # torch raises whatever the broken bytes lead it to
@@ -319,25 +413,50 @@ class Run:
     def __init__(self, config, env, inputs=(), total=None, unit="step"):
         self.config, self.env, self.total = config, env, total or config.steps
         self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # the tests save at every step
-        self.out = Path(config.out)
-        self.state_file, self.log_file = (self.out.with_suffix(s) for s in (".state", ".jsonl"))
-        ending = Path(type(config).out).suffix
+        self.out, ending = Path(config.out), Path(type(config).out).suffix
         if self.out.suffix != ending:
             fail(f"--out={config.out} should end in {ending}")
+        self.state_file, self.log_file, self.nan_file = (
+            self.out.with_suffix(s) for s in (".state", ".jsonl", ".nan.pt"))
+        for read in (part.strip() for i in inputs for part in str(i).split(",") if part.strip()):
+            for file in (self.out, self.log_file, self.state_file):
+                if file.resolve().is_relative_to(Path(read).resolve()):
+                    fail(f"--out={config.out} would write {file}, but {read} is read here: choose "
+                         f"another --out")
+        if self.log_file != self.out and not is_log(self.log_file):
+            fail(f"{self.log_file} is there already and is no log: choose another --out")
         flags = dataclasses.asdict(config)
         self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
         self.flags["processes"] = env.world_size
+        if env.main:
+            self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}
         self.state = self.resume()
-        self.start = self.state["step"] if self.state else 0
+        self.start = self.last = self.state["step"] if self.state else 0
         self.saved = self.began = time.time()
-        self.interrupted = False
+        self.interrupted = self.trimmed = False
         signal.signal(signal.SIGINT, self.interrupt)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        if env.main and self.log_file != self.out:
-            self.trim_log()
         self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
                         dynamic_ncols=True, disable=not (env.main and sys.stderr.isatty()))
+
+    def lock(self):
+        """Two runs must not write the same files. The lock is the system's, which frees it when this
+        process ends, in whatever way; the file that carries it means nothing by itself."""
+        make_folder(self.out)
+        self.locked = open(self.out.with_suffix(".lock"), "a")
+        try:
+            if lockf:
+                lockf(self.locked, LOCK_EX | LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            fail(f"another run is writing {self.out}: wait for it, or choose another --out")
+        except OSError:                               # some network disks have no locks
+            pass
+        atexit.register(self.unlock)
+
+    def unlock(self):
+        if not self.locked.closed:
+            self.locked.close()
+            Path(self.locked.name).unlink(missing_ok=True)
 
     def resume(self):
         """The state to go on from, or None. A finished run, or one with other flags, ends here."""
@@ -352,7 +471,8 @@ class Run:
             return None
         before = state.get("run", dict(flags={}, inputs={}))
         changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
-                   for k, v in self.flags.items() if before["flags"].get(k) != v]
+                   for k, v in self.flags.items() if before["flags"].get(k) != v
+                   and not (k == "lr" and path == self.state_file and self.nan_file.exists())]
         changed += [f"{k} has changed since" for k, v in self.inputs.items()
                     if before["inputs"].get(k) != v]
         if changed:
@@ -369,6 +489,19 @@ class Run:
         """Goes into the state and the result, so that a later run knows whose they are."""
         return dict(flags=self.flags, inputs=self.inputs)
 
+    def check(self, step, grad_norm, **batch):
+        """Call before the optimizer's step: a gradient that is not finite never reaches the weights.
+        It is one on all ranks, since its norm is. (A GPU is waited for, once a step.)"""
+        if math.isfinite(grad_norm):
+            return
+        name = self.nan_file if self.env.main else f"{self.nan_file}.{self.env.rank}"
+        atomic_save(dict(step=step, grad_norm=float(grad_norm), **batch), name)
+        self.env.barrier()                            # until all have saved theirs
+        self.bar.close()
+        fail(f"the loss or its gradient is {float(grad_norm)} at step {step + 1} (its batch: "
+             f"{self.nan_file}); with a smaller --lr the same command goes on from step {self.last}, "
+             f"with --fresh from the beginning")
+
     def interrupt(self, *_):
         if self.interrupted:                          # a second Ctrl-C does not wait
             raise KeyboardInterrupt
@@ -377,13 +510,14 @@ class Run:
     def save_state(self, step, **state):
         """Call after every step: writes every 20 seconds, and after Ctrl-C, then stops."""
         self.bar.update(step - self.bar.n)
+        self.trim_log()
         due = self.env.main and time.time() - self.saved > self.seconds
         due, self.interrupted = self.env.any(due, self.interrupted)   # all stop at the same step
         if due or self.interrupted:
             state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
             if self.env.main:
                 atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
-            self.saved = time.time()
+            self.saved, self.last = time.time(), step
         if self.interrupted:
             self.bar.close()
             again = ", without --fresh," if self.config.fresh else ""
@@ -399,23 +533,30 @@ class Run:
                 self.state_file.unlink(missing_ok=True)
             else:
                 atomic_save(dict(run=self.identity(), finished=True), self.state_file)
+            self.nan_file.unlink(missing_ok=True)
+            self.unlock()
             print(f"saved {self.out} after {clock(time.time() - self.began)}")
         self.env.close()
 
     def trim_log(self):
         """Drop the lines that the resumed run is going to write again: those of later steps, and
-        PPO's evaluation of held-out prompts at this one, which comes before the step."""
-        kept = []
+        PPO's evaluation of held-out prompts at this one, which comes before the step. Not before
+        there is something to write: a run that is refused has touched nothing."""
+        if self.trimmed or not self.env.main or self.log_file == self.out:
+            return
+        self.trimmed, kept = True, []
         if self.start and self.log_file.exists():
             lines = self.log_file.read_text().splitlines()
             rows = [(s, json.loads(s)) for s in lines if s.endswith("}")]
             kept = [s for s, r in rows if r["step"] + ("split" in r) <= self.start]
-        self.log_file.write_text("".join(line + "\n" for line in kept))
+        with writing(self.log_file) as f:
+            f.write("".join(line + "\n" for line in kept))
 
     def log(self, step, values, **more):
         """values: one aligned line on the screen; with `more`, one line of out/<stage>.jsonl."""
         if not self.env.main:
             return
+        self.trim_log()
         with open(self.log_file, "a") as f:
             f.write(json.dumps(dict(step=step, **values, **more)) + "\n")
         done = max(step - self.start, 1)
@@ -428,6 +569,13 @@ class Run:
         """Print without tearing the progress bar."""
         if self.env.main:
             tqdm.write(text)
+
+
+def is_log(path):
+    """Whether Run wrote this file, or nobody: out/sft.jsonl could be somebody's demonstrations."""
+    with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
+        return f.readline(100)[:9] in (b"", b'{"step": ')
+    return True
 
 
 def number(value):

@@ -17,7 +17,6 @@ a second round, from what PPO made   python compare.py --init=out/ppo.pt --out=o
 
 import importlib.util
 import json
-import os
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import Run, Setup, fail, load_checkpoint, parse_config
+from common import Run, Setup, fail, load_checkpoint, parse_config, writing
 from data.formats import read_prompts
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
@@ -201,9 +200,8 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # save
 
-    tmp = run.out.with_name(run.out.name + ".tmp")
-    tmp.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
-    os.replace(tmp, run.out)
+    with writing(run.out) as f:
+        f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)
     print(f"{len(rows):,} prompts, {len(flat):,} different answers, {len(gaps):,} pairs; "
           f"{few:,} prompts left out, all answers being equal; {100 * ended:.1f}% ended by "
           f"themselves")

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import Setup, fingerprint, load_checkpoint, parse_config
+from common import Setup, fingerprint, load_checkpoint, make_folder, parse_config, writing
 from compare import ceiling, left_pad, load_function, respond
 from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
@@ -251,6 +251,7 @@ if __name__ == "__main__":
 
     config = parse_config(Config, __doc__)
     env, rng = Setup(config), np.random.default_rng(config.seed)
+    make_folder(config.out)
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts, kinds = [r["prompt"] for r in rows], [r.get("kind", "all") for r in rows]
@@ -401,8 +402,8 @@ if __name__ == "__main__":
         print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
               + (f", grade {b['grade']:.2f}" if judge else ""))
     out = Path(config.out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(board, indent=1, default=float))
+    with writing(out) as f:
+        json.dump(board, f, indent=1, default=float)
     if config.report:
         draw(out.parent, board, config.report)
     print(f"\nsaved {out}" + (f" and {config.report}" if config.report else ""))

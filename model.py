@@ -107,8 +107,8 @@ class KVCache:
 
     def __init__(self, config, batch, length, device, dtype):
         shape = (batch, config.n_kv_head, length, config.n_embd // config.n_head)
-        self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.k = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
+        self.v = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0
 
     def append(self, layer, k, v):
@@ -327,9 +327,11 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
         probs, order = F.softmax(logits, dim=-1).sort(descending=True)
         late = probs.cumsum(-1) - probs >= max(top_p, 1e-9)
         logits = logits.masked_fill(late.scatter(1, order, late), -math.inf)
-    # argmax(p / Exp(1)) is a draw from p: the Gumbel trick without a logarithm
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (F.softmax(logits, dim=-1) / noise).argmax(-1)
+    # where does a uniform number fall among the running totals of p? One random number per row:
+    # torch.multinomial draws V of them, which takes longer than the model
+    totals = F.softmax(logits, dim=-1).cumsum(-1)
+    uniform = torch.rand(len(totals), 1, device=totals.device, generator=generator)
+    return torch.searchsorted(totals, uniform * totals[:, -1:], right=True).squeeze(-1)
 
 
 class ScalarGPT(nn.Module):
@@ -381,8 +383,9 @@ def token_logp(lm, idx):
     return F.pad(logp, (1, 0))
 
 
-def optimizer_groups(model, weight_decay):
+def optimizer_groups(model, weight_decay, without=()):
     """Matrices are decayed; norms and biases, which only scale and shift, are not."""
-    params = [p for p in model.parameters() if p.requires_grad]
+    others = {id(p) for p in without}
+    params = [p for p in model.parameters() if p.requires_grad and id(p) not in others]
     return [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
             {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]

@@ -168,6 +168,13 @@ if __name__ == "__main__":
     if len(train) < config.batch_size or not val:
         fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
              f"{config.batch_size} and 1 are needed")
+    scored = [r for item in train[:1000] for r in item["ids"]]        # they set zero and scale
+    if config.demos:
+        scored = [encode_answer(tok, r["messages"][:-1], r["messages"][-1]["content"], T)
+                  for r in read_demonstrations(config.demos)[:2000]]
+        if len(scored) < 2:
+            fail(f"{config.demos}: one demonstration can't set the scale of the scores; --demos= "
+                 f"takes the responses instead")
     # batches of prompts of similar length, in random order, a new one each epoch
     rng, per_epoch = np.random.default_rng(config.seed), len(train) // config.batch_size
     config.steps = config.steps or per_epoch
@@ -227,13 +234,12 @@ if __name__ == "__main__":
             losses.append(loss.detach())
             n_tokens += sum(map(len, rows)) * env.world_size
         grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        run.check(step, grad_norm, prompts=[item["ids"] for item in mine])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             loss, = env.average(torch.stack(losses).mean().item())
-            if not math.isfinite(loss):
-                fail(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
             speed, metrics = n_tokens / (time.time() - clock), evaluate(compiled, val, tok, env)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
                                    tokens_per_s=int(speed), **metrics))
@@ -243,13 +249,7 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # save: scores are shifted and scaled so that demonstrations have mean 0 and deviation 1
 
-    if config.demos:
-        demos = [(r["messages"][:-1], r["messages"][-1]["content"])
-                 for r in read_demonstrations(config.demos)][:2000]
-        rows = [encode_answer(tok, prompt, response, T) for prompt, response in demos]
-    else:
-        rows = [r for item in train[:1000] for r in item["ids"]]
-    scores = score_all(compiled, rows, tok, env)
+    scores = score_all(compiled, scored, tok, env)
     normalisation = dict(mean=scores.mean().item(), std=scores.std().item())
     with torch.no_grad():                             # into the weights: it can't be forgotten
         raw.head.bias.sub_(normalisation["mean"]).div_(normalisation["std"])

@@ -17,7 +17,6 @@ GPUs     torchrun --nproc_per_node=8 rlhf_ppo.py --batch_size=512
 a reward of one's own    python rlhf_ppo.py --reward=data/town.py:grade --out=out/gold.pt
 """
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -31,7 +30,7 @@ from compare import check_scores, left_pad, load_function
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
 from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
-from reward import right_pad, score_all
+from reward import right_pad
 from tokenizer import Tokenizer
 
 
@@ -180,6 +179,8 @@ if __name__ == "__main__":
     T, B = model_config.block_size, config.batch_size // env.world_size   # B: answers per process
     mb = config.minibatch // env.world_size
     room = T - config.max_new_tokens
+    if config.temperature == 0:
+        fail("--temperature=0 always says the same: PPO learns from samples")
     if room < 8:
         fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the model's {T} tokens "
              f"for the prompt")
@@ -220,9 +221,14 @@ if __name__ == "__main__":
     else:
         r_ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=ckpt["tokenizer"])
         reward, raw_critic = ScalarGPT.load(r_ckpt), ScalarGPT.load(r_ckpt)
+        if r_ckpt["model_config"]["block_size"] < T:
+            fail(f"{config.reward} reads {r_ckpt['model_config']['block_size']} tokens at most, but "
+                 f"{config.init} {T}: train both on the same pretrained model")
         reward.to(env.device).requires_grad_(False)
     raw_critic.to(env.device)
     reference.requires_grad_(False)
+    lm_is_reference = (raw_critic.lm is not None and config.temperature == 1 and all(
+        torch.equal(a, b) for a, b in zip(raw_critic.lm.parameters(), reference.parameters())))
     judge = load_function(config.watch) if config.watch else None
     policy, critic = (DDP(m) if env.ddp else m for m in (raw, raw_critic))
     groups = optimizer_groups(raw, 0.0) + optimizer_groups(raw_critic, 0.0)
@@ -237,49 +243,48 @@ if __name__ == "__main__":
     print(f"4 models of about {sum(p.numel() for p in raw.parameters()) / 1e6:.2f}M parameters on "
           f"{env.device} in {str(env.dtype)[6:]}; reward: {config.reward}")
 
-    def get_scores(rows, responses):
-        """The learned (or given) score of each answer of this process, (B,); -2 where endless."""
-        if own_reward:
-            prompts = [row["prompt"] for row in rows]
-            texts = [answer_text(tok, r) for r in responses]
-            scores = check_scores(reward_function(prompts, texts), prompts, texts, config.reward)
-        else:
-            whole = [(row["ids"] + [t for t in r if t != tok.end] + [tok.end])[-T:]
-                     for row, r in zip(rows, responses)]
-            scores = score_all(reward, whole, tok, env)
-        ended = torch.tensor([r[-1] == tok.end for r in responses])
-        return scores.float() - config.missing_end * ~ended, ended
-
     @torch.no_grad()
-    def per_token(rows, responses):
-        """Log-probabilities under policy and reference, values, entropy, and what the critic reads
-        beside the text: (B, T - 1) each."""
+    def assess(rows, responses):
+        """One pass each of policy, reference, critic and reward model. Scores and whether an answer
+        ended, (B,); per token, (B, T - 1): log-probabilities under policy and reference, entropy,
+        values, and what the critic reads beside the text."""
         raw.eval(), raw_critic.eval()
-        idx, _ = right_pad([row["ids"] + r for row, r in zip(rows, responses)], tok.pad, env.device)
+        ended = torch.tensor([r[-1] == tok.end for r in responses])
+        idx, last = right_pad([row["ids"] + r for row, r in zip(rows, responses)], tok.pad,
+                              env.device)
         mask = response_mask([row["ids"] for row in rows], responses, env.device)
-        logp, ref_logp, values, entropy, beside = (torch.zeros(mask.shape, device=env.device)
-                                                   for _ in range(5))
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]) + len(responses[i]))
-        for i in range(0, len(order), config.micro_batch):
-            part = order[i:i + config.micro_batch]
-            t = int(mask[part].nonzero()[:, 1].max()) + 2             # crop to the longest
+        scores = torch.zeros(len(rows), device=env.device)
+        logp, ref_logp, entropy, values = (torch.zeros(mask.shape, device=env.device)
+                                           for _ in range(4))
+        beside = torch.zeros(idx.shape, device=env.device)
+        order = sorted(range(len(rows)), key=lambda i: int(last[i]))
+        for i in range(0, len(order), 4 * config.micro_batch):        # no gradients: more fit
+            part = order[i:i + 4 * config.micro_batch]
+            t = int(last[part[-1]]) + 1                               # crop to the longest
             x, m = idx[part, :t], mask[part, :t - 1]
             at = (torch.tensor(part, device=env.device)[:, None].expand_as(m)[m], m.nonzero()[:, 1])
             with env.autocast():
                 logp[at], entropy[at] = log_probs(raw, x, m, config.temperature)
-                ref_logp[at], _ = log_probs(reference, x, m, config.temperature)
                 if raw_critic.lm is not None:
-                    beside[part, :t - 1] = token_logp(raw_critic.lm, x)[:, :-1]
+                    beside[part, :t] = token_logp(raw_critic.lm, x)
+                # if the reward model reads the reference's log-probabilities, here they are
+                ref_logp[at] = (beside[part, 1:t][m] if lm_is_reference else
+                                log_probs(reference, x, m, config.temperature)[0])
                 values[at] = raw_critic(x[:, :-1], logp=beside[part, :t - 1])[m]
-        return idx, mask, logp, ref_logp, values, entropy, beside
+                if not own_reward:
+                    scores[part] = reward(x, logp=beside[part, :t])[range(len(part)), last[part]]
+        if own_reward:
+            prompts, texts = [row["prompt"] for row in rows], [answer_text(tok, r) for r in responses]
+            scores = check_scores(reward_function(prompts, texts), prompts, texts, config.reward)
+        scores = scores.float().cpu() - config.missing_end * ~ended
+        return scores, ended, idx, mask, logp, ref_logp, entropy, values, beside
 
     def evaluate():
         """Held-out prompts: the score, the distance from the reference, the judge's grade."""
         env.seed("evaluate")
         rows = val[env.rank::env.world_size]
         responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
-        scores, ended = get_scores(rows, responses)
-        _, mask, logp, ref_logp, *_ = per_token(rows, responses)
+        scores, ended, _, mask, logp, ref_logp, *_ = assess(rows, responses)
         sums = [scores.sum().item(), (logp - ref_logp).sum().item(), ended.sum().item(),
                 mask.sum().item(), len(rows)]
         texts = [answer_text(tok, r) for r in responses]
@@ -309,9 +314,9 @@ if __name__ == "__main__":
         rows = [train[i] for i in chosen[env.rank::env.world_size]]
         responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
 
-        # b. score the finished answers; one pass each of policy, reference and critic
-        scores, ended = get_scores(rows, responses)
-        idx, mask, old_logp, ref_logp, old_values, entropy, beside = per_token(rows, responses)
+        # b. score the finished answers, and pass them once through each of the four models
+        scores, ended, idx, mask, old_logp, ref_logp, entropy, old_values, beside = assess(
+            rows, responses)
 
         # c. rewards: every token pays for its distance from the reference, the last one earns
         kl = old_logp - ref_logp
@@ -360,8 +365,9 @@ if __name__ == "__main__":
                     with env.autocast():
                         _, ptx_loss = policy(text[:, :-1], text[:, 1:].contiguous())
                     (config.ptx_coef * ptx_loss).backward()
-                torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
-                torch.nn.utils.clip_grad_norm_(raw_critic.parameters(), 1.0)
+                grad_norm = sum(torch.nn.utils.clip_grad_norm_(m.parameters(), 1.0)
+                                for m in (raw, raw_critic))
+                run.check(step, grad_norm, idx=idx[part], mask=mask[part], returns=returns[part])
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 updates += 1
@@ -381,8 +387,6 @@ if __name__ == "__main__":
                                  for t in (returns - old_values, returns))
         explained, = env.average(1 - var_error / max(var_return, 1e-8))
         mean_kl = kl_sum / n_responses
-        if not math.isfinite(pg + vf + mean_kl):
-            fail(f"the loss is not finite at iteration {step + 1}: try a smaller --lr")
         if config.kl_target:
             kl_coef = adapt(kl_coef, mean_kl, config.kl_target, config.batch_size)
         run.log(step + 1, {

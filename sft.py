@@ -175,7 +175,7 @@ if __name__ == "__main__":
     val, *_ = encode_dialogues(held_out, tok, T)
     if not train or not val:
         fail(f"{config.data}: {len(train)} dialogues to train on and {len(val)} to evaluate; both "
-             f"must be more than 0")
+             f"must be more than 0 ({dropped} were left out, longer than the model's {T} tokens)")
     n_text = round(B * config.ptx) if ptx else 0      # rows of pretraining text in each batch
     n_chat = B - n_text
     lengths = [len(ids) for ids, _ in train]
@@ -239,13 +239,12 @@ if __name__ == "__main__":
             (loss / count).backward()
             losses.append(loss.detach() / count)
         grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        run.check(step, grad_norm, x=x, y=y)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
             loss, = env.average(torch.stack(losses).mean().item() * micro_steps)
-            if not math.isfinite(loss):
-                fail(f"the loss is {loss} at step {step + 1}: try a smaller --lr")
             speed = len(losses) * micro_batch * T * env.world_size / (time.time() - clock)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config),
                                    grad_norm=grad_norm.item(), tokens_per_s=int(speed)))

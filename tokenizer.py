@@ -231,7 +231,7 @@ class Tokenizer:
     def load(cls, path):
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, RecursionError, ValueError) as error:
             raise ValueError(f"{path}: {error}; `python tokenizer.py` makes one") from None
 
     def show(self, id):

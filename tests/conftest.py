@@ -8,6 +8,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 torch.set_num_threads(1)    # at the tests' sizes a second thread costs more than it brings
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes minutes, and runs only when asked: -m slow")
+    config.option.markexpr = config.option.markexpr or "not slow"
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """About 300 tokens, learned from a few sentences: enough for words that are not one byte."""

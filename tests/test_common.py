@@ -28,6 +28,7 @@ class Config:
     batch_size: int = 8
     lr: float = 1e-3
     dropout: float = 0.1       # a share
+    floor: float = 0.0
     compile: str = "auto"
     device: str = "cpu"
     dtype: str = "float32"
@@ -61,7 +62,7 @@ def refused(capsys):
 
 @pytest.mark.parametrize("line, name, value", [
     ("--steps=3", "steps", 3), ("--steps 3", "steps", 3), ("--steps=2e3", "steps", 2000),
-    ("--lr=1e-4", "lr", 1e-4), ("--lr 1e-4", "lr", 1e-4), ("--lr -1", "lr", -1.0),
+    ("--lr=1e-4", "lr", 1e-4), ("--lr 1e-4", "lr", 1e-4), ("--floor -1", "floor", -1.0),
     ("--dropout=0", "dropout", 0.0), ("--dropout 0", "dropout", 0.0), ("--lr=3", "lr", 3.0),
     ("--out=a=b.pt", "out", "a=b.pt"), ("--out=", "out", ""),
     ("--compile=false", "compile", "false"),
@@ -353,8 +354,8 @@ def test_its_log_loses_the_lines_that_will_be_written_again(config, interrupted)
     log = Path(config.out).with_suffix(".jsonl")
     with open(log, "a") as f:
         f.write('{"step": 4, "lo')                    # the power went
-    start(config)
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4]
+    start(config).log(6, dict(loss=1 / 7))
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 6]
 
 
 def test_the_state_is_not_written_more_often_than_asked(config, monkeypatch):
@@ -422,7 +423,8 @@ def test_a_damaged_state_is_refused_with_the_remedy(config, interrupted, refused
 def test_fresh_starts_over(config, interrupted):
     run = start(replace(config, fresh=True))
     assert run.state is None and run.start == 0
-    assert Path(config.out).with_suffix(".jsonl").read_text() == ""
+    run.log(2, dict(loss=0.5))
+    assert Path(config.out).with_suffix(".jsonl").read_text() == '{"step": 2, "loss": 0.5}\n'
 
 
 def test_the_name_of_the_result_must_be_that_of_a_checkpoint(config, refused):

@@ -215,14 +215,19 @@ def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(fol
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-def test_fsdp_ends_where_one_process_ends(folder):
-    split = ["ignored", *arguments("pretrain", "fsdp")[1:], "--fsdp=true"]
+@pytest.mark.parametrize("muon, atol", [("false", 1e-5), ("true", 1e-4)])   # Muon rounds to bf16
+def test_fsdp_ends_where_one_process_ends(folder, muon, atol):
+    name = f"fsdp_muon_{muon}"
+    split = [name, *arguments("pretrain", name)[1:], "--fsdp=true", f"--muon={muon}"]
     status, printed = two_processes(folder, "wrapper.py", *split)
     assert status == 0, printed
-    alone(folder, "pretrain", "fsdp_one")
-    split, one = (weights(folder / f"{name}.pt") for name in ("fsdp", "fsdp_one"))
-    for name in one:
-        torch.testing.assert_close(split[name], one[name], rtol=1e-4, atol=1e-5)
+    alone(folder, "pretrain", f"{name}_one", f"--muon={muon}")
+    split, one = (weights(folder / f"{n}.pt") for n in (name, f"{name}_one"))
+    for key in one:
+        torch.testing.assert_close(split[key], one[key], rtol=1e-4, atol=atol)
+    split, one = ([json.loads(line)["loss"] for line in open(folder / f"{n}.jsonl")
+                   if '"loss"' in line] for n in (name, f"{name}_one"))
+    assert split == pytest.approx(one, rel=1e-4) and split
 
 
 def test_fsdp_keeps_a_part_of_the_optimizer_on_each_process(folder):

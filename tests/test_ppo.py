@@ -267,7 +267,7 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
     so there are 21 of them and all probabilities can be written down."""
     vocab, end, beta, n = 5, 4, 0.5, 256
     answers = [[end]] + [[a, b] for a in range(end) for b in range(vocab)]
-    config = Config(max_new_tokens=2, steps=80, lr=4e-3)
+    config = Config(max_new_tokens=2, steps=160, lr=4e-3)
     size = GPTConfig(block_size=4, vocab_size=vocab, n_layer=1, n_head=1, n_kv_head=1, n_embd=32,
                      n_hidden=64, tied=False)
     policy, critic, reference = GPT(size), ScalarGPT(size), loud(GPT(size))
