@@ -119,9 +119,12 @@ class KVCache:
         return self.k[layer][:, :, :end], self.v[layer][:, :, :end]
 
     def keep(self, rows):
-        """Forget the sequences that are finished; rows: (B,) bool."""
-        self.k = [k[rows] for k in self.k]
-        self.v = [v[rows] for v in self.v]
+        """Forget the other sequences; rows: (n,) indices."""
+        def kept(old):
+            new = old.new_empty((len(rows), *old.shape[1:]))
+            new[:, :, :self.length] = old[rows, :, :self.length]
+            return new
+        self.k, self.v = [kept(k) for k in self.k], [kept(v) for v in self.v]
 
 
 class Attention(nn.Module):
@@ -281,7 +284,8 @@ class GPT(nn.Module):
         """Yield the next token of every sequence, (B,), until all have stopped.
 
         idx (B, T): prompts, padded on the left where mask is 0. A sequence that has produced one
-        of the ids in `stop` is dropped from the batch and yields `pad` from then on.
+        of the ids in `stop` yields `pad` from then on. When a quarter of the batch is finished it is
+        dropped; to drop each at once would copy the cache at nearly every step.
         """
         B, T = idx.shape
         room = self.config.block_size - T
@@ -289,22 +293,26 @@ class GPT(nn.Module):
             raise ValueError(f"a prompt of {T} tokens fills block_size={self.config.block_size}")
         steps = min(max_new_tokens, room)
         cache = KVCache(self.config, B, T + steps, idx.device, self.work_dtype(idx))
-        alive = torch.arange(B, device=idx.device)                    # the rows still in the batch
+        alive = torch.arange(B, device=idx.device)                    # the rows in the batch
+        done = torch.zeros(B, device=idx.device, dtype=torch.bool)    # which of them are finished
         stop = torch.tensor(list(stop), device=idx.device, dtype=torch.long)
         for _ in range(steps):
             logits = self.lm_head(self.hidden(idx, mask, cache)[:, -1])
             new = sample(logits.float(), temperature, top_k, top_p, generator)
+            new = new.masked_fill(done, pad)
             out = torch.full((B,), pad, device=idx.device)
             out[alive] = new
             yield out
 
-            go_on = ~torch.isin(new, stop)
-            if not go_on.all():
-                alive, new = alive[go_on], new[go_on]
-                cache.keep(go_on)
-                mask = None if mask is None else mask[go_on]
-            if len(alive) == 0:
+            done = done | torch.isin(new, stop)
+            n_left = len(done) - int(done.sum())
+            if n_left == 0:
                 return
+            if n_left <= 0.75 * len(done):
+                rows = (~done).nonzero().squeeze(1)
+                alive, new, done = alive[rows], new[rows], done[rows]
+                mask = None if mask is None else mask[rows]
+                cache.keep(rows)
             idx = new[:, None]
             if mask is not None:
                 mask = F.pad(mask, (0, 1), value=1)
