@@ -34,7 +34,7 @@ from tokenizer import GPT4, Tokenizer
 
 @dataclass
 class Config:
-    what: str = "tokenizer,train,recipe,sample"  # which races
+    what: str = "tokenizer,train,recipe,sample,memory"  # which races
     peers: str = ""                    # a folder with clones of the peers, under their own names
     runs: int = 5                      # turns of each entrant
     data: str = "data/town/pretrain"   # text: for the tokenizers, and for the recipe
@@ -291,9 +291,38 @@ def sample(config):
     race("sampling, thousands of tokens a second", entrants, config.runs, 128 * 48 / 1e3, "k/s")
 
 
+# ---------------------------------------------------------------------------------------------
+# memory
+
+def memory(config):
+    """The peak of pretrain.py against 16 bytes per weight (itself, its gradient, AdamW's two means)
+    and 4 bytes times 18.3 n_layer n_embd + 3 vocab_size per token of a forward pass: what the
+    backward pass needs of each layer, and the logits, their softmax and their gradient."""
+    print("\nmemory of pretrain.py, beside that of a tiny model")
+    with tempfile.TemporaryDirectory() as folder:
+        texts = (document.text for document in read_texts(config.data))
+        Tokenizer.train(texts, 1024).save(f"{folder}/tokenizer.json")
+
+        def peak(n_layer, n_embd, rows):
+            return peak_memory(["pretrain.py", f"--data={config.data}", f"--n_layer={n_layer}",
+                                f"--n_embd={n_embd}", "--block_size=256", f"--batch_size={rows}",
+                                f"--micro_batch={rows}", "--steps=2", "--eval_rows=1", "--fresh",
+                                f"--tokenizer={folder}/tokenizer.json", "--muon=false",
+                                f"--out={folder}/pretrain.pt", "--device=cpu", "--dtype=float32"])
+
+        peak(1, 4, 1)                                 # makes the token cache
+        base = peak(1, 4, 1)
+        for n_layer, n_embd, rows in ((4, 128, 64), (8, 512, 4), (8, 256, 32)):
+            n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
+            expected = 16 * n_weights + 4 * rows * 256 * (18.3 * n_layer * n_embd + 3 * 1024)
+            measured = peak(n_layer, n_embd, rows) - base
+            print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of 256: {measured / 1e6:5.0f}"
+                  f" MB, by the formula {expected / 1e6:5.0f} MB")
+
+
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    races = dict(tokenizer=tokenizer, train=train, recipe=recipe, sample=sample)
+    races = dict(tokenizer=tokenizer, train=train, recipe=recipe, sample=sample, memory=memory)
     for name in config.what.split(","):
         if name not in races:
             fail(f"--what={name} is not one of {', '.join(races)}")

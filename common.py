@@ -6,6 +6,7 @@ Nothing here would be on a slide. Every loop, loss, batch and mask stands in its
 import atexit
 import dataclasses
 import difflib
+import glob
 import hashlib
 import inspect
 import json
@@ -92,7 +93,7 @@ def parse_config(Config, doc, argv=None, words=""):
     return config
 
 
-# What a flag can be, wherever it occurs, beside its default: from, to. Some defaults mean "no limit".
+# The least and the most that a flag can be, wherever it occurs; its default is always allowed.
 BOUNDS = {name: (1, math.inf) for name in (
     "steps", "batch_size", "micro_batch", "minibatch", "epochs", "eval_every", "eval_rows",
     "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k")}
@@ -283,7 +284,8 @@ def make_folder(out):
         if not os.access(Path(out).parent, os.W_OK):
             raise PermissionError(0, "no permission to write", str(Path(out).parent))
     except OSError as error:
-        fail(f"--out={out}: {error.filename} can't be used ({error.strerror}); choose another --out")
+        fail(f"--out={out}: {error.filename} can't be used ({error.strerror}): choose another "
+             f"--out")
 
 
 @contextmanager
@@ -306,8 +308,9 @@ def writing(path, mode="w"):
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
-        raise OSError(f"{path} could not be written ({reason.strerror or reason}) and is as it was:"
-                      f" make room there, or choose another --out; the same command goes on") from error
+        raise OSError(f"{path} could not be written ({reason.strerror or reason}) and is as it "
+                      f"was: make room there, or choose another --out; the same command goes on"
+                      ) from error
 
 
 def atomic_save(obj, path):
@@ -406,7 +409,8 @@ class Run:
     """One run of one stage: `state` is what an interrupted run left, or None.
 
     The state stands beside the result (out/sft.state beside out/sft.pt), is written every
-    20 seconds and on Ctrl-C, and is deleted when the result is saved. Random numbers and data order
+    20 seconds and on Ctrl-C, and is deleted when the result is saved. out/sft.lock keeps a second
+    run away; out/sft.nan.pt is the batch that broke a run. Random numbers and data order
     follow from (seed, step), so weights, optimizer and step are all that it needs.
     """
 
@@ -434,14 +438,15 @@ class Run:
         self.state = self.resume()
         self.start = self.last = self.state["step"] if self.state else 0
         self.saved = self.began = time.time()
+        self.cost = 0                                 # seconds that the last save took
         self.interrupted = self.trimmed = False
         signal.signal(signal.SIGINT, self.interrupt)
         self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
                         dynamic_ncols=True, disable=not (env.main and sys.stderr.isatty()))
 
     def lock(self):
-        """Two runs must not write the same files. The lock is the system's, which frees it when this
-        process ends, in whatever way; the file that carries it means nothing by itself."""
+        """Two runs must not write the same files. The lock is the system's, which frees it when
+        this process ends, in whatever way; the file that carries it means nothing by itself."""
         make_folder(self.out)
         self.locked = open(self.out.with_suffix(".lock"), "a")
         try:
@@ -490,8 +495,8 @@ class Run:
         return dict(flags=self.flags, inputs=self.inputs)
 
     def check(self, step, grad_norm, **batch):
-        """Call before the optimizer's step: a gradient that is not finite never reaches the weights.
-        It is one on all ranks, since its norm is. (A GPU is waited for, once a step.)"""
+        """Call before the optimizer's step: a gradient that is not finite never reaches weights or
+        state. Its norm is the same on all ranks. (A GPU is waited for, once a step.)"""
         if math.isfinite(grad_norm):
             return
         name = self.nan_file if self.env.main else f"{self.nan_file}.{self.env.rank}"
@@ -499,8 +504,8 @@ class Run:
         self.env.barrier()                            # until all have saved theirs
         self.bar.close()
         fail(f"the loss or its gradient is {float(grad_norm)} at step {step + 1} (its batch: "
-             f"{self.nan_file}); with a smaller --lr the same command goes on from step {self.last}, "
-             f"with --fresh from the beginning")
+             f"{self.nan_file}); with a smaller --lr the same command goes on from step "
+             f"{self.last}, with --fresh from the beginning")
 
     def interrupt(self, *_):
         if self.interrupted:                          # a second Ctrl-C does not wait
@@ -511,13 +516,17 @@ class Run:
         """Call after every step: writes every 20 seconds, and after Ctrl-C, then stops."""
         self.bar.update(step - self.bar.n)
         self.trim_log()
-        due = self.env.main and time.time() - self.saved > self.seconds
+        # a large model takes seconds to write: then less often, so that it costs 2% of the time
+        pause = self.seconds * max(1, 2.5 * self.cost)
+        due = self.env.main and time.time() - self.saved > pause
         due, self.interrupted = self.env.any(due, self.interrupted)   # all stop at the same step
         if due or self.interrupted:
+            began = time.time()
             state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
             if self.env.main:
                 atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
             self.saved, self.last = time.time(), step
+            self.cost = self.saved - began
         if self.interrupted:
             self.bar.close()
             again = ", without --fresh," if self.config.fresh else ""
@@ -533,7 +542,8 @@ class Run:
                 self.state_file.unlink(missing_ok=True)
             else:
                 atomic_save(dict(run=self.identity(), finished=True), self.state_file)
-            self.nan_file.unlink(missing_ok=True)
+            for file in self.out.parent.glob(f"{glob.escape(self.nan_file.name)}*"):
+                file.unlink()
             self.unlock()
             print(f"saved {self.out} after {clock(time.time() - self.began)}")
         self.env.close()

@@ -215,16 +215,19 @@ if __name__ == "__main__":
     reference.load_state_dict(ckpt["model"])
     if own_reward:
         reward, reward_function = None, load_function(config.reward)
-        raw_critic = ScalarGPT(model_config)          # the policy's trunk with a zero head
+        raw_critic = ScalarGPT(model_config)          # the policy's trunk
         raw_critic.start_from(ckpt["model"])
-        torch.nn.init.zeros_(raw_critic.head.weight)
     else:
         r_ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=ckpt["tokenizer"])
         reward, raw_critic = ScalarGPT.load(r_ckpt), ScalarGPT.load(r_ckpt)
         if r_ckpt["model_config"]["block_size"] < T:
-            fail(f"{config.reward} reads {r_ckpt['model_config']['block_size']} tokens at most, but "
-                 f"{config.init} {T}: train both on the same pretrained model")
+            fail(f"{config.reward} reads {r_ckpt['model_config']['block_size']} tokens at most, "
+                 f"but {config.init} {T}: train both on the same pretrained model")
         reward.to(env.device).requires_grad_(False)
+    # The reward model has learned to judge whole answers; what its head says in the middle of one is
+    # noise, worse than no estimate. So the critic starts from its trunk, and from 0.
+    torch.nn.init.zeros_(raw_critic.head.weight)
+    torch.nn.init.zeros_(raw_critic.head.bias)
     raw_critic.to(env.device)
     reference.requires_grad_(False)
     lm_is_reference = (raw_critic.lm is not None and config.temperature == 1 and all(

@@ -365,6 +365,23 @@ def test_the_state_is_not_written_more_often_than_asked(config, monkeypatch):
     assert not Path(config.out).with_suffix(".state").exists()
 
 
+def test_saving_costs_a_fiftieth_of_the_time_at_most(config, monkeypatch):
+    monkeypatch.setenv("SAVE_SECONDS", "20")
+    now, saves = [0.0], []
+
+    def slow(*_):
+        now[0] += 4
+        saves.append(now[0])
+
+    monkeypatch.setattr(common.time, "time", lambda: now[0])
+    monkeypatch.setattr(common, "atomic_save", slow)
+    run = start(config)
+    while now[0] < 2000:
+        now[0] += 1
+        run.save_state(1)
+    assert saves[0] < 30 and 0.015 < 4 * len(saves) / now[0] < 0.025
+
+
 def finish(config, run, tokenizer):
     size = GPTConfig(block_size=8, vocab_size=tokenizer.vocab_size, n_layer=1, n_embd=16)
     save_checkpoint(config.out, stage="sft", step=10, metrics={}, model=GPT(size),

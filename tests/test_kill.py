@@ -1,0 +1,247 @@
+"""Runs that are killed, at any moment and in the middle of a save, end where a run ends that
+nothing disturbed, bit for bit; what a full or faulty disk does to them is said in one line.
+
+    pytest tests/test_kill.py              two kills per stage, and one in each moment of a save
+    pytest tests/test_kill.py -m slow      forty per stage, and two processes
+"""
+
+import errno
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import atomic_save, writing
+from test_chain import equal
+from tiny import FLAGS, ROOT, build, run, torchrun
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills copies of this process")
+STEPS = dict(pretrain=12, sft=12, reward=12, rlhf_ppo=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    return build(tmp_path_factory.mktemp("kill"), tiny_tokenizer)
+
+
+def arguments(stage, name):
+    steps = [f"--steps={STEPS[stage]}"] if stage in STEPS else []
+    ending = "jsonl" if stage == "compare" else "pt"
+    return [stage, *FLAGS[stage].split(), *steps, "--dtype=float32", f"--out={name}.{ending}"]
+
+
+def result(folder, stage, name):
+    """What the stage is for: the weights and what was measured, or the comparisons."""
+    if stage == "compare":
+        return (folder / f"{name}.jsonl").read_text()
+    ckpt = torch.load(folder / f"{name}.pt", weights_only=True)
+    return {"model": ckpt["model"], "metrics": repr(ckpt["metrics"])}   # NaN is not equal to NaN
+
+
+@pytest.fixture(scope="module", params=FLAGS)
+def stage(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def whole(folder, stage):
+    """What a run gives that nothing disturbed, and how many seconds it takes."""
+    run(folder, *arguments(stage, "warm_up"))         # encodes the text, which the others share
+    began = time.time()
+    assert run(folder, *arguments(stage, f"whole_{stage}"), SAVE_SECONDS="0")[0] == 0
+    return result(folder, stage, f"whole_{stage}"), time.time() - began
+
+
+def killed(folder, command, prepare=lambda: None, seconds=None):
+    """Run a script in a copy of this process, which dies of SIGKILL after some seconds, or of what
+    prepare() has set up: whether it was killed before its end."""
+    child = os.fork()
+    if child == 0:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1), os.dup2(silence, 2)
+        prepare()
+        status, _ = run(folder, *command, SAVE_SECONDS="0")
+        os._exit(status)
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+
+
+def kill_and_finish(folder, stage, whole, n_kills, rng):
+    """Kill a run again and again, then let it end; when it ends too early, start anew."""
+    expected, seconds = whole
+    command = arguments(stage, f"killed_{stage}")
+    for _ in range(n_kills):
+        while not killed(folder, command, seconds=rng.uniform(0, seconds)):
+            finish(folder, stage, expected)
+    finish(folder, stage, expected)
+
+
+def finish(folder, stage, expected):
+    assert run(folder, *arguments(stage, f"killed_{stage}"), SAVE_SECONDS="0")[0] == 0
+    assert equal(result(folder, stage, f"killed_{stage}"), expected)
+    for file in folder.glob(f"killed_{stage}.*"):
+        file.unlink()
+
+
+def test_a_run_that_is_killed_twice_ends_as_if_nothing_had_happened(folder, stage, whole):
+    kill_and_finish(folder, stage, whole, 2, random.Random(stage))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10))
+def test_a_run_that_is_killed_often_ends_as_if_nothing_had_happened(folder, stage, whole, seed):
+    kill_and_finish(folder, stage, whole, 4, random.Random(f"{stage} {seed}"))
+
+
+# ---------------------------------------------------------------------------------------------
+# killed in the middle of a save
+
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def half(obj, f, save=torch.save):
+    save(obj, f)
+    f.truncate(f.tell() // 2)
+    die()
+
+
+def after(function):
+    return lambda *arguments: (function(*arguments), die())
+
+
+MOMENTS = {"half of it written": (torch, "save", half), "all written": (os, "fsync", die),
+           "before it has its name": (os, "replace", die),
+           "just after that": (os, "replace", after(os.replace)),
+           "before the state goes": (Path, "unlink", die)}
+
+
+def nth_time(n, owner, name, fatal):
+    """From its n-th call on, owner.name is deadly."""
+    harmless, left = getattr(owner, name), [n]
+
+    def count(*arguments, **named):
+        left[0] -= 1
+        return (harmless if left[0] else fatal)(*arguments, **named)
+
+    setattr(owner, name, count)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_run_that_is_killed_while_it_saves_loses_nothing(folder, stage, whole, moment):
+    n = 1 if "state" in moment else 3                 # the third save is one in mid-run
+    died = killed(folder, arguments(stage, f"killed_{stage}"),
+                  prepare=lambda: nth_time(n, *MOMENTS[moment]))
+    assert died
+    finish(folder, stage, whole[0])
+
+
+# Runs a stage, whose process 1 is killed after the second step.
+DOOMED = """
+import os, runpy, signal, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+del sys.argv[0]
+import common
+save_state = common.Run.save_state
+def doomed(run, step, **state):
+    save_state(run, step, **state)
+    run.env.barrier()                                 # until process 0 has written
+    if step == 2 and run.env.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+common.Run.save_state = doomed
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_ppo_goes_on_when_one_of_two_processes_was_killed(folder, tmp_path):
+    def go(name, *wrapper):
+        stage, *flags = arguments("rlhf_ppo", name)
+        return torchrun(folder, *wrapper, f"{ROOT}/{stage}.py", *flags, SAVE_SECONDS="0")
+
+    (tmp_path / "doomed.py").write_text(DOOMED)
+    assert go("whole_two").returncode == 0
+    assert go("killed_two", f"{tmp_path}/doomed.py").returncode != 0
+    again = go("killed_two")
+    assert again.returncode == 0 and "resuming from 2 of 4" in again.stdout
+    whole, cut = (result(folder, "rlhf_ppo", f"{name}_two") for name in ("whole", "killed"))
+    assert equal(whole, cut)
+
+
+# ---------------------------------------------------------------------------------------------
+# faulty disks
+
+@pytest.fixture
+def half_way(folder):
+    """A run of sft that was killed at its sixth save, and its state."""
+    for file in folder.glob("half.*"):
+        file.unlink()
+    assert killed(folder, arguments("sft", "half"), lambda: nth_time(6, os, "replace", die))
+    return folder / "half.state"
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 0.5, 0.999])
+def test_a_state_that_was_cut_short_is_refused_with_the_remedy(folder, half_way, kept, capsys):
+    content = half_way.read_bytes()
+    half_way.write_bytes(content[:int(kept if kept >= 1 else kept * len(content))])
+    status, _ = run(folder, *arguments("sft", "half"))
+    said = capsys.readouterr().err
+    assert status == 1 and said.count("\n") == 1
+    assert "half.state is damaged" in said and "run `python sft.py --fresh` again" in said
+
+
+def test_a_single_wrong_bit_in_the_weights_is_found(folder, half_way, capsys):
+    content, state = bytearray(half_way.read_bytes()), torch.load(half_way, weights_only=True)
+    weights = state["model"]["wte.weight"].numpy().tobytes()
+    content[content.index(weights) + len(weights) // 2] ^= 1
+    half_way.write_bytes(content)
+    assert run(folder, *arguments("sft", "half"))[0] == 1
+    assert "half.state is damaged" in capsys.readouterr().err
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Files hold 100,000 bytes from now on; this is what Python sees of a full disk as well."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.parametrize("size", [24_900, 30_000, 90_000])            # floats, of 4 bytes
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, size, full_disk):
+    atomic_save(dict(step=1), tmp_path / "sft.state")
+    with pytest.raises(OSError, match="sft.state could not be written .File too large. and is as"):
+        atomic_save(dict(step=2, model={"w": torch.zeros(size)}), tmp_path / "sft.state")
+    assert torch.load(tmp_path / "sft.state") == dict(step=1)
+    assert os.listdir(tmp_path) == ["sft.state"]
+
+
+def test_a_full_disk_says_so_in_one_line_that_names_the_remedy(folder, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        status, _ = run(folder, *arguments("sft", "full"), SAVE_SECONDS="0")
+    said = capsys.readouterr().err
+    assert status == 1 and said.count("\n") == 1
+    assert "could not be written (No space left on device) and is as it was: make room" in said
+    assert not list(folder.glob("full*.tmp"))
+
+
+def test_a_text_that_can_not_be_written_leaves_the_old_one(tmp_path):
+    with writing(tmp_path / "a.jsonl") as f:
+        f.write("old")
+    with pytest.raises(KeyError), writing(tmp_path / "a.jsonl") as f:
+        f.write("new")
+        raise KeyError
+    assert (tmp_path / "a.jsonl").read_text() == "old" and os.listdir(tmp_path) == ["a.jsonl"]

@@ -1,0 +1,379 @@
+"""Wrong flags, wrong files, hostile files: each ends in one line that says what is wrong and what
+to do, with an exit status, without a traceback, and with every file as it was."""
+
+import io
+import itertools
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from common import atomic_save
+from data import formats
+from tiny import FLAGS, ROOT, build, run, save, snapshot, torchrun
+from tokenizer import Tokenizer
+
+# What a case changes: these flags are right.
+RIGHT = {name: f"{flags} --steps=3 --dtype=float32 --out=new.pt" for name, flags in FLAGS.items()}
+RIGHT |= {
+    "compare": f"{FLAGS['compare']} --out=new.jsonl",
+    "evaluate": "--data=prompts.jsonl --models=pretrain.pt,sft.pt,ppo.pt --reward=reward.pt "
+                "--comparisons=comparisons.jsonl --examples=sft.jsonl --text=text.jsonl --judge= "
+                "--out=new.json --report= --n_prompts=4 --best_of=2 --max_new_tokens=4",
+    "chat": "--init=sft.pt --prompt=Hi --max_new_tokens=4",
+    "tokenizer": "--data=text.jsonl --vocab_size=300 --out=new.json",
+    "data/town": "--out=newtown", "data/check": "--tokenizer=tok.json"}
+
+# script and flags | what the line says
+CASES = """
+    pretrain --step=3                     | unknown flag --step; did you mean --steps?
+    pretrain --steps=0                    | --steps=0 must be at least 1
+    pretrain --lr=-1                      | --lr=-1.0 must be at least 0
+    pretrain --seed=-1                    | --seed=-1 must be at least 0
+    pretrain --batch_size=0               | --batch_size=0 must be at least 1
+    pretrain --micro_batch=0              | --micro_batch=0 must be at least 1
+    pretrain --micro_batch=3              | must be a multiple of 1 processes times --micro_batch=3
+    pretrain --eval_every=0               | --eval_every=0 must be at least 1
+    pretrain --n_head=3                   | n_head=3 must divide n_embd=16
+    pretrain --dropout=1.5                | --dropout=1.5 must be at most 1
+    pretrain --style=gpt5                 | not one of laptop, gpt2, llama
+    pretrain --compile=maybe              | --compile=maybe is not auto, true or false
+    pretrain --device=cuda                | no CUDA device; try --device=cpu
+    pretrain --device=tpu                 | --device=tpu is not one of auto, cpu, cuda, mps
+    pretrain --dtype=int8                 | --dtype=int8 is not one of auto, float32, bfloat16
+    pretrain --fsdp=true                  | --fsdp=true needs torchrun
+    pretrain --data=                      | '': no such file
+    pretrain --data=nowhere.txt           | 'nowhere.txt': no such file, or no directory with .txt
+    pretrain --data=bad/empty.txt         | bad/empty.txt: is empty
+    pretrain --data=bad/latin.txt         | not UTF-8 at byte 3: save it as UTF-8
+    pretrain --data=bad/utf16.txt         | has NUL bytes: unpack it, or save it as UTF-8
+    pretrain --data=bad/few.jsonl         | no document falls into the validation split
+    pretrain --data=sft.pt                | sft.pt: has NUL bytes
+    pretrain --mix=forum=1                | name sources as in text=0.5
+    pretrain --mix=text=-1                | the shares must be numbers of at least 0
+    pretrain --tokenizer=nowhere.json     | `python tokenizer.py` makes one
+    pretrain --tokenizer=bad/empty.txt    | `python tokenizer.py` makes one
+    pretrain --tokenizer=bad/deep.json    | `python tokenizer.py` makes one
+    pretrain --tokenizer=bad/theirs.json  | not a tokenizer of this project
+    pretrain --tokenizer=sft.pt           | `python tokenizer.py` makes one
+    pretrain --init=sft.pt                | comes from stage 'sft', but pretrain is needed
+    pretrain --init=bad/short_pretrain.pt | bad/short_pretrain.pt reads 16 tokens at most
+    pretrain --out=bad/empty.txt/new.pt   | can't be used (File exists): choose another --out
+    pretrain --out=                       | --out= should end in .pt
+    pretrain --out=text.pt                | would write text.jsonl, but text.jsonl is read here
+    pretrain --data=. --out=new.pt        | would write new.pt, but . is read here
+    pretrain --lr=1e30                    | is nan at step 2 (its batch: new.nan.pt); with a
+    sft --data=nowhere.jsonl              | nowhere.jsonl: No such file or directory
+    sft --data=bad/empty.txt              | bad/empty.txt: is empty
+    sft --data=bad/broken.jsonl           | bad/broken.jsonl, line 2: not JSON
+    sft --data=bad/latin.jsonl            | not UTF-8 at byte 13: save it as UTF-8
+    sft --data=bad/deep.json              | bad/deep.json, line 1: not JSON: maximum recursion depth
+    sft --data=bad/deep_list.json         | bad/deep_list.json: not JSON: maximum recursion depth
+    sft --data=bad/number.jsonl           | bad/number.jsonl, line 1: not JSON
+    sft --data=bad/long.jsonl             | bad/long.jsonl, line 1: over 600,000 characters
+    sft --data=bad/scalar.jsonl           | a row must be an object {...}, not 42
+    sft --data=bad/half_emoji.jsonl       | surrogates not allowed
+    sft --data=bad/silent.jsonl           | dropped 9 of 9 rows: 9 with an empty answer
+    sft --data=bad/role.jsonl             | a role must be system, user or assistant, not 'bot'
+    sft --data=bad/wordy.jsonl            | left out, longer than the model's 32 tokens
+    sft --data=text.jsonl                 | text.jsonl, line 1: needs one of messages,
+    sft --init=nowhere.pt                 | nowhere.pt is missing: `python pretrain.py` makes it
+    sft --init=bad/empty.txt              | delete it and run `python pretrain.py` again
+    sft --init=bad/broken.jsonl           | delete it and run `python pretrain.py` again
+    sft --init=bad/cut.pt                 | bad/cut.pt is damaged
+    sft --init=bad/bomb.pt                | bad/bomb.pt is damaged or not a checkpoint: delete it
+    sft --init=bad/pickle.pt              | bad/pickle.pt is damaged or not a checkpoint: delete it
+    sft --init=bad/theirs.pt              | bad/theirs.pt is not a checkpoint of this project
+    sft --init=bad/half.pt                | bad/half.pt is not a checkpoint of this project
+    sft --init=bad/unknown_field.pt       | bad/unknown_field.pt is damaged: its weights
+    sft --init=bad/other_shape.pt         | bad/other_shape.pt is damaged: its weights
+    sft --init=bad/huge.pt                | bad/huge.pt is damaged: its weights
+    sft --init=bad/small_vocabulary.pt    | bad/small_vocabulary.pt is damaged: its weights
+    sft --init=bad/no_tokenizer.pt        | bad/no_tokenizer.pt is damaged: its weights
+    sft --init=bad/nan.pt                 | bad/nan.pt is damaged: its weights
+    sft --init=reward.pt                  | comes from stage 'reward', but pretrain or sft is needed
+    sft --ptx=2                           | --ptx=2.0 must be at most 1
+    sft --out=pretrain.pt                 | would write pretrain.pt, but pretrain.pt is read here
+    sft --out=ppo.pt                      | ppo.pt is from another run
+    sft --out=bad/armed.pt                | delete it and run `python sft.py --fresh` again
+    sft --out=bad/cut_state.pt            | delete it and run `python sft.py --fresh` again
+    sft --out=bad/theirs.pt               | bad/theirs.state is from another run
+    sft --out=bad/few.pt                  | bad/few.jsonl is there already and is no log
+    sft --lr=1e30                         | is nan at step 2 (its batch: new.nan.pt); with a
+    compare --k=0                         | --k=0 must be at least 1
+    compare --k=1                         | no two different answers to any prompt
+    compare --temperature=0               | no two different answers to any prompt
+    compare --agreement=0.3               | --agreement=0.3 must be at least 0.5
+    compare --max_new_tokens=0            | --max_new_tokens=0 must be at least 1
+    compare --init=reward.pt              | comes from stage 'reward'
+    compare --labeler=nowhere.py:grade    | there is no file nowhere.py
+    compare --labeler=length.py:nothing   | length.py has no function named nothing
+    compare --labeler=bad/rewards.py:nan  | gave nan for the prompt
+    compare --labeler=bad/rewards.py:one  | it should give one number each
+    compare --labeler=bad/rewards.py:text | gave list, not numbers
+    compare --labeler=bad/rewards.py:zero | ZeroDivisionError: division by zero (--debug=true shows
+    compare --labeler=bad/syntax.py:f     | SyntaxError: invalid syntax (syntax.py, line 1)
+    compare --out=comparisons.jsonl       | is there already, but not from this script; --fresh
+    compare --out=prompts.jsonl --fresh   | would write prompts.jsonl, but prompts.jsonl is read
+    reward --data=bad/one.jsonl           | line 1: a comparison needs two responses
+    reward --data=bad/same.jsonl          | dropped 9 of 9 rows: 9 with equal responses
+    reward --data=sft.jsonl               | line 1: a comparison needs two responses
+    reward --batch_size=64                | 40 prompts to train on and 4 held out; at least 64 and 1
+    reward --demos=nowhere.jsonl          | nowhere.jsonl: No such file or directory
+    reward --demos=bad/few.jsonl          | one demonstration can't set the scale of the scores
+    reward --lm=bad/other_sft.pt          | another tokenizer than the checkpoint it is used with
+    reward --lm=bad/wide_sft.pt           | is a model of another size than sft.pt
+    reward --lr=1e30                      | is nan at step 2 (its batch: new.nan.pt); with a
+    rlhf_ppo --reward=nowhere.pt          | nowhere.pt is missing: `python reward.py` makes it
+    rlhf_ppo --reward=                    | is missing: `python reward.py` makes it
+    rlhf_ppo --reward=sft.pt              | comes from stage 'sft', but reward is needed
+    rlhf_ppo --reward=bad/bomb.pt         | bad/bomb.pt is damaged or not a checkpoint: delete it
+    rlhf_ppo --reward=bad/other_reward.pt | another tokenizer than the checkpoint it is used with
+    rlhf_ppo --reward=bad/short_reward.pt | bad/short_reward.pt reads 16 tokens at most
+    rlhf_ppo --reward=bad/rewards.py:nan  | gave nan for the prompt
+    rlhf_ppo --watch=nowhere.py:grade     | there is no file nowhere.py
+    rlhf_ppo --data=bad/wordy.jsonl       | 0 prompts of at most 26 tokens to train on
+    rlhf_ppo --max_new_tokens=30          | leaves 2 of the model's 32 tokens for the prompt
+    rlhf_ppo --minibatch=3                | --minibatch=3 must divide --batch_size=8
+    rlhf_ppo --temperature=0              | --temperature=0 always says the same
+    rlhf_ppo --gamma=2                    | --gamma=2.0 must be at most 1
+    rlhf_ppo --init=reward.pt             | comes from stage 'reward'
+    rlhf_ppo --out=sft.pt --fresh         | would write sft.pt, but sft.pt is read here
+    rlhf_ppo --lr=1e30                    | is nan at step 1 (its batch: new.nan.pt); with a
+    evaluate --data=nowhere.jsonl         | nowhere.jsonl: No such file or directory
+    evaluate --models=                    | a file without a name is missing
+    evaluate --models=sft.pt,bad/other_sft.pt | another tokenizer than the checkpoint it is used
+    evaluate --reward=sft.pt              | comes from stage 'sft', but reward is needed
+    evaluate --judge=nowhere.py:f         | there is no file nowhere.py
+    evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
+    evaluate --best_of=-1                 | --best_of=-1 must be at least 0
+    chat --init=nowhere.pt                | nowhere.pt is missing: `python rlhf_ppo.py` makes it
+    chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: delete it
+    chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
+    chat --compare=sft.pt,bad/other_sft.pt --reward=reward.pt | another tokenizer
+    chat --prompt=why,why,why,why,why,why,why,why,why | has room for 28: please say it in fewer
+    chat --top_p=0                        | --top_p in (0, 1]
+    chat Hello                            | unknown flag Hello (-h lists them)
+    tokenizer --data=nowhere.txt          | 'nowhere.txt': no such file
+    tokenizer --data=bad/latin.txt        | not UTF-8 at byte 3
+    tokenizer --vocab_size=10             | vocab_size=10: the least is 262
+    tokenizer --pattern=(                 | pattern=(
+    tokenizer --errors=ignore             | --errors=ignore is not strict or replace
+    tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt: File exists
+    data/town --n_docs=-1                 | --n_docs=-1 must be at least 0
+    data/town --out=bad/empty.txt/town    | Not a directory
+    data/check                            | which file? As in `python data/check.py
+    data/check nowhere.jsonl              | 'nowhere.jsonl': no such file
+    data/check bad/broken.jsonl           | bad/broken.jsonl, line 2: not JSON
+    data/check text.jsonl --kind=poems    | not one of auto, text, demonstrations, comparisons
+    data/check text.jsonl --tokenizer=bad/bomb.pt | bad/bomb.pt is damaged
+    data/check text.jsonl --block_size=8  | --block_size=8 must be more than --max_new_tokens=64
+    data/prepare shakespear               | no data set shakespear; did you mean shakespeare?
+    data/prepare shakespeare --limit=-1   | --limit=-1 must be at least 0
+    data/prepare alpaca --mirror=ftp://x  | --mirror=ftp://x should begin with https://
+    hf import                             | usage: python hf.py import
+    hf import bad new.pt                  | bad/config.json is missing
+    hf export reward.pt new               | is a reward model
+    hf export bad/bomb.pt new             | bad/bomb.pt is damaged or not a checkpoint: delete it
+    hf export sft.pt bad                  | bad is there already
+"""
+CASES = [[part.strip() for part in line.split("|")] for line in CASES.strip().split("\n")]
+
+HOSTILE = {
+    "empty.txt": "", "latin.txt": b"caf\xe9 " * 9, "utf16.txt": "Once".encode("utf-16"),
+    "latin.jsonl": b'{"prompt": "H\xe9", "response": "a"}',
+    "broken.jsonl": '{"prompt": "Hi", "response": "a"}\n{"prompt": "Hi", "resp',
+    "deep.json": '{"a":' * 100_000, "deep_list.json": "[" * 100_000,
+    "number.jsonl": '{"prompt": "Hi", "response": ' + "9" * 9_000 + "}",
+    "long.jsonl": '{"prompt": "Hi", "response": "' + "9" * 600_000 + '"}',
+    "scalar.jsonl": "42", "theirs.json": '{"model": {"vocab": {}}}',
+    "half_emoji.jsonl": '{"prompt": "Hi", "response": "\\ud83d"}',
+    "role.jsonl": '{"messages": [{"role": "bot", "content": "Hi"}]}',
+    "silent.jsonl": '{"prompt": "Hi", "response": ""}\n' * 9,
+    "few.jsonl": '{"text": "Hi", "prompt": "Hi", "response": "a"}\n',
+    "one.jsonl": '{"prompt": "Hi", "responses": ["a"]}',
+    "same.jsonl": '{"prompt": "Hi", "chosen": "a", "rejected": "a"}\n' * 9,
+    "wordy.jsonl": "".join(f'{{"prompt": "{i} {"why? " * 99}", "response": "So."}}\n'
+                           for i in range(60)),
+    "syntax.py": "def f(:\n",
+    "rewards.py": "def nan(p, r): return [float('nan')] * len(r)\n"
+                  "def one(p, r): return [1.0]\n"
+                  "def text(p, r): return ['good'] * len(r)\n"
+                  "def zero(p, r): return 1 / 0\n"}
+
+
+class Bomb:
+    """Unpickled, it makes a folder."""
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    folder = build(tmp_path_factory.mktemp("misuse"), tiny_tokenizer)
+    bad = folder / "bad"
+    bad.mkdir()
+    for name, content in HOSTILE.items():
+        (bad / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    torch.save(dict(stage="sft", model=Bomb()), bad / "bomb.pt")
+    (bad / "pickle.pt").write_bytes(pickle.dumps(dict(stage="sft", model=Bomb())))
+    torch.save({"weight": torch.ones(3)}, bad / "theirs.pt")
+    (bad / "cut.pt").write_bytes((folder / "sft.pt").read_bytes()[:-500])
+    for name, source in (("armed", "bomb"), ("cut_state", "cut"), ("theirs", "theirs")):
+        shutil.copy(bad / f"{source}.pt", bad / f"{name}.state")
+
+    good = torch.load(folder / "sft.pt", weights_only=True)
+    size, weights = good["model_config"], good["model"]
+    for name, change in dict(
+            unknown_field=dict(model_config=size | dict(layers=3)),
+            other_shape=dict(model_config=size | dict(n_embd=20)),
+            huge=dict(model_config=size | dict(n_embd=10**9)),
+            small_vocabulary=dict(model_config=size | dict(vocab_size=200)),
+            no_tokenizer=dict(tokenizer={}),
+            nan=dict(model={k: w * float("nan") for k, w in weights.items()})).items():
+        torch.save(good | change, bad / f"{name}.pt")
+    torch.save(dict(stage="sft", model_config=size), bad / "half.pt")
+
+    other = Tokenizer.train("another text " * 9, 264)
+    save(bad / "other_sft.pt", "sft", other), save(bad / "other_reward.pt", "reward", other)
+    save(bad / "wide_sft.pt", "sft", tiny_tokenizer, n_embd=32)
+    save(bad / "short_reward.pt", "reward", tiny_tokenizer, block_size=16)
+    save(bad / "short_pretrain.pt", "pretrain", tiny_tokenizer, block_size=16)
+    return folder
+
+
+@pytest.fixture
+def call(folder, capsys, monkeypatch):
+    """call(script, flags): the exit status and what stood on stderr. No file that was there may
+    have changed; what a failed run leaves beside them goes away."""
+    def call(script, *flags):
+        before = snapshot(folder)
+        status, _ = run(folder, script, *flags)
+        after = snapshot(folder)
+        assert {name: after.get(name) for name in before} == before
+        for name in after.keys() - before.keys():
+            (folder / name).unlink()
+        return status, capsys.readouterr().err
+
+    monkeypatch.setattr(formats, "LONGEST_LINE", 600_000)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
+    return call
+
+
+@pytest.mark.parametrize("line, reason", CASES, ids=[line for line, _ in CASES])
+def test_a_mistake_ends_in_one_line_that_names_it_and_changes_no_file(call, folder, line, reason):
+    script, *flags = line.split()
+    status, said = call(script, *RIGHT.get(script, "").split(), *flags)
+    assert status == 1 and reason in said and said.count("\n") == 1
+    assert not (folder / "exploded").exists()
+
+
+def test_the_flags_that_the_mistakes_are_made_in_are_right(call):
+    for script in FLAGS:
+        assert call(script, *RIGHT[script].split()) == (0, "")
+
+
+# ---------------------------------------------------------------------------------------------
+# two runs, and losses that are no numbers
+
+SFT = RIGHT["sft"].split()
+
+
+def test_a_second_run_that_writes_the_same_files_is_refused(call, folder):
+    pytest.importorskip("fcntl")
+    hold = ("import fcntl, time; f = open('new.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+            "print('held', flush=True); time.sleep(60)")
+    holder = subprocess.Popen([sys.executable, "-c", hold], cwd=folder, stdout=subprocess.PIPE)
+    assert holder.stdout.readline() == b"held\n"
+    try:
+        status, said = call("sft", *SFT)
+    finally:
+        holder.kill(), holder.wait()
+    assert status == 1 and "another run is writing new.pt: wait for it, or choose" in said
+
+
+def test_the_lock_of_a_run_that_was_killed_stops_nobody(call, folder):
+    (folder / "new.lock").write_text("")
+    assert call("sft", *SFT)[0] == 0
+
+
+@pytest.fixture
+def broken(folder, monkeypatch):
+    """A folder in which the gradient of the third step was no number, with a state after each."""
+    norms = itertools.chain([1.0, 1.0, float("nan")], itertools.repeat(1.0))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
+    assert run(folder, "sft", *SFT, SAVE_SECONDS="0")[0] == 1
+    yield folder
+    for file in folder.glob("new.*"):
+        file.unlink()
+
+
+def test_the_batch_that_broke_the_training_can_be_looked_at(broken):
+    saved = torch.load(broken / "new.nan.pt", weights_only=True)
+    assert saved["step"] == 2 and saved["x"].shape == saved["y"].shape == (4, 32)
+
+
+def test_the_state_is_the_last_good_one(broken):
+    state = torch.load(broken / "new.state", weights_only=True)
+    assert state["step"] == 2 and all(w.isfinite().all() for w in state["model"].values())
+
+
+def test_it_goes_on_from_there_with_a_smaller_learning_rate(broken, capsys):
+    assert run(broken, "sft", *SFT, "--lr=1e-9")[0] == 0
+    assert "resuming from 2 of 3" in capsys.readouterr().out
+    before, after = (torch.load(broken / f"{name}.pt", weights_only=True)["model"]["wte.weight"]
+                     for name in ("pretrain", "new"))
+    assert not torch.equal(before, after) and not (broken / "new.nan.pt").exists()
+
+
+def test_no_other_flag_may_change_then(broken, capsys):
+    assert run(broken, "sft", *SFT, "--lr=1e-9", "--warmup=1")[0] == 1
+    assert "--warmup=2 there, 1 here" in capsys.readouterr().err
+
+
+def test_weights_that_are_no_numbers_are_not_written(tmp_path, capsys):
+    atomic_save(dict(model={"w": torch.ones(2)}), tmp_path / "a.pt")
+    with pytest.raises(SystemExit):
+        atomic_save(dict(model={"w": torch.tensor([1, torch.inf])}), tmp_path / "a.pt")
+    assert "no longer finite" in capsys.readouterr().err and os.listdir(tmp_path) == ["a.pt"]
+    assert torch.load(tmp_path / "a.pt")["model"]["w"].tolist() == [1, 1]
+
+
+# ---------------------------------------------------------------------------------------------
+# several processes: one cause, one line, one end
+
+# Runs a stage, in which process 1 alone fails at its second step.
+FAILING = """
+import os, runpy, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+del sys.argv[0]
+import common
+check = common.Run.check
+def failing(run, step, *_, **batch):
+    if step == 1 and run.env.rank == 1:
+        raise ValueError("a cosmic ray")
+common.Run.check = failing
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def ours(done):
+    """Our lines among torchrun's."""
+    return [line for line in done.stderr.split("\n") if "sft.py: " in line]
+
+
+def test_what_all_processes_fail_for_is_said_once(folder):
+    done = torchrun(folder, f"{ROOT}/sft.py", *SFT, "--init=nowhere.pt")
+    assert done.returncode != 0
+    assert ours(done) == ["sft.py: nowhere.pt is missing: `python pretrain.py` makes it"]
+
+
+def test_a_process_that_fails_alone_is_heard_and_ends_the_others(folder, tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    done = torchrun(folder, f"{tmp_path}/failing.py", f"{ROOT}/sft.py", *SFT)
+    assert done.returncode != 0 and ours(done) == ["sft.py: process 1: a cosmic ray"]

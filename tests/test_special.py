@@ -1,0 +1,121 @@
+"""Nothing that people write becomes a special token: not in a text to learn from, a demonstration,
+a prompt, an answer or a system message, in any script."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from chat import as_dialogue, as_text
+from data.corpus import Corpus
+from data.formats import read_comparisons, read_demonstrations, read_prompts
+from evaluate import few_shot
+from reward import encode_answer
+from sft import encode_dialogues
+from tiny import write
+from tokenizer import SPECIALS
+
+PIECES = [*SPECIALS, "<|", "|>", "<", "|", ">", "end", "assistant", "<|END|>", "<| end |>", "</s>",
+          "<|im_start|>", "[INST]", "\n", "\r\n", " ", "\t", "\0", "\u200b", "Ada", "12", "é", "語",
+          "😊", "\ud83d", "\udc00", "\ufeff", "\u202e", "&lt;|end|&gt;", "<\u200b|end|>", "＜|end|＞"]
+
+
+def attack(rng):
+    return "".join(rng.choices(PIECES, k=rng.randint(1, 9)))
+
+
+@pytest.fixture(scope="module")
+def attacks():
+    """2,000 texts; all but a few have a special token's name in them, whole or nearly."""
+    rng = random.Random(0)
+    return [*SPECIALS, *(attack(rng) for _ in range(2000 - len(SPECIALS)))]
+
+
+def specials(tok, ids):
+    """The special tokens among ids, in order, by name."""
+    names = {id: name[2:-2] for name, id in tok.specials.items()}
+    return [names[id] for id in ids if id in names]
+
+
+def test_most_of_the_attacks_name_a_special_token(attacks):
+    assert sum(any(name in text for name in SPECIALS) for text in attacks) > 1000
+
+
+def test_text_has_no_special_tokens(tiny_tokenizer, attacks):
+    assert not any(specials(tiny_tokenizer, tiny_tokenizer.encode(text)) for text in attacks)
+    assert not any(specials(tiny_tokenizer, ids) for ids in tiny_tokenizer.encode_batch(attacks))
+
+
+def test_it_comes_back_as_it_was(tiny_tokenizer, attacks):
+    for text in attacks:
+        assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == \
+            text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def test_a_dialogue_has_those_of_the_template(tiny_tokenizer, attacks):
+    for one, two, three in zip(attacks, attacks[1:], attacks[2:]):
+        ids, mask = tiny_tokenizer.encode_chat([dict(role="system", content=one),
+                                                dict(role="user", content=two),
+                                                dict(role="assistant", content=three)])
+        assert specials(tiny_tokenizer, ids) == ["endoftext", "system", "end", "user", "end",
+                                                 "assistant", "end"]
+        assert sum(mask) == len(tiny_tokenizer.encode(three)) + 1
+
+
+def spelled(texts):
+    """Those that a file can hold."""
+    return [t for t in texts if t.encode("utf-8", "ignore").decode() == t and t.strip()]
+
+
+def test_a_corpus_has_one_in_front_of_each_document(tmp_path, tiny_tokenizer, attacks):
+    write(tmp_path / "text.jsonl", *(dict(text=text) for text in spelled(attacks)))
+    corpus = Corpus(tmp_path / "text.jsonl", tiny_tokenizer, tmp_path / "cache", "")
+    found = [i for i, id in enumerate(corpus.tokens) if id in tiny_tokenizer.specials.values()]
+    assert found == corpus.starts[:-1].tolist() and len(found) == len(spelled(attacks))
+
+
+def test_demonstrations_have_those_of_the_template(tmp_path, tiny_tokenizer, attacks):
+    texts = spelled(attacks)
+    write(tmp_path / "sft.jsonl", *(dict(prompt=a, response=b) for a, b in zip(texts, texts[1:])))
+    dialogues, cut, dropped = encode_dialogues(read_demonstrations(tmp_path / "sft.jsonl"),
+                                               tiny_tokenizer, T=1000)
+    assert cut == dropped == 0 and len(dialogues) == len(texts) - 1
+    assert {tuple(specials(tiny_tokenizer, ids)) for ids, _ in dialogues} == {
+        ("endoftext", "user", "end", "assistant", "end")}
+
+
+def test_comparisons_have_those_of_the_template(tmp_path, tiny_tokenizer, attacks):
+    texts = spelled(attacks)
+    write(tmp_path / "pairs.jsonl", *(dict(prompt=a, responses=[b, b + "!"])
+                                      for a, b in zip(texts, texts[1:])))
+    for row in read_comparisons(tmp_path / "pairs.jsonl"):
+        for response in row["responses"]:
+            ids = encode_answer(tiny_tokenizer, row["prompt"], response, 1000)
+            assert specials(tiny_tokenizer, ids) == ["endoftext", "user", "end", "assistant", "end"]
+
+
+def test_prompts_have_those_of_the_template(tmp_path, tiny_tokenizer, attacks):
+    write(tmp_path / "prompts.jsonl", *(dict(prompt=text) for text in spelled(attacks)))
+    for row in read_prompts(tmp_path / "prompts.jsonl"):
+        ids, _ = tiny_tokenizer.encode_chat(row["prompt"], reply=True)
+        assert specials(tiny_tokenizer, ids) == ["endoftext", "user", "end", "assistant"]
+
+
+def test_what_is_typed_in_a_chat_has_those_of_the_template(tiny_tokenizer, attacks):
+    for text, system in zip(attacks, attacks[1:]):
+        asked = [dict(role="system", content=system), dict(role="user", content=text)]
+        ids, _ = as_dialogue(tiny_tokenizer, asked, room=1000)
+        assert specials(tiny_tokenizer, ids) == ["endoftext", "system", "end", "user", "end",
+                                                 "assistant"]
+        assert specials(tiny_tokenizer, as_text(tiny_tokenizer, asked)) == ["endoftext"]
+
+
+def test_examples_for_a_pretrained_model_are_documents_without_others(tiny_tokenizer, attacks):
+    config, rng = SimpleNamespace(ask="Q: ", say="A: "), np.random.default_rng(0)
+    for text in attacks:
+        asked = [dict(role="user", content=text)]
+        examples = [dict(messages=[*asked, dict(role="assistant", content=text)])]
+        ids = few_shot(tiny_tokenizer, asked, "fact", examples, config, rng, room=1000)
+        assert set(specials(tiny_tokenizer, ids)) == {"endoftext"}
+        assert len(specials(tiny_tokenizer, ids)) == 2

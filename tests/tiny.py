@@ -1,0 +1,119 @@
+"""A folder with tiny data and tiny random models of every stage, for the tests that run scripts."""
+
+import hashlib
+import json
+import os
+import random
+import runpy
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from common import save_checkpoint
+from data.formats import is_held_out
+from model import GPT, GPTConfig, ScalarGPT
+from pretrain import Config
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = "Ada Ashton lives on Mill Street and has a cat. 12 + 30 = 42 A fox by the river.".split()
+
+# The shortest run of each stage that has more than one of everything.
+FLAGS = {
+    "pretrain": "--data=text.jsonl --tokenizer=tok.json --block_size=32 --n_layer=2 --n_head=2 "
+                "--n_embd=16 --batch_size=4 --micro_batch=2 --warmup=2 --eval_rows=4 "
+                "--eval_every=4 --dropout=0.1",
+    "sft": "--data=sft.jsonl --text=text.jsonl --init=pretrain.pt --batch_size=4 --micro_batch=2 "
+           "--warmup=2 --eval_every=4 --dropout=0.1",
+    "compare": "--data=prompts.jsonl --init=sft.pt --n_prompts=32 --k=3 --batch_size=8 "
+               "--max_new_tokens=6 --labeler=length.py:longer",
+    "reward": "--data=comparisons.jsonl --demos=sft.jsonl --init=sft.pt --lm=sft.pt --batch_size=4 "
+              "--micro_batch=2 --warmup=2 --eval_every=4",
+    "rlhf_ppo": "--data=prompts.jsonl --text=text.jsonl --init=sft.pt --reward=reward.pt --watch= "
+                "--batch_size=8 --minibatch=4 --micro_batch=2 --max_new_tokens=6 --eval_every=2 "
+                "--n_eval=2 --kl_target=0.1 --ptx_coef=0.2",
+}
+
+
+def words(rng, most):
+    return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
+
+
+def questions(rng, n, held_out):
+    """n different prompts, all of them held out or none."""
+    asked = {}
+    while len(asked) < n:
+        text = words(rng, 4) + "?"
+        if is_held_out([dict(role="user", content=text)]) == held_out:
+            asked[text] = None
+    return list(asked)
+
+
+def write(path, *rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def save(path, stage, tok, block_size=32, n_embd=16):
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=2, n_embd=n_embd,
+                       n_hidden=32)
+    model = ScalarGPT(config) if stage == "reward" else GPT(config)
+    save_checkpoint(path, stage=stage, step=1, metrics={}, model=model, model_config=config,
+                    tokenizer=tok, config=Config(), history=[], lm=False)
+
+
+def build(folder, tok):
+    rng = random.Random(0)
+    train, val = questions(rng, 40, False), questions(rng, 4, True)
+    asked = train + val
+    write(folder / "text.jsonl", *(dict(text=f"{i} {words(rng, 9)}") for i in range(100)))
+    write(folder / "sft.jsonl", *(dict(prompt=q, response=words(rng, 9)) for q in asked))
+    write(folder / "prompts.jsonl", *(dict(prompt=q) for q in asked))
+    write(folder / "comparisons.jsonl", *(
+        dict(prompt=q, responses=[f"{k} {words(rng, 5)}" for k in range(2 + i % 2)])
+        for i, q in enumerate(asked)))
+    (folder / "length.py").write_text("def longer(prompts, responses):\n"
+                                      "    return [len(r) / 9 for r in responses]\n")
+    tok.save(folder / "tok.json")
+    for stage in ("pretrain", "sft", "reward", "ppo"):
+        save(folder / f"{stage}.pt", stage, tok)
+    return folder
+
+
+def run(folder, script, *flags, **environment):
+    """Run a script within this process, which saves seconds: its exit status and the names that it
+    ends with. What nothing catches goes where Python would take it."""
+    ctrl_c, names = signal.getsignal(signal.SIGINT), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", [f"{ROOT}/{script}.py", *flags])
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        try:
+            names, status = runpy.run_path(sys.argv[0], run_name="__main__"), 0
+        except SystemExit as end:
+            status = end.code
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            status = 1
+        finally:
+            signal.signal(signal.SIGINT, ctrl_c)
+    return status, names
+
+
+def torchrun(folder, *arguments, **environment):
+    """Run a script on two processes, which end within a minute."""
+    return subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc_per_node=2", *arguments], cwd=folder, text=True, timeout=60,
+                          env=dict(os.environ, OMP_NUM_THREADS="1", **environment),
+                          capture_output=True)
+
+
+def snapshot(folder):
+    """{file: hash of its bytes}, but for the locks, which this process keeps until it ends."""
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
