@@ -51,7 +51,7 @@ class Config:
     ask: str = "sparrow asks:\n"         # how the pretraining text marks a question, and an answer:
     say: str = "mossy says:\n"           # so prompted, the pretrained model has a fair chance
     max_new_tokens: int = 64
-    temperature: float = 1.0             # of the sampled answers
+    temperature: float = 0.7             # of the sampled answers, as in PPO
     seed: int = 0
     device: str = "auto"                 # auto: cuda, else cpu; mps when asked
     dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
@@ -103,7 +103,7 @@ def complete(model, tok, prompts, env, max_new_tokens, temperature, batch_size=2
 
 
 @torch.no_grad()
-def response_logp(model, tok, prompts, answers, env, batch_size=64):
+def response_logp(model, tok, prompts, answers, env, temperature=1.0, batch_size=64):
     """log p(answer | prompt) in nats, and how many tokens that is: two (N,) arrays."""
     model.eval()
     ids = [tok.encode_chat(p, reply=True)[0] for p in prompts]
@@ -114,7 +114,7 @@ def response_logp(model, tok, prompts, answers, env, batch_size=64):
         idx, _ = right_pad([ids[i] + replies[i] for i in part], tok.pad, env.device)
         mask = response_mask([ids[i] for i in part], [replies[i] for i in part], env.device)
         with env.autocast():
-            logp, _ = log_probs(model, idx, mask, 1.0)
+            logp, _ = log_probs(model, idx, mask, temperature)
         rows = torch.nonzero(mask)[:, 0].cpu()
         total[part] = torch.zeros(len(part)).index_add(0, rows, logp.cpu()).numpy()
     return total, count
@@ -292,10 +292,12 @@ if __name__ == "__main__":
         result = dict(ended=np.mean(ended), length=np.mean([len(tok.encode(t)) for t in texts]),
                       distinct_2=distinct(texts))
         if stage != "pretrain":
-            logp, count = response_logp(model, tok, prompts, answers["sampled"], env)
+            logp, count = response_logp(model, tok, prompts, answers["sampled"], env,
+                                       config.temperature)
             result["entropy"] = -logp.sum() / count.sum()
             if reference and name != reference:
-                ref, _ = response_logp(models[reference][0], tok, prompts, answers["sampled"], env)
+                ref, _ = response_logp(models[reference][0], tok, prompts, answers["sampled"], env,
+                                       config.temperature)
                 result["kl"] = (logp - ref).mean()
         if reward is not None:
             T = model.config.block_size

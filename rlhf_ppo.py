@@ -52,7 +52,7 @@ class Config:
     epochs: int = 2                        # passes over each iteration's answers
     lr: float = 5e-4                       # the peak: one iteration of warmup, then linear to 0
     max_new_tokens: int = 64
-    temperature: float = 1.0               # divides the logits wherever probabilities are computed
+    temperature: float = 0.7               # divides the logits wherever probabilities are computed
     kl_coef: float = 0.1                   # beta: what a nat of distance from the reference costs
     kl_target: float = 0.0                 # adapt beta to keep the KL near this; 0: beta is fixed
     gamma: float = 1.0                     # discount
@@ -230,8 +230,6 @@ if __name__ == "__main__":
     torch.nn.init.zeros_(raw_critic.head.bias)
     raw_critic.to(env.device)
     reference.requires_grad_(False)
-    lm_is_reference = (raw_critic.lm is not None and config.temperature == 1 and all(
-        torch.equal(a, b) for a, b in zip(raw_critic.lm.parameters(), reference.parameters())))
     judge = load_function(config.watch) if config.watch else None
     policy, critic = (DDP(m) if env.ddp else m for m in (raw, raw_critic))
     groups = optimizer_groups(raw, 0.0) + optimizer_groups(raw_critic, 0.0)
@@ -268,11 +266,9 @@ if __name__ == "__main__":
             at = (torch.tensor(part, device=env.device)[:, None].expand_as(m)[m], m.nonzero()[:, 1])
             with env.autocast():
                 logp[at], entropy[at] = log_probs(raw, x, m, config.temperature)
+                ref_logp[at], _ = log_probs(reference, x, m, config.temperature)
                 if raw_critic.lm is not None:
                     beside[part, :t] = token_logp(raw_critic.lm, x)
-                # if the reward model reads the reference's log-probabilities, here they are
-                ref_logp[at] = (beside[part, 1:t][m] if lm_is_reference else
-                                log_probs(reference, x, m, config.temperature)[0])
                 values[at] = raw_critic(x[:, :-1], logp=beside[part, :t - 1])[m]
                 if not own_reward:
                     scores[part] = reward(x, logp=beside[part, :t])[range(len(part)), last[part]]
