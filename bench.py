@@ -239,16 +239,18 @@ def recipe(config):
         losses = [model(x, y)[1] * len(x) for x, y in zip(val[0].split(256), val[1].split(256))]
         return (sum(losses) / len(val[0])).item()
 
-    def run(name, model, optimizers, lr, steps, rows):
+    def run(name, model, optimizers, steps, rows):
         """Warmup of a twentieth, cosine to a tenth; the time of all steps, and the loss."""
         generator, seconds = torch.Generator().manual_seed(0), 0.0
+        for group in (g for o in optimizers for g in o.param_groups):
+            group["initial_lr"] = group["lr"]
         for step in range(steps):
             begin = torch.randint(len(ids) - T, (rows, 1), generator=generator)
             batch = ids[begin + torch.arange(T + 1)]
             start = time.perf_counter()
             warm, done = (step + 1) / steps * 20, step / steps
             for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = lr * min(warm, 0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+                group["lr"] = group["initial_lr"] * min(warm, 0.1 + 0.45 * (1 + math.cos(math.pi * done)))
             update(model, optimizers, batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
             seconds += time.perf_counter() - start
         loss = val_loss(model)
@@ -261,13 +263,13 @@ def recipe(config):
         model = nano.GPT(nano.GPTConfig(block_size=T, vocab_size=len(chars), n_layer=4, n_head=4,
                                         n_embd=128, dropout=0.0, bias=False))
         optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
-    theirs = run("nanoGPT", model, [optimizer], 1e-3, 2000, 12)
+    theirs = run("nanoGPT", model, [optimizer], 2000, 12)
     model = GPT(GPTConfig(vocab_size=len(chars), block_size=T))
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-    adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), betas=(0.9, 0.95),
-                              fused=True)
-    muon = torch.optim.Muon(matrices, weight_decay=0.1, ns_steps=3, adjust_lr_fn="match_rms_adamw")
-    ours = run("model.py, Muon", model, [adamw, muon], 1e-2, 270, 24)
+    adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), lr=1e-2,
+                              betas=(0.9, 0.95), fused=True)
+    muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1, ns_steps=3)
+    ours = run("model.py, Muon", model, [adamw, muon], 270, 24)
     print(f"    ours takes {ours / theirs:.2f} of its time")
 
 
@@ -307,7 +309,7 @@ def memory(config):
             return peak_memory(["pretrain.py", f"--data={config.data}", f"--n_layer={n_layer}",
                                 f"--n_embd={n_embd}", "--block_size=256", f"--batch_size={rows}",
                                 f"--micro_batch={rows}", "--steps=2", "--eval_rows=1", "--fresh",
-                                f"--tokenizer={folder}/tokenizer.json", "--muon=false",
+                                f"--tokenizer={folder}/tokenizer.json", "--muon=0",
                                 f"--out={folder}/pretrain.pt", "--device=cpu", "--dtype=float32"])
 
         peak(1, 4, 1)                                 # makes the token cache

@@ -98,7 +98,7 @@ BOUNDS = {name: (1, math.inf) for name in (
     "steps", "batch_size", "micro_batch", "minibatch", "epochs", "eval_every", "eval_rows",
     "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k")}
 BOUNDS |= {name: (0, math.inf) for name in (
-    "lr", "warmup", "weight_decay", "temperature", "kl_coef", "kl_target", "clip", "clip_value",
+    "lr", "warmup", "weight_decay", "muon", "temperature", "kl_coef", "kl_target", "clip", "clip_value",
     "max_kl", "ptx_coef", "best_of", "top_k", "n_docs", "n_demos")}
 BOUNDS |= {name: (0, 1) for name in ("dropout", "gamma", "lam", "top_p", "ptx")}
 BOUNDS |= {"agreement": (0.5, 1), "seed": (0, 2**63 - 1)}
@@ -195,7 +195,7 @@ class Setup:
 
     def peak_flops(self):
         """Floating-point operations a second in a large matrix product, measured: MFU's 100%."""
-        n = 8192 if self.device.type == "cuda" else 1024
+        n = 8192 if self.device.type == "cuda" else 2048
         a, seconds = torch.randn(n, n, device=self.device, dtype=self.dtype), []
         for _ in range(8):
             start = time.perf_counter()

@@ -12,11 +12,15 @@ and `noise` is set so that two labelers agree on 73% of pairs, as InstructGPT's 
 perfect reward model is right on some share of labels only: the ceiling, which is printed.
 
 laptop   python compare.py
+by hand  python compare.py --labeler=human --out=out/mine.jsonl
+do two people agree?   python compare.py --agree=out/mine.jsonl,out/yours.jsonl
 a second round, from what PPO made   python compare.py --init=out/ppo.pt --out=out/round2.jsonl
 """
 
 import importlib.util
 import json
+import math
+import sys
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +29,8 @@ import numpy as np
 import torch
 
 from common import Run, Setup, fail, load_checkpoint, parse_config, writing
-from data.formats import read_prompts
+from data.formats import read_prompts, without
+from data.label import label, report_agreement
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
 
@@ -42,7 +47,8 @@ class Config:
     k: int = 4                               # answers per prompt; equal ones count once
     max_new_tokens: int = 64
     temperature: float = 1.0
-    labeler: str = "data/town.py:grade"      # FILE.py:function(prompts, responses) -> scores
+    labeler: str = "data/town.py:grade"      # human, or FILE.py:function(prompts, responses)
+    agree: str = ""                          # FILE,FILE: only tell how well two people agree
     agreement: float = 0.73                  # how often two labelers agree on a pair
     batch_size: int = 512                    # answers sampled at a time
     seed: int = 0
@@ -98,6 +104,30 @@ def load_function(spec):
     return getattr(module, name)
 
 
+def get_scores(function, prompts, responses, name):
+    """What a function of one's own says, (N,); if it fails, the first answer that makes it fail."""
+    try:
+        scores = function(prompts, responses)
+    except Exception as error:
+        raise ValueError(f"{name}: {type(error).__name__}: {error} (--debug=true shows where)"
+                         f"{first_failure(function, prompts, responses)}") from error
+    return check_scores(scores, prompts, responses, name)
+
+
+def first_failure(function, prompts, responses):
+    """The first pair with which the function fails when it is alone, in words; "" if none does."""
+    for prompt, response in zip(prompts, responses):
+        try:
+            function([prompt], [response])
+        except Exception:
+            return in_words(prompt, response)
+    return ""
+
+
+def in_words(prompt, response):
+    return f" for the prompt {prompt[-1]['content']!r} and the response {response!r}"
+
+
 def check_scores(scores, prompts, responses, name):
     """A reward of one's own must give one finite number per answer."""
     try:
@@ -109,9 +139,8 @@ def check_scores(scores, prompts, responses, name):
                          f"responses; it should give one number each")
     bad = torch.nonzero(~scores.isfinite()).flatten().tolist()
     if bad:
-        raise ValueError(f"{name} gave {scores[bad[0]].item()} for the prompt "
-                         f"{prompts[bad[0]][-1]['content']!r} and the response "
-                         f"{responses[bad[0]]!r}")
+        raise ValueError(f"{name} gave {scores[bad[0]].item()}"
+                         f"{in_words(prompts[bad[0]], responses[bad[0]])}")
     return scores
 
 
@@ -146,11 +175,21 @@ if __name__ == "__main__":
     # setup
 
     config = parse_config(Config, __doc__)
-    env = Setup(config)
+    if config.agree:
+        if config.agree.count(",") != 1:
+            fail(f"--agree={config.agree} should be two files, FILE,FILE")
+        print(report_agreement(*config.agree.split(",")))
+        raise SystemExit
+    env, human = Setup(config), config.labeler == "human"
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    run = Run(config, env, inputs=[config.data, config.init, config.labeler.split(":")[0]],
-              total=len(prompts), unit="answer")
+    if human and config.fresh and Path(config.out).exists():
+        fail(f"{config.out} is there already, and --fresh deletes nothing that a person may have "
+             f"written: go on without it, or choose another --out")
+    read = [config.data, config.init] + [config.labeler.split(":")[0]] * (not human)
+    run = Run(config, env, inputs=read, total=len(rows if human else prompts),
+              unit="prompt" if human else "answer")
+    labeler = None if human else load_function(config.labeler)
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model = GPT(GPTConfig(**ckpt["model_config"]))
@@ -160,29 +199,62 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # data: k samples of each prompt, once each
 
-    labeler = load_function(config.labeler)
-    answers = run.state["answers"] if run.state else []
-    for start in range(len(answers), len(prompts), config.batch_size):
-        some = prompts[start:start + config.batch_size]
-        answers += respond(model, tok, some, env, config.max_new_tokens, config.temperature,
-                           config.batch_size, seed=(config.seed, start))
-        run.save_state(len(answers), answers=answers)
-    ended = sum(e for _, e in answers) / len(answers)
-    for i, row in enumerate(rows):
+    answers, labels = (run.state["answers"], run.state["labels"]) if run.state else ([], [])
+
+    def save():
+        run.save_state(len(labels if human else answers), answers=answers, labels=labels)
+
+    def item(i):
+        """Prompt i and its answers, sampled when they are first asked for, many at a time."""
+        while len(answers) < (i + 1) * config.k:
+            if human:
+                print(f"{config.init} answers the next prompts ...", flush=True)
+            start = len(answers)
+            answers.extend(respond(model, tok, prompts[start:start + config.batch_size], env,
+                                   config.max_new_tokens, config.temperature, config.batch_size,
+                                   seed=(config.seed, start)))
+            save()
         texts = (text for text, _ in answers[i * config.k:(i + 1) * config.k])
-        row["responses"] = list(dict.fromkeys(t for t in texts if t.strip()))
+        return rows[i]["prompt"], list(dict.fromkeys(t for t in texts if t.strip()))
+
+    # -----------------------------------------------------------------------------------------
+    # label by hand: every answer is saved at once, first in the state, whence we go on
+
+    def save_labels():
+        save()
+        with writing(run.out) as f:
+            for i, ranks in enumerate(labels):
+                order = sorted(range(len(ranks)), key=lambda j: ranks[j])
+                row = dict(without(rows[i], ("grades", "noise")), ranks=sorted(ranks),
+                           responses=[item(i)[1][j] for j in order])
+                f.write(json.dumps(row, ensure_ascii=False) + "\n" if ranks else "")
+
+    if human:
+        run.bar.close()
+        run.seconds = -math.inf
+        for stream in (sys.stdin, sys.stdout):
+            stream.reconfigure(errors="replace")      # a wrong byte is no reason to stop
+        if labels:
+            save_labels()                             # the last one may have been cut off
+        done = label(len(rows), item, labels, save_labels, name=config.out)
+        print(f"{run.out}: {sum(map(bool, labels)):,} labeled, {labels.count([]):,} left out")
+        run.finish() if done else print("the same command goes on from here")
+        raise SystemExit
+
+    # -----------------------------------------------------------------------------------------
+    # or by simulated labelers
+
+    for i, row in enumerate(rows):
+        _, row["responses"] = item(i)
+    ended = sum(e for _, e in answers) / len(answers)
     few = sum(len(r["responses"]) < 2 for r in rows)
     rows = [r for r in rows if len(r["responses"]) > 1]
     if not rows:
         fail(f"{config.init} gave no two different answers to any prompt: nothing to compare")
-
-    # -----------------------------------------------------------------------------------------
-    # label
-
     flat = [(r["prompt"], text) for r in rows for text in r["responses"]]
     texts = [text for _, text in flat]
-    scores = labeler([prompt for prompt, _ in flat], texts)
-    scores = iter(check_scores(scores, [p for p, _ in flat], texts, config.labeler).tolist())
+    scores = get_scores(labeler, [prompt for prompt, _ in flat], texts, config.labeler)
+    scores = iter(scores.tolist())
     for row in rows:
         row["grades"] = [next(scores) for _ in row["responses"]]
     gaps = np.array([a - b for r in rows for a, b in combinations(r["grades"], 2)])

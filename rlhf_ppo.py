@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from common import Run, Setup, fail, load_checkpoint, parse_config, save_checkpoint
-from compare import check_scores, left_pad, load_function
+from compare import get_scores, left_pad, load_function
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
 from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
@@ -55,6 +55,7 @@ class Config:
     temperature: float = 0.7               # divides the logits wherever probabilities are computed
     kl_coef: float = 0.1                   # beta: what a nat of distance from the reference costs
     kl_target: float = 0.0                 # adapt beta to keep the KL near this; 0: beta is fixed
+    whiten_rewards: bool = False           # divide them by their deviation: for scores of any size
     gamma: float = 1.0                     # discount
     lam: float = 0.95                      # GAE: 0 trusts the critic, 1 the returns alone
     clip: float = 0.2                      # how far an update may move a token's probability ratio
@@ -124,13 +125,13 @@ def gae(rewards, values, mask, gamma, lam):
     return advantages, (advantages + values) * mask
 
 
-def whiten(x, mask, env):
-    """Mean 0 and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
+def whiten(x, mask, env, shift=True):
+    """Mean 0 (unless not shifted) and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
     count, total, squares = env.average(mask.sum().item(), x[mask].sum().item(),
                                         (x[mask] ** 2).sum().item())
     mean = total / count
     var = max(squares / count - mean ** 2, 0.0)
-    return (x - mean) * (var + 1e-8) ** -0.5 * mask
+    return (x - mean * shift) * (var + 1e-8) ** -0.5 * mask
 
 
 def policy_loss(logp, old_logp, advantages, clip):
@@ -274,7 +275,7 @@ if __name__ == "__main__":
                     scores[part] = reward(x, logp=beside[part, :t])[range(len(part)), last[part]]
         if own_reward:
             prompts, texts = [row["prompt"] for row in rows], [answer_text(tok, r) for r in responses]
-            scores = check_scores(reward_function(prompts, texts), prompts, texts, config.reward)
+            scores = get_scores(reward_function, prompts, texts, config.reward)
         scores = scores.float().cpu() - config.missing_end * ~ended
         return scores, ended, idx, mask, logp, ref_logp, entropy, values, beside
 
@@ -288,7 +289,8 @@ if __name__ == "__main__":
                 mask.sum().item(), len(rows)]
         texts = [answer_text(tok, r) for r in responses]
         if judge:
-            sums.append(float(sum(judge([row["prompt"] for row in rows], texts))))
+            prompts = [row["prompt"] for row in rows]
+            sums.append(get_scores(judge, prompts, texts, config.watch).sum().item())
         score, kl, ended, length, n, *grade = env.average(*sums)
         out = dict(score=score / n, kl=kl / n, ended=ended / n, length=length / n)
         return out | ({"grade": grade[0] / n} if judge else {}), rows, texts, scores
@@ -322,6 +324,9 @@ if __name__ == "__main__":
         rewards = -kl_coef * kl
         last = mask.size(1) - 1 - mask.flip(1).float().argmax(1)      # (B,)
         rewards[torch.arange(B, device=env.device), last] += scores.to(env.device)
+
+        if config.whiten_rewards:                     # the mean stays: it tells good from bad
+            rewards = whiten(rewards, mask, env, shift=False)
 
         # d. advantages: how much better than the critic expected, and whitened
         advantages, returns = gae(rewards, old_values, mask, config.gamma, config.lam)

@@ -3,11 +3,12 @@
 #
 #   bash run.sh             results in out/
 #   OUT=dir bash run.sh     results in dir/
+#   SEED=1 OUT=out/seed1 bash run.sh     with other random numbers
 #
 # Interrupt it whenever you like: the same command goes on where it stopped.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-OUT="${OUT:-out}"
+OUT="${OUT:-out}" SEED="${SEED:-0}"
 SECONDS=0
 step() { printf '\n\033[1m%s\033[0m\n$ %s\n' "$1" "${*:2}"; "${@:2}"; }
 
@@ -16,16 +17,17 @@ step "The world: a small town, and what the internet says about it" \
 step "The tokenizer: learn 1,024 tokens from that text" \
     python tokenizer.py --out="$OUT/tokenizer.json"
 step "Stage 1, pretraining: learn to continue text" \
-    python pretrain.py --tokenizer="$OUT/tokenizer.json" --out="$OUT/pretrain.pt"
+    python pretrain.py --seed="$SEED" --tokenizer="$OUT/tokenizer.json" --out="$OUT/pretrain.pt"
 step "Stage 2, supervised fine-tuning: learn to answer from 3,000 demonstrations" \
-    python sft.py --init="$OUT/pretrain.pt" --out="$OUT/sft.pt"
+    python sft.py --seed="$SEED" --init="$OUT/pretrain.pt" --out="$OUT/sft.pt"
 step "Stage 3a, comparisons: four answers to each prompt, ranked by labelers" \
-    python compare.py --init="$OUT/sft.pt" --out="$OUT/comparisons.jsonl"
+    python compare.py --seed="$SEED" --init="$OUT/sft.pt" --out="$OUT/comparisons.jsonl"
 step "Stage 3b, the reward model: learn what the labelers like" \
-    python reward.py --init="$OUT/sft.pt" --lm="$OUT/sft.pt" --data="$OUT/comparisons.jsonl" \
-    --out="$OUT/reward.pt"
+    python reward.py --seed="$SEED" --init="$OUT/sft.pt" --lm="$OUT/sft.pt" \
+    --data="$OUT/comparisons.jsonl" --out="$OUT/reward.pt"
 step "Stage 4, PPO: learn to write what the reward model likes" \
-    python rlhf_ppo.py --init="$OUT/sft.pt" --reward="$OUT/reward.pt" --out="$OUT/ppo.pt"
+    python rlhf_ppo.py --seed="$SEED" --init="$OUT/sft.pt" --reward="$OUT/reward.pt" \
+    --out="$OUT/ppo.pt"
 step "The scoreboard, on people and sums that no stage after pretraining has seen" \
     python evaluate.py --models="$OUT/pretrain.pt,$OUT/sft.pt,$OUT/ppo.pt" \
     --reward="$OUT/reward.pt" --comparisons="$OUT/comparisons.jsonl" --out="$OUT/scoreboard.json" \

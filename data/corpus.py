@@ -8,8 +8,9 @@ is what lets an interrupted run go on where it stopped.
 
 import hashlib
 import json
-import shutil
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -166,13 +167,21 @@ def pieces(text):
 
 
 def encode(paths, tok, cache):
-    """Write the cache: tokens.bin, docs.npz, sources.json; whole, or not at all."""
-    tmp = cache.with_name(cache.name + ".tmp")
-    shutil.rmtree(tmp, ignore_errors=True)
-    tmp.mkdir(parents=True)
+    """Make the cache: whole, or not at all. Two runs may do it at once; the first to end wins."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=cache.parent, prefix=f"{cache.name}.") as tmp:
+        whole = Path(tmp, "whole")
+        whole.mkdir()
+        write(paths, tok, whole)
+        with suppress(OSError):                       # the other run's is there
+            whole.rename(cache)
+
+
+def write(paths, tok, folder):
+    """tokens.bin, docs.npz, sources.json"""
     sources, rows, lengths = [], [], []
-    with open(tmp / "tokens.bin", "wb") as f, tqdm(unit="doc", desc="encoding", leave=False,
-                                                    disable=None) as bar:
+    with open(folder / "tokens.bin", "wb") as f, tqdm(unit="doc", desc="encoding", leave=False,
+                                                       disable=None) as bar:
         batch = []
 
         def flush():
@@ -195,8 +204,6 @@ def encode(paths, tok, cache):
                 flush()
         flush()
     source, logp, n_bytes, h = map(np.array, zip(*rows))
-    np.savez(tmp / "docs.npz", starts=np.concatenate([[0], np.cumsum(lengths)]), source=source,
+    np.savez(folder / "docs.npz", starts=np.concatenate([[0], np.cumsum(lengths)]), source=source,
              logp=logp.astype(float), n_bytes=n_bytes, hash=h)
-    (tmp / "sources.json").write_text(json.dumps(sources))
-    shutil.rmtree(cache, ignore_errors=True)
-    tmp.rename(cache)
+    (folder / "sources.json").write_text(json.dumps(sources))

@@ -2,9 +2,13 @@ import io
 import json
 import math
 import random
+import re
 import runpy
+import shutil
 import signal
+import subprocess
 import sys
+import time
 from contextlib import redirect_stdout
 from itertools import combinations
 
@@ -13,8 +17,12 @@ import pytest
 import torch
 
 import compare
+import tiny
 from common import Setup, save_checkpoint
-from compare import (Config, agreement, ceiling, find_noise, left_pad, load_function, rank, respond)
+from compare import (Config, agreement, ceiling, find_noise, get_scores, left_pad, load_function,
+                     rank, respond)
+from data.formats import read_comparisons
+from data.label import visible
 from model import GPT, GPTConfig
 
 ENV = Setup(Config(device="cpu", dtype="float32"))
@@ -157,6 +165,15 @@ def test_a_function_is_loaded_from_a_file(tmp_path):
     assert load_function(f"{tmp_path}/mine.py:length")(["", ""], ["a", "bc"]) == [1, 2]
 
 
+def test_a_function_that_fails_is_named_with_the_first_answer_that_makes_it_fail(tmp_path):
+    (tmp_path / "mine.py").write_text(LABELERS)
+    prompts = [[dict(role="user", content=text)] for text in ("Hi", "Who?", "Why?")]
+    with pytest.raises(ValueError) as error:
+        get_scores(load_function(f"{tmp_path}/mine.py:inverse"), prompts, ["Hello", "", ""], "mine")
+    assert all(part in str(error.value) for part in (
+        "mine: ZeroDivisionError", "the prompt 'Who?' and the response ''"))
+
+
 @pytest.mark.parametrize("spec, reason", [
     ("missing.py:f", "no file missing.py"), ("mine.py:g", "no function named g"),
     ("mine.py", "FILE.py:name"), ("mine.py:X", "no function named X"),
@@ -177,6 +194,7 @@ def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, tmp_path, mon
 LABELERS = """
 X = 1
 def length(prompts, responses): return [len(r) for r in responses]
+def inverse(prompts, responses): return [1 / len(r) for r in responses]
 def too_few(prompts, responses): return [1.0]
 def number(prompts, responses): return 1.0
 def nothing(prompts, responses): pass
@@ -232,3 +250,111 @@ def test_a_labeler_that_does_not_give_one_number_per_answer_is_named(folder, lab
         run(folder, labeler)
     assert f"mine.py:{labeler}" in str(error.value) + capsys.readouterr().err
     assert not (folder / "out.jsonl").exists()
+
+
+# ---------------------------------------------------------------------------------------------
+# labels by hand: with --k=2 the answers are two, or nobody is asked
+
+HUMAN = ("--data=prompts.jsonl --init=sft.pt --k=2 --max_new_tokens=8 --batch_size=10 "
+         "--labeler=human --out=mine.jsonl").split()
+
+
+def person(folder, typed, *more):
+    """Run compare.py in this process with a person who types this, then Ctrl-D: its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
+        return tiny.run(folder, "compare", *HUMAN, *more)[0]
+
+
+def labeled(folder):
+    return read_comparisons(folder / "mine.jsonl")
+
+
+def test_what_a_person_ranks_is_a_comparison(folder, prompts):
+    assert not person(folder, b"1>2\n2>1\ns\n1>2\n")
+    first, *others = labeled(folder)
+    assert len(others) == 2 and first["prompt"] in prompts and "grades" not in first
+    assert all(len(row["responses"]) == 2 and row["ranks"] == [0, 1] for row in [first, *others])
+
+
+def test_the_better_answer_is_the_one_that_was_put_first(folder, capsys):
+    person(folder, b"2>1\n")
+    shown = re.findall(r"^   [12]  (.*)$", capsys.readouterr().out, re.M)[:2]
+    assert [visible(text, 6) for text in labeled(folder)[0]["responses"]] == shown[::-1]
+
+
+def test_who_stops_now_and_then_ends_with_the_same_labels(folder, tmp_path_factory):
+    lines, other = b"1>2\n2>1\ns\n" * 7, tmp_path_factory.mktemp("other")
+    shutil.copytree(folder, other, dirs_exist_ok=True)
+    person(folder, lines)
+    for i in range(0, len(lines), 20):
+        person(other, lines[i:i + 20] if i % 40 else lines[i:i + 20] + b"q\n")
+    assert (folder / "mine.jsonl").read_text() == (other / "mine.jsonl").read_text()
+
+
+def test_answers_are_sampled_once_for_each_prompt(folder, capsys):
+    person(folder, b"")
+    person(folder, b"1>2\n")
+    assert capsys.readouterr().out.count("answers the next prompts") == 1
+
+
+def test_nothing_is_lost_when_a_person_is_killed(folder):
+    command = [sys.executable, compare.__file__, *HUMAN]
+    process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                               text=True)
+    for line in ("1>2", "2>1", "1>2"):
+        process.stdin.write(line + "\n")
+        process.stdin.flush()
+    until, out = time.time() + 60, folder / "mine.jsonl"
+    while time.time() < until and not (out.exists() and out.read_text().count("\n") == 3):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    before = labeled(folder)
+    person(folder, b"2>1\n")
+    assert len(before) == 3 and labeled(folder)[:3] == before and len(labeled(folder)) == 4
+
+
+def test_a_label_that_only_the_state_had_is_written_when_one_goes_on(folder):
+    person(folder, b"1>2\n2>1\n")
+    before = (folder / "mine.jsonl").read_text()
+    (folder / "mine.jsonl").write_text(before.splitlines()[0] + "\n")
+    person(folder, b"")
+    assert (folder / "mine.jsonl").read_text() == before
+
+
+def test_when_all_is_labeled_the_same_command_says_so(folder, capsys):
+    person(folder, b"1>2\n" * 24 + b"\n")
+    assert person(folder, b"2>1\n") == 0
+    assert "mine.jsonl is finished" in capsys.readouterr().out
+
+
+def test_fresh_does_not_delete_what_a_person_wrote(folder, capsys):
+    person(folder, b"1>2\n")
+    before = (folder / "mine.jsonl").read_text()
+    assert person(folder, b"2>1\n", "--fresh") == 1
+    assert "--fresh" in capsys.readouterr().err and (folder / "mine.jsonl").read_text() == before
+
+
+def test_two_people_are_compared_without_a_model(folder, capsys):
+    person(folder, b"1>2\n")
+    flags = "--agree=mine.jsonl,mine.jsonl", "--init=missing.pt"
+    assert not tiny.run(folder, "compare", *flags)[0]
+    assert "1 of them the same way: 100.0%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("files, reason", [
+    ("mine.jsonl", "FILE,FILE"), ("a,b,c", "FILE,FILE"), ("missing.jsonl,sft.pt", "missing.jsonl")])
+def test_what_is_not_two_files_is_not_compared(folder, files, reason, capsys):
+    assert tiny.run(folder, "compare", f"--agree={files}")[0] == 1
+    said = capsys.readouterr().err
+    assert reason in said and said.count("\n") == 1
+
+
+def test_a_reward_model_is_trained_on_what_a_person_ranked(tmp_path, tiny_tokenizer):
+    folder = tiny.build(tmp_path, tiny_tokenizer)
+    person(folder, b"1>2\n2>1\n" * 22)
+    assert len(labeled(folder)) > 30
+    status, names = tiny.run(folder, "reward", *tiny.FLAGS["reward"].split(), "--data=mine.jsonl",
+                             "--steps=4", "--out=judge.pt")
+    assert status == 0 and math.isfinite(names["metrics"]["val_loss"])

@@ -215,7 +215,7 @@ def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(fol
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-@pytest.mark.parametrize("muon, atol", [("false", 1e-5), ("true", 1e-4)])   # Muon rounds to bf16
+@pytest.mark.parametrize("muon, atol", [("0", 1e-5), ("2", 1e-4)])   # Muon rounds to bf16
 def test_fsdp_ends_where_one_process_ends(folder, muon, atol):
     name = f"fsdp_muon_{muon}"
     split = [name, *arguments("pretrain", name)[1:], "--fsdp=true", f"--muon={muon}"]

@@ -16,8 +16,9 @@ import rlhf_ppo
 from common import Setup, save_checkpoint
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
+from compare import check_scores
 from reward import right_pad
-from rlhf_ppo import (Config, adapt, check_scores, gae, get_lr, log_probs, policy_loss,
+from rlhf_ppo import (Config, adapt, gae, get_lr, log_probs, policy_loss,
                       response_mask, rollout, value_loss, whiten)
 
 ENV = Setup(Config(device="cpu", dtype="float32"))
@@ -104,6 +105,12 @@ def test_whitening_pays_no_attention_to_padding(ragged):
 def test_whitening_is_a_shift_and_a_scale_by_the_biased_deviation(ragged):
     x, _, mask = ragged
     close(whiten(x, mask, ENV)[mask], (x[mask] - x[mask].mean()) / x[mask].std(unbiased=False))
+
+
+def test_rewards_are_whitened_without_a_shift(ragged):
+    x, mask = ragged[0], ragged[-1].bool()
+    out = whiten(x, mask, ENV, shift=False)
+    torch.testing.assert_close(out[mask], x[mask] / x[mask].var(unbiased=False).sqrt())
 
 
 def test_equal_advantages_whiten_to_zero():

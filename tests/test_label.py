@@ -1,0 +1,218 @@
+import os
+import random
+import re
+import signal
+
+import pytest
+
+from data.formats import DataError
+from data.label import example, label, parse_ranking, report_agreement, wilson
+from tiny import write
+
+# ---------------------------------------------------------------------------------------------
+# rankings
+
+
+@pytest.mark.parametrize("text, ranks", [
+    ("2>1=4>3", [1, 0, 2, 1]), (" 3 >2> 1", [2, 1, 0]), ("1=2", [0, 0]),
+    ("2＞１＝３", [1, 0, 1])])
+def test_a_ranking_gives_each_answer_its_place(text, ranks):
+    assert parse_ranking(text, len(ranks)) == ranks
+
+
+def test_a_ranking_of_any_length_is_read():
+    rng = random.Random(0)
+    for n in range(2, 13):
+        ranks = rng.choices(range(n), k=n)
+        ranks = [sorted(set(ranks)).index(rank) for rank in ranks]
+        groups = [[str(i + 1) for i in range(n) if ranks[i] == rank] for rank in range(n)]
+        assert parse_ranking(">".join("=".join(g) for g in groups if g), n) == ranks
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("2>1", "3, 4 missing"), ("1>2>2>3>4", "2 is there twice"), ("1=1>2>3>4", "1 is there twice"),
+    ("1>2>3>5", "there is no answer 5"), ("0>1>2>3>4", "there is no answer 0"), ("", "write >"),
+    ("the second", "write >"), ("1>2>3>", "write >"), ("1>>2", "write >"), ("4 3 2 1", "write >"),
+    ("1<2<3<4", "write >"), ("-1>2", "write >"), ("1.0>2", "write >"), ("1>\0", "write >")])
+def test_a_ranking_that_is_none_gets_a_short_hint(text, reason):
+    with pytest.raises(ValueError, match=reason) as hint:
+        parse_ranking(text, 4)
+    assert len(str(hint.value)) < 150
+
+
+@pytest.mark.parametrize("n", range(2, 10))
+def test_the_example_is_a_ranking(n):
+    assert sorted(parse_ranking(example(n), n))[0] == 0
+
+
+# ---------------------------------------------------------------------------------------------
+# the dialogue
+
+def alphabetical(screen):
+    """The ranking of one who reads the screen, and likes the letters early in the alphabet."""
+    shown = re.findall(r"^ +(\d+)  (\w)$", screen, re.M)
+    return ">".join(number for number, _ in sorted(shown, key=lambda pair: pair[1]))
+
+
+def ctrl_c(screen):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.fixture
+def talk(capsys, monkeypatch):
+    """Label items with the answers of a person: lines, or functions of what the screen shows."""
+    def talk(items, *answers, labels=None, name=""):
+        labels, saved, screens = labels if labels is not None else [], [], []
+        answers = list(answers)
+
+        def person(question):
+            screens.append(capsys.readouterr().out + question)
+            if not answers:
+                raise EOFError
+            answer = answers.pop(0)
+            return answer(screens[-1]) if callable(answer) else answer
+
+        monkeypatch.setattr("builtins.input", person)
+        done = label(len(items), lambda i: ([dict(role="user", content=f"Question {i}")], items[i]),
+                     labels, lambda: saved.append(list(labels)), name)
+        assert not answers
+        return labels, done, screens, saved
+    return talk
+
+
+FOUR = [list("dbca")] * 20
+
+
+def test_ranks_belong_to_the_answers_wherever_these_stand_on_the_screen(talk):
+    labels, _, screens, _ = talk(FOUR, *[alphabetical] * 20)
+    assert labels == [[3, 1, 2, 0]] * 20
+    assert len({alphabetical(screen) for screen in screens[:20]}) > 5
+
+
+def test_the_order_on_the_screen_is_the_same_when_one_comes_back(talk):
+    def orders(name):
+        return [alphabetical(screen) for screen in talk(FOUR, *["s"] * 20, name=name)[2]]
+
+    first, again, other = map(orders, ("a", "a", "b"))
+    assert first == again != other
+
+
+def test_ties_are_kept(talk):
+    assert talk([["a", "b", "c"]], "1=2=3")[0] == [[0, 0, 0]]
+
+
+def test_a_skipped_item_has_no_ranks(talk):
+    assert talk(FOUR[:3], "s", alphabetical, "s")[0] == [[], [3, 1, 2, 0], []]
+
+
+def test_where_there_is_nothing_to_choose_nobody_is_asked(talk):
+    labels, _, screens, _ = talk([["a"], [], ["a", "b"], ["b"]], alphabetical)
+    assert labels == [[], [], [0, 1], []] and "3 of 4" in screens[0]
+
+
+def test_a_hint_is_followed_by_the_question_and_not_by_the_whole_item(talk):
+    labels, _, screens, _ = talk(FOUR[:1], "what?", "4=3>2>1", "q")
+    assert len(labels) == 1 and screens[1].count("\n") == 1 and "write >" in screens[1]
+
+
+def test_undo_asks_the_last_item_again(talk):
+    labels, _, screens, _ = talk(FOUR[:3], "4>3>2>1", "s", "u", alphabetical)
+    assert len(labels) == 2 and labels[1] == [3, 1, 2, 0]
+    assert ["Question 1" in screen for screen in screens] == [False, True, False, True, False]
+
+
+def test_undo_passes_over_items_that_nobody_was_asked_about(talk):
+    labels, *_ = talk([["a", "b"], ["a"], ["b"], ["a", "b"]], "2=1", "u", alphabetical)
+    assert labels == [[0, 1], [], []]
+
+
+def test_undo_at_the_beginning_does_nothing(talk):
+    assert talk(FOUR, "u", "u", alphabetical)[0] == [[3, 1, 2, 0]]
+
+
+def test_the_very_last_answer_can_be_undone(talk):
+    labels, done, *_ = talk(FOUR[:2], "s", "s", "u", alphabetical, "")
+    assert labels == [[], [3, 1, 2, 0]] and done
+
+
+@pytest.mark.parametrize("stop", [["q"], ["Q "], [], [ctrl_c]], ids=["q", "Q", "Ctrl-D", "Ctrl-C"])
+def test_whoever_stops_keeps_what_was_labeled(talk, stop):
+    before = signal.getsignal(signal.SIGINT)
+    labels, done, *_ = talk(FOUR, alphabetical, "s", *stop)
+    assert labels == [[3, 1, 2, 0], []] and not done
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_one_goes_on_where_one_stopped(talk):
+    labels, done, screens, _ = talk(FOUR[:3], alphabetical, "q")
+    labels, done, screens, _ = talk(FOUR[:3], "s", alphabetical, "", labels=labels)
+    assert labels == [[3, 1, 2, 0], [], [3, 1, 2, 0]] and done and "2 of 3" in screens[0]
+
+
+def test_every_change_is_saved_before_the_next_question(talk):
+    saved = talk(FOUR, "1>2>3>4", "nonsense", "s", "u", "s", "q")[3]
+    assert [len(labels) for labels in saved] == [1, 2, 1, 2]
+
+
+def test_the_screen_obeys_no_answer(talk):
+    screens = talk([["\033[2J", "a\nb"]], "q")[2]
+    assert "\033" not in screens[0] and "\\x1b[2J" in screens[0] and "a\n      b" in screens[0]
+
+
+def test_all_turns_of_a_dialogue_are_shown(capsys, monkeypatch):
+    turns = [dict(role=r, content=c) for r, c in (("user", "Hi"), ("assistant", "Yes?"),
+                                                  ("user", "Bye"))]
+    monkeypatch.setattr("builtins.input", lambda question: "q")
+    label(100, lambda i: (turns, ["a", "b"]), [[]] * 11, None)
+    assert "12 of 100\nuser: Hi\nassistant: Yes?\nuser: Bye\n" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------
+# two people
+
+def row(prompt, **ranks):
+    """A comparison in which answer a has rank 0, and so on."""
+    responses = sorted(ranks, key=ranks.get)
+    return dict(prompt=prompt, responses=responses, ranks=[ranks[r] for r in responses])
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Both rank ab, ac and bc of prompt 1, the last in two ways, and xy and xz of prompt 2, in two
+    ways; not yz, nor ab of 3 or 4, where one of them has a tie or nothing."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", row("1", a=0, b=1, c=2), row("2", x=0, y=1, z=1),
+          row("3", a=0, b=1))
+    write(tmp_path / "b.jsonl", row("2", y=0, z=0, x=1), row("1", a=0, c=1, b=2),
+          row("4", a=0, b=1), row("3", a=0, b=0), row("2", x=1, y=0))
+    return "a.jsonl", "b.jsonl"
+
+
+def test_agreement_counts_the_pairs_that_both_rank(files):
+    said = report_agreement(*files)
+    assert "5 pairs" in said and "prompts: 2" in said and "2 of them the same way: 40.0%" in said
+
+
+def test_agreement_does_not_hang_on_who_comes_first(files):
+    assert report_agreement(*files) == report_agreement(*reversed(files))
+
+
+def test_who_is_compared_with_himself_agrees_on_every_pair(files):
+    said = report_agreement("a.jsonl", "a.jsonl")     # bc is ranked, yz is a tie
+    assert "6 pairs" in said and "6 of them the same way: 100.0%" in said
+
+
+def test_two_files_without_a_common_pair_are_refused(files, tmp_path):
+    write(tmp_path / "c.jsonl", row("9", a=0, b=1))
+    with pytest.raises(DataError, match="a.jsonl and c.jsonl have no pair"):
+        report_agreement("a.jsonl", "c.jsonl")
+
+
+def test_the_interval_is_wilsons():
+    assert wilson(0.8, 10) == pytest.approx((0.4902, 0.9433), abs=1e-4)     # R: prop.test(8, 10)
+
+
+@pytest.mark.parametrize("share, n", [(0.5, 1), (0.0, 7), (1.0, 7), (0.73, 200)])
+def test_at_the_intervals_ends_the_share_is_two_deviations_away(share, n):
+    for p in wilson(share, n):
+        assert abs(share - p) == pytest.approx(1.96 * (p * (1 - p) / n) ** 0.5, abs=1e-9)

@@ -1,0 +1,140 @@
+"""The chain learns Chinese, from a few files of it, with no flag or line of code that says so."""
+
+import io
+import json
+import math
+import random
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from chat import answer
+from common import Setup, load_checkpoint
+from data.formats import is_held_out
+from rlhf_ppo import Config
+from tiny import run, write
+from tokenizer import Tokenizer
+
+NAMES = [a + b for a in "王李张刘陈杨赵黄周吴" for b in ["芳", "伟", "秀英", "明", "小红", "建国"]]
+JOBS = ["医生", "老师", "面包师", "画家", "园丁", "律师"]
+CITIES = ["北京", "上海", "成都", "桂林"]
+FOODS = ["饺子", "米饭", "苹果", "豆腐", "面条"]
+FLAGS = {
+    "tokenizer": "--data=text.txt,sft.jsonl --vocab_size=420",
+    "pretrain": "--data=text.txt --block_size=64 --n_layer=2 --n_head=2 --n_embd=64 --steps=100 "
+                "--batch_size=8 --warmup=10 --eval_every=50 --eval_rows=8",
+    "sft": "--data=sft.jsonl --text=text.txt --steps=100 --warmup=10 --eval_every=50",
+    "reward": "--data=comparisons.jsonl --demos=sft.jsonl --batch_size=8 --micro_batch=8 "
+              "--steps=30 --warmup=5 --eval_every=15",
+    "rlhf_ppo": "--data=prompts.jsonl --text=text.txt --watch= --steps=3 --batch_size=16 "
+                "--minibatch=8 --micro_batch=8 --max_new_tokens=24 --eval_every=1 --n_eval=4",
+}
+
+
+def documents(rng, n):
+    for _ in range(n):
+        name, job, city, food = map(rng.choice, (NAMES, JOBS, CITIES, FOODS))
+        yield f"{name}住在{city}。{name}是一位{job}，喜欢吃{food}。{city}很美，有很多{job}。"
+
+
+def dialogues(rng):
+    """Each person is asked about twice: a question, a good answer and a bad one."""
+    for name in NAMES:
+        job, food = rng.choice(JOBS), rng.choice(FOODS)
+        yield f"{name}是做什么工作的？", f"{name}是一位{job}。", "不知道，别问我！"
+        yield f"{name}喜欢吃什么？", f"您好！{name}喜欢吃{food}。", "我很忙，走开！"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder in which the whole chain has run, and the names with which PPO ended."""
+    folder, rng = tmp_path_factory.mktemp("chinese"), random.Random(0)
+    asked = list(dialogues(rng))
+    (folder / "text.txt").write_text("<|endoftext|>".join(documents(rng, 300)), encoding="utf-8")
+    write(folder / "sft.jsonl", *(dict(instruction=q, output=good) for q, good, _ in asked))
+    write(folder / "comparisons.jsonl", *(dict(prompt=q, chosen=good, rejected=bad)
+                                          for q, good, bad in asked))
+    write(folder / "prompts.jsonl", *(dict(prompt=q) for q, *_ in asked))
+    for script, flags in FLAGS.items():
+        status, names = run(folder, script, *flags.split())
+        assert not status, script
+    return folder, names
+
+
+@pytest.fixture(scope="module")
+def tok(folder):
+    return Tokenizer.load(folder[0] / "out/tokenizer.json")
+
+
+@pytest.fixture
+def texts(folder):
+    return (folder[0] / "text.txt").read_text(encoding="utf-8").split("<|endoftext|>")
+
+
+def held_out(folder, stage, name):
+    lines = (folder[0] / f"out/{stage}.jsonl").read_text().splitlines()
+    return [line[name] for line in map(json.loads, lines) if name in line]
+
+
+def test_what_is_written_comes_back_from_its_ids(tok, texts):
+    assert all(tok.decode(tok.encode(text)) == text for text in texts)
+
+
+def test_the_tokens_are_words_rather_than_bytes(tok, texts):
+    n_tokens, n_characters = sum(len(tok.encode(text)) for text in texts), sum(map(len, texts))
+    assert n_tokens < 0.7 * n_characters              # which take three bytes each
+    assert {"医生", "喜欢吃"} < {tok.decode([i]) for i in range(tok.vocab_size)}
+
+
+def test_both_sides_of_the_split_have_questions():
+    sides = [is_held_out([dict(role="user", content=q)]) for q, *_ in dialogues(random.Random(0))]
+    assert 1 < sum(sides) < 0.15 * len(sides)
+
+
+def test_pretraining_lowers_the_loss_on_held_out_text(folder):
+    losses = held_out(folder, "pretrain", "val_loss")
+    assert losses[-1] < losses[0] < math.log(420) and losses[-1] < 2
+
+
+def test_fine_tuning_lowers_the_loss_on_held_out_answers(folder):
+    losses = held_out(folder, "sft", "val_loss")
+    assert losses[-1] < losses[0]
+
+
+def test_the_reward_model_knows_a_good_answer_to_a_held_out_question(folder):
+    assert held_out(folder, "reward", "val_loss")[-1] < 0.5 * math.log(2)
+    assert held_out(folder, "reward", "val_accuracy")[-1] > 0.9
+
+
+def test_ppo_ends_and_its_policy_has_moved(folder):
+    before, after = (load_checkpoint(folder[0] / f"out/{stage}.pt") for stage in ("sft", "ppo"))
+    assert after["stage"] == "ppo" and after["step"] == 3
+    assert any(not torch.equal(w, after["model"][name]) for name, w in before["model"].items())
+
+
+def test_ppo_counts_lengths_in_tokens(folder):
+    lengths, names = held_out(folder, "ppo", "length"), folder[1]
+    responses, tok = names["responses"], names["tok"]             # of the last iteration
+    assert lengths[-2] == sum(map(len, responses)) / len(responses) <= 24
+    assert lengths[-2] != sum(len(tok.decode(r[:-1])) for r in responses) / len(responses)
+
+
+def test_a_chat_shows_whole_characters_as_they_arrive(tok, texts):
+    """The ids are bytes, the hardest case: three tokens a character, none of which is text."""
+    ids = torch.tensor([[byte] for byte in texts[0].encode()])
+    model = SimpleNamespace(stream=lambda *args, **kwargs: iter(ids))
+    config = SimpleNamespace(seed=0, max_new_tokens=len(ids), temperature=0, top_k=0, top_p=1)
+    env = Setup(Config(device="cpu", dtype="float32"))
+    pieces = [piece for piece in answer(model, tok, [], env, config, 0) if piece]
+    assert pieces == list(texts[0])
+
+
+def test_who_asks_in_chinese_is_answered_in_chinese(folder, capsys, monkeypatch):
+    typed = io.BytesIO("王芳喜欢吃什么？\n刘明是做什么工作的？\n".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed, encoding="utf-8"))
+    status, _ = run(folder[0], "chat", "--temperature=0")
+    answers = capsys.readouterr().out.splitlines()
+    assert not status and len(answers) == 2 and "\ufffd" not in "".join(answers)
+    assert "喜欢吃" in answers[0] and "是一位" in answers[1]
