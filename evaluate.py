@@ -351,6 +351,9 @@ if __name__ == "__main__":
         if judge:
             grades = np.array([judge(p, t)["grade"] for p, t in zip(many, texts)])
             grades = grades.reshape(len(some), -1)
+            for name in models:                       # so that they can be compared with best-of-n
+                same = [v["grade"] for v in verdicts[name]["sampled"][:len(some)]]
+                board["models"][name]["grade_same"] = np.mean(same)
         sizes = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= config.best_of]
         board["best_of_n"] = best_of(scores, grades, sizes)
 
@@ -403,6 +406,9 @@ if __name__ == "__main__":
     for b in board.get("best_of_n", []):
         print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
               + (f", grade {b['grade']:.2f}" if judge else ""))
+    if judge and "best_of_n" in board:
+        print("on the same prompts: " + ", ".join(
+            f"{name} {r['grade_same']:.2f}" for name, r in board["models"].items()))
     out = Path(config.out)
     with writing(out) as f:
         json.dump(board, f, indent=1, default=float)

@@ -1,0 +1,82 @@
+"""The whole chain with several seeds, and what it gave: median, least and most.
+
+    python seeds.py                # 5 seeds one after another, in out/seed0 … out/seed4
+    python seeds.py --seeds=3      # what is finished already is not run again
+
+One run shows what can happen; a claim needs the spread.
+"""
+
+import json
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from common import fail, parse_config
+
+
+@dataclass
+class Config:
+    seeds: int = 5            # 0, 1, … of them
+    out: str = "out/seed"     # the folders' names, before the number
+    debug: bool = False       # show tracebacks
+
+
+# What is read from a scoreboard: a name, how to find it, and how to print it.
+FIGURES = [
+    ("pretraining: loss above the town's entropy", lambda b: above_entropy(b["folder"]), "{:+.1%}"),
+    ("SFT: facts nobody asked about in SFT", lambda b: kind(b, "sft", "fact", "right"), "{:.1%}"),
+    ("SFT: sums not seen in SFT", lambda b: kind(b, "sft", "sum", "right"), "{:.1%}"),
+    ("SFT: unknown people recognised", lambda b: kind(b, "sft", "unknown", "right"), "{:.1%}"),
+    ("SFT: known people called unknown", lambda b: kind(b, "sft", "fact", "unsure"), "{:.1%}"),
+    ("PPO: known people called unknown", lambda b: kind(b, "ppo", "fact", "unsure"), "{:.1%}"),
+    ("reward model: accuracy", lambda b: b["reward_model"]["accuracy"], "{:.3f}"),
+    ("reward model: accuracy / ceiling",
+     lambda b: b["reward_model"]["accuracy"] / b["reward_model"]["ceiling"], "{:.1%}"),
+    ("grade after SFT", lambda b: b["models"]["sft"]["grade"][0], "{:.2f}"),
+    ("grade after PPO", lambda b: b["models"]["ppo"]["grade"][0], "{:.2f}"),
+    ("grade after PPO, 200 prompts", lambda b: b["models"]["ppo"]["grade_same"], "{:.2f}"),
+    ("grade of best-of-16 from SFT, the same", lambda b: b["best_of_n"][-1]["grade"], "{:.2f}"),
+    ("win rate of PPO against SFT", lambda b: b["models"]["ppo"]["win_rate"][0], "{:.1%}"),
+    ("kinds of prompt better than after SFT", lambda b: better_kinds(b), "{:.0f} of 6"),
+    ("KL of PPO from SFT, nats", lambda b: b["models"]["ppo"]["kl"], "{:.2f}"),
+    ("answers of PPO that end", lambda b: b["models"]["ppo"]["ended"], "{:.1%}"),
+    ("loss on text, PPO / SFT - 1",
+     lambda b: b["models"]["ppo"]["text_loss"] / b["models"]["sft"]["text_loss"] - 1, "{:+.1%}"),
+]
+
+
+def kind(board, model, name, value):
+    return board["models"][model]["by_kind"][name][value]
+
+
+def better_kinds(board):
+    sft, ppo = (board["models"][m]["by_kind"] for m in ("sft", "ppo"))
+    return sum(ppo[name]["grade"] >= sft[name]["grade"] for name in sft)
+
+
+def above_entropy(folder):
+    """From the last evaluation in pretraining's log."""
+    rows = [json.loads(line) for line in open(folder / "pretrain.jsonl")]
+    last = [row for row in rows if "entropy" in row][-1]
+    return last["val_loss"] / last["entropy"] - 1
+
+
+if __name__ == "__main__":
+    config = parse_config(Config, __doc__)
+    boards = []
+    for seed in range(config.seeds):
+        folder = Path(f"{config.out}{seed}")
+        if not (folder / "scoreboard.json").exists():
+            ended = subprocess.run(["bash", "run.sh"],
+                                   env=dict(os.environ, OUT=str(folder), SEED=str(seed)))
+            if ended.returncode:
+                fail(f"seed {seed} stopped; the same command goes on there")
+        boards.append(json.loads((folder / "scoreboard.json").read_text()) | dict(folder=folder))
+
+    print(f"\n{'seeds 0 to ' + str(config.seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
+    for name, find, form in FIGURES:
+        values = [find(board) for board in boards]
+        print(f"{name:44}" + "".join(f"{form.format(v):>10}"
+                                     for v in (median(values), min(values), max(values))))
