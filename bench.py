@@ -308,7 +308,7 @@ def memory(config):
         def peak(n_layer, n_embd, rows):
             return peak_memory(["pretrain.py", f"--data={config.data}", f"--n_layer={n_layer}",
                                 f"--n_embd={n_embd}", "--block_size=256", f"--batch_size={rows}",
-                                f"--micro_batch={rows}", "--steps=2", "--eval_rows=1", "--fresh",
+                                f"--micro_batch={rows}", "--steps=2", "--eval_rows=64", "--fresh",
                                 f"--tokenizer={folder}/tokenizer.json", "--muon=0",
                                 f"--out={folder}/pretrain.pt", "--device=cpu", "--dtype=float32"])
 

@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from common import Run, Setup, fail, load_checkpoint, parse_config, save_checkpoint
 from compare import ceiling
 from data.formats import is_held_out, read_comparisons, read_demonstrations
+from data.label import wilson
 from model import GPTConfig, ScalarGPT, optimizer_groups
 from tokenizer import Tokenizer
 
@@ -265,5 +266,6 @@ if __name__ == "__main__":
 
     share = f", {100 * metrics['val_accuracy'] / metrics['ceiling']:.1f}% of the ceiling " \
             f"{metrics['ceiling']:.3f}" if metrics["ceiling"] else ""
-    print(f"accuracy on held-out pairs {metrics['val_accuracy']:.3f}{share}")
+    low, high = wilson(metrics["val_accuracy"], len(val))             # pairs of a prompt are alike
+    print(f"accuracy on held-out pairs {metrics['val_accuracy']:.3f} [{low:.3f}, {high:.3f}]{share}")
     run.finish()

@@ -320,11 +320,11 @@ if __name__ == "__main__":
         texts = (document.text for document in read_texts(config.data, config.errors))
         tok = Tokenizer.train(texts, config.vocab_size, config.pattern, sys.stderr.isatty())
         tok.save(config.out)
-        sample = [document.text for document
-                  in islice(read_texts(config.data, config.errors, Counter()), 0, None, 10)]
-        n_tokens = sum(map(len, tok.encode_batch(sample)))
+        sample = islice(read_texts(config.data, config.errors, Counter()), 0, None, 10)
+        sizes = [(len(text.encode()), len(tok.encode(text))) for _, text, _ in sample]
+        n_bytes, n_tokens = map(sum, zip(*sizes))
         learned = [tok.show(id) for id in tok.merges.values()]
         print(f"vocabulary       {tok.vocab_size:,}, in {config.out}")
-        print(f"bytes per token  {len(''.join(sample).encode()) / n_tokens:.2f}")
+        print(f"bytes per token  {n_bytes / n_tokens:.2f}")
         print("first merges    ", *learned[:10])
         print("longest tokens  ", *sorted(learned, key=len)[:-11:-1])
