@@ -179,7 +179,7 @@ if __name__ == "__main__":
 
     T, B = model_config.block_size, config.batch_size // env.world_size   # B: answers per process
     mb = config.minibatch // env.world_size
-    room = T - config.max_new_tokens
+    room = T - config.max_new_tokens - 1              # one for the end
     if config.temperature == 0:
         fail("--temperature=0 always says the same: PPO learns from samples")
     if room < 8:
@@ -252,9 +252,11 @@ if __name__ == "__main__":
         values, and what the critic reads beside the text."""
         raw.eval(), raw_critic.eval()
         ended = torch.tensor([r[-1] == tok.end for r in responses])
-        idx, last = right_pad([row["ids"] + r for row, r in zip(rows, responses)], tok.pad,
-                              env.device)
+        # the reward model has seen whole answers only: what did not end is scored as if it had
+        idx, last = right_pad([row["ids"] + r + [tok.end] * (r[-1] != tok.end)
+                               for row, r in zip(rows, responses)], tok.pad, env.device)
         mask = response_mask([row["ids"] for row in rows], responses, env.device)
+        mask = F.pad(mask, (0, idx.size(1) - 1 - mask.size(1)))
         scores = torch.zeros(len(rows), device=env.device)
         logp, ref_logp, entropy, values = (torch.zeros(mask.shape, device=env.device)
                                            for _ in range(4))

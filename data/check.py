@@ -192,11 +192,11 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
         examples = look_at_demonstrations(rows, held, tok, T)
     if kind == "comparisons":
         examples = look_at_comparisons(rows, held, said, tok, T)
-    room = T - config.max_new_tokens
+    room = T - config.max_new_tokens - 1
     fits = [h for ids, h in zip(asked, held) if len(ids) <= room]
     fact("rlhf_ppo.py", split(fits, rlhf_ppo.Config.batch_size))
     fact("", f"{len(rows) - len(fits):,} left out, whose prompt has more than {room} tokens "
-             f"({T} less --max_new_tokens)")
+             f"({T} less --max_new_tokens and the end)")
     show_examples(kind, examples, tok, config, colour)
     return set(keys)
 

@@ -418,7 +418,7 @@ def test_the_epochs_end_when_the_policy_has_moved_too_far(folder):
 
 def test_a_prompt_that_just_fits_may_get_an_answer_without_an_end(folder, tiny_tokenizer):
     """Together they fill the model's context; the reward model still reads an end behind them."""
-    asked, length = [], 64 - 30
+    asked, length = [], 64 - 30 - 1
     for k in range(10 ** 6):
         text = f"What is {k} + 12?" + " Ada" * (k % 25)
         if len(tiny_tokenizer.encode_chat(text, reply=True)[0]) == length:
