@@ -65,8 +65,8 @@ def race(title, entrants, runs, amount=None, unit="s"):
             continue
         middle, low, high = median(times[name]), min(times[name]), max(times[name])
         values = [amount / t for t in (middle, high, low)] if amount else [middle, low, high]
-        digits = 2 if values[0] < 100 else 0
-        shown = "{:8,.{d}f} {} [{:,.{d}f}, {:,.{d}f}]".format(values[0], unit, *values[1:], d=digits)
+        middle_, *ends = (f"{v:,.{2 if values[0] < 100 else 0}f}" for v in values)
+        shown = f"{middle_:>8} {unit} [{', '.join(ends)}]"
         print(f"    {name:34} {shown:34} {middle / ours:6.2f} x our time")
     return {name: median(t) for name, t in times.items()}
 
@@ -248,9 +248,9 @@ def recipe(config):
             begin = torch.randint(len(ids) - T, (rows, 1), generator=generator)
             batch = ids[begin + torch.arange(T + 1)]
             start = time.perf_counter()
-            warm, done = (step + 1) / steps * 20, step / steps
+            share = 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))
             for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = group["initial_lr"] * min(warm, 0.1 + 0.45 * (1 + math.cos(math.pi * done)))
+                group["lr"] = group["initial_lr"] * min((step + 1) / steps * 20, share)
             update(model, optimizers, batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
             seconds += time.perf_counter() - start
         loss = val_loss(model)
@@ -318,8 +318,8 @@ def memory(config):
             n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
             expected = 16 * n_weights + 4 * rows * 256 * (18.3 * n_layer * n_embd + 3 * 1024)
             measured = peak(n_layer, n_embd, rows) - base
-            print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of 256: {measured / 1e6:5.0f}"
-                  f" MB, by the formula {expected / 1e6:5.0f} MB")
+            print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of 256: "
+                  f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
 
 
 if __name__ == "__main__":

@@ -98,8 +98,8 @@ BOUNDS = {name: (1, math.inf) for name in (
     "steps", "batch_size", "micro_batch", "minibatch", "epochs", "eval_every", "eval_rows",
     "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k")}
 BOUNDS |= {name: (0, math.inf) for name in (
-    "lr", "warmup", "weight_decay", "muon", "temperature", "kl_coef", "kl_target", "clip", "clip_value",
-    "max_kl", "ptx_coef", "best_of", "top_k", "n_docs", "n_demos")}
+    "lr", "warmup", "weight_decay", "muon", "temperature", "kl_coef", "kl_target", "clip",
+    "clip_value", "max_kl", "ptx_coef", "best_of", "top_k", "n_docs", "n_demos")}
 BOUNDS |= {name: (0, 1) for name in ("dropout", "gamma", "lam", "top_p", "ptx")}
 BOUNDS |= {"agreement": (0.5, 1), "seed": (0, 2**63 - 1)}
 

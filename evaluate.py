@@ -397,7 +397,7 @@ if __name__ == "__main__":
         r = board["reward_model"]
         top = ""
         if "ceiling" in r:
-            top = (f", {100 * r['accuracy'] / r['ceiling']:.1f}% of the ceiling {r['ceiling']:.3f}; "
+            top = (f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}; "
                    f"{100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart")
         print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
         print("    predicted and observed preference, by quarter of margin: "

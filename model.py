@@ -284,8 +284,8 @@ class GPT(nn.Module):
         """Yield the next token of every sequence, (B,), until all have stopped.
 
         idx (B, T): prompts, padded on the left where mask is 0. A sequence that has produced one
-        of the ids in `stop` yields `pad` from then on. When a quarter of the batch is finished it is
-        dropped; to drop each at once would copy the cache at nearly every step.
+        of the ids in `stop` yields `pad` from then on. When a quarter of the batch is finished it
+        is dropped; to drop each at once would copy the cache at nearly every step.
         """
         B, T = idx.shape
         room = self.config.block_size - T

@@ -42,7 +42,7 @@ class Config:
     lr: float = 8e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 100                    # steps
     weight_decay: float = 0.1
-    muon: float = 2.0                    # the layers' matrices learn by Muon, at lr times this; 0: not
+    muon: float = 2.0                    # Muon for the layers' matrices, at lr times this; 0: AdamW
     style: str = "laptop"                # laptop | gpt2 | llama: the model's parts
     block_size: int = 128                # the context, in tokens
     n_layer: int = 4

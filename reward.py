@@ -267,5 +267,6 @@ if __name__ == "__main__":
     share = f", {100 * metrics['val_accuracy'] / metrics['ceiling']:.1f}% of the ceiling " \
             f"{metrics['ceiling']:.3f}" if metrics["ceiling"] else ""
     low, high = wilson(metrics["val_accuracy"], len(val))             # pairs of a prompt are alike
-    print(f"accuracy on held-out pairs {metrics['val_accuracy']:.3f} [{low:.3f}, {high:.3f}]{share}")
+    print(f"accuracy on held-out pairs {metrics['val_accuracy']:.3f} [{low:.3f}, {high:.3f}]"
+          + share)
     run.finish()

@@ -126,7 +126,7 @@ def gae(rewards, values, mask, gamma, lam):
 
 
 def whiten(x, mask, env, shift=True):
-    """Mean 0 (unless not shifted) and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
+    """Mean 0 (if shifted) and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
     count, total, squares = env.average(mask.sum().item(), x[mask].sum().item(),
                                         (x[mask] ** 2).sum().item())
     mean = total / count
@@ -225,8 +225,8 @@ if __name__ == "__main__":
             fail(f"{config.reward} reads {r_ckpt['model_config']['block_size']} tokens at most, "
                  f"but {config.init} {T}: train both on the same pretrained model")
         reward.to(env.device).requires_grad_(False)
-    # The reward model has learned to judge whole answers; what its head says in the middle of one is
-    # noise, worse than no estimate. So the critic starts from its trunk, and from 0.
+    # The reward model has learned to judge whole answers; what its head says in the middle of one
+    # is noise, worse than no estimate. So the critic starts from its trunk, and from 0.
     torch.nn.init.zeros_(raw_critic.head.weight)
     torch.nn.init.zeros_(raw_critic.head.bias)
     raw_critic.to(env.device)
@@ -276,7 +276,8 @@ if __name__ == "__main__":
                 if not own_reward:
                     scores[part] = reward(x, logp=beside[part, :t])[range(len(part)), last[part]]
         if own_reward:
-            prompts, texts = [row["prompt"] for row in rows], [answer_text(tok, r) for r in responses]
+            prompts = [row["prompt"] for row in rows]
+            texts = [answer_text(tok, r) for r in responses]
             scores = get_scores(reward_function, prompts, texts, config.reward)
         scores = scores.float().cpu() - config.missing_end * ~ended
         return scores, ended, idx, mask, logp, ref_logp, entropy, values, beside

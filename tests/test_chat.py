@@ -171,8 +171,8 @@ def test_the_same_seed_gives_the_same_text_piped_or_as_a_flag(talk):
 
 
 def test_compare_shows_the_score_of_every_answer(talk, folder):
-    code, lines, errors = talk("--compare=pretrain.pt,sft.pt,ppo.pt", "--reward=judge.pt", "--seed=1",
-                               typed="hi\nho\n")
+    code, lines, errors = talk("--compare=pretrain.pt,sft.pt,ppo.pt", "--reward=judge.pt",
+                               "--seed=1", typed="hi\nho\n")
     assert code == 0
     assert errors.count("\n") == errors.count("pretrain.pt is a base model") == 1
     rows = [re.fullmatch(r"(\w+)\.pt +(-?\d+\.\d\d)  (.+)", line) for line in lines if line]
