@@ -137,7 +137,7 @@ CASES = """
     rlhf_ppo --reward=bad/rewards.py:nan  | gave nan for the prompt
     rlhf_ppo --watch=nowhere.py:grade     | there is no file nowhere.py
     rlhf_ppo --data=bad/wordy.jsonl       | 0 prompts of at most 25 tokens to train on
-    rlhf_ppo --max_new_tokens=30          | leaves 2 of the model's 32 tokens for the prompt
+    rlhf_ppo --max_new_tokens=30          | leaves 1 of the model's 32 tokens for the prompt
     rlhf_ppo --minibatch=3                | --minibatch=3 must divide --batch_size=8
     rlhf_ppo --temperature=0              | --temperature=0 always says the same
     rlhf_ppo --gamma=2                    | --gamma=2.0 must be at most 1
