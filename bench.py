@@ -28,7 +28,7 @@ import torch
 
 from common import Setup, fail, parse_config
 from data.formats import read_texts
-from model import STYLES, GPT, GPTConfig, optimizer_groups
+from model import GPT, GPTConfig, optimizer_groups
 from tokenizer import GPT4, Tokenizer
 
 
@@ -106,6 +106,14 @@ def small(vocab_size, block_size, **more):
     model = GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, **more))
     return model, torch.optim.AdamW(optimizer_groups(model, 0.1), lr=6e-3, betas=(0.9, 0.95),
                                     fused=True)
+
+
+def theirs(nano, vocab_size, block_size, betas, device="cpu"):
+    """nanoGPT's model of the same size and its optimizer, as its train.py makes them."""
+    with redirect_stdout(io.StringIO()):
+        model = nano.GPT(nano.GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=4,
+                                        n_head=4, n_embd=128, dropout=0.0, bias=False)).to(device)
+        return model, model.configure_optimizers(0.1, 1e-3, betas, str(device))
 
 
 def update(model, optimizers, x, y):
@@ -203,10 +211,7 @@ def train(config):
     nano = peer(config, "nanoGPT", "model.py")
     entrants["nanoGPT"] = nano
     if not isinstance(nano, str):
-        with redirect_stdout(io.StringIO()):
-            model = nano.GPT(nano.GPTConfig(block_size=256, vocab_size=1024, n_layer=4, n_head=4,
-                                            n_embd=128, dropout=0.0, bias=False)).to(env.device)
-            optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), env.device.type)
+        model, optimizer = theirs(nano, 1024, 256, (0.9, 0.95), env.device.type)
         entrants["nanoGPT"] = partial(step, model, optimizer, nullcontext())
     n = 1024 if env.device.type == "cpu" else 8192
     a = torch.randn(n, n, device=env.device)
@@ -259,18 +264,15 @@ def recipe(config):
 
     print("\nnanoGPT's recipe for a CPU, and ours, until about the same validation loss")
     torch.manual_seed(0)
-    with redirect_stdout(io.StringIO()):
-        model = nano.GPT(nano.GPTConfig(block_size=T, vocab_size=len(chars), n_layer=4, n_head=4,
-                                        n_embd=128, dropout=0.0, bias=False))
-        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.99), "cpu")
-    theirs = run("nanoGPT", model, [optimizer], 2000, 12)
+    model, optimizer = theirs(nano, len(chars), T, (0.9, 0.99))
+    their_time = run("nanoGPT", model, [optimizer], 2000, 12)
     model = GPT(GPTConfig(vocab_size=len(chars), block_size=T))
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
     adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), lr=1e-2,
                               betas=(0.9, 0.95), fused=True)
     muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1, ns_steps=3)
     ours = run("model.py, Muon", model, [adamw, muon], 270, 24)
-    print(f"    ours takes {ours / theirs:.2f} of its time")
+    print(f"    ours takes {ours / their_time:.2f} of its time")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -284,11 +286,11 @@ def sample(config):
     idx = torch.randint(1024, (128, 16))
     entrants = {"model.py": lambda: model.generate(idx, 48), "transformers, GPT-2": transformers}
     if not isinstance(transformers, str):
-        theirs = transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(
             vocab_size=1024, n_positions=128, n_embd=128, n_layer=4, n_head=2,
             bos_token_id=0, eos_token_id=None)).eval()
         options = dict(max_new_tokens=48, do_sample=True, top_k=0, pad_token_id=0)
-        entrants["transformers, GPT-2"] = lambda: theirs.generate(
+        entrants["transformers, GPT-2"] = lambda: gpt2.generate(
             idx, attention_mask=torch.ones_like(idx), **options)
     race("sampling, thousands of tokens a second", entrants, config.runs, 128 * 48 / 1e3, "k/s")
 

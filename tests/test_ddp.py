@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from common import save_checkpoint
-from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT, sample
 from pretrain import Config
+from tiny import questions, words
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -64,21 +64,6 @@ FLAGS = {
 }
 
 
-def words(rng, most):
-    bag = "Ada Ashton lives on Mill Street and has a cat. 12 + 30 = 42 A fox by the river.".split()
-    return " ".join(rng.choices(bag, k=rng.randint(1, most)))
-
-
-def questions(rng, n, held_out):
-    """n different prompts, all of them held out or none."""
-    asked = {}
-    while len(asked) < n:
-        text = words(rng, 5) + "?"
-        if is_held_out([dict(role="user", content=text)]) == held_out:
-            asked[text] = None
-    return list(asked)
-
-
 def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -87,7 +72,8 @@ def write(path, rows):
 def folder(tmp_path_factory, tiny_tokenizer):
     """Data and random models. Answers are of very unequal lengths: people's, and the model's."""
     folder, rng = tmp_path_factory.mktemp("ddp"), random.Random(0)
-    train, val = questions(rng, 48, False), questions(rng, 3, True)
+    train, val = (questions(rng, n, held_out, most=5)
+                  for n, held_out in ((48, False), (3, True)))
     write(folder / "text.jsonl", [dict(text=f"{i} {words(rng, 9)}") for i in range(200)])
     write(folder / "sft.jsonl", [dict(prompt=q, response=words(rng, 2 if i % 3 else 15))
                                  for i, q in enumerate(train + val[:1])])
@@ -232,8 +218,10 @@ def test_fsdp_ends_where_one_process_ends(folder, muon, atol):
 
 def test_fsdp_keeps_a_part_of_the_optimizer_on_each_process(folder):
     """Half of every matrix's rows: that is what it is for."""
-    (folder / "parts.py").write_text(WRAPPER.replace("weights = {", "weights = {0: sum(v.to_local()"
-        ".numel() for s in end['optimizer'].state.values() for v in s.values() if v.dim())}; _ = {"))
+    count = ("sum(v.to_local().numel() for s in end['optimizer'].state.values() "
+             "for v in s.values() if v.dim())")
+    (folder / "parts.py").write_text(WRAPPER.replace("weights = {",
+                                                     f"weights = {{0: {count}}}; _ = {{"))
     split = ["parts", *arguments("pretrain", "parts")[1:], "--fsdp=true"]
     status, printed = two_processes(folder, "parts.py", *split)
     assert status == 0, printed

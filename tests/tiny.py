@@ -42,11 +42,11 @@ def words(rng, most):
     return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
 
 
-def questions(rng, n, held_out):
+def questions(rng, n, held_out, most=4):
     """n different prompts, all of them held out or none."""
     asked = {}
     while len(asked) < n:
-        text = words(rng, 4) + "?"
+        text = words(rng, most) + "?"
         if is_held_out([dict(role="user", content=text)]) == held_out:
             asked[text] = None
     return list(asked)
