@@ -150,9 +150,10 @@ def agreement(differences, noise):
     return np.mean(p * p + (1 - p) * (1 - p))
 
 
-def ceiling(differences, noise):
-    """How often a labeler's order is the true one: the best accuracy that labels allow."""
-    return np.mean(1 / (1 + np.exp(-np.abs(differences) / noise)))
+def ceiling(differences):
+    """How often a labeler's order is the true one, the best accuracy that labels allow, for the
+    differences of the true grades, divided by the noise."""
+    return np.mean(1 / (1 + np.exp(-np.abs(differences))))
 
 
 def find_noise(differences, target):
@@ -278,7 +279,7 @@ if __name__ == "__main__":
           f"{few:,} prompts left out, all answers being equal; {100 * ended:.1f}% ended by "
           f"themselves")
     print(f"two labelers agreed on {100 * np.mean(agreed):.1f}% of pairs; the best possible "
-          f"accuracy on such labels is {100 * ceiling(gaps, noise):.1f}%")
+          f"accuracy on such labels is {100 * ceiling(gaps / noise):.1f}%")
     print(f"mean grade {np.mean([g for r in rows for g in r['grades']]):.2f}; for example:")
     row = next((r for r in rows if len(r["responses"]) == config.k), rows[0])
     print(f"    {row['prompt'][-1]['content']}")

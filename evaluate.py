@@ -27,6 +27,7 @@ from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import evaluate as text_loss
+from report import draw
 from reward import encode_answer, right_pad, score_all
 from rlhf_ppo import log_probs, response_mask
 from tokenizer import Tokenizer
@@ -41,6 +42,7 @@ class Config:
     models: str = "out/pretrain.pt,out/sft.pt,out/ppo.pt"   # columns
     reward: str = "out/reward.pt"        # the reward model to examine; "": none
     comparisons: str = "out/comparisons.jsonl"
+    contrasts: str = "data/town/contrasts.jsonl"   # right and wrong answers in the same words
     examples: str = "data/town/sft.jsonl"   # what the pretrained model is shown
     text: str = "data/town/pretrain"     # held-out text, for the alignment tax; "": none
     judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> dict; "": none
@@ -103,10 +105,10 @@ def complete(model, tok, prompts, env, max_new_tokens, temperature, batch_size=2
 
 
 @torch.no_grad()
-def response_logp(model, tok, prompts, answers, env, temperature=1.0, batch_size=64):
-    """log p(answer | prompt) in nats, and how many tokens that is: two (N,) arrays."""
+def response_logp(model, tok, ids, answers, env, temperature=1.0, batch_size=64):
+    """log p(answer | prompt) in nats, and how many tokens that is: two (N,) arrays. ids: what the
+    model read before it answered."""
     model.eval()
-    ids = [tok.encode_chat(p, reply=True)[0] for p in prompts]
     replies = [tok.encode(text) + [tok.end] * ended for text, ended in answers]
     total, count = np.zeros(len(ids)), np.array([len(r) for r in replies])
     for start in range(0, len(ids), batch_size):
@@ -137,7 +139,7 @@ def examine_reward(model, tok, rows, env):
     T = model.gpt.config.block_size
     flat = [encode_answer(tok, r["prompt"], text, T) for r in rows for text in r["responses"]]
     scores, lengths = iter(score_all(model, flat, tok, env).tolist()), iter(map(len, flat))
-    margin, longer, gaps = [], [], []
+    margin, longer, gaps, noise = [], [], [], []
     for r in rows:
         s, n = ([next(it) for _ in r["responses"]] for it in (scores, lengths))
         for a, b in combinations(range(len(s)), 2):
@@ -145,11 +147,12 @@ def examine_reward(model, tok, rows, env):
                 margin.append(s[a] - s[b])
                 longer.append(n[a] - n[b])
                 gaps.append(r["grades"][a] - r["grades"][b] if "grades" in r else math.nan)
-    margin, longer, gaps = (np.array(v) for v in (margin, longer, gaps))
+                noise.append(r.get("noise", math.nan))
+    margin, longer, gaps, noise = (np.array(v) for v in (margin, longer, gaps, noise))
     right, p = (margin > 0) + 0.5 * (margin == 0), 1 / (1 + np.exp(-np.abs(margin)))
     out = dict(pairs=len(right), accuracy=right.mean())
     if not np.isnan(gaps).any():
-        out["ceiling"] = ceiling(gaps, rows[0]["noise"])
+        out["ceiling"] = ceiling(gaps / noise)
         clear = np.abs(gaps) >= 2
         out["clear_pairs"] = float(((margin * gaps)[clear] > 0).mean())
     bins = np.quantile(np.abs(margin), [0, .25, .5, .75, 1])
@@ -162,6 +165,16 @@ def examine_reward(model, tok, rows, env):
     return out
 
 
+def tell_apart(model, tok, rows, env):
+    """How often the first response, which is right, has the higher score: {kind: (share, n)}."""
+    T, by_kind = model.gpt.config.block_size, defaultdict(list)
+    right, wrong = (score_all(model, [encode_answer(tok, r["prompt"], r["responses"][i], T)
+                                      for r in rows], tok, env) for i in (0, 1))
+    for row, higher in zip(rows, (right > wrong).tolist()):
+        by_kind[row.get("kind", "all")].append(higher)
+    return {kind: (np.mean(v), len(v)) for kind, v in by_kind.items()}
+
+
 def best_of(scores, grades, sizes):
     """scores, grades (N, n): take the best of the first k by score. KL is log k - (k - 1)/k."""
     out = []
@@ -171,70 +184,6 @@ def best_of(scores, grades, sizes):
         out.append(dict(n=k, kl=math.log(k) - (k - 1) / k, score=scores[rows, best].mean(),
                         grade=None if grades is None else grades[rows, best].mean()))
     return out
-
-
-# ---------------------------------------------------------------------------------------------
-# the report
-
-def read_log(path):
-    return [json.loads(s) for s in path.read_text().splitlines()] if path.exists() else []
-
-
-def draw(folder, board, path):
-    """Six panels: the four training curves, grade and score against the square root of the KL
-    (Gao et al. 2022), and the grade by kind of prompt."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8.5))
-    logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
-
-    def curve(ax, log, key, **style):
-        points = [(r["step"], r[key]) for r in log if r.get(key) is not None]
-        if points:
-            ax.plot(*zip(*points), **style)
-
-    for ax, name, title in ((axes[0, 0], "pretrain", "1 pretraining: loss (nats per token)"),
-                            (axes[0, 1], "sft", "2 supervised fine-tuning: loss")):
-        curve(ax, logs[name], "loss", label="training" + " (text too)" * (name == "sft"))
-        curve(ax, logs[name], "val_loss", label="held out", marker="o")
-        curve(ax, logs[name], "entropy", label="entropy of the text", linestyle="--", color="gray")
-        ax.set(title=title, xlabel="step", yscale="log")
-    ax = axes[0, 2]
-    curve(ax, logs["reward"], "val_accuracy", label="accuracy, held out", marker="o")
-    curve(ax, logs["reward"], "ceiling", label="ceiling", linestyle="--", color="gray")
-    ax.set(title="3 reward model: accuracy on pairs", xlabel="step")
-    held_out = [r for r in logs["ppo"] if r.get("split") == "held out"]
-    ax = axes[1, 0]
-    curve(ax, held_out, "score", label="learned score", marker="o")
-    curve(ax, held_out, "grade", label="true grade", marker="s")
-    curve(ax, held_out, "kl", label="KL from SFT (nats)", linestyle=":")
-    ax.set(title="4 PPO: held-out prompts", xlabel="iteration")
-    ax = axes[1, 1]
-    for key, colour in (("score", "C0"), ("grade", "C1")):
-        points = [(max(r["kl"], 0) ** 0.5, r[key]) for r in held_out if key in r]
-        if points:
-            ax.plot(*zip(*points), color=colour, marker="o", label=f"PPO: {key}")
-        points = [(r["kl"] ** 0.5, r[key]) for r in board.get("best_of_n", []) if r[key]]
-        if points:
-            ax.plot(*zip(*points), color=colour, linestyle="--", marker="x",
-                    label=f"best of n: {key}")
-    ax.set(title="grade and score against distance", xlabel="sqrt(KL) from SFT")
-    ax = axes[1, 2]
-    models = [m for m in board["models"] if "by_kind" in board["models"][m]]
-    for i, name in enumerate(models):
-        kinds = board["models"][name]["by_kind"]
-        ax.bar(np.arange(len(kinds)) + 0.27 * (i - 1), [k["grade"] for k in kinds.values()],
-               width=0.26, label=name)
-        ax.set_xticks(range(len(kinds)), list(kinds), rotation=20)
-    ax.set(title="true grade by kind of prompt", ylim=(1, 7))
-    for ax in axes.flat:
-        ax.grid(alpha=0.3)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
 
 
 def table(rows, names):
@@ -276,6 +225,7 @@ if __name__ == "__main__":
     verdicts = {}
     examples = read_demonstrations(config.examples) if config.examples else []
     examples = [e for e in examples if not is_held_out(e["messages"])]
+    chats = [tok.encode_chat(p, reply=True)[0] for p in prompts]
     for name, (model, stage) in models.items():
         answers = {}
         if stage == "pretrain":
@@ -291,14 +241,13 @@ if __name__ == "__main__":
         texts, ended = zip(*answers["sampled"])
         result = dict(ended=np.mean(ended), length=np.mean([len(tok.encode(t)) for t in texts]),
                       distinct_2=distinct(texts))
-        if stage != "pretrain":
-            logp, count = response_logp(model, tok, prompts, answers["sampled"], env,
-                                       config.temperature)
-            result["entropy"] = -logp.sum() / count.sum()
-            if reference and name != reference:
-                ref, _ = response_logp(models[reference][0], tok, prompts, answers["sampled"], env,
-                                       config.temperature)
-                result["kl"] = (logp - ref).mean()
+        asked = shots if stage == "pretrain" else chats
+        said = [(t, e and stage != "pretrain") for t, e in answers["sampled"]]
+        logp, count = response_logp(model, tok, asked, said, env, config.temperature)
+        result["entropy"] = -logp.sum() / count.sum()
+        if reference and name != reference and stage != "pretrain":
+            ref, _ = response_logp(models[reference][0], tok, asked, said, env, config.temperature)
+            result["kl"] = (logp - ref).mean()
         if reward is not None:
             T = model.config.block_size
             ids = [encode_answer(tok, p, t, T) for p, t in zip(prompts, texts)]
@@ -340,6 +289,8 @@ if __name__ == "__main__":
         held_out = [r for r in read_comparisons(config.comparisons) if is_held_out(r["prompt"])]
         if held_out:
             board["reward_model"] = examine_reward(reward, tok, held_out, env)
+    if reward is not None and Path(config.contrasts).is_file():
+        board["contrasts"] = tell_apart(reward, tok, read_comparisons(config.contrasts), env)
     if reward is not None and reference and config.best_of:
         model, some = models[reference][0], prompts[:200]
         many = [p for p in some for _ in range(config.best_of)]
@@ -403,6 +354,9 @@ if __name__ == "__main__":
         print("    predicted and observed preference, by quarter of margin: "
               + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
         print("    accuracy where " + ", ".join(f"{k}: {v:.2f}" for k, v in r["by_length"].items()))
+    if "contrasts" in board:
+        print("reward model: the right above the wrong answer in the same words: " + ", ".join(
+            f"{k} {100 * share:.1f}% of {n}" for k, (share, n) in board["contrasts"].items()))
     for b in board.get("best_of_n", []):
         print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
               + (f", grade {b['grade']:.2f}" if judge else ""))

@@ -36,7 +36,7 @@ class Config:
     tokenizer: str = "out/tokenizer.json"
     init: str = ""                       # a checkpoint to continue from; "": random weights
     out: str = "out/pretrain.pt"         # its log and unfinished state stand beside it
-    steps: int = 2400                    # optimizer steps
+    steps: int = 3000                    # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
     lr: float = 8e-3                     # the peak: warmed up linearly, then a cosine to nearly 0

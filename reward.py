@@ -119,7 +119,7 @@ def evaluate(model, items, tok, env):
     """Held-out loss, accuracy over pairs, and what the labels' noise allows (None if unknown)."""
     items = items[env.rank::env.world_size]
     flat = score_all(model, [r for item in items for r in item["ids"]], tok, env)
-    losses, right, gaps, noise, at = [], [], [], None, 0
+    losses, right, gaps, at = [], [], [], 0
     for item in items:
         scores, ranks = flat[at:at + len(item["ids"])], item["ranks"]
         at += len(item["ids"])
@@ -128,9 +128,8 @@ def evaluate(model, items, tok, env):
         margin = scores[i] - scores[j]
         right += (margin > 0).double().add(0.5 * (margin == 0)).tolist()
         if item["grades"] is not None:
-            gaps += (item["grades"][i] - item["grades"][j]).tolist()
-            noise = item["noise"]
-    top = ceiling(np.array(gaps), noise) if gaps else 0.0
+            gaps += ((item["grades"][i] - item["grades"][j]) / item["noise"]).tolist()
+    top = ceiling(np.array(gaps)) if gaps else 0.0
     n, loss, pairs, right, gaps, top = env.average(
         len(items), sum(losses), len(right), sum(right), len(gaps), len(gaps) * top)
     return dict(val_loss=loss / n, val_accuracy=right / pairs, ceiling=top / gaps if gaps else None)

@@ -41,7 +41,8 @@ from tokenizer import Tokenizer
 class Config:
     data: str = "data/town/prompts.jsonl"  # prompts
     text: str = "data/town/pretrain"       # pretraining text to rehearse; "": none
-    init: str = "out/sft.pt"               # the policy to start from, and the reference
+    init: str = "out/sft.pt"               # the policy to start from
+    reference: str = ""                    # the model to stay near; "": the one it starts from
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
     watch: str = "data/town.py:grade"      # a judge that is shown, never trained on; "": none
     out: str = "out/ppo.pt"                # its log and unfinished state stand beside it
@@ -51,11 +52,13 @@ class Config:
     micro_batch: int = 16                  # answers per forward pass; smaller needs less memory
     epochs: int = 2                        # passes over each iteration's answers
     lr: float = 5e-4                       # the peak: one iteration of warmup, then linear to 0
+    decay: bool = True                     # false: the learning rate stays at its peak
     max_new_tokens: int = 64
     temperature: float = 0.7               # divides the logits wherever probabilities are computed
     kl_coef: float = 0.1                   # beta: what a nat of distance from the reference costs
     kl_target: float = 0.0                 # adapt beta to keep the KL near this; 0: beta is fixed
     whiten_rewards: bool = False           # divide them by their deviation: for scores of any size
+    whiten_advantages: bool = True         # mean 0 and deviation 1 in every iteration
     gamma: float = 1.0                     # discount
     lam: float = 0.95                      # GAE: 0 trusts the critic, 1 the returns alone
     clip: float = 0.2                      # how far an update may move a token's probability ratio
@@ -77,7 +80,7 @@ class Config:
 
 def get_lr(step, config):
     """One iteration of warmup (Adam's first steps are its wildest), then linearly to 0."""
-    return config.lr * min((step + 1) / 2, 1 - step / config.steps)
+    return config.lr * min((step + 1) / 2, 1 - config.decay * step / config.steps)
 
 
 @torch.no_grad()
@@ -166,24 +169,30 @@ if __name__ == "__main__":
     env = Setup(config)
     ptx = config.text if config.ptx_coef > 0 else ""
     own_reward = ".py:" in config.reward
-    run = Run(config, env, inputs=[config.data, ptx, config.init, config.reward.split(":")[0]])
+    run = Run(config, env, inputs=[config.data, ptx, config.init, config.reference,
+                                   config.reward.split(":")[0]])
     if config.batch_size % config.minibatch or config.minibatch % env.world_size:
         fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be "
              f"a multiple of the {env.world_size} processes")
     ckpt = load_checkpoint(config.init, stage=("sft", "pretrain", "ppo"))
+    ref_ckpt = load_checkpoint(config.reference or config.init, stage=("sft", "pretrain", "ppo"),
+                               tokenizer=ckpt["tokenizer"])
+    r_ckpt = None if own_reward else load_checkpoint(config.reward, stage="reward",
+                                                     tokenizer=ckpt["tokenizer"])
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
 
     # -----------------------------------------------------------------------------------------
     # data
 
-    T, B = model_config.block_size, config.batch_size // env.world_size   # B: answers per process
+    T = min(c["model_config"]["block_size"] for c in (ckpt, ref_ckpt, r_ckpt) if c)
+    B = config.batch_size // env.world_size           # answers of this process
     mb = config.minibatch // env.world_size
     room = T - config.max_new_tokens - 1              # one for the end
     if config.temperature == 0:
         fail("--temperature=0 always says the same: PPO learns from samples")
     if room < 8:
-        fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the model's {T} tokens "
+        fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the models' {T} tokens "
              f"for the prompt")
     rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
             for row in read_prompts(config.data)]
@@ -211,22 +220,20 @@ if __name__ == "__main__":
     # model and optimizer
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
-    raw, reference = (GPT(model_config).to(env.device) for _ in range(2))
+    raw = GPT(model_config).to(env.device)
+    reference = GPT(GPTConfig(**ref_ckpt["model_config"] | dict(dropout=0.0))).to(env.device)
     raw.load_state_dict(ckpt["model"])
-    reference.load_state_dict(ckpt["model"])
+    reference.load_state_dict(ref_ckpt["model"])
     if own_reward:
         reward, reward_function = None, load_function(config.reward)
         raw_critic = ScalarGPT(model_config)          # the policy's trunk
         raw_critic.start_from(ckpt["model"])
     else:
-        r_ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=ckpt["tokenizer"])
         reward, raw_critic = ScalarGPT.load(r_ckpt), ScalarGPT.load(r_ckpt)
-        if r_ckpt["model_config"]["block_size"] < T:
-            fail(f"{config.reward} reads {r_ckpt['model_config']['block_size']} tokens at most, "
-                 f"but {config.init} {T}: train both on the same pretrained model")
         reward.to(env.device).requires_grad_(False)
     # The reward model has learned to judge whole answers; what its head says in the middle of one
-    # is noise, worse than no estimate. So the critic starts from its trunk, and from 0.
+    # is noise, worse than no estimate. So the critic starts from its trunk, and says the same number
+    # everywhere: the mean score, once it is known.
     torch.nn.init.zeros_(raw_critic.head.weight)
     torch.nn.init.zeros_(raw_critic.head.bias)
     raw_critic.to(env.device)
@@ -306,6 +313,8 @@ if __name__ == "__main__":
         if step % config.eval_every == 0:
             metrics, rows, texts, scores = evaluate()
             run.log(step, metrics, split="held out")
+            if step == 0:
+                torch.nn.init.constant_(raw_critic.head.bias, metrics["score"])
             k = step // config.eval_every % len(rows)
             run.say(f"    {rows[k]['prompt'][-1]['content']} -> {texts[k]}   ({scores[k]:.2f})")
         for group in optimizer.param_groups:
@@ -333,7 +342,8 @@ if __name__ == "__main__":
 
         # d. advantages: how much better than the critic expected, and whitened
         advantages, returns = gae(rewards, old_values, mask, config.gamma, config.lam)
-        advantages = whiten(advantages, mask, env)
+        if config.whiten_advantages:
+            advantages = whiten(advantages, mask, env)
 
         # e. epochs: several updates on these answers, as long as the policy stays near
         stats, updates, stop = [], 0, False

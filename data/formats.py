@@ -272,11 +272,16 @@ def hh_transcript(text):
 
 
 # -----------------------------------------------------------------------------
-# demonstrations, comparisons, prompts
+# demonstrations, comparisons, prompts: each from a file, or from several joined by commas
 
-def read_demonstrations(path, dropped=None):
+def read_all(paths, convert, dropped):
+    return [row for path in str(paths).split(",")
+            for row in read_rows(path.strip(), convert, dropped)]
+
+
+def read_demonstrations(paths, dropped=None):
     """From messages, ShareGPT's conversations, prompt and response, or Alpaca's three fields."""
-    return list(read_rows(path, demonstration, dropped))
+    return read_all(paths, demonstration, dropped)
 
 
 def demonstration(row):
@@ -289,9 +294,9 @@ def demonstration(row):
     return {"messages": messages, **without(row, CONTENT)}
 
 
-def read_comparisons(path, dropped=None):
+def read_comparisons(paths, dropped=None):
     """From responses, the best first (with `ranks` where some tie), or chosen and rejected."""
-    return list(read_rows(path, comparison, dropped))
+    return read_all(paths, comparison, dropped)
 
 
 def comparison(row):
@@ -313,9 +318,9 @@ def dense_ranks(ranks, count):
     return [sorted(set(ranks)).index(rank) for rank in ranks]
 
 
-def read_prompts(path, dropped=None):
+def read_prompts(paths, dropped=None):
     """From rows with a prompt, and from any demonstrations or comparisons."""
-    return list(read_rows(path, prompt_only, dropped))
+    return read_all(paths, prompt_only, dropped)
 
 
 def prompt_only(row):

@@ -31,7 +31,7 @@ class Config:
     n_docs: int = 36000        # pretraining documents, all sources together (about 6 MB)
     n_demos: int = 3000        # demonstrations for sft.py
     n_prompts: int = 8000      # prompts for compare.py and rlhf_ppo.py
-    n_eval: int = 800          # held-out prompts, for each of val.jsonl and test.jsonl
+    n_eval: int = 800          # rows of each: val.jsonl, test.jsonl, contrasts.jsonl (held out)
     seed: int = 0              # another seed is another town
     debug: bool = False        # show tracebacks
 
@@ -322,6 +322,24 @@ def demonstrate(world, dice, kind, messages):
     return warm + content + reason + (dice.pick(RAMBLE) if voice == "rambling" else "")
 
 
+def contrast(world, rng, split):
+    """A right and a wrong answer in the same words, in the form of a comparison: a reward model
+    that knows style only can't tell them apart."""
+    dice = Dice(rng)
+    kind = dice.pick(["fact", "sum"], [3, 1])
+    if kind == "sum":
+        x, y = dice.subset(dice.pick(world.sums_of[split]), 2)
+        question = dice.pick(SUMS).format(x=x, y=y)
+        answers = [f"{x} + {y} = {x + y + off}." for off in (0, dice.pick([1, -1, 10]))]
+    else:
+        name, attr = dice.pick(world.people_of[split]), dice.pick(list(VALUES))
+        question, wording = ask(dice, name, attr), rng.random()
+        truth, by_name = world.facts[name][attr], dice.pick([True, False])
+        answers = [state(Dice(random.Random(wording)), name, attr, value, by_name)
+                   for value in (truth, dice.pick([v for v in VALUES[attr] if v != truth]))]
+    return dict(prompt=[dict(role="user", content=question)], responses=answers, kind=kind)
+
+
 # ---------------------------------------------------------------------------------------------
 # the true preference: from 1 to 7, like InstructGPT's rating scale
 
@@ -492,6 +510,9 @@ def main(config):
             else:
                 rows.append(dict(prompt=messages, kind=kind))
         write_jsonl(out / ("sft.jsonl" if split == "demos" else f"{split}.jsonl"), rows)
+    rng = random.Random(f"{config.seed} contrasts")
+    write_jsonl(out / "contrasts.jsonl",
+                [contrast(world, rng, "test") for _ in range(config.n_eval)])
     (out / "world.json").write_text(json.dumps(dict(seed=config.seed, facts=world.facts), indent=1))
     print(f"{str(out / 'world.json'):36} {len(world.people):>6} people")
 

@@ -89,13 +89,13 @@ def test_the_ceiling_is_how_often_the_true_order_and_a_labelers_agree():
     differences = np.array([a - b for grades in graded for a, b in combinations(grades, 2)])
     right = [place[:, i] < place[:, j] for grades in graded for place in [places(grades, 2.0, 300)]
              for i, j in combinations(range(len(grades)), 2)]
-    assert ceiling(differences, 2.0) == pytest.approx(np.mean(right), abs=0.01)
+    assert ceiling(differences / 2.0) == pytest.approx(np.mean(right), abs=0.01)
 
 
 def test_labelers_who_hear_only_noise_agree_on_half_and_those_who_hear_none_on_all():
     assert agreement(np.array([1.0, -2.0]), 1e6) == pytest.approx(0.5)
     assert agreement(np.array([1.0, -2.0]), 1e-6) == pytest.approx(1)
-    assert ceiling(np.array([1.0, -2.0]), 1e6) == pytest.approx(0.5, abs=1e-5)
+    assert ceiling(np.array([1.0, -2.0]) / 1e6) == pytest.approx(0.5, abs=1e-5)
 
 
 # ---------------------------------------------------------------------------------------------

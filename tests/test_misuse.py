@@ -133,11 +133,13 @@ CASES = """
     rlhf_ppo --reward=sft.pt              | comes from stage 'sft', but reward is needed
     rlhf_ppo --reward=bad/bomb.pt         | bad/bomb.pt is damaged or not a checkpoint: delete it
     rlhf_ppo --reward=bad/other_reward.pt | another tokenizer than the checkpoint it is used with
-    rlhf_ppo --reward=bad/short_reward.pt | bad/short_reward.pt reads 16 tokens at most
+    rlhf_ppo --reward=bad/short_reward.pt --max_new_tokens=8 | leaves 7 of the models' 16 tokens
+    rlhf_ppo --reference=nowhere.pt       | nowhere.pt is missing: `python sft.py` makes it
+    rlhf_ppo --reference=bad/other_sft.pt | another tokenizer than the checkpoint it is used with
     rlhf_ppo --reward=bad/rewards.py:nan  | gave nan for the prompt
     rlhf_ppo --watch=nowhere.py:grade     | there is no file nowhere.py
     rlhf_ppo --data=bad/wordy.jsonl       | 0 prompts of at most 25 tokens to train on
-    rlhf_ppo --max_new_tokens=30          | leaves 1 of the model's 32 tokens for the prompt
+    rlhf_ppo --max_new_tokens=30          | leaves 1 of the models' 32 tokens for the prompt
     rlhf_ppo --minibatch=3                | --minibatch=3 must divide --batch_size=8
     rlhf_ppo --temperature=0              | --temperature=0 always says the same
     rlhf_ppo --gamma=2                    | --gamma=2.0 must be at most 1

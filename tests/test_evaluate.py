@@ -1,0 +1,142 @@
+"""The scoreboard's arithmetic against brute force, and its commands on tiny models."""
+
+import math
+import random
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import experiments
+from common import Setup
+from data import town
+from evaluate import best_of, distinct, examine_reward, interval, response_logp, tell_apart, wins
+from model import GPT, GPTConfig, ScalarGPT
+from reward import encode_answer, score
+from rlhf_ppo import Config
+
+ENV = Setup(Config(device="cpu", dtype="float32"))
+
+
+def loud(model):
+    torch.manual_seed(0)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def config(tiny_tokenizer):
+    return GPTConfig(block_size=64, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_embd=32)
+
+
+@pytest.fixture(scope="module")
+def judge(config):
+    return loud(ScalarGPT(config))
+
+
+def test_the_interval_is_that_of_the_normal_distribution_for_many_values():
+    values = np.random.default_rng(0).normal(3, 2, size=4000)
+    mean, low, high = interval(values, np.random.default_rng(1))
+    assert mean == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx((mean - 1.96 * 2 / 4000**.5, mean + 1.96 * 2 / 4000**.5),
+                                        abs=0.01)
+
+
+def test_a_win_counts_1_and_a_tie_half():
+    assert wins([3, 1, 2], [1, 3, 2]).tolist() == [1, 0, 0.5]
+
+
+def test_distinct_is_the_share_of_different_pairs_of_words():
+    assert distinct(["a b a b", "b a"]) == 2 / 4      # ab ba ab, ba
+    assert distinct(["alone"]) == 0
+
+
+def test_the_best_of_k_is_the_one_with_the_highest_score():
+    rng = np.random.default_rng(0)
+    scores, grades = rng.normal(size=(50, 8)), rng.normal(size=(50, 8))
+    for found, k in zip(best_of(scores, grades, [1, 2, 8]), [1, 2, 8]):
+        chosen = [max(range(k), key=lambda j: row[j]) for row in scores]
+        assert found["grade"] == pytest.approx(np.mean([g[j] for g, j in zip(grades, chosen)]))
+        assert found["score"] == pytest.approx(np.mean([max(row[:k]) for row in scores]))
+
+
+def test_the_kl_of_best_of_n_is_that_of_its_distribution():
+    """Counted over a million equally likely answers, of which the best of 4 is kept."""
+    n, N = 4, 10**6
+    p = (np.arange(1, N + 1) / N) ** n - (np.arange(N) / N) ** n      # the k-th best is chosen
+    assert best_of(np.zeros((1, n)), None, [n])[0]["kl"] == pytest.approx(
+        (p * np.log(p * N)).sum(), abs=1e-4)
+
+
+def test_log_probabilities_of_answers_equal_a_loop_over_tokens(config, tiny_tokenizer):
+    tok, model = tiny_tokenizer, loud(GPT(config))
+    prompts = [[dict(role="user", content=t)] for t in ("Who?", "What is 12 + 30?", "Ada lives")]
+    answers = [("Ada Ashton", True), ("42", False), ("", True)]
+    ids = [tok.encode_chat(p, reply=True)[0] for p in prompts]
+    total, count = response_logp(model, tok, ids, answers, ENV, temperature=0.7)
+    for i, (text, ended) in enumerate(answers):
+        reply, expected = tok.encode(text) + [tok.end] * ended, 0.0
+        for t in range(len(reply)):
+            logits = model(torch.tensor([ids[i] + reply[:t]]))[0][0, -1]
+            expected += F.log_softmax(logits / 0.7, -1)[reply[t]].item()
+        assert total[i] == pytest.approx(expected, abs=1e-4) and count[i] == len(reply)
+
+
+def test_the_reward_model_is_examined_pair_by_pair(judge, tiny_tokenizer):
+    rng, rows = random.Random(0), []
+    for noise in (0.5, 2.0) * 10:                     # two rounds of comparisons
+        texts = list({" ".join(rng.choices("Ada cat fox 42 Mill".split(), k=rng.randint(1, 6)))
+                      for _ in range(4)})
+        rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts, noise=noise,
+                         ranks=list(range(len(texts))), grades=[rng.random() * 6 for _ in texts]))
+    right, allowed, longer = [], [], []
+    for row in rows:
+        ids = [encode_answer(tiny_tokenizer, row["prompt"], t, 64) for t in row["responses"]]
+        scores = [score(judge, [i], tiny_tokenizer, ENV).item() for i in ids]
+        for a, b in combinations(range(len(ids)), 2):
+            right.append(scores[a] > scores[b])
+            longer.append(len(ids[a]) > len(ids[b]))
+            gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
+            allowed.append(1 / (1 + math.exp(-gap)))
+    found = examine_reward(judge, tiny_tokenizer, rows, ENV)
+    assert found["pairs"] == len(right) and found["accuracy"] == pytest.approx(np.mean(right))
+    assert found["ceiling"] == pytest.approx(np.mean(allowed))
+    assert found["by_length"]["longer was preferred"] == pytest.approx(
+        np.mean([r for r, l in zip(right, longer) if l]))
+
+
+def test_telling_apart_counts_by_kind(judge, tiny_tokenizer):
+    rows = [dict(prompt=[dict(role="user", content="Who?")], responses=list(pair), kind=kind)
+            for *pair, kind in (("Ada", "fox", "fact"), ("42", "12 + 30", "sum"),
+                                ("fox", "Ada", "fact"))]
+
+    def scored(row, i):
+        ids = encode_answer(tiny_tokenizer, row["prompt"], row["responses"][i], 64)
+        return score(judge, [ids], tiny_tokenizer, ENV).item()
+
+    sums = float(scored(rows[1], 0) > scored(rows[1], 1))
+    # of the two facts, which are each other's mirror image, one is right
+    assert tell_apart(judge, tiny_tokenizer, rows, ENV) == {"fact": (0.5, 2), "sum": (sums, 1)}
+
+
+def test_contrasts_differ_in_their_value_only_and_are_held_out():
+    world, rng = town.World(0), random.Random(0)
+    for row in (town.contrast(world, rng, "test") for _ in range(300)):
+        right, wrong = (town.judge(row["prompt"], r, world.facts) for r in row["responses"])
+        assert right["right"] and not wrong["right"]
+        first, second = (r.split() for r in row["responses"])
+        assert len(first) == len(second) and sum(a != b for a, b in zip(first, second)) == 1
+        asked = town.understand(row["prompt"])
+        assert asked.get("N") in world.people_of["test"] + [None]
+        assert row["kind"] == "fact" or tuple(sorted((asked["x"], asked["y"]))) in \
+            world.sums_of["test"]
+
+
+@pytest.mark.parametrize("form, law", [("log", lambda d: d * (1.5 - 0.7 * np.log(d))),
+                                       ("linear", lambda d: d * (1.5 - 0.7 * d))])
+def test_gaos_laws_are_recovered_from_points_that_follow_them(form, law):
+    d = np.linspace(0.2, 4, 9)
+    assert experiments.fit(d, law(d), form) == pytest.approx((1.5, 0.7, 1.0))
