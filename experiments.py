@@ -114,7 +114,7 @@ def starts(seeds):
         return found
 
     found = each(seeds, one)
-    show("starts: the reward model on held-out comparisons, and right above wrong in the same words",
+    show("starts: the reward model on held-out pairs, and right above wrong in the same words",
          [("accuracy", "{:.3f}"), ("/ ceiling", "{:.1%}"), ("facts", "{:.1%}"), ("sums", "{:.1%}")],
          [(kind[0], list(zip(*(f[i] for f in found)))) for i, kind in enumerate(kinds)])
 
@@ -122,7 +122,7 @@ def starts(seeds):
 def bound(seeds):
     """PPO with the true grade as its reward: as far as a perfect reward model would bring it."""
     def one(seed, folder):
-        best = ppo(folder, "bound", seed, reward="data/town.py:grade")
+        best = ppo(folder, "bound", seed, reward="data/town.py:grade", critic=folder / "reward.pt")
         models = scoreboard(folder, "bound", folder / "sft.pt", folder / "ppo.pt", best)["models"]
         return [models[m] for m in ("sft", "ppo", "bound")]
 
@@ -145,6 +145,7 @@ DETAILS = [
     ("no limit on the KL within an iteration", dict(max_kl=1e9)),
     ("advantages are not whitened", dict(whiten_advantages=False)),
     ("rewards are whitened", dict(whiten_rewards=True)),
+    ("the critic starts from the policy", dict(critic="sft.pt")),
     ("lambda 1: no bootstrapping", dict(lam=1)),
     ("lambda 0: the critic alone", dict(lam=0)),
     ("gamma .98", dict(gamma=0.98)),
@@ -162,8 +163,11 @@ def details(seeds):
     """PPO with one detail switched off at a time, a third of its usual length."""
     def one(job):
         i, seed = job
-        out = ppo(Path(f"{config.folder}{seed}"), f"detail{i}", seed, steps=config.details_steps,
-                  eval_every=1000, n_eval=400, **DETAILS[i][1])
+        folder, flags = Path(f"{config.folder}{seed}"), dict(DETAILS[i][1])
+        if "critic" in flags:
+            flags["critic"] = folder / flags["critic"]
+        out = ppo(folder, f"detail{i}", seed, steps=config.details_steps, eval_every=1000,
+                  n_eval=400, **flags)
         row = held_out(out)[-1]
         return row["grade"], row["score"], row["kl"], row["ended"]
 
@@ -214,7 +218,7 @@ def fit(distance, gain, form):
 
 
 def overoptimise(seeds):
-    """PPO without a KL penalty, for long: the learned score rises, the grade falls. And best of n."""
+    """PPO without a KL penalty, for long: the score rises, the grade falls. And best of n."""
     def one(seed, folder):
         free = held_out(ppo(folder, "free", seed, kl_coef=0, steps=96, eval_every=6, decay=False,
                             ptx_coef=0))

@@ -44,6 +44,7 @@ class Config:
     init: str = "out/sft.pt"               # the policy to start from
     reference: str = ""                    # the model to stay near; "": the one it starts from
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
+    critic: str = ""                       # where its trunk is from; "": reward model, else policy
     watch: str = "data/town.py:grade"      # a judge that is shown, never trained on; "": none
     out: str = "out/ppo.pt"                # its log and unfinished state stand beside it
     steps: int = 36                        # iterations: rollout, then updates
@@ -170,7 +171,7 @@ if __name__ == "__main__":
     ptx = config.text if config.ptx_coef > 0 else ""
     own_reward = ".py:" in config.reward
     run = Run(config, env, inputs=[config.data, ptx, config.init, config.reference,
-                                   config.reward.split(":")[0]])
+                                   config.reward.split(":")[0], config.critic])
     if config.batch_size % config.minibatch or config.minibatch % env.world_size:
         fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be "
              f"a multiple of the {env.world_size} processes")
@@ -179,13 +180,16 @@ if __name__ == "__main__":
                                tokenizer=ckpt["tokenizer"])
     r_ckpt = None if own_reward else load_checkpoint(config.reward, stage="reward",
                                                      tokenizer=ckpt["tokenizer"])
+    c_ckpt = r_ckpt or ckpt
+    if config.critic:
+        c_ckpt = load_checkpoint(config.critic, tokenizer=ckpt["tokenizer"])
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
 
     # -----------------------------------------------------------------------------------------
     # data
 
-    T = min(c["model_config"]["block_size"] for c in (ckpt, ref_ckpt, r_ckpt) if c)
+    T = min(c["model_config"]["block_size"] for c in (ckpt, ref_ckpt, r_ckpt, c_ckpt) if c)
     B = config.batch_size // env.world_size           # answers of this process
     mb = config.minibatch // env.world_size
     room = T - config.max_new_tokens - 1              # one for the end
@@ -226,14 +230,16 @@ if __name__ == "__main__":
     reference.load_state_dict(ref_ckpt["model"])
     if own_reward:
         reward, reward_function = None, load_function(config.reward)
-        raw_critic = ScalarGPT(model_config)          # the policy's trunk
-        raw_critic.start_from(ckpt["model"])
     else:
-        reward, raw_critic = ScalarGPT.load(r_ckpt), ScalarGPT.load(r_ckpt)
-        reward.to(env.device).requires_grad_(False)
+        reward = ScalarGPT.load(r_ckpt).to(env.device).requires_grad_(False)
+    if c_ckpt["stage"] == "reward":
+        raw_critic = ScalarGPT.load(c_ckpt)
+    else:
+        raw_critic = ScalarGPT(GPTConfig(**c_ckpt["model_config"] | dict(dropout=0.0)))
+        raw_critic.start_from(c_ckpt["model"])
     # The reward model has learned to judge whole answers; what its head says in the middle of one
-    # is noise, worse than no estimate. So the critic starts from its trunk, and says the same number
-    # everywhere: the mean score, once it is known.
+    # is noise, worse than no estimate. So the critic starts from its trunk only, and says the same
+    # number everywhere: the mean score, as soon as it is known.
     torch.nn.init.zeros_(raw_critic.head.weight)
     torch.nn.init.zeros_(raw_critic.head.bias)
     raw_critic.to(env.device)

@@ -1,14 +1,21 @@
 #!/usr/bin/env bash
 # The whole chain on a laptop, from nothing to an assistant and its scoreboard.
 #
-#   bash run.sh             results in out/
-#   OUT=dir bash run.sh     results in dir/
-#   SEED=1 OUT=out/seed1 bash run.sh     with other random numbers
+#   bash run.sh                   results in out/
+#   bash run.sh --size=small      in half the time, for a class: out/small/
+#   OUT=dir SEED=1 bash run.sh    with other random numbers, results in dir/
 #
 # Interrupt it whenever you like: the same command goes on where it stopped.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-OUT="${OUT:-out}" SEED="${SEED:-0}"
+case "${1:-}" in
+    "") PRETRAIN="" SFT="" COMPARE="" PPO="" EVALUATE="" OUT="${OUT:-out}" ;;
+    --size=small)
+        PRETRAIN="--steps=1300 --eval_every=650" SFT="--steps=400" COMPARE="--n_prompts=2400"
+        PPO="--steps=14" EVALUATE="--n_prompts=500 --best_of=4" OUT="${OUT:-out/small}" ;;
+    *) echo "run.sh: $1 is not --size=small" >&2; exit 1 ;;
+esac
+SEED="${SEED:-0}"
 SECONDS=0
 step() { printf '\n\033[1m%s\033[0m\n$ %s\n' "$1" "${*:2}"; "${@:2}"; }
 
@@ -17,19 +24,19 @@ step "The world: a small town, and what the internet says about it" \
 step "The tokenizer: learn 1,024 tokens from that text" \
     python tokenizer.py --out="$OUT/tokenizer.json"
 step "Stage 1, pretraining: learn to continue text" \
-    python pretrain.py --seed="$SEED" --tokenizer="$OUT/tokenizer.json" --out="$OUT/pretrain.pt"
+    python pretrain.py $PRETRAIN --seed="$SEED" --tokenizer="$OUT/tokenizer.json" --out="$OUT/pretrain.pt"
 step "Stage 2, supervised fine-tuning: learn to answer from 3,000 demonstrations" \
-    python sft.py --seed="$SEED" --init="$OUT/pretrain.pt" --out="$OUT/sft.pt"
+    python sft.py $SFT --seed="$SEED" --init="$OUT/pretrain.pt" --out="$OUT/sft.pt"
 step "Stage 3a, comparisons: four answers to each prompt, ranked by labelers" \
-    python compare.py --seed="$SEED" --init="$OUT/sft.pt" --out="$OUT/comparisons.jsonl"
+    python compare.py $COMPARE --seed="$SEED" --init="$OUT/sft.pt" --out="$OUT/comparisons.jsonl"
 step "Stage 3b, the reward model: learn what the labelers like" \
     python reward.py --seed="$SEED" --init="$OUT/sft.pt" --lm="$OUT/sft.pt" \
     --data="$OUT/comparisons.jsonl" --out="$OUT/reward.pt"
 step "Stage 4, PPO: learn to write what the reward model likes" \
-    python rlhf_ppo.py --seed="$SEED" --init="$OUT/sft.pt" --reward="$OUT/reward.pt" \
+    python rlhf_ppo.py $PPO --seed="$SEED" --init="$OUT/sft.pt" --reward="$OUT/reward.pt" \
     --out="$OUT/ppo.pt"
 step "The scoreboard, on people and sums that no stage after pretraining has seen" \
-    python evaluate.py --models="$OUT/pretrain.pt,$OUT/sft.pt,$OUT/ppo.pt" \
+    python evaluate.py $EVALUATE --models="$OUT/pretrain.pt,$OUT/sft.pt,$OUT/ppo.pt" \
     --reward="$OUT/reward.pt" --comparisons="$OUT/comparisons.jsonl" --out="$OUT/scoreboard.json" \
     --report="$OUT/report.png"
 step "One question, three models, and what the reward model thinks of the answers" \

@@ -134,6 +134,7 @@ CASES = """
     rlhf_ppo --reward=bad/bomb.pt         | bad/bomb.pt is damaged or not a checkpoint: delete it
     rlhf_ppo --reward=bad/other_reward.pt | another tokenizer than the checkpoint it is used with
     rlhf_ppo --reward=bad/short_reward.pt --max_new_tokens=8 | leaves 7 of the models' 16 tokens
+    rlhf_ppo --critic=bad/other_reward.pt | another tokenizer than the checkpoint it is used with
     rlhf_ppo --reference=nowhere.pt       | nowhere.pt is missing: `python sft.py` makes it
     rlhf_ppo --reference=bad/other_sft.pt | another tokenizer than the checkpoint it is used with
     rlhf_ppo --reward=bad/rewards.py:nan  | gave nan for the prompt

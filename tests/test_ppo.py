@@ -405,6 +405,34 @@ def test_what_ppo_maximises_is_the_score_minus_beta_times_the_kl(folder):
             line["objective/score"] - 0.3 * line["objective/kl"], abs=1e-4)
 
 
+def test_the_critic_begins_with_the_mean_score(folder):
+    """When every answer earns 1, it is right from the start: nothing is left to learn."""
+    train, _ = run(folder, "--reward=mine.py:one --missing_end=0 --kl_coef=0 --lr=0")
+    assert [line["ppo/loss/value"] for line in train] == pytest.approx([0, 0], abs=1e-10)
+
+
+def test_the_critic_starts_from_the_reward_model_unless_told_otherwise(folder):
+    default, same, other = ([line["ppo/loss/value"] for line in run(
+        folder, f"--reward=reward.pt --lr=1e-3 {flag}")[0]]
+        for flag in ("", "--critic=reward.pt", "--critic=sft.pt"))
+    assert default == same and default[1] != other[1]
+
+
+def test_the_kl_is_measured_from_the_reference(folder):
+    """To another model than the one that PPO starts from it is not 0, and stays as it is when
+    nothing is learned."""
+    ckpt = torch.load(folder / "sft.pt", weights_only=True)
+    ckpt["model"] = {name: w * 1.01 for name, w in ckpt["model"].items()}
+    torch.save(ckpt, folder / "near.pt")
+    _, held_out = run(folder, "--reward=mine.py:one --lr=0 --reference=near.pt")
+    assert abs(held_out[0]["kl"]) > 0.01 and held_out[0]["kl"] == held_out[2]["kl"]
+
+
+def test_the_learning_rate_decays_or_does_not():
+    assert get_lr(5, Config(steps=10, lr=1.0)) == 0.5
+    assert get_lr(5, Config(steps=10, lr=1.0, decay=False)) == 1
+
+
 def test_the_approximate_kl_of_an_update_is_never_negative(folder):
     train, _ = run(folder, "--reward=reward.pt --lr=3e-3 --steps=4")
     assert all(line["ppo/policy/approxkl"] > -1e-7 for line in train)
