@@ -411,20 +411,26 @@ def test_the_critic_begins_with_the_mean_score(folder):
     assert [line["ppo/loss/value"] for line in train] == pytest.approx([0, 0], abs=1e-10)
 
 
+def change(folder, factor):
+    """Another policy: the weights are those of sft.pt times a factor."""
+    ckpt = torch.load(folder / "sft.pt", weights_only=True)
+    ckpt["model"] = {name: w * factor for name, w in ckpt["model"].items()}
+    torch.save(ckpt, folder / "changed.pt")
+
+
 def test_the_critic_starts_from_the_reward_model_unless_told_otherwise(folder):
+    change(folder, 0.5)
     default, same, other = ([line["ppo/loss/value"] for line in run(
         folder, f"--reward=reward.pt --lr=1e-3 {flag}")[0]]
-        for flag in ("", "--critic=reward.pt", "--critic=sft.pt"))
+        for flag in ("", "--critic=reward.pt", "--critic=changed.pt"))
     assert default == same and default[1] != other[1]
 
 
 def test_the_kl_is_measured_from_the_reference(folder):
     """To another model than the one that PPO starts from it is not 0, and stays as it is when
     nothing is learned."""
-    ckpt = torch.load(folder / "sft.pt", weights_only=True)
-    ckpt["model"] = {name: w * 1.01 for name, w in ckpt["model"].items()}
-    torch.save(ckpt, folder / "near.pt")
-    _, held_out = run(folder, "--reward=mine.py:one --lr=0 --reference=near.pt")
+    change(folder, 1.01)
+    _, held_out = run(folder, "--reward=mine.py:one --lr=0 --reference=changed.pt")
     assert abs(held_out[0]["kl"]) > 0.01 and held_out[0]["kl"] == held_out[2]["kl"]
 
 
