@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 
-from common import Setup, fail, load_checkpoint, parse_config
+from checkpoint import load_checkpoint
+from common import Setup, fail, parse_config
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score_all
 from tokenizer import Tokenizer

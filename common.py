@@ -1,36 +1,23 @@
-"""Plumbing that the stages share: flags, devices and ranks, checkpoints, resuming, the log.
+"""Plumbing that the scripts share: flags, errors, files, devices and ranks.
 
 Nothing here would be on a slide. Every loop, loss, batch and mask stands in its script.
 """
 
-import atexit
 import dataclasses
 import difflib
-import glob
 import hashlib
 import inspect
-import json
 import math
 import os
 import re
-import signal
 import sys
 import time
-import warnings
-import zipfile
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint import state_dict as whole_state
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from tqdm import tqdm
-
-try:
-    from fcntl import LOCK_EX, LOCK_NB, lockf
-except ImportError:                                   # Windows, where runs are not locked
-    lockf = None
 
 
 def fail(message):
@@ -235,28 +222,6 @@ class Setup:
             dist.destroy_process_group()
 
 
-class Whole:
-    """Saves and loads, as if it were in one piece, what Setup.shard has split: the model, or its
-    optimizer if that is given. (Every rank must call it.)"""
-
-    def __init__(self, model, optimizer=None):
-        self.model, self.optimizer = model, optimizer
-        self.options = whole_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
-
-    def state_dict(self):
-        if self.optimizer is None:
-            return whole_state.get_model_state_dict(self.model, options=self.options)
-        return whole_state.get_optimizer_state_dict(self.model, self.optimizer,
-                                                    options=self.options)
-
-    def load_state_dict(self, state):
-        options = whole_state.StateDictOptions(full_state_dict=True)
-        if self.optimizer is None:
-            whole_state.set_model_state_dict(self.model, state, options=options)
-        else:
-            whole_state.set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
-
-
 def pick_dtype(name, device):
     """auto is bf16 where the chip multiplies it natively: GPUs since Ampere, CPUs with AMX
     (measured: without AMX a bf16 product takes 1.5 times as long as fp32)."""
@@ -272,10 +237,7 @@ def pick_dtype(name, device):
 
 
 # ---------------------------------------------------------------------------------------------
-# checkpoints: one dict of tensors and plain Python, loaded with weights_only=True
-
-MAKERS = {"pretrain": "pretrain.py", "sft": "sft.py", "reward": "reward.py", "ppo": "rlhf_ppo.py"}
-
+# files
 
 def make_folder(out):
     """The folder that --out stands in: if it can't be had, better now than after an hour."""
@@ -313,280 +275,8 @@ def writing(path, mode="w"):
                       ) from error
 
 
-def atomic_save(obj, path):
-    for part in ("model", "critic"):
-        if not all(w.isfinite().all() for w in obj.get(part, {}).values()):
-            fail(f"weights of the {part} are no longer finite, so {path} was not written: start "
-                 f"over with a smaller --lr and --fresh")
-    with writing(path, "wb") as f:
-        torch.save(obj, f)
-
-
-def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
-                    **extra):
-    """model: a module or its state_dict; tokenizer: a Tokenizer; history: that of the checkpoint we
-    started from."""
-    config = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("fresh", "debug")}
-    weights = model if isinstance(model, dict) else model.state_dict()
-    atomic_save({
-        "stage": stage, "step": step, "metrics": metrics,
-        "model": {k: v.detach().float().cpu() for k, v in weights.items()},
-        "model_config": dataclasses.asdict(model_config), "tokenizer": tokenizer.to_dict(),
-        "config": config, "history": history + [dict(stage=stage, config=config, metrics=metrics)],
-        **extra}, path)
-
-
-def load_checkpoint(path, stage=None, tokenizer=None):
-    """The dict that save_checkpoint wrote. stage: a name or several; tokenizer: the one it must
-    have. Stops with one line that names the remedy if the file is not what was asked for."""
-    stages = (stage,) if isinstance(stage, str) else stage or tuple(MAKERS)
-    ckpt = load_dict(path, f"python {MAKERS[stages[0]]}")
-    if not {"stage", "model", "model_config", "tokenizer", "history"} <= ckpt.keys():
-        fail(f"{path} is not a checkpoint of this project; `python {MAKERS[stages[0]]}` makes one")
-    if ckpt["stage"] not in stages:
-        fail(f"{path} comes from stage '{ckpt['stage']}', but {' or '.join(stages)} is needed here:"
-             f" `python {MAKERS[stages[0]]}` makes one")
-    if not is_sound(ckpt):
-        fail(f"{path} is damaged: its weights are not those of the model that it describes; run "
-             f"`python {MAKERS[ckpt['stage']]} --fresh` again")
-    if tokenizer is not None and ckpt["tokenizer"] != tokenizer:
-        fail(f"{path} was trained with another tokenizer than the checkpoint it is used with; "
-             f"run the stages again from the same pretrained model")
-    return ckpt
-
-
-def is_sound(ckpt):
-    """Whether the weights are numbers, and of the shapes that a model of its config has."""
-    from model import GPT, GPTConfig, ScalarGPT       # here, for they import the other way round
-    from tokenizer import Tokenizer
-    try:
-        with torch.device("meta"):                    # shapes without memory
-            config = GPTConfig(**ckpt["model_config"])
-            scalar = ckpt["stage"] == "reward"
-            model = ScalarGPT(config, lm=ckpt.get("lm", False)) if scalar else GPT(config)
-        return (Tokenizer.from_dict(ckpt["tokenizer"]).vocab_size <= config.vocab_size
-                and all(w.isfinite().all() for w in ckpt["model"].values())
-                and {name: w.shape for name, w in model.state_dict().items()}
-                == {name: w.shape for name, w in ckpt["model"].items()})
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        return False
-
-
-def load_dict(path, maker):
-    if not Path(path).is_file():
-        fail(f"{path or 'a file without a name'} is missing: `{maker}` makes it")
-    try:
-        with zipfile.ZipFile(path) as parts, warnings.catch_warnings():
-            if parts.testzip():                       # torch doesn't look at the checksums
-                raise ValueError
-            warnings.simplefilter("ignore")
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:          # torch raises whatever the broken bytes lead it to
-        fail(f"{path} is damaged or not a checkpoint: delete it and run `{maker}` again")
-    if not isinstance(loaded, dict):
-        fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
-    return loaded
-
-
 # ---------------------------------------------------------------------------------------------
-# a run: its log, and its state, from which the same command continues
-
-def fingerprint(path):
-    """Tells whether an input has changed: a hash of the files' names and bytes."""
-    digest = hashlib.sha256()
-    for part in str(path).split(","):
-        part = Path(part.strip())
-        files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
-        for file in (f for f in files if f.is_file()):
-            digest.update(f"{file.name} {file.stat().st_size} ".encode())
-            with open(file, "rb") as f:
-                while block := f.read(2**20):
-                    digest.update(block)
-    return digest.hexdigest()[:16]
-
-
-class Run:
-    """One run of one stage: `state` is what an interrupted run left, or None.
-
-    The state stands beside the result (out/sft.state beside out/sft.pt), is written every
-    20 seconds and on Ctrl-C, and is deleted when the result is saved. out/sft.lock keeps a second
-    run away; out/sft.nan.pt is the batch that broke a run. Random numbers and data order
-    follow from (seed, step), so weights, optimizer and step are all that it needs.
-    """
-
-    def __init__(self, config, env, inputs=(), total=None, unit="step"):
-        self.config, self.env, self.total = config, env, total or config.steps
-        self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # the tests save at every step
-        self.out, ending = Path(config.out), Path(type(config).out).suffix
-        if self.out.suffix != ending:
-            fail(f"--out={config.out} should end in {ending}")
-        self.state_file, self.log_file, self.nan_file = (
-            self.out.with_suffix(s) for s in (".state", ".jsonl", ".nan.pt"))
-        for read in (part.strip() for i in inputs for part in str(i).split(",") if part.strip()):
-            for file in (self.out, self.log_file, self.state_file):
-                if file.resolve().is_relative_to(Path(read).resolve()):
-                    fail(f"--out={config.out} would write {file}, but {read} is read here: choose "
-                         f"another --out")
-        if self.log_file != self.out and not is_log(self.log_file):
-            fail(f"{self.log_file} is there already and is no log: choose another --out")
-        flags = dataclasses.asdict(config)
-        self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
-        self.flags["processes"] = env.world_size
-        if env.main:
-            self.lock()
-        self.inputs = {i: fingerprint(i) for i in inputs if i}
-        self.state = self.resume()
-        self.start = self.last = self.state["step"] if self.state else 0
-        self.saved = self.began = time.time()
-        self.cost = 0                                 # seconds that the last save took
-        self.interrupted = self.trimmed = False
-        signal.signal(signal.SIGINT, self.interrupt)
-        self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
-                        dynamic_ncols=True, disable=not (env.main and sys.stderr.isatty()))
-
-    def lock(self):
-        """Two runs must not write the same files. The lock is the system's, which frees it when
-        this process ends, in whatever way; the file that carries it means nothing by itself."""
-        make_folder(self.out)
-        self.locked = open(self.out.with_suffix(".lock"), "a")
-        try:
-            if lockf:
-                lockf(self.locked, LOCK_EX | LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            fail(f"another run is writing {self.out}: wait for it, or choose another --out")
-        except OSError:                               # some network disks have no locks
-            pass
-        atexit.register(self.unlock)
-
-    def unlock(self):
-        if not self.locked.closed:
-            self.locked.close()
-            Path(self.locked.name).unlink(missing_ok=True)
-
-    def resume(self):
-        """The state to go on from, or None. A finished run, or one with other flags, ends here."""
-        path = next((p for p in (self.state_file, self.out) if p.exists()), None)
-        if path is None or self.config.fresh:
-            return None
-        again = f"python {Path(sys.argv[0]).name} --fresh"
-        if path == self.out != self.out.with_suffix(".pt"):
-            fail(f"{path} is there already, but not from this script; --fresh replaces it")
-        state = load_dict(path, again)
-        if state.get("finished") and not self.out.exists():
-            return None
-        before = state.get("run", dict(flags={}, inputs={}))
-        changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
-                   for k, v in self.flags.items() if before["flags"].get(k) != v
-                   and not (k == "lr" and path == self.state_file and self.nan_file.exists())]
-        changed += [f"{k} has changed since" for k, v in self.inputs.items()
-                    if before["inputs"].get(k) != v]
-        if changed:
-            fail(f"{path} is from another run ({'; '.join(changed[:3])}): --fresh starts over, "
-                 f"--out=... keeps both")
-        if path == self.state_file and not state.get("finished"):
-            print(f"resuming from {state['step']} of {self.total} ({path})")
-            return state
-        print(f"{self.out} is finished; --fresh makes it again")
-        self.env.close()
-        raise SystemExit(0)
-
-    def identity(self):
-        """Goes into the state and the result, so that a later run knows whose they are."""
-        return dict(flags=self.flags, inputs=self.inputs)
-
-    def check(self, step, grad_norm, **batch):
-        """Call before the optimizer's step: a gradient that is not finite never reaches weights or
-        state. Its norm is the same on all ranks. (A GPU is waited for, once a step.)"""
-        if math.isfinite(grad_norm):
-            return
-        name = self.nan_file if self.env.main else f"{self.nan_file}.{self.env.rank}"
-        atomic_save(dict(step=step, grad_norm=float(grad_norm), **batch), name)
-        self.env.barrier()                            # until all have saved theirs
-        self.bar.close()
-        fail(f"the loss or its gradient is {float(grad_norm)} at step {step + 1} (its batch: "
-             f"{self.nan_file}); with a smaller --lr the same command goes on from step "
-             f"{self.last}, with --fresh from the beginning")
-
-    def interrupt(self, *_):
-        if self.interrupted:                          # a second Ctrl-C does not wait
-            raise KeyboardInterrupt
-        self.interrupted = True
-
-    def save_state(self, step, **state):
-        """Call after every step: writes every 20 seconds, and after Ctrl-C, then stops."""
-        self.bar.update(step - self.bar.n)
-        self.trim_log()
-        # a large model takes seconds to write: then less often, so that it costs 2% of the time
-        pause = self.seconds * max(1, 2.5 * self.cost)
-        due = self.env.main and time.time() - self.saved > pause
-        due, self.interrupted = self.env.any(due, self.interrupted)   # all stop at the same step
-        if due or self.interrupted:
-            began = time.time()
-            state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
-            if self.env.main:
-                atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
-            self.saved, self.last = time.time(), step
-            self.cost = self.saved - began
-        if self.interrupted:
-            self.bar.close()
-            again = ", without --fresh," if self.config.fresh else ""
-            print(f"\nstopped after step {step}; the same command{again} continues from here")
-            raise SystemExit(130)
-
-    def finish(self):
-        """The result is saved. A checkpoint knows whose it is; beside other files the emptied state
-        stays, to know it."""
-        self.bar.close()
-        if self.env.main:
-            if self.out.suffix == ".pt":
-                self.state_file.unlink(missing_ok=True)
-            else:
-                atomic_save(dict(run=self.identity(), finished=True), self.state_file)
-            for file in self.out.parent.glob(f"{glob.escape(self.nan_file.name)}*"):
-                file.unlink()
-            self.unlock()
-            print(f"saved {self.out} after {clock(time.time() - self.began)}")
-        self.env.close()
-
-    def trim_log(self):
-        """Drop the lines that the resumed run is going to write again: those of later steps, and
-        PPO's evaluation of held-out prompts at this one, which comes before the step. Not before
-        there is something to write: a run that is refused has touched nothing."""
-        if self.trimmed or not self.env.main or self.log_file == self.out:
-            return
-        self.trimmed, kept = True, []
-        if self.start and self.log_file.exists():
-            lines = self.log_file.read_text().splitlines()
-            rows = [(s, json.loads(s)) for s in lines if s.endswith("}")]
-            kept = [s for s, r in rows if r["step"] + ("split" in r) <= self.start]
-        with writing(self.log_file) as f:
-            f.write("".join(line + "\n" for line in kept))
-
-    def log(self, step, values, **more):
-        """values: one aligned line on the screen; with `more`, one line of out/<stage>.jsonl."""
-        if not self.env.main:
-            return
-        self.trim_log()
-        with open(self.log_file, "a") as f:
-            f.write(json.dumps(dict(step=step, **values, **more)) + "\n")
-        done = max(step - self.start, 1)
-        left = (time.time() - self.began) / done * (self.total - step)
-        cells = [f"step {step:>{len(str(self.total))}}/{self.total}"]
-        cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()]
-        tqdm.write(" | ".join(cells + [f"eta {clock(left)}"]))
-
-    def say(self, text):
-        """Print without tearing the progress bar."""
-        if self.env.main:
-            tqdm.write(text)
-
-
-def is_log(path):
-    """Whether Run wrote this file, or nobody: out/sft.jsonl could be somebody's demonstrations."""
-    with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
-        return f.readline(100)[:9] in (b"", b'{"step": ')
-    return True
-
+# what people read
 
 def number(value):
     """Five or six characters, whatever the size: 1234567 -> 1.23M, 0.00123 -> 1.2e-03."""

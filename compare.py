@@ -28,10 +28,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import Run, Setup, fail, load_checkpoint, parse_config, writing
+from checkpoint import load_checkpoint
+from common import Setup, fail, parse_config, writing
 from data.formats import read_prompts, without
 from data.label import label, report_agreement
 from model import GPT, GPTConfig
+from resume import Run
 from tokenizer import Tokenizer
 
 

@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common import Setup, fingerprint, load_checkpoint, make_folder, parse_config, writing
+from checkpoint import load_checkpoint
+from common import Setup, make_folder, parse_config, writing
 from compare import ceiling, left_pad, load_function, respond
 from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import evaluate as text_loss
 from report import draw
+from resume import fingerprint
 from reward import encode_answer, right_pad, score_all
 from rlhf_ppo import log_probs, response_mask
 from tokenizer import Tokenizer

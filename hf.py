@@ -26,7 +26,8 @@ from tempfile import TemporaryDirectory
 import regex
 import torch
 
-from common import MAKERS, fail, load_checkpoint, parse_config, save_checkpoint
+from checkpoint import MAKERS, load_checkpoint, save_checkpoint
+from common import fail, parse_config
 from model import GPT, GPTConfig
 from tokenizer import BYTE_CHARS, GPT2, Tokenizer
 

@@ -20,9 +20,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from common import Run, Setup, Whole, fail, load_checkpoint, parse_config, save_checkpoint
+from checkpoint import Whole, load_checkpoint, save_checkpoint
+from common import Setup, fail, parse_config
 from data.corpus import Corpus
 from model import GPT, STYLES, GPTConfig, optimizer_groups
+from resume import Run
 from tokenizer import Tokenizer
 
 

@@ -25,11 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from common import Run, Setup, fail, load_checkpoint, parse_config, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
+from common import Setup, fail, parse_config
 from compare import get_scores, left_pad, load_function
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
 from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
+from resume import Run
 from reward import right_pad
 from tokenizer import Tokenizer
 

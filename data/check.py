@@ -26,7 +26,8 @@ import pretrain  # noqa: E402
 import reward  # noqa: E402
 import rlhf_ppo  # noqa: E402
 import sft  # noqa: E402
-from common import fail, load_checkpoint, parse_config  # noqa: E402
+from checkpoint import load_checkpoint  # noqa: E402
+from common import fail, parse_config  # noqa: E402
 from data.corpus import Corpus  # noqa: E402
 from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, comparison,  # noqa: E402
                           demonstration, is_held_out, list_files, places_and_rows, prompt_only,

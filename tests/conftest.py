@@ -20,3 +20,15 @@ def tiny_tokenizer():
     text = ("Ada Ashton lives on Mill Street. She works as a baker and has a cat. "
             "What is 12 + 30? 12 + 30 = 42. Once upon a time a fox lived by the river. ")
     return Tokenizer.train(text * 4, 300, pattern="digits")
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(f, …) calls f, which must end with status 1 and one line on stderr: that line."""
+    def call(f, *args, **kwargs):
+        with pytest.raises(SystemExit) as end:
+            f(*args, **kwargs)
+        said = capsys.readouterr().err
+        assert end.value.code == 1 and said.count("\n") == 1
+        return said
+    return call

@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import common
-from common import Setup, load_checkpoint
+import checkpoint
+from checkpoint import load_checkpoint
+from common import Setup
 from data.formats import read_demonstrations
 from model import ScalarGPT
 from reward import Config as RewardConfig
@@ -234,7 +235,7 @@ def test_a_run_that_could_not_save_its_result_can_do_so_later(folder, stage, who
 
     flags = f"{SHORT[stage]} --out=out/full_{stage}.pt"
     with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(common, "save_checkpoint", full)
+        patch.setattr(checkpoint, "save_checkpoint", full)
         run(folder, stage, flags)
     run(folder, stage, flags)
     ckpt = load_checkpoint(folder / f"out/full_{stage}.pt")

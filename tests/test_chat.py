@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import chat
-from common import Setup, load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
+from common import Setup
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score_all
 from tokenizer import Tokenizer

@@ -7,7 +7,8 @@ from hashlib import sha256
 
 import pytest
 
-from common import parse_config, save_checkpoint
+from checkpoint import save_checkpoint
+from common import parse_config
 from data import check
 from data.formats import is_held_out
 from model import GPT, GPTConfig

@@ -18,7 +18,8 @@ import torch
 
 import compare
 import tiny
-from common import Setup, save_checkpoint
+from checkpoint import save_checkpoint
+from common import Setup
 from compare import (Config, agreement, ceiling, find_noise, get_scores, left_pad, load_function,
                      rank, respond)
 from data.formats import read_comparisons

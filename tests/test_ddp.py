@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import save_checkpoint
+from checkpoint import save_checkpoint
 from model import GPT, GPTConfig, ScalarGPT, sample
 from pretrain import Config
 from tiny import questions, words
@@ -40,12 +40,12 @@ STOPPED = """
 import os, runpy, sys
 del sys.argv[:2]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import common
-save_state = common.Run.save_state
+import resume
+save_state = resume.Run.save_state
 def stopping(run, step, **state):
     run.interrupted = step == 2 and run.env.main      # one process alone hears it
     save_state(run, step, **state)
-common.Run.save_state = stopping
+resume.Run.save_state = stopping
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 COMMON = "--steps=3 --lr=1e-3 --dtype=float32 --debug=true"

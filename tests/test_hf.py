@@ -16,7 +16,7 @@ import regex
 import torch
 
 import hf
-from common import load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from model import GPT, STYLES, GPTConfig, ScalarGPT
 from tokenizer import BYTE_CHARS, GPT2, PATTERNS, SPECIALS, Tokenizer
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import atomic_save, writing
+from checkpoint import atomic_save
+from common import writing
 from test_chain import equal
 from tiny import FLAGS, ROOT, build, run, torchrun
 
@@ -148,14 +149,14 @@ DOOMED = """
 import os, runpy, signal, sys
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 del sys.argv[0]
-import common
-save_state = common.Run.save_state
+import resume
+save_state = resume.Run.save_state
 def doomed(run, step, **state):
     save_state(run, step, **state)
     run.env.barrier()                                 # until process 0 has written
     if step == 2 and run.env.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-common.Run.save_state = doomed
+resume.Run.save_state = doomed
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

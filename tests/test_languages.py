@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from chat import answer
-from common import Setup, load_checkpoint
+from checkpoint import load_checkpoint
+from common import Setup
 from data.formats import is_held_out
 from rlhf_ppo import Config
 from tiny import run, write

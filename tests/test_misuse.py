@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from common import atomic_save
+from checkpoint import atomic_save
 from data import formats
 from tiny import FLAGS, ROOT, build, run, save, snapshot, torchrun
 from tokenizer import Tokenizer
@@ -355,12 +355,12 @@ FAILING = """
 import os, runpy, sys
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 del sys.argv[0]
-import common
-check = common.Run.check
+import resume
+check = resume.Run.check
 def failing(run, step, *_, **batch):
     if step == 1 and run.env.rank == 1:
         raise ValueError("a cosmic ray")
-common.Run.check = failing
+resume.Run.check = failing
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import rlhf_ppo
-from common import Setup, save_checkpoint
+from checkpoint import save_checkpoint
+from common import Setup
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
 from compare import check_scores

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import sft
-from common import Setup, load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
+from common import Setup
 from data.formats import is_held_out, read_demonstrations
 from model import GPT, GPTConfig
 from sft import Config, batch, encode_dialogues, evaluate, get_lr, pack

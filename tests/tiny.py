@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from common import save_checkpoint
+from checkpoint import save_checkpoint
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import Config

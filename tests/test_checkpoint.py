@@ -1,0 +1,114 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from checkpoint import atomic_save, load_checkpoint, save_checkpoint
+from model import GPT, GPTConfig
+from pretrain import Config
+from tokenizer import Tokenizer
+
+
+@pytest.fixture
+def saved(tmp_path, tiny_tokenizer):
+    """A checkpoint of stage sft; its path."""
+    torch.manual_seed(0)
+    config = GPTConfig(block_size=8, vocab_size=tiny_tokenizer.vocab_size, n_layer=1, n_embd=16)
+    path = tmp_path / "new folder/sft.pt"
+    save_checkpoint(path, stage="sft", step=3, metrics=dict(val_loss=1.5), extra=[1, 2],
+                    model=GPT(config).bfloat16(), model_config=config, tokenizer=tiny_tokenizer,
+                    config=Config(steps=10, fresh=True),
+                    history=[dict(stage="pretrain", config={}, metrics={})])
+    return path
+
+
+def test_a_checkpoint_holds_all_that_is_needed_to_go_on(saved, tiny_tokenizer):
+    ckpt = load_checkpoint(saved, "sft", tokenizer=tiny_tokenizer.to_dict())
+    assert (ckpt["stage"], ckpt["step"], ckpt["metrics"]) == ("sft", 3, dict(val_loss=1.5))
+    assert [entry["stage"] for entry in ckpt["history"]] == ["pretrain", "sft"]
+    assert ckpt["config"]["steps"] == 10 and not {"fresh", "debug"} & ckpt["config"].keys()
+    assert ckpt["extra"] == [1, 2]
+    GPT(GPTConfig(**ckpt["model_config"])).load_state_dict(ckpt["model"])
+
+
+def test_weights_are_saved_in_full_precision(saved):
+    assert {w.dtype for w in load_checkpoint(saved)["model"].values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("stage", ["sft", ("pretrain", "sft"), None])
+def test_a_checkpoint_of_a_stage_that_is_wanted_is_loaded(saved, stage):
+    assert load_checkpoint(saved, stage)["stage"] == "sft"
+
+
+def test_a_missing_checkpoint_is_named_with_what_makes_it(tmp_path, refused):
+    said = refused(load_checkpoint, tmp_path / "reward.pt", "reward")
+    assert "reward.pt is missing: `python reward.py`" in said
+
+
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_truncated_checkpoint_is_called_damaged(saved, share, refused):
+    saved.write_bytes(saved.read_bytes()[:int(share * saved.stat().st_size)])
+    said = refused(load_checkpoint, saved, "sft")
+    assert f"{saved} is damaged" in said and "`python sft.py`" in said
+
+
+@pytest.mark.parametrize("foreign", [
+    {"weight": torch.ones(3)}, [1, 2], torch.ones(3), {"stage": "sft"}, {"model_config": {}}])
+def test_a_file_of_another_project_is_refused(tmp_path, foreign, refused):
+    torch.save(foreign, tmp_path / "theirs.pt")
+    said = refused(load_checkpoint, tmp_path / "theirs.pt", "sft")
+    assert "theirs.pt is not a checkpoint of this project" in said and "`python sft.py`" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"Once upon a time\n",
+                                     b"PK\3\4" + b"x" * 99])
+def test_a_file_of_another_kind_is_refused(tmp_path, content, refused):
+    (tmp_path / "notes.pt").write_bytes(content)
+    assert "`python pretrain.py`" in refused(load_checkpoint, tmp_path / "notes.pt", "pretrain")
+
+
+def test_a_checkpoint_of_the_wrong_stage_is_refused_with_the_one_that_is_needed(saved, refused):
+    said = refused(load_checkpoint, saved, "reward")
+    assert "'sft'" in said and "`python reward.py`" in said
+
+
+def test_a_checkpoint_with_another_tokenizer_is_refused(saved, refused):
+    other = Tokenizer.train("another text", 262).to_dict()
+    assert "another tokenizer" in refused(load_checkpoint, saved, "sft", tokenizer=other)
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("kind", ["torch", "pickle"])
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path, kind, refused,
+                                                                    recwarn):
+    path, bomb = tmp_path / "bomb.pt", dict(stage="sft", model=Bomb(tmp_path / "exploded"))
+    torch.save(bomb, path) if kind == "torch" else path.write_bytes(pickle.dumps(bomb))
+    assert "bomb.pt" in refused(load_checkpoint, path, "sft")
+    assert not (tmp_path / "exploded").exists()
+    assert not recwarn.list                           # warnings would be further lines
+
+
+@pytest.mark.parametrize("moment", ["write", "rename"])
+def test_a_save_that_fails_half_way_leaves_the_old_file(tmp_path, monkeypatch, moment):
+    def full(*args):
+        if moment == "write":
+            args[1].write(b"half")
+        raise OSError("No space left on device")
+
+    path = tmp_path / "sft.pt"
+    atomic_save(dict(step=1), path)
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(*{"write": (torch, "save"), "rename": (os, "replace")}[moment], full)
+        atomic_save(dict(step=2), path)
+    assert torch.load(path) == dict(step=1)
+    atomic_save(dict(step=3), path)
+    assert torch.load(path) == dict(step=3)
+    assert os.listdir(tmp_path) == ["sft.pt"]

@@ -1,0 +1,250 @@
+import json
+import os
+import shutil
+import signal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import resume
+import tiny
+from checkpoint import save_checkpoint
+from model import GPT, GPTConfig
+from resume import Run, fingerprint
+
+
+@dataclass
+class Config:
+    out: str = "out/sft.pt"
+    steps: int = 10
+    lr: float = 1e-3
+    dropout: float = 0.1
+    fresh: bool = False
+    debug: bool = False
+
+
+@pytest.fixture(autouse=True)
+def undo():
+    """Run changes it for the whole process."""
+    ctrl_c = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, ctrl_c)
+
+
+# ---------------------------------------------------------------------------------------------
+# fingerprints
+
+@pytest.fixture
+def texts(tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_text("one\n" * 10)
+    (folder / "b.txt").write_text("two\n" * 10)
+    return folder
+
+
+@pytest.mark.parametrize("change", [
+    lambda f: (f / "a.txt").write_text("uno\n" * 10),
+    lambda f: (f / "b.txt").write_text("two\n" * 11),
+    lambda f: (f / "c.txt").write_text("three"), lambda f: (f / "b.txt").unlink(),
+    lambda f: (f / "b.txt").rename(f / "z.txt")], ids=["content", "size", "new", "gone", "renamed"])
+def test_a_folders_fingerprint_changes_with_its_files(texts, change):
+    before = fingerprint(texts), fingerprint(f"{texts}/a.txt, {texts}/b.txt")
+    change(texts)
+    assert fingerprint(texts) != before[0]
+
+
+@pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])
+def test_a_files_fingerprint_changes_with_any_of_its_bytes(tmp_path, place):
+    content = bytearray(3_000_000)
+    (tmp_path / "a.txt").write_bytes(content)
+    before = fingerprint(tmp_path / "a.txt")
+    content[place] = 1
+    (tmp_path / "a.txt").write_bytes(content)
+    assert fingerprint(tmp_path / "a.txt") != before
+
+
+def test_every_one_of_several_files_counts(texts):
+    both = f"{texts}/a.txt,{texts}/b.txt"
+    before = fingerprint(both)
+    assert fingerprint(f"{texts}/a.txt, {texts}/b.txt") == before
+    (texts / "b.txt").write_text("two, but otherwise")
+    assert fingerprint(both) != before
+
+
+def test_a_copy_elsewhere_has_the_same_fingerprint(texts, tmp_path):
+    shutil.copytree(texts, tmp_path / "copy")
+    assert fingerprint(tmp_path / "copy") == fingerprint(texts)
+
+
+# ---------------------------------------------------------------------------------------------
+# runs
+
+ENV = SimpleNamespace(main=True, world_size=1, any=lambda *flags: flags, close=lambda: None)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setenv("SAVE_SECONDS", "0")
+    (tmp_path / "demos.jsonl").write_text("{}")
+    return Config(out=str(tmp_path / "out/sft.pt"))
+
+
+def start(config, env=ENV):
+    return Run(config, env, inputs=[f"{Path(config.out).parents[1]}/demos.jsonl", ""])
+
+
+@pytest.fixture
+def interrupted(config):
+    """A run that left its state at step 4: a model, a number, a log."""
+    torch.manual_seed(0)
+    run, model = start(config), torch.nn.Linear(2, 2)
+    for step in (2, 4):
+        run.log(step, dict(loss=1 / step))
+        run.save_state(step, model=model, beta=0.1 * step)
+    run.log(6, dict(loss=1 / 6))
+    return model
+
+
+def test_a_first_run_starts_at_the_beginning(config):
+    run = start(config)
+    assert run.state is None and run.start == 0
+
+
+def test_an_interrupted_run_goes_on_with_its_state(config, interrupted, capsys):
+    run = start(config)
+    assert run.start == 4 and run.state["beta"] == 0.4
+    assert torch.equal(run.state["model"]["weight"], interrupted.weight)
+    assert "resuming from 4 of 10" in capsys.readouterr().out
+
+
+def test_its_log_loses_the_lines_that_will_be_written_again(config, interrupted):
+    log = Path(config.out).with_suffix(".jsonl")
+    with open(log, "a") as f:
+        f.write('{"step": 4, "lo')                    # the power went
+    start(config).log(6, dict(loss=1 / 7))
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 6]
+
+
+def test_the_state_is_not_written_more_often_than_asked(config, monkeypatch):
+    monkeypatch.setenv("SAVE_SECONDS", "1000")
+    run = start(config)
+    run.save_state(1, beta=0.1)
+    assert not Path(config.out).with_suffix(".state").exists()
+
+
+def test_saving_costs_a_fiftieth_of_the_time_at_most(config, monkeypatch):
+    monkeypatch.setenv("SAVE_SECONDS", "20")
+    now, saves = [0.0], []
+
+    def slow(*_):
+        now[0] += 4
+        saves.append(now[0])
+
+    monkeypatch.setattr(resume.time, "time", lambda: now[0])
+    monkeypatch.setattr(resume, "atomic_save", slow)
+    run = start(config)
+    while now[0] < 2000:
+        now[0] += 1
+        run.save_state(1)
+    assert saves[0] < 30 and 0.015 < 4 * len(saves) / now[0] < 0.025
+
+
+def finish(config, run, tokenizer):
+    size = GPTConfig(block_size=8, vocab_size=tokenizer.vocab_size, n_layer=1, n_embd=16)
+    save_checkpoint(config.out, stage="sft", step=10, metrics={}, model=GPT(size),
+                    model_config=size, tokenizer=tokenizer, config=config, history=[],
+                    run=run.identity())
+    run.finish()
+
+
+def test_a_finished_run_removes_its_state_and_says_so_when_started_again(config, capsys,
+                                                                         tiny_tokenizer):
+    run = start(config)
+    run.save_state(10, beta=1)
+    finish(config, run, tiny_tokenizer)
+    assert sorted(os.listdir(Path(config.out).parent)) == ["sft.jsonl", "sft.pt"]
+    with pytest.raises(SystemExit) as end:
+        start(replace(config, debug=True))
+    assert end.value.code == 0 and "is finished; --fresh makes it again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("change", [dict(lr=0.5), dict(steps=20), dict(dropout=0.0)])
+def test_a_run_with_other_flags_is_refused(config, interrupted, change, refused):
+    (name, value), = change.items()
+    said = refused(start, replace(config, **change))
+    assert f"--{name}={getattr(config, name)} there, {value} here" in said and "--fresh" in said
+
+
+def test_a_finished_run_with_other_flags_is_refused(config, tiny_tokenizer, refused):
+    finish(config, start(config), tiny_tokenizer)
+    before = Path(config.out).read_bytes()
+    assert "--lr=0.001 there, 0.5 here" in refused(start, replace(config, lr=0.5))
+    assert Path(config.out).read_bytes() == before
+
+
+def test_a_run_on_other_data_is_refused(config, interrupted, tmp_path, refused):
+    (tmp_path / "demos.jsonl").write_text("{...}")
+    assert "demos.jsonl has changed" in refused(start, config)
+
+
+def test_a_run_on_another_number_of_processes_is_refused(config, interrupted, refused):
+    assert "processes" in refused(start, config, SimpleNamespace(main=True, world_size=2))
+
+
+def test_a_result_that_this_script_did_not_make_is_not_replaced(config, tiny_tokenizer, refused):
+    tiny.save(config.out, "sft", tiny_tokenizer)
+    assert "--fresh" in refused(start, config)
+
+
+def test_a_damaged_state_is_refused_with_the_remedy(config, interrupted, refused):
+    state = Path(config.out).with_suffix(".state")
+    state.write_bytes(state.read_bytes()[:-100])
+    said = refused(start, config)
+    assert f"{state} is damaged" in said and "--fresh" in said
+
+
+def test_fresh_starts_over(config, interrupted):
+    run = start(replace(config, fresh=True))
+    assert run.state is None and run.start == 0
+    run.log(2, dict(loss=0.5))
+    assert Path(config.out).with_suffix(".jsonl").read_text() == '{"step": 2, "loss": 0.5}\n'
+
+
+def test_the_name_of_the_result_must_be_that_of_a_checkpoint(config, refused):
+    assert "should end in .pt" in refused(start, replace(config, out="out/sft.jsonl"))
+
+
+def test_other_ranks_write_nothing(config):
+    run = start(config, SimpleNamespace(**{**vars(ENV), "main": False, "world_size": 2}))
+    run.log(1, dict(loss=1.0))
+    run.save_state(1, beta=0.1)
+    assert not list(Path(config.out).parent.glob("*"))
+
+
+def test_ctrl_c_saves_after_the_step_and_ends_with_130(config, monkeypatch, capsys):
+    monkeypatch.setenv("SAVE_SECONDS", "1000")
+    run = start(config)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(SystemExit) as end:
+        run.save_state(3, beta=0.3)
+    assert end.value.code == 130 and "stopped after step 3" in capsys.readouterr().out
+    assert start(config).state["beta"] == 0.3
+
+
+def test_ctrl_c_in_a_fresh_run_says_that_it_goes_on_without_fresh(config, capsys):
+    run = start(replace(config, fresh=True))
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        run.save_state(3, beta=0.3)
+    assert "without --fresh" in capsys.readouterr().out
+
+
+def test_a_second_ctrl_c_does_not_wait(config):
+    start(config)
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
