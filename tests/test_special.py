@@ -18,7 +18,8 @@ from tokenizer import SPECIALS
 
 PIECES = [*SPECIALS, "<|", "|>", "<", "|", ">", "end", "assistant", "<|END|>", "<| end |>", "</s>",
           "<|im_start|>", "[INST]", "\n", "\r\n", " ", "\t", "\0", "\u200b", "Ada", "12", "é", "語",
-          "😊", "\ud83d", "\udc00", "\ufeff", "\u202e", "&lt;|end|&gt;", "<\u200b|end|>", "＜|end|＞"]
+          "😊", "\ud83d", "\udc00", "\ufeff", "\u202e", "&lt;|end|&gt;", "<\u200b|end|>",
+          "＜|end|＞"]
 
 
 def attack(rng):

@@ -58,8 +58,8 @@ def naive_encode(text, merges, pattern):
 def random_text(rng, length):
     """Few syllables, so that much can merge, and some of everything else."""
     common = ["a", "b", "aa", "ab ", " the", "then ", "'ll", "12", "\n", "  ", "aaa"]
-    rare = ["😊", "👩‍👩‍👧", "漢字", "한국어", "é", "ไทย", "٣", "\0", "\x85", "\u200b", "\t", "\r\n", "'S",
-            "<|end|>"]
+    rare = ["😊", "👩‍👩‍👧", "漢字", "한국어", "é", "ไทย", "٣", "\0", "\x85", "\u200b", "\t",
+            "\r\n", "'S", "<|end|>"]
     return "".join(rng.choice(common if rng.random() < 0.7 else rare) for _ in range(length))
 
 
