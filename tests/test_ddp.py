@@ -2,12 +2,9 @@
 processes are torchrun's with gloo, as on a laptop."""
 
 import json
-import os
 import random
 import runpy
 import signal
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,7 +14,7 @@ import torch
 from checkpoint import save_checkpoint
 from model import GPT, GPTConfig, ScalarGPT, sample
 from pretrain import Config
-from tiny import questions, words
+from tiny import questions, torchrun, words
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -100,12 +97,6 @@ def folder(tmp_path_factory, tiny_tokenizer):
     return folder
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("", 0))
-        return s.getsockname()[1]
-
-
 def arguments(stage, out):
     script = ROOT / f"{stage.removesuffix('_without_text')}.py"
     return [out, str(script), *f"{FLAGS[stage]} {COMMON} --out={out}.pt".split()]
@@ -116,25 +107,11 @@ def stage(request):
     return request.param
 
 
-def two_processes(folder, wrapper, *arguments):
-    """The exit status, and what was printed."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2",
-               f"--master_port={free_port()}", wrapper, *arguments]
-    process = subprocess.Popen(command, cwd=folder, env=dict(os.environ, OMP_NUM_THREADS="1"),
-                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    try:
-        printed, _ = process.communicate(timeout=60)
-    except subprocess.TimeoutExpired:
-        process.terminate()                           # torchrun then ends its workers
-        pytest.fail(f"two processes hang:\n{process.communicate()[0]}")
-    return process.returncode, printed
-
-
 @pytest.fixture(scope="module")
 def ranks(folder, stage):
     """For each of two processes: its final weights, its last batch."""
-    status, printed = two_processes(folder, "wrapper.py", *arguments(stage, f"two_{stage}"))
-    assert status == 0, printed
+    done = torchrun(folder, "wrapper.py", *arguments(stage, f"two_{stage}"))
+    assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"two_{stage}{rank}") for rank in range(2)]
 
 
@@ -192,11 +169,11 @@ def weights(path):
 def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(folder, fsdp):
     whole, cut = (["ignored", *arguments("pretrain", f"{name}{fsdp}")[1:], fsdp]
                   for name in ("whole", "cut"))
-    assert two_processes(folder, "wrapper.py", *whole)[0] == 0
-    status, printed = two_processes(folder, "stopped.py", *cut)
-    assert status != 0 and "stopped after step 2" in printed
-    status, printed = two_processes(folder, "wrapper.py", *cut)
-    assert status == 0 and "resuming from 2 of 3" in printed
+    assert torchrun(folder, "wrapper.py", *whole).returncode == 0
+    done = torchrun(folder, "stopped.py", *cut)
+    assert done.returncode != 0 and "stopped after step 2" in done.stdout
+    done = torchrun(folder, "wrapper.py", *cut)
+    assert done.returncode == 0 and "resuming from 2 of 3" in done.stdout
     whole, cut = (weights(folder / f"{name}{fsdp}.pt") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
@@ -205,8 +182,8 @@ def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(fol
 def test_fsdp_ends_where_one_process_ends(folder, muon, atol):
     name = f"fsdp_muon_{muon}"
     split = [name, *arguments("pretrain", name)[1:], "--fsdp=true", f"--muon={muon}"]
-    status, printed = two_processes(folder, "wrapper.py", *split)
-    assert status == 0, printed
+    done = torchrun(folder, "wrapper.py", *split)
+    assert done.returncode == 0, done.stderr
     alone(folder, "pretrain", f"{name}_one", f"--muon={muon}")
     split, one = (weights(folder / f"{n}.pt") for n in (name, f"{name}_one"))
     for key in one:
@@ -223,8 +200,8 @@ def test_fsdp_keeps_a_part_of_the_optimizer_on_each_process(folder):
     (folder / "parts.py").write_text(WRAPPER.replace("weights = {",
                                                      f"weights = {{0: {count}}}; _ = {{"))
     split = ["parts", *arguments("pretrain", "parts")[1:], "--fsdp=true"]
-    status, printed = two_processes(folder, "parts.py", *split)
-    assert status == 0, printed
+    done = torchrun(folder, "parts.py", *split)
+    assert done.returncode == 0, done.stderr
     n_weights = sum(w.numel() for w in weights(folder / "parts.pt").values())
     parts = [torch.load(folder / f"parts{rank}")[0][0] for rank in range(2)]
     assert sum(parts) >= 2 * (n_weights - 1000 * 32) and max(parts) < 0.6 * sum(parts)
