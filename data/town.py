@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import parse_config  # noqa: E402
+from common import parse_config, writing  # noqa: E402
 
 
 @dataclass
@@ -484,10 +484,8 @@ def grade(prompt, response):
 # ---------------------------------------------------------------------------------------------
 
 def write_jsonl(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(path.name + ".tmp")
-    tmp.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-    tmp.replace(path)
+    with writing(path) as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     print(f"{str(path):36} {len(rows):>6,} rows {path.stat().st_size / 1e6:6.2f} MB")
 
 
