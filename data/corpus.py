@@ -167,14 +167,15 @@ def pieces(text):
 
 
 def encode(paths, tok, cache):
-    """Make the cache: whole, or not at all. Two runs may do it at once; the first to end wins."""
+    """Make the cache. Its docs.npz comes last: where that is, all is. Two runs may do it at once,
+    for both write the same."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=cache.parent, prefix=f"{cache.name}.") as tmp:
-        whole = Path(tmp, "whole")
-        whole.mkdir()
-        write(paths, tok, whole)
-        with suppress(OSError):                       # the other run's is there
-            whole.rename(cache)
+        write(paths, tok, Path(tmp))
+        cache.mkdir(exist_ok=True)
+        for name in ("tokens.bin", "sources.json", "docs.npz"):
+            with suppress(PermissionError):           # Windows, where the other run reads its own
+                Path(tmp, name).replace(cache / name)
 
 
 def write(paths, tok, folder):

@@ -112,8 +112,9 @@ def test_another_tokenizer_has_a_cache_of_its_own(data, tmp_path, tiny_tokenizer
     assert len(encodings) == 2
 
 
-def test_what_an_interrupted_encoding_left_is_not_used(data, tmp_path, tiny_tokenizer, ids):
-    left = tmp_path / "cache" / f"{tiny_tokenizer.fingerprint}-print.tmp"
+@pytest.mark.parametrize("ending", ["", ".8_hex3kb"])
+def test_what_an_interrupted_encoding_left_is_not_used(data, tmp_path, tiny_tokenizer, ids, ending):
+    left = tmp_path / "cache" / f"{tiny_tokenizer.fingerprint}-print{ending}"
     left.mkdir(parents=True)
     (left / "tokens.bin").write_bytes(b"half a file")
     corpus = Corpus(data, tiny_tokenizer, tmp_path / "cache", "print", 0.2)
