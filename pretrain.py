@@ -133,7 +133,8 @@ if __name__ == "__main__":
              f"tokens at most")
     corpus.stream(config.steps * config.batch_size * T + 1, config.seed, config.mix)
     *val_rows, val_docs = corpus.held_out_rows(T, config.eval_rows)
-    floor = corpus.entropy(val_docs, config.mix)
+    share, floor = corpus.shares(val_docs), corpus.entropy(val_docs, config.mix)
+    tested = share.nonzero()[0]                       # a small source may have no held-out rows
     n_tokens, bytes_per_token = corpus.tokens.size, corpus.n_bytes.sum() / corpus.tokens.size
     print(f"{len(corpus.source):,} documents from {', '.join(corpus.sources)}: {n_tokens:,} tokens "
           f"of {bytes_per_token:.2f} bytes; this run reads "
@@ -224,11 +225,11 @@ if __name__ == "__main__":
             val, by_source = evaluate(compiled, val_rows, len(corpus.sources), micro_batch, env)
             metrics = dict(val_loss=val.item(),
                            bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
-            if floor.sum() > 0:
-                metrics["entropy"] = float(floor @ corpus.shares(val_docs))
-            by_source = dict(zip(corpus.sources, by_source.tolist()))
+            if math.isfinite(floor[tested].sum()):
+                metrics["entropy"] = float(floor[tested] @ share[tested])
+            by_source = {corpus.sources[i]: by_source[i].item() for i in tested}
             run.log(step + 1, metrics, by_source=by_source)
-            metrics = dict(metrics, by_source=by_source, entropy_by_source=floor.tolist())
+            metrics = dict(metrics, by_source=by_source, entropy_by_source=floor[tested].tolist())
             run.say(f"    sample: {show_sample(raw, tok, env)}")
             clock = time.time()
         run.save_state(step + 1, **saved, metrics=metrics)
@@ -245,7 +246,7 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # cleanup
 
-    for (source, value), low in zip(metrics["by_source"].items(), floor):
-        known = f"   entropy {low:.3f}   {100 * (value / low - 1):+.1f}%" if low == low else ""
-        print(f"{source:16} loss {value:.3f}{known}")
+    for (source, value), low in zip(metrics["by_source"].items(), floor[tested]):
+        known = f"   entropy {low:.3f}   {100 * (value / low - 1):+.1f}%"
+        print(f"{source:16} loss {value:.3f}{known if math.isfinite(low) else ''}")
     run.finish()

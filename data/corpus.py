@@ -132,7 +132,8 @@ class Corpus:
                 at += n
             used.append(d)
         if not used:
-            raise ValueError(f"no held-out document fits {n_rows} rows of {T} tokens")
+            raise ValueError(f"{n_rows} rows of {T} tokens are too few for a held-out document: "
+                             f"raise --eval_rows")
         rows = row + 1 if at else row
         return *(torch.from_numpy(a[:rows]) for a in (x, y, source)), np.array(used)
 

@@ -1,3 +1,4 @@
+import json
 import math
 from collections import defaultdict
 
@@ -7,6 +8,7 @@ import torch
 from common import Setup
 from model import GPT, GPTConfig
 from pretrain import Config, evaluate, get_lr, show_sample
+from tiny import FLAGS, run, write
 
 ENV = Setup(Config(device="cpu", dtype="float32"))
 
@@ -83,3 +85,17 @@ def test_a_sample_is_the_same_whatever_random_numbers_came_before(model, tiny_to
     first = show_sample(model, tiny_tokenizer, ENV)
     torch.rand(7)
     assert show_sample(model, tiny_tokenizer, ENV) == first and model.training
+
+
+@pytest.mark.parametrize("flag, known", [("--seed=0", ["entropy"]), ("--mix=wiki=1", [])])
+def test_a_source_without_held_out_rows_is_left_out(tmp_path, tiny_tokenizer, flag, known, capsys):
+    tiny_tokenizer.save(tmp_path / "tok.json")
+    write(tmp_path / "forum.jsonl", *(dict(text=f"{i} Ada", logp=-9.0) for i in range(200)))
+    write(tmp_path / "wiki.jsonl", dict(text="Ada", logp=-1.0))       # is for training
+    status, _ = run(tmp_path, "pretrain", *FLAGS["pretrain"].split(), "--steps=1", flag,
+                    "--data=forum.jsonl,wiki.jsonl", "--out=new.pt")
+    said = capsys.readouterr().out
+    assert status == 0 and "nan" not in said and "inf" not in said
+    last = json.loads((tmp_path / "new.jsonl").read_text().splitlines()[-1])
+    assert list(last["by_source"]) == ["forum"] and [k for k in last if k == "entropy"] == known
+    assert "\nforum " in said and "\nwiki " not in said
