@@ -87,7 +87,7 @@ BOUNDS = {name: (1, math.inf) for name in (
 BOUNDS |= {name: (0, math.inf) for name in (
     "lr", "warmup", "weight_decay", "muon", "temperature", "kl_coef", "kl_target", "clip",
     "clip_value", "max_kl", "ptx_coef", "best_of", "top_k", "n_docs", "n_demos")}
-BOUNDS |= {name: (0, 1) for name in ("dropout", "gamma", "lam", "top_p", "ptx")}
+BOUNDS |= {name: (0, 1) for name in ("dropout", "gamma", "lam", "top_p", "ptx", "held_out")}
 BOUNDS |= {"agreement": (0.5, 1), "seed": (0, 2**63 - 1)}
 
 

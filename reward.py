@@ -44,6 +44,7 @@ class Config:
     init: str = "out/sft.pt"             # the checkpoint to start from; "": random weights
     like: str = "out/sft.pt"             # with --init="": whose tokenizer and model size to take
     lm: str = "out/sft.pt"               # whose log-probabilities it reads as well; "": none
+    held_out: float = 0.05               # the share of prompts to evaluate on; more for small data
     out: str = "out/reward.pt"           # its log and unfinished state stand beside it
     steps: int = 0                       # optimizer steps; 0: one epoch, since more overfits
     batch_size: int = 16                 # prompts per step, over all processes
@@ -165,7 +166,7 @@ if __name__ == "__main__":
         grades = torch.tensor(row["grades"]) if "grades" in row else None
         items.append(dict(ids=[encode_answer(tok, row["prompt"], r, T) for r in row["responses"]],
                           ranks=torch.tensor(row["ranks"]), grades=grades, noise=row.get("noise"),
-                          held_out=is_held_out(row["prompt"])))
+                          held_out=is_held_out(row["prompt"], config.held_out)))
     train, val = ([i for i in items if i["held_out"] == side] for side in (False, True))
     if len(train) < config.batch_size or not val:
         fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
