@@ -191,7 +191,7 @@ def rounds(seeds):
         second = run("compare.py", more / "comparisons2.jsonl", init=folder / "ppo.pt", seed=seed)
         reward = run("reward.py", more / "reward_round2.pt", data=f"{first},{second}", init=sft,
                      lm=sft, seed=seed)
-        on = dict(init=folder / "ppo.pt", reference=sft)
+        on = dict(init=folder / "ppo.pt", reference=sft, steps=18)
         same, new = (ppo(folder, "ppo_same_reward", seed, **on),
                      ppo(folder, "ppo_round2", seed, reward=reward, **on))
         models = scoreboard(folder, "rounds", sft, folder / "ppo.pt", same, new)["models"]
@@ -219,8 +219,8 @@ def fit(distance, gain, form):
 def overoptimise(seeds):
     """PPO without a KL penalty, for long: the score rises, the grade falls. And best of n."""
     def one(seed, folder):
-        free = held_out(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=5, decay=False,
-                            ptx_coef=0))
+        free = held_out(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=4, lr=2e-4,
+                            decay=False, ptx_coef=0))
         best = scoreboard(folder, "best_of", folder / "sft.pt", best_of=64)["best_of_n"]
         return free, best
 
