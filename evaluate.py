@@ -137,11 +137,11 @@ def wins(ours, theirs):
 
 
 def examine_reward(model, tok, rows, env):
-    """A reward model on held-out comparisons: accuracy, by margin and length, and calibration."""
+    """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind."""
     T = model.gpt.config.block_size
     flat = [encode_answer(tok, r["prompt"], text, T) for r in rows for text in r["responses"]]
     scores, lengths = iter(score_all(model, flat, tok, env).tolist()), iter(map(len, flat))
-    margin, longer, gaps, noise = [], [], [], []
+    margin, longer, gaps, noise, kinds = [], [], [], [], []
     for r in rows:
         s, n = ([next(it) for _ in r["responses"]] for it in (scores, lengths))
         for a, b in combinations(range(len(s)), 2):
@@ -150,7 +150,8 @@ def examine_reward(model, tok, rows, env):
                 longer.append(n[a] - n[b])
                 gaps.append(r["grades"][a] - r["grades"][b] if "grades" in r else math.nan)
                 noise.append(r.get("noise", math.nan))
-    margin, longer, gaps, noise = (np.array(v) for v in (margin, longer, gaps, noise))
+                kinds.append(r.get("kind", "all"))
+    margin, longer, gaps, noise, kinds = map(np.array, (margin, longer, gaps, noise, kinds))
     right, p = (margin > 0) + 0.5 * (margin == 0), 1 / (1 + np.exp(-np.abs(margin)))
     out = dict(pairs=len(right), accuracy=right.mean())
     if not np.isnan(gaps).any():
@@ -164,6 +165,7 @@ def examine_reward(model, tok, rows, env):
     out["by_length"] = {name: right[m].mean() for name, m in
                         (("longer was preferred", longer > 0), ("equal", longer == 0),
                          ("shorter was preferred", longer < 0)) if m.any()}
+    out["by_kind"] = {str(kind): right[kinds == kind].mean() for kind in np.unique(kinds)}
     return out
 
 
@@ -355,7 +357,9 @@ if __name__ == "__main__":
         print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
         print("    predicted and observed preference, by quarter of margin: "
               + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
-        print("    accuracy where " + ", ".join(f"{k}: {v:.2f}" for k, v in r["by_length"].items()))
+        for way in ("by_length", "by_kind"):
+            print(f"    accuracy {way.replace('_', ' ')}: "
+                  + ", ".join(f"{k} {v:.2f}" for k, v in r[way].items()))
     if "contrasts" in board:
         print("reward model: the right above the wrong answer in the same words: " + ", ".join(
             f"{k} {100 * share:.1f}% of {n}" for k, (share, n) in board["contrasts"].items()))

@@ -87,18 +87,20 @@ def test_log_probabilities_of_answers_equal_a_loop_over_tokens(config, tiny_toke
 
 def test_the_reward_model_is_examined_pair_by_pair(judge, tiny_tokenizer):
     rng, rows = random.Random(0), []
-    for noise in (0.5, 2.0) * 10:                     # two rounds of comparisons
+    for i, noise in enumerate((0.5, 2.0) * 10):       # two rounds of comparisons
         texts = list({" ".join(rng.choices("Ada cat fox 42 Mill".split(), k=rng.randint(1, 6)))
                       for _ in range(4)})
         rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts, noise=noise,
-                         ranks=list(range(len(texts))), grades=[rng.random() * 6 for _ in texts]))
-    right, allowed, longer = [], [], []
+                         kind="fact" if i < 7 else "sum", ranks=list(range(len(texts))),
+                         grades=[rng.random() * 6 for _ in texts]))
+    right, allowed, longer, facts = [], [], [], []
     for row in rows:
         ids = [encode_answer(tiny_tokenizer, row["prompt"], t, 64) for t in row["responses"]]
         scores = [score(judge, [i], tiny_tokenizer, ENV).item() for i in ids]
         for a, b in combinations(range(len(ids)), 2):
             right.append(scores[a] > scores[b])
             longer.append(len(ids[a]) > len(ids[b]))
+            facts.append(row["kind"] == "fact")
             gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
             allowed.append(1 / (1 + math.exp(-gap)))
     found = examine_reward(judge, tiny_tokenizer, rows, ENV)
@@ -106,6 +108,8 @@ def test_the_reward_model_is_examined_pair_by_pair(judge, tiny_tokenizer):
     assert found["ceiling"] == pytest.approx(np.mean(allowed))
     assert found["by_length"]["longer was preferred"] == pytest.approx(
         np.mean([r for r, l in zip(right, longer) if l]))
+    assert found["by_kind"]["fact"] == pytest.approx(
+        np.mean([r for r, f in zip(right, facts) if f]))
 
 
 def test_telling_apart_counts_by_kind(judge, tiny_tokenizer):
