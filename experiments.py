@@ -33,7 +33,7 @@ class Config:
     seeds: int = 3             # 0, 1, … of them
     folder: str = "out/seed"   # the folders' names, before the number
     jobs: int = 1              # runs side by side
-    details_steps: int = 10    # iterations of PPO in `details`
+    details_steps: int = 8     # iterations of PPO in `details`
     debug: bool = False        # show tracebacks
 
 
