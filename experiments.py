@@ -181,6 +181,19 @@ def details(seeds):
          [("change in grade", "{:+.2f}"), ("grade", "{:.2f}"), ("score", "{:.2f}"),
           ("KL", "{:.1f}"), ("ended", "{:.0%}")], rows)
 
+    def forgotten(seed, folder):
+        """The loss on held-out pretraining text, with and without rehearsal, against SFT's."""
+        index = [next(i for i, (_, flags) in enumerate(DETAILS) if flags == f)
+                 for f in ({}, dict(ptx_coef=0))]
+        names = [f"detail{i}" for i in index]
+        models = scoreboard(folder, "forgotten", folder / "sft.pt", n_prompts=100, *(
+            folder / "experiments" / f"{name}.pt" for name in names))["models"]
+        return [models[name]["text_loss"] / models["sft"]["text_loss"] - 1 for name in names]
+
+    show("details: loss on pretraining text, against after SFT", [("change", "{:+.1%}")],
+         [(label, [values]) for label, values in zip(
+             ("as shipped", "no pretraining text"), zip(*each(seeds, forgotten)))])
+
 
 def rounds(seeds):
     """Comparisons of what PPO writes now, the reward model trained anew on both rounds, and PPO
