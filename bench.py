@@ -13,28 +13,31 @@ with the reason.
 import gc
 import importlib.util
 import io
+import json
 import math
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from statistics import median
 
 import torch
 
-from common import Setup, fail, parse_config
+from common import Setup, fail, parse_config, save_checkpoint
 from data.formats import read_texts
-from model import GPT, GPTConfig, optimizer_groups
+from model import GPT, GPTConfig, ScalarGPT, optimizer_groups
 from tokenizer import GPT4, Tokenizer
 
 
 @dataclass
 class Config:
-    what: str = "tokenizer,train,recipe,sample,memory"  # which races
+    what: str = "tokenizer,train,recipe,sample,ppo,memory"  # which races
     peers: str = ""                    # a folder with clones of the peers, under their own names
     runs: int = 5                      # turns of each entrant
     data: str = "data/town/pretrain"   # text: for the tokenizers, and for the recipe
@@ -47,17 +50,21 @@ class Config:
 # ---------------------------------------------------------------------------------------------
 # how to measure
 
-def race(title, entrants, runs, amount=None, unit="s"):
-    """Let the entrants, {name: function}, take turns; the first is ours. A string instead of a
-    function is the reason why it is missing. With an amount, speeds are shown instead of times."""
+def race(title, entrants, runs, amount=None, unit="s", warmup=True):
+    """Let the entrants, {name: function}, take turns; the first is ours, and the first turn warms
+    up. A string instead of a function is the reason why it is missing; a function that returns a
+    float has timed itself. With an amount, speeds are shown instead of times."""
     print(f"\n{title}")
     times = {name: [] for name, run in entrants.items() if callable(run)}
-    for _ in range(runs):
+    for turn in range(-warmup, runs):
         for name in times:
             gc.collect()
             start = time.perf_counter()
-            entrants[name]()
-            times[name].append(time.perf_counter() - start)
+            seconds = entrants[name]()
+            if not isinstance(seconds, float):
+                seconds = time.perf_counter() - start
+            if turn >= 0:
+                times[name].append(seconds)
     ours = median(next(iter(times.values())))
     for name, run in entrants.items():
         if not callable(run):
@@ -83,12 +90,23 @@ def peer(config, name, file):
     return module
 
 
+def package(config, name, module):
+    """A package of a peer's clone, or the reason why there is none."""
+    folder = Path(config.peers) / name
+    if not config.peers or not folder.is_dir():
+        return f"needs --peers=DIR with a clone of {name}"
+    sys.path.insert(0, str(folder))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return optional(module)
+
+
 def optional(package):
     """A package that may be missing, or the reason."""
     try:
         return importlib.import_module(package)
-    except ImportError:
-        return f"needs `pip install {package}`"
+    except ImportError as error:
+        return f"needs `pip install {error.name or package}`"
 
 
 def peak_memory(command):
@@ -99,6 +117,17 @@ def peak_memory(command):
     out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
     unit = 1 if sys.platform == "darwin" else 1024
     return int(out.stdout) * unit if out.stdout.strip().isdigit() else fail(out.stdout.strip())
+
+
+def product_rate(device):
+    """Floating-point operations a second that one large product reaches in float32."""
+    n = 1024 if device == "cpu" else 8192
+    a = torch.randn(n, n, device=device)
+    (a @ a).sum().item()
+    start = time.perf_counter()
+    for _ in range(5):
+        (a @ a).sum().item()
+    return 5 * 2 * n**3 / (time.perf_counter() - start)
 
 
 def small(vocab_size, block_size, **more):
@@ -159,14 +188,11 @@ def tokenizer(config):
         "rustbpe (Rust)": rustbpe if isinstance(rustbpe, str) else learn_rust}, config.runs)
 
     # minbpe counts all pairs anew for each merge: 16 merges show what 8,000 would take
-    minbpe = Path(config.peers) / "minbpe"
-    if found := config.peers and minbpe.is_dir():
-        sys.path.insert(0, str(minbpe))
-        regex_tokenizer = importlib.import_module("minbpe").RegexTokenizer
+    minbpe = package(config, "minbpe", "minbpe")
     race(f"the first 16 merges from {size:.1f} MB", {
         "tokenizer.py": lambda: Tokenizer.train(text, 262 + 16),
-        "minbpe": (lambda: regex_tokenizer().train(text, 256 + 16)) if found
-        else "needs --peers=DIR with a clone of minbpe"}, 1)
+        "minbpe": minbpe if isinstance(minbpe, str)
+        else lambda: minbpe.RegexTokenizer().train(text, 256 + 16)}, 1, warmup=False)
 
     tok = Tokenizer.train(text, 8192)
     bulk = tok.to_tiktoken()
@@ -213,14 +239,9 @@ def train(config):
     if not isinstance(nano, str):
         model, optimizer = theirs(nano, 1024, 256, (0.9, 0.95), env.device.type)
         entrants["nanoGPT"] = partial(step, model, optimizer, nullcontext())
-    n = 1024 if env.device.type == "cpu" else 8192
-    a = torch.randn(n, n, device=env.device)
     work = small(1024, 256)[0].flops_per_token(256) * x.numel()
     race("training, thousands of tokens a second", entrants, config.runs, x.numel() / 1e3, "k/s")
-    start = time.perf_counter()
-    for _ in range(5):
-        (a @ a).sum().item()
-    rate = 5 * 2 * n**3 / (time.perf_counter() - start)
+    rate = product_rate(env.device.type)
     print(f"    the matrix products alone: {rate / work * x.numel() / 1e3:.1f} k/s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here in float32")
 
@@ -296,12 +317,96 @@ def sample(config):
 
 
 # ---------------------------------------------------------------------------------------------
+# PPO
+
+def ppo_command(config, folder, lm=False, steps=1, micro_batch=32, **size):
+    """The arguments of a run of rlhf_ppo.py that answers prompts of 24 tokens with 48, 128 at a
+    time; and, in the folder, what it reads: random models, and made-up prompts."""
+    pairs = islice(product(range(65, 123), repeat=2), 762)            # of letters: a digit stays
+    tok = Tokenizer(GPT4, list(range(256)), {pair: 256 + i for i, pair in enumerate(pairs)})
+    shape = GPTConfig(vocab_size=tok.vocab_size, block_size=128, **size)
+    for stage, model in (("sft", GPT(shape)), ("reward", ScalarGPT(shape, lm=lm))):
+        save_checkpoint(f"{folder}/{stage}.pt", stage=stage, step=0, metrics={}, model=model, lm=lm,
+                        model_config=shape, tokenizer=tok, config=config, history=[])
+    prompts = (json.dumps({"prompt": f"{i:020}"}) for i in range(300))
+    Path(folder, "prompts.jsonl").write_text("\n".join(prompts))
+    return ["rlhf_ppo.py", f"--data={folder}/prompts.jsonl", f"--init={folder}/sft.pt", "--watch=",
+            f"--reward={folder}/reward.pt", f"--out={folder}/ppo.pt", "--fresh", "--device=cpu",
+            "--dtype=float32", "--batch_size=128", "--minibatch=32", f"--micro_batch={micro_batch}",
+            "--epochs=4", "--max_new_tokens=48", "--ptx_coef=0", "--max_kl=1e9", "--lr=3e-6",
+            f"--steps={steps}", "--n_eval=1"]
+
+
+def ppo(config):
+    """Iterations of 128 episodes: prompts of 24 tokens, answers of 48, then 4 epochs of 4
+    minibatches, on the CPU. A turn is 4 of them, of which the last 3 count. One answer in 22 ends
+    early by chance, on our side, but a batch takes as long as its longest answer."""
+    trl = package(config, "trl", "trl.experimental.ppo")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, *ppo_command(config, folder, steps=4)]
+
+        def ours():
+            run = subprocess.run(command, capture_output=True, text=True)
+            if run.returncode:
+                fail(run.stderr[-300:])
+            log = map(json.loads, Path(folder, "ppo.jsonl").read_text().splitlines())
+            return median([row["seconds"] for row in log if "seconds" in row][1:])
+
+        race("PPO, episodes a second", {
+            "rlhf_ppo.py": ours,
+            "TRL's PPOTrainer": trl if isinstance(trl, str) else partial(trl_ppo, trl, folder)},
+             config.runs, 128, "/s", warmup=False)
+    # 4 epochs through policy and critic, forward and back; through 4 models forward; sampling
+    work, rate = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2, product_rate("cpu")
+    print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
+          f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
+
+
+def trl_ppo(trl, folder):
+    """The same by TRL, with GPT-2 of our size. Where its defaults are slower it gets our setting:
+    GELU itself, which costs less than GPT-2's approximation, and one batch of rollouts."""
+    import datasets
+    import tokenizers
+    import transformers as hf
+    hf.logging.set_verbosity_error()
+    ends = []
+
+    class Clock(hf.TrainerCallback):
+        def on_step_end(self, *args, **kwargs):
+            ends.append(time.perf_counter())
+
+    words = tokenizers.models.WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<eos>")
+    tok = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(words),
+                                     pad_token="<pad>", eos_token="<eos>")
+    shape = hf.GPT2Config(vocab_size=1024, n_positions=128, n_embd=128, n_layer=4, n_head=2,
+                          activation_function="gelu", num_labels=1, pad_token_id=0,
+                          bos_token_id=None, eos_token_id=None)
+    reward, value = (hf.GPT2ForSequenceClassification(shape) for _ in range(2))
+    prompts = datasets.Dataset.from_dict({"input_ids": torch.randint(2, 1024, (256, 24)).tolist()})
+    with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        args = trl.PPOConfig(
+            output_dir=folder, total_episodes=4 * 128, per_device_train_batch_size=128,
+            num_mini_batches=4, num_ppo_epochs=4, response_length=48, temperature=0.7,
+            local_rollout_forward_batch_size=128, num_sample_generations=0, report_to="none",
+            save_strategy="no", disable_tqdm=True, bf16=False, use_cpu=True)
+        trl.PPOTrainer(args, tok, hf.GPT2LMHeadModel(shape), None, reward, prompts, value,
+                       callbacks=[Clock()]).train()
+    return median(end - start for start, end in zip(ends, ends[1:]))
+
+
+# ---------------------------------------------------------------------------------------------
 # memory
 
 def memory(config):
     """The peak of pretrain.py against 16 bytes per weight (itself, its gradient, AdamW's two means)
     and 4 bytes times 18.3 n_layer n_embd + 3 vocab_size per token of a forward pass: what the
-    backward pass needs of each layer, and the logits, their softmax and their gradient."""
+    backward pass needs of each layer, and the logits, their softmax and their gradient.
+
+    PPO trains policy and critic, 16 bytes per weight, and 4 models stay as they are, 4 bytes:
+    reference, reward model, and the language model that critic and reward model each read. A micro
+    batch needs twice 18.3 n_layer n_embd per token and 4 vocab_size per token of an answer; the
+    rollout before it, for keys and values, 2 n_layer n_embd per token of all answers."""
     print("\nmemory of pretrain.py, beside that of a tiny model")
     with tempfile.TemporaryDirectory() as folder:
         texts = (document.text for document in read_texts(config.data))
@@ -323,10 +428,28 @@ def memory(config):
             print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of 256: "
                   f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
 
+        print("\nmemory of rlhf_ppo.py, likewise, for 64 prompts of 24 tokens and answers of 48")
+
+        def ppo_peak(n_layer, n_embd, rows):
+            command = ppo_command(config, folder, lm=True, micro_batch=rows, n_layer=n_layer,
+                                  n_embd=n_embd, n_hidden=4 * n_embd)
+            return peak_memory([*command, "--batch_size=64", "--epochs=1"])
+
+        base = ppo_peak(1, 4, 1)
+        for n_layer, n_embd, rows in ((4, 128, 32), (8, 512, 4), (8, 256, 32)):
+            n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
+            micro_batch = rows * (72 * 2 * 18.3 * n_layer * n_embd + 48 * 4 * 1024)
+            cache = 64 * 72 * 2 * n_layer * n_embd
+            expected = (2 * 16 + 4 * 4) * n_weights + 4 * max(micro_batch, cache)
+            measured = ppo_peak(n_layer, n_embd, rows) - base
+            print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of  72: "
+                  f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
+
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    races = dict(tokenizer=tokenizer, train=train, recipe=recipe, sample=sample, memory=memory)
+    races = dict(tokenizer=tokenizer, train=train, recipe=recipe, sample=sample, ppo=ppo,
+                 memory=memory)
     for name in config.what.split(","):
         if name not in races:
             fail(f"--what={name} is not one of {', '.join(races)}")
