@@ -257,6 +257,7 @@ if __name__ == "__main__":
         raw_critic.load_state_dict(run.state["critic"])
         optimizer.load_state_dict(run.state["optimizer"])
         kl_coef = run.state["kl_coef"]
+    history, ckpt, ref_ckpt, r_ckpt, c_ckpt = ckpt["history"], None, None, None, None   # not twice
     print(f"4 models of about {sum(p.numel() for p in raw.parameters()) / 1e6:.2f}M parameters on "
           f"{env.device} in {str(env.dtype)[6:]}; reward: {config.reward}")
 
@@ -437,7 +438,7 @@ if __name__ == "__main__":
     if env.main:
         save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=metrics, model=raw,
                         model_config=model_config, tokenizer=tok, config=config,
-                        history=ckpt["history"], run=run.identity())
+                        history=history, run=run.identity())
 
     # -----------------------------------------------------------------------------------------
     # cleanup
