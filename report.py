@@ -78,12 +78,12 @@ def draw(folder, board, path):
         ax.bar(np.arange(len(kinds)) + 0.27 * (i - 1), [k["grade"] for k in kinds.values()],
                width=0.26, label=name)
         ax.set_xticks(range(len(kinds)), list(kinds), rotation=20)
-    ax.set(title="true grade by kind of prompt", ylim=(1, 7))
+    ax.set(title="true grade by kind of prompt", ylim=(1, 7.8))
 
     for ax in axes.flat:
         ax.grid(alpha=0.3)
         if ax.get_legend_handles_labels()[0]:
-            ax.legend()
+            ax.legend(ncols=3 if ax is axes[1, 2] else 1)
     figure.tight_layout()
     figure.savefig(path, dpi=90)
     plt.close(figure)
