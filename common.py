@@ -83,7 +83,8 @@ def parse_config(Config, doc, argv=None, words=""):
 # The least and the most that a flag can be, wherever it occurs; its default is always allowed.
 BOUNDS = {name: (1, math.inf) for name in (
     "steps", "batch_size", "micro_batch", "minibatch", "epochs", "eval_every", "eval_rows",
-    "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k")}
+    "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k",
+    "seeds", "jobs", "details_steps")}
 BOUNDS |= {name: (0, math.inf) for name in (
     "lr", "warmup", "weight_decay", "muon", "temperature", "kl_coef", "kl_target", "clip",
     "clip_value", "max_kl", "ptx_coef", "best_of", "top_k", "n_docs", "n_demos")}

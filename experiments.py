@@ -257,12 +257,13 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     experiments = dict(starts=starts, bound=bound, details=details, rounds=rounds,
                        overoptimise=overoptimise)
+    for name in config.what.split(","):
+        if name not in experiments:
+            fail(f"--what={name} is not one of {', '.join(experiments)}")
     seeds = list(range(config.seeds))
     for seed in seeds:
         if not Path(f"{config.folder}{seed}", "ppo.pt").exists():
             fail(f"{config.folder}{seed} has no ppo.pt: `python seeds.py --seeds={config.seeds}` "
                  f"makes it")
     for name in config.what.split(","):
-        if name not in experiments:
-            fail(f"--what={name} is not one of {', '.join(experiments)}")
         experiments[name](seeds)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import experiments
+import report
 from common import Setup
 from data import town
 from evaluate import best_of, distinct, examine_reward, interval, response_logp, tell_apart, wins
@@ -124,6 +125,15 @@ def test_telling_apart_counts_by_kind(judge, tiny_tokenizer):
     sums = float(scored(rows[1], 0) > scored(rows[1], 1))
     # of the two facts, which are each other's mirror image, one is right
     assert tell_apart(judge, tiny_tokenizer, rows, ENV) == {"fact": (0.5, 2), "sum": (sums, 1)}
+
+
+def test_the_report_draws_what_there_is(tmp_path):
+    (tmp_path / "sft.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')    # cut off
+    (tmp_path / "ppo.jsonl").write_text(
+        '{"step": 0, "score": 0.1, "kl": -0.01, "split": "held out"}\n')
+    assert report.read_log(tmp_path / "sft.jsonl") == [dict(step=1, loss=2.0)]
+    report.draw(tmp_path, {}, tmp_path / "report.png")
+    assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_contrasts_differ_in_their_value_only_and_are_held_out():

@@ -154,6 +154,9 @@ CASES = """
     evaluate --judge=nowhere.py:f         | there is no file nowhere.py
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
+    report --folder=nowhere               | has no logs yet: the stages write them there
+    experiments --what=poems              | --what=poems is not one of starts, bound, details
+    experiments --seeds=1                 | out/seed0 has no ppo.pt: `python seeds.py --seeds=1`
     chat --init=nowhere.pt                | nowhere.pt is missing: `python rlhf_ppo.py` makes it
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: delete it
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
