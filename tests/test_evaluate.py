@@ -154,3 +154,8 @@ def test_contrasts_differ_in_their_value_only_and_are_held_out():
 def test_gaos_laws_are_recovered_from_points_that_follow_them(form, law):
     d = np.linspace(0.2, 4, 9)
     assert experiments.fit(d, law(d), form) == pytest.approx((1.5, 0.7, 1.0))
+
+
+def test_tables_show_the_median_and_the_ends(capsys):
+    experiments.show("title", [("grade", "{:.1f}")], [("a row", [[3.0, 1.0, 2.0]])])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["a", "row", "2.0", "[1.0,", "3.0]"]
