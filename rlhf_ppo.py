@@ -257,7 +257,8 @@ if __name__ == "__main__":
         raw_critic.load_state_dict(run.state["critic"])
         optimizer.load_state_dict(run.state["optimizer"])
         kl_coef = run.state["kl_coef"]
-    history, ckpt, ref_ckpt, r_ckpt, c_ckpt = ckpt["history"], None, None, None, None   # not twice
+    history = ckpt["history"]
+    ckpt = ref_ckpt = r_ckpt = c_ckpt = None          # the models have these weights now
     print(f"4 models of about {sum(p.numel() for p in raw.parameters()) / 1e6:.2f}M parameters on "
           f"{env.device} in {str(env.dtype)[6:]}; reward: {config.reward}")
 
@@ -290,7 +291,9 @@ if __name__ == "__main__":
                     beside[part, :t] = token_logp(raw_critic.lm, x)
                 values[at] = raw_critic(x[:, :-1], logp=beside[part, :t - 1])[m]
                 if not own_reward:
-                    scores[part] = reward(x, logp=beside[part, :t])[range(len(part)), last[part]]
+                    # the critic is a copy of the reward model, unless another was asked for
+                    logp_lm = None if config.critic else beside[part, :t]
+                    scores[part] = reward(x, logp=logp_lm)[range(len(part)), last[part]]
         if own_reward:
             prompts = [row["prompt"] for row in rows]
             texts = [answer_text(tok, r) for r in responses]

@@ -427,6 +427,17 @@ def test_the_critic_starts_from_the_reward_model_unless_told_otherwise(folder):
     assert default == same and default[1] != other[1]
 
 
+def test_the_scores_do_not_depend_on_the_critic(folder):
+    """Whether or not it reads the same log-probabilities beside the text as the reward model."""
+    ckpt = torch.load(folder / "reward.pt", weights_only=True)
+    model = loud(ScalarGPT(GPTConfig(**ckpt["model_config"]), lm=True))
+    torch.save(ckpt | dict(model=model.state_dict(), lm=True), folder / "reads.pt")
+    change(folder, 0.5)
+    first, second = (run(folder, f"--reward=reads.pt --lr=0 {flag}")[1][0]["score"]
+                     for flag in ("", "--critic=changed.pt"))
+    assert first == pytest.approx(second, abs=1e-6)
+
+
 def test_the_kl_is_measured_from_the_reference(folder):
     """To another model than the one that PPO starts from it is not 0, and stays as it is when
     nothing is learned."""
