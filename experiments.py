@@ -85,10 +85,10 @@ def each(seeds, function):
 
 def show(title, columns, rows):
     """rows: (label, [values over the seeds of each column]); columns: (name, format)."""
-    print(f"\n{title}\n" + " " * 44 + "".join(f"{name:>23}" for name, _ in columns))
+    print(f"\n{title}\n" + " " * 44 + "".join(f"{name:>25}" for name, _ in columns))
     for label, cells in rows:
         print(f"{label:44}" + "".join(
-            f"{form.format(median(v)) + f' [{form}, {form}]'.format(min(v), max(v)):>23}"
+            f"{form.format(median(v)) + f' [{form}, {form}]'.format(min(v), max(v)):>25}"
             for v, (_, form) in zip(cells, columns)))
 
 
