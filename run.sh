@@ -11,8 +11,8 @@ set -euo pipefail
 case "${1:-}" in
     "") PRETRAIN="" SFT="" COMPARE="" PPO="" EVALUATE="" OUT="${OUT:-out}" ;;
     --size=small)
-        PRETRAIN="--steps=1300 --eval_every=650" SFT="--steps=400" COMPARE="--n_prompts=2400"
-        PPO="--steps=14" EVALUATE="--n_prompts=500 --best_of=4" OUT="${OUT:-out/small}" ;;
+        PRETRAIN="--steps=1250 --eval_every=625" SFT="--steps=400" COMPARE="--n_prompts=2000"
+        PPO="--steps=12" EVALUATE="--n_prompts=400 --best_of=4" OUT="${OUT:-out/small}" ;;
     *) echo "run.sh: $1 is not --size=small" >&2; exit 1 ;;
 esac
 SEED="${SEED:-0}"
