@@ -21,7 +21,7 @@ import tempfile
 import time
 import warnings
 from contextlib import nullcontext, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
 from pathlib import Path
@@ -29,7 +29,8 @@ from statistics import median
 
 import torch
 
-from common import Setup, fail, parse_config, save_checkpoint
+from checkpoint import save_checkpoint
+from common import Setup, fail, parse_config
 from data.formats import read_texts
 from model import GPT, GPTConfig, ScalarGPT, optimizer_groups
 from tokenizer import GPT4, Tokenizer
@@ -119,15 +120,9 @@ def peak_memory(command):
     return int(out.stdout) * unit if out.stdout.strip().isdigit() else fail(out.stdout.strip())
 
 
-def product_rate(device):
+def product_rate(config, device):
     """Floating-point operations a second that one large product reaches in float32."""
-    n = 1024 if device == "cpu" else 8192
-    a = torch.randn(n, n, device=device)
-    (a @ a).sum().item()
-    start = time.perf_counter()
-    for _ in range(5):
-        (a @ a).sum().item()
-    return 5 * 2 * n**3 / (time.perf_counter() - start)
+    return Setup(replace(config, device=device, dtype="float32")).peak_flops()
 
 
 def small(vocab_size, block_size, **more):
@@ -241,7 +236,7 @@ def train(config):
         entrants["nanoGPT"] = partial(step, model, optimizer, nullcontext())
     work = small(1024, 256)[0].flops_per_token(256) * x.numel()
     race("training, thousands of tokens a second", entrants, config.runs, x.numel() / 1e3, "k/s")
-    rate = product_rate(env.device.type)
+    rate = product_rate(config, env.device.type)
     print(f"    the matrix products alone: {rate / work * x.numel() / 1e3:.1f} k/s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here in float32")
 
@@ -357,7 +352,7 @@ def ppo(config):
             "TRL's PPOTrainer": trl if isinstance(trl, str) else partial(trl_ppo, trl, folder)},
              config.runs, 128, "/s", warmup=False)
     # 4 epochs through policy and critic, forward and back; through 4 models forward; sampling
-    work, rate = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2, product_rate("cpu")
+    work, rate = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2, product_rate(config, "cpu")
     print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
 

@@ -154,6 +154,7 @@ CASES = """
     evaluate --judge=nowhere.py:f         | there is no file nowhere.py
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
+    bench --what=poems                    | --what=poems is not one of tokenizer, train, recipe
     report --folder=nowhere               | has no logs yet: the stages write them there
     experiments --what=poems              | --what=poems is not one of starts, bound, details
     experiments --seeds=1                 | out/seed0 has no ppo.pt: `python seeds.py --seeds=1`
