@@ -165,18 +165,9 @@ def examine_reward(model, tok, rows, env):
     out["by_length"] = {name: right[m].mean() for name, m in
                         (("longer was preferred", longer > 0), ("equal", longer == 0),
                          ("shorter was preferred", longer < 0)) if m.any()}
-    out["by_kind"] = {str(kind): right[kinds == kind].mean() for kind in np.unique(kinds)}
+    out["by_kind"] = {str(kind): (right[kinds == kind].mean(), int((kinds == kind).sum()))
+                      for kind in np.unique(kinds)}
     return out
-
-
-def tell_apart(model, tok, rows, env):
-    """How often the first response, which is right, has the higher score: {kind: (share, n)}."""
-    T, by_kind = model.gpt.config.block_size, defaultdict(list)
-    right, wrong = (score_all(model, [encode_answer(tok, r["prompt"], r["responses"][i], T)
-                                      for r in rows], tok, env) for i in (0, 1))
-    for row, higher in zip(rows, (right > wrong).tolist()):
-        by_kind[row.get("kind", "all")].append(higher)
-    return {kind: (np.mean(v), len(v)) for kind, v in by_kind.items()}
 
 
 def best_of(scores, grades, sizes):
@@ -294,7 +285,8 @@ if __name__ == "__main__":
         if held_out:
             board["reward_model"] = examine_reward(reward, tok, held_out, env)
     if reward is not None and Path(config.contrasts).is_file():
-        board["contrasts"] = tell_apart(reward, tok, read_comparisons(config.contrasts), env)
+        board["contrasts"] = examine_reward(reward, tok, read_comparisons(config.contrasts),
+                                            env)["by_kind"]
     if reward is not None and reference and config.best_of:
         model, some = models[reference][0], prompts[:200]
         many = [p for p in some for _ in range(config.best_of)]
@@ -357,9 +349,10 @@ if __name__ == "__main__":
         print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
         print("    predicted and observed preference, by quarter of margin: "
               + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
-        for way in ("by_length", "by_kind"):
-            print(f"    accuracy {way.replace('_', ' ')}: "
-                  + ", ".join(f"{k} {v:.2f}" for k, v in r[way].items()))
+        print("    accuracy by length: " + ", ".join(
+            f"{k} {v:.2f}" for k, v in r["by_length"].items()))
+        print("    accuracy by kind: " + ", ".join(
+            f"{k} {share:.2f}" for k, (share, _) in r["by_kind"].items()))
     if "contrasts" in board:
         print("reward model: the right above the wrong answer in the same words: " + ", ".join(
             f"{k} {100 * share:.1f}% of {n}" for k, (share, n) in board["contrasts"].items()))

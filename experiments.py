@@ -9,7 +9,8 @@ writes  its runs in a folder `experiments` in each of them, and tables on the sc
     python experiments.py                        # all of them, hours on a laptop
     python experiments.py --jobs=2               # two runs side by side, half the cores each
 
-What is finished is not run again. Tables show the median over the seeds [least, most].
+What is finished is not run again: after a change of the code or the chains delete that folder.
+Tables show the median over the seeds [least, most].
 """
 
 import json
@@ -24,7 +25,7 @@ from statistics import median
 import numpy as np
 
 from common import fail, parse_config
-from report import read_log
+from report import held_out, read_log
 
 
 @dataclass
@@ -72,68 +73,65 @@ def scoreboard(folder, name, *models, **flags):
     return json.loads(out.read_text())
 
 
-def held_out(path):
-    """The evaluations in PPO's log."""
-    return [r for r in read_log(path.with_suffix(".jsonl")) if r.get("split") == "held out"]
+def evaluations(path):
+    """Those in PPO's log."""
+    return held_out(read_log(path.with_suffix(".jsonl")))
 
 
-def each(seeds, function):
-    """function(seed, folder) for each, config.jobs at a time: the results, in order."""
+def each(jobs, function):
+    """function(*job) for each job, config.jobs at a time: the results, in order."""
     with ThreadPoolExecutor(config.jobs) as pool:
-        return list(pool.map(lambda s: function(s, Path(f"{config.folder}{s}")), seeds))
+        return list(pool.map(lambda job: function(*job), jobs))
 
 
-def show(title, columns, rows):
-    """rows: (label, [values over the seeds of each column]); columns: (name, format)."""
+def show(title, columns, labels, found):
+    """A table of medians. columns: (name, format); found: of each seed, a row of cells a label."""
     print(f"\n{title}\n" + " " * 44 + "".join(f"{name:>25}" for name, _ in columns))
-    for label, cells in rows:
+    for label, *rows in zip(labels, *found):
         print(f"{label:44}" + "".join(
             f"{form.format(median(v)) + f' [{form}, {form}]'.format(min(v), max(v)):>25}"
-            for v, (_, form) in zip(cells, columns)))
+            for v, (_, form) in zip(zip(*rows), columns)))
 
 
 # ---------------------------------------------------------------------------------------------
-# the experiments
+# the experiments; chains: (seed, folder) of each
 
-def starts(seeds):
+def starts(chains):
     """Where the reward model starts from, the same comparisons and steps for all."""
-    kinds = [("SFT", "sft.pt", True), ("pretrained", "pretrain.pt", True), ("scratch", "", True),
-             ("SFT, without log-probabilities (InstructGPT's)", "sft.pt", False)]
+    kinds = [("sft", "SFT", "sft.pt", True), ("pretrained", "pretrained", "pretrain.pt", True),
+             ("scratch", "scratch", "", True),
+             ("textbook", "SFT, without log-probabilities (InstructGPT's)", "sft.pt", False)]
 
     def one(seed, folder):
-        found = []
-        for i, (_, start, lm) in enumerate(kinds):
-            name, sft = f"reward{i}", folder / "sft.pt"
-            out = run("reward.py", folder / "experiments" / f"{name}.pt", like=sft, seed=seed,
-                      init=folder / start if start else "", lm=sft if lm else "",
+        rows, sft = [], folder / "sft.pt"
+        for name, _, start, lm in kinds:
+            out = run("reward.py", folder / "experiments" / f"reward_{name}.pt", like=sft,
+                      init=folder / start if start else "", lm=sft if lm else "", seed=seed,
                       data=folder / "comparisons.jsonl")
-            board = scoreboard(folder, name, sft, reward=out, n_prompts=100, text="")
+            board = scoreboard(folder, f"reward_{name}", sft, reward=out, n_prompts=100, text="")
             rm, apart = board["reward_model"], board["contrasts"]
-            found.append((rm["accuracy"], rm["accuracy"] / rm["ceiling"], apart["fact"][0],
-                          apart["sum"][0]))
-        return found
+            rows.append((rm["accuracy"], rm["accuracy"] / rm["ceiling"], apart["fact"][0],
+                         apart["sum"][0]))
+        return rows
 
-    found = each(seeds, one)
     show("starts: the reward model on held-out pairs, and right above wrong in the same words",
          [("accuracy", "{:.3f}"), ("/ ceiling", "{:.1%}"), ("facts", "{:.1%}"), ("sums", "{:.1%}")],
-         [(kind[0], list(zip(*(f[i] for f in found)))) for i, kind in enumerate(kinds)])
+         [label for _, label, *_ in kinds], each(chains, one))
 
 
-def bound(seeds):
+def bound(chains):
     """PPO with the true grade as its reward: as far as a perfect reward model would bring it."""
     def one(seed, folder):
         best = ppo(folder, "bound", seed, reward="data/town.py:grade", critic=folder / "reward.pt")
         models = scoreboard(folder, "bound", folder / "sft.pt", folder / "ppo.pt", best)["models"]
-        return [models[m] for m in ("sft", "ppo", "bound")]
+        sft, most = (models[m]["grade"][0] for m in ("sft", "bound"))
+        return [(m["grade"][0], (m["grade"][0] - sft) / (most - sft), m["win_rate"][0], m["kl"])
+                for m in (models["ppo"], models["bound"])]
 
-    found = each(seeds, one)
     show("bound: learned reward model and true grade as PPO's reward, on the test people",
          [("grade", "{:.2f}"), ("share of the gain", "{:.1%}"), ("win rate", "{:.1%}"),
           ("KL", "{:.2f}")],
-         [(label, list(zip(*((f[i]["grade"][0], (f[i]["grade"][0] - f[0]["grade"][0])
-                              / (f[2]["grade"][0] - f[0]["grade"][0]),
-                              f[i]["win_rate"][0], f[i]["kl"]) for f in found))))
-          for i, label in ((1, "PPO, the learned reward model"), (2, "PPO, the true grade"))])
+         ("PPO, the learned reward model", "PPO, the true grade"), each(chains, one))
 
 
 DETAILS = [
@@ -158,44 +156,38 @@ DETAILS = [
 ]
 
 
-def details(seeds):
+def details(chains):
     """PPO with one detail switched off at a time, in short runs."""
-    def one(job):
-        i, seed = job
-        folder, flags = Path(f"{config.folder}{seed}"), dict(DETAILS[i][1])
-        if "critic" in flags:
-            flags["critic"] = folder / flags["critic"]
-        out = ppo(folder, f"detail{i}", seed, steps=config.details_steps, eval_every=1000,
-                  n_eval=400, **flags)
-        row = held_out(out)[-1]
+    def name(flags):                                  # not a number: the list may change
+        return "-".join([f"detail-steps={config.details_steps}",
+                         *(f"{k}={v}" for k, v in flags.items())])
+
+    def one(flags, seed, folder):
+        there = {k: folder / v if k == "critic" else v for k, v in flags.items()}
+        out = ppo(folder, name(flags), seed, steps=config.details_steps, eval_every=1000,
+                  n_eval=400, **there)
+        row = evaluations(out)[-1]
         return row["grade"], row["score"], row["kl"], row["ended"]
 
-    with ThreadPoolExecutor(config.jobs) as pool:
-        found = list(pool.map(one, [(i, s) for i in range(len(DETAILS)) for s in seeds]))
-    n, rows = len(seeds), []
-    for i, (label, _) in enumerate(DETAILS):
-        grade, score, kl, ended = zip(*found[i * n:(i + 1) * n])
-        change = [g - shipped[0] for g, shipped in zip(grade, found)]
-        rows.append((label, [change, grade, score, kl, ended]))
+    found = each([(flags, *chain) for _, flags in DETAILS for chain in chains], one)
+    found = [found[i::len(chains)] for i in range(len(chains))]       # by seed
     show(f"details: {config.details_steps} iterations of PPO, held-out prompts",
          [("change in grade", "{:+.2f}"), ("grade", "{:.2f}"), ("score", "{:.2f}"),
-          ("KL", "{:.1f}"), ("ended", "{:.0%}")], rows)
+          ("KL", "{:.1f}"), ("ended", "{:.0%}")], [label for label, _ in DETAILS],
+         [[(row[0] - rows[0][0], *row) for row in rows] for rows in found])
 
     def forgotten(seed, folder):
         """The loss on held-out pretraining text, with and without rehearsal, against SFT's."""
-        index = [next(i for i, (_, flags) in enumerate(DETAILS) if flags == f)
-                 for f in ({}, dict(ptx_coef=0))]
-        names = [f"detail{i}" for i in index]
+        names = [name({}), name(dict(ptx_coef=0))]
         models = scoreboard(folder, "forgotten", folder / "sft.pt", n_prompts=100, *(
-            folder / "experiments" / f"{name}.pt" for name in names))["models"]
-        return [models[name]["text_loss"] / models["sft"]["text_loss"] - 1 for name in names]
+            folder / "experiments" / f"{n}.pt" for n in names))["models"]
+        return [(models[n]["text_loss"] / models["sft"]["text_loss"] - 1,) for n in names]
 
     show("details: loss on pretraining text, against after SFT", [("change", "{:+.1%}")],
-         [(label, [values]) for label, values in zip(
-             ("as shipped", "no pretraining text"), zip(*each(seeds, forgotten)))])
+         ("as shipped", "no pretraining text"), each(chains, forgotten))
 
 
-def rounds(seeds):
+def rounds(chains):
     """Comparisons of what PPO writes now, the reward model trained anew on both rounds, and PPO
     goes on from where it was; beside it, PPO that goes on under the old reward model."""
     def one(seed, folder):
@@ -211,12 +203,10 @@ def rounds(seeds):
         return [(m["grade"][0], m["win_rate"][0], m["kl"])
                 for m in (models[n] for n in ("ppo", "ppo_same_reward", "ppo_round2"))]
 
-    found = each(seeds, one)
-    labels = ("PPO, the first round", "PPO goes on, the same reward model",
-              "PPO goes on, the second reward model")
     show("rounds: a second round of comparisons, on the test people",
          [("grade", "{:.2f}"), ("win rate", "{:.1%}"), ("KL", "{:.2f}")],
-         [(label, list(zip(*(f[i] for f in found)))) for i, label in enumerate(labels)])
+         ("PPO, the first round", "PPO goes on, the same reward model",
+          "PPO goes on, the second reward model"), each(chains, one))
 
 
 def fit(distance, gain, form):
@@ -229,16 +219,15 @@ def fit(distance, gain, form):
     return alpha, beta, 1 - left.var() / gain.var()
 
 
-def overoptimise(seeds):
+def overoptimise(chains):
     """PPO without a KL penalty, for long: the score rises, the grade falls. And best of n."""
     def one(seed, folder):
-        free = held_out(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=4, lr=2e-4,
-                            decay=False, ptx_coef=0))
+        free = evaluations(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=4, lr=2e-4,
+                               decay=False, ptx_coef=0))
         best = scoreboard(folder, "best_of", folder / "sft.pt", best_of=64)["best_of_n"]
         return free, best
 
-    found = each(seeds, one)
-    for seed, (free, best) in zip(seeds, found):
+    for (seed, _), (free, best) in zip(chains, each(chains, one)):
         print(f"\noveroptimise: seed {seed}, PPO without KL penalty\n"
               + " ".join(f"{name:>10}" for name in ("iteration", "sqrt(KL)", "score", "grade")))
         for r in free:
@@ -260,10 +249,9 @@ if __name__ == "__main__":
     for name in config.what.split(","):
         if name not in experiments:
             fail(f"--what={name} is not one of {', '.join(experiments)}")
-    seeds = list(range(config.seeds))
-    for seed in seeds:
-        if not Path(f"{config.folder}{seed}", "ppo.pt").exists():
-            fail(f"{config.folder}{seed} has no ppo.pt: `python seeds.py --seeds={config.seeds}` "
-                 f"makes it")
+    chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
+    for _, folder in chains:
+        if not (folder / "ppo.pt").exists():
+            fail(f"{folder} has no ppo.pt: `python seeds.py --seeds={config.seeds}` makes it")
     for name in config.what.split(","):
-        experiments[name](seeds)
+        experiments[name](chains)

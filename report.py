@@ -29,6 +29,11 @@ def read_log(path):
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
+def held_out(log):
+    """PPO's evaluations, which stand between its iterations."""
+    return [row for row in log if row.get("split") == "held out"]
+
+
 def curve(ax, rows, key, x="step", **style):
     points = [(row[x], row[key]) for row in rows if row.get(key) is not None]
     if points:
@@ -56,18 +61,17 @@ def draw(folder, board, path):
     curve(ax, logs["reward"], "ceiling", label="ceiling", linestyle="--", color="gray")
     ax.set(title="3 reward model: accuracy on pairs", xlabel="step")
 
-    held_out = [dict(r, distance=max(r["kl"], 0) ** 0.5) for r in logs["ppo"]
-                if r.get("split") == "held out"]
+    seen = [dict(r, distance=max(r["kl"], 0) ** 0.5) for r in held_out(logs["ppo"])]
     ax = axes[1, 0]
-    curve(ax, held_out, "score", label="learned score", marker="o")
-    curve(ax, held_out, "grade", label="true grade", marker="s")
-    curve(ax, held_out, "kl", label="KL from SFT (nats)", linestyle=":")
+    curve(ax, seen, "score", label="learned score", marker="o")
+    curve(ax, seen, "grade", label="true grade", marker="s")
+    curve(ax, seen, "kl", label="KL from SFT (nats)", linestyle=":")
     ax.set(title="4 PPO: held-out prompts", xlabel="iteration")
 
     ax = axes[1, 1]
     best_of_n = [dict(r, distance=r["kl"] ** 0.5) for r in board.get("best_of_n", [])]
     for key, colour in (("score", "C0"), ("grade", "C1")):
-        curve(ax, held_out, key, "distance", color=colour, marker="o", label=f"PPO: {key}")
+        curve(ax, seen, key, "distance", color=colour, marker="o", label=f"PPO: {key}")
         curve(ax, best_of_n, key, "distance", color=colour, marker="x", linestyle="--",
               label=f"best of n: {key}")
     ax.set(title="grade and score against distance", xlabel="sqrt(KL) from SFT")

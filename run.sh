@@ -24,7 +24,8 @@ step "The world: a small town, and what the internet says about it" \
 step "The tokenizer: learn 1,024 tokens from that text" \
     python tokenizer.py --out="$OUT/tokenizer.json"
 step "Stage 1, pretraining: learn to continue text" \
-    python pretrain.py $PRETRAIN --seed="$SEED" --tokenizer="$OUT/tokenizer.json" --out="$OUT/pretrain.pt"
+    python pretrain.py $PRETRAIN --seed="$SEED" --tokenizer="$OUT/tokenizer.json" \
+    --out="$OUT/pretrain.pt"
 step "Stage 2, supervised fine-tuning: learn to answer from 3,000 demonstrations" \
     python sft.py $SFT --seed="$SEED" --init="$OUT/pretrain.pt" --out="$OUT/sft.pt"
 step "Stage 3a, comparisons: four answers to each prompt, ranked by labelers" \

@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from common import fail, parse_config
+from report import read_log
 
 
 @dataclass
@@ -66,8 +67,7 @@ def better_kinds(board):
 
 def above_entropy(folder):
     """From the last evaluation in pretraining's log."""
-    rows = [json.loads(line) for line in open(folder / "pretrain.jsonl")]
-    last = [row for row in rows if "entropy" in row][-1]
+    last = [row for row in read_log(folder / "pretrain.jsonl") if "entropy" in row][-1]
     return last["val_loss"] / last["entropy"] - 1
 
 

@@ -13,7 +13,7 @@ import experiments
 import report
 from common import Setup
 from data import town
-from evaluate import best_of, distinct, examine_reward, interval, response_logp, tell_apart, wins
+from evaluate import best_of, distinct, examine_reward, interval, response_logp, wins
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
 from rlhf_ppo import Config
@@ -109,12 +109,13 @@ def test_the_reward_model_is_examined_pair_by_pair(judge, tiny_tokenizer):
     assert found["ceiling"] == pytest.approx(np.mean(allowed))
     assert found["by_length"]["longer was preferred"] == pytest.approx(
         np.mean([r for r, l in zip(right, longer) if l]))
-    assert found["by_kind"]["fact"] == pytest.approx(
-        np.mean([r for r, f in zip(right, facts) if f]))
+    assert found["by_kind"]["fact"] == (
+        pytest.approx(np.mean([r for r, f in zip(right, facts) if f])), sum(facts))
 
 
-def test_telling_apart_counts_by_kind(judge, tiny_tokenizer):
-    rows = [dict(prompt=[dict(role="user", content="Who?")], responses=list(pair), kind=kind)
+def test_accuracy_is_counted_by_kind(judge, tiny_tokenizer):
+    rows = [dict(prompt=[dict(role="user", content="Who?")], responses=list(pair), ranks=[0, 1],
+                 kind=kind)
             for *pair, kind in (("Ada", "fox", "fact"), ("42", "12 + 30", "sum"),
                                 ("fox", "Ada", "fact"))]
 
@@ -124,7 +125,8 @@ def test_telling_apart_counts_by_kind(judge, tiny_tokenizer):
 
     sums = float(scored(rows[1], 0) > scored(rows[1], 1))
     # of the two facts, which are each other's mirror image, one is right
-    assert tell_apart(judge, tiny_tokenizer, rows, ENV) == {"fact": (0.5, 2), "sum": (sums, 1)}
+    assert examine_reward(judge, tiny_tokenizer, rows, ENV)["by_kind"] == {
+        "fact": (0.5, 2), "sum": (sums, 1)}
 
 
 def test_the_report_draws_what_there_is(tmp_path):
@@ -157,5 +159,5 @@ def test_gaos_laws_are_recovered_from_points_that_follow_them(form, law):
 
 
 def test_tables_show_the_median_and_the_ends(capsys):
-    experiments.show("title", [("grade", "{:.1f}")], [("a row", [[3.0, 1.0, 2.0]])])
+    experiments.show("title", [("grade", "{:.1f}")], ["a row"], [[[3.0]], [[1.0]], [[2.0]]])
     assert capsys.readouterr().out.splitlines()[-1].split() == ["a", "row", "2.0", "[1.0,", "3.0]"]
