@@ -197,7 +197,7 @@ def encyclopedia(world, dice):
 
 def forum(world, dice):
     """A thread: a question, and answers that are right more often than not."""
-    kind = dice.pick(["fact", "follow", "sum", "story", "wish"], [12, 4, 4, 4, 1])
+    kind = dice.pick(["fact", "follow", "sum", "story", "wish"], [10, 8, 4, 4, 1])
     names = dice.subset(POSTERS, 2)
     lines = []
 
