@@ -32,7 +32,7 @@ import torch
 from checkpoint import save_checkpoint
 from common import Setup, fail, parse_config
 from data.formats import read_texts
-from model import GPT, GPTConfig, ScalarGPT, optimizer_groups
+from model import GPT, STYLES, GPTConfig, ScalarGPT, optimizer_groups
 from tokenizer import GPT4, Tokenizer
 
 
@@ -44,7 +44,6 @@ class Config:
     data: str = "data/town/pretrain"   # text: for the tokenizers, and for the recipe
     device: str = "auto"               # auto: cuda, else cpu
     dtype: str = "auto"                # auto: bfloat16 where it is fast, else float32
-    compile: str = "auto"              # auto: on GPUs
     debug: bool = False                # show tracebacks
 
 
@@ -125,19 +124,22 @@ def product_rate(config, device):
     return Setup(replace(config, device=device, dtype="float32")).peak_flops()
 
 
-def small(vocab_size, block_size, **more):
-    """The laptop's GPT and AdamW, as pretrain.py makes them."""
-    model = GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, **more))
+def small(vocab_size, block_size, device="cpu", n_layer=4, n_embd=128, **more):
+    """A GPT, by default the laptop's, and AdamW, as pretrain.py makes them."""
+    model = GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=n_layer,
+                          n_embd=n_embd, n_hidden=4 * n_embd, n_head=n_embd // 64,
+                          n_kv_head=n_embd // 64, **more)).to(device)
     return model, torch.optim.AdamW(optimizer_groups(model, 0.1), lr=6e-3, betas=(0.9, 0.95),
                                     fused=True)
 
 
-def theirs(nano, vocab_size, block_size, betas, device="cpu"):
+def theirs(nano, vocab_size, block_size, betas, device="cpu", n_layer=4, n_head=4, n_embd=128):
     """nanoGPT's model of the same size and its optimizer, as its train.py makes them."""
     with redirect_stdout(io.StringIO()):
-        model = nano.GPT(nano.GPTConfig(block_size=block_size, vocab_size=vocab_size, n_layer=4,
-                                        n_head=4, n_embd=128, dropout=0.0, bias=False)).to(device)
-        return model, model.configure_optimizers(0.1, 1e-3, betas, str(device))
+        model = nano.GPT(nano.GPTConfig(
+            block_size=block_size, vocab_size=vocab_size, n_layer=n_layer, n_head=n_head,
+            n_embd=n_embd, dropout=0.0, bias=False)).to(device)
+        return model, model.configure_optimizers(0.1, 1e-3, betas, torch.device(device).type)
 
 
 def update(model, optimizers, x, y):
@@ -216,29 +218,38 @@ def tokenizer(config):
 # training
 
 def train(config):
-    """A training step of 16 rows of 256 tokens: 4 layers, 128 wide, 1,024 tokens."""
+    """A training step of 16 rows: of the laptop's model, 256 tokens long; on a GPU of GPT-2's (124M
+    parameters, 1,024 tokens), where nanoGPT too is compiled and in bf16, as its train.py does."""
     env = Setup(config)
-    x, y = torch.randint(1024, (2, 16, 256), device=env.device)
+    gpu = env.device.type == "cuda"
+    V, T, n_layer, n_head, n_embd, style = ((50304, 1024, 12, 12, 768, "gpt2") if gpu else
+                                            (1024, 256, 4, 4, 128, "laptop"))
+    x, y = torch.randint(V, (2, 16, T), device=env.device)
 
     def step(model, optimizer, autocast):
         with autocast:
             update(model, [optimizer], x, y)
+        if gpu:
+            torch.cuda.synchronize()
 
     entrants = {}
-    for name, compiled in (("model.py", config.compile), ("model.py, compiled", "true")):
-        model, optimizer = small(1024, 256)
-        model = env.compile(model.to(env.device), compiled)
-        entrants[name] = partial(step, model, optimizer, env.autocast())
+    for name, compiled in (("model.py", "false"), ("model.py, compiled", "true")):
+        model, optimizer = small(V, T, env.device, n_layer, n_embd, **STYLES[style])
+        work = model.flops_per_token(T) * x.numel()
+        entrants[name] = partial(step, env.compile(model, compiled), optimizer, env.autocast())
     nano = peer(config, "nanoGPT", "model.py")
     entrants["nanoGPT"] = nano
     if not isinstance(nano, str):
-        model, optimizer = theirs(nano, 1024, 256, (0.9, 0.95), env.device.type)
-        entrants["nanoGPT"] = partial(step, model, optimizer, nullcontext())
-    work = small(1024, 256)[0].flops_per_token(256) * x.numel()
-    race("training, thousands of tokens a second", entrants, config.runs, x.numel() / 1e3, "k/s")
-    rate = product_rate(config, env.device.type)
+        model, optimizer = theirs(nano, V, T, (0.9, 0.95), env.device, n_layer, n_head, n_embd)
+        model, context = (torch.compile(model), env.autocast()) if gpu else (model, nullcontext())
+        entrants["nanoGPT"] = partial(step, model, optimizer, context)
+    seconds = race("training, thousands of tokens a second", entrants, config.runs,
+                   x.numel() / 1e3, "k/s")
+    rate, dtype = env.peak_flops(), str(env.dtype)[6:]
     print(f"    the matrix products alone: {rate / work * x.numel() / 1e3:.1f} k/s at the "
-          f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here in float32")
+          f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here in {dtype}")
+    for name, time_ in seconds.items():
+        print(f"    {name:34} {work / time_ / rate:8.1%} of that: its MFU")
 
 
 def recipe(config):
@@ -282,13 +293,16 @@ def recipe(config):
     torch.manual_seed(0)
     model, optimizer = theirs(nano, len(chars), T, (0.9, 0.99))
     their_time = run("nanoGPT", model, [optimizer], 2000, 12)
-    model = GPT(GPTConfig(vocab_size=len(chars), block_size=T))
-    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-    adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), lr=1e-2,
-                              betas=(0.9, 0.95), fused=True)
-    muon = torch.optim.Muon(matrices, lr=0.03, weight_decay=0.1, ns_steps=3)
-    ours = run("model.py, Muon", model, [adamw, muon], 270, 24)
-    print(f"    ours takes {ours / their_time:.2f} of its time")
+    for steps, n_layer, n_embd in ((235, 4, 128), (250, 2, 160)):
+        model = GPT(GPTConfig(vocab_size=len(chars), block_size=T, n_layer=n_layer, n_embd=n_embd,
+                              n_hidden=4 * n_embd))
+        matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
+        adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), lr=2e-2,
+                                  betas=(0.9, 0.95), fused=True)
+        muon = torch.optim.Muon(matrices, lr=0.06, weight_decay=0.1, ns_steps=3)
+        ours = run(f"model.py, Muon, {n_layer} layers, {n_embd} wide", model, [adamw, muon], steps,
+                   24)
+        print(f"    ours takes {ours / their_time:.2f} of its time")
 
 
 # ---------------------------------------------------------------------------------------------
