@@ -374,12 +374,11 @@ class ScalarGPT(nn.Module):
         """Take the trunk of a language model; its output layer has no place here."""
         self.gpt.load_state_dict({k: v for k, v in gpt_state.items() if "lm_head" not in k})
 
-    def forward(self, idx, *, logp=None):
-        """idx (B, T) -> (B, T). logp (B, T): log p(idx[t] | idx[<t]) under lm, if it is at hand."""
+    def forward(self, idx):
+        """idx (B, T) -> (B, T)"""
         extra = None
         if self.lm is not None:
-            logp = token_logp(self.lm, idx) if logp is None else logp
-            extra = self.surprise(logp.unsqueeze(-1))                 # (B, T, C)
+            extra = self.surprise(token_logp(self.lm, idx).unsqueeze(-1))         # (B, T, C)
         return self.head(self.gpt.hidden(idx, extra=extra)).squeeze(-1).float()
 
 

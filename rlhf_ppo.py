@@ -30,7 +30,7 @@ from common import Setup, fail, parse_config
 from compare import get_scores, left_pad, load_function
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
-from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
+from model import GPT, GPTConfig, ScalarGPT, optimizer_groups
 from resume import Run
 from reward import right_pad
 from tokenizer import Tokenizer
@@ -266,7 +266,7 @@ if __name__ == "__main__":
     def assess(rows, responses):
         """One pass each of policy, reference, critic and reward model. Scores and whether an answer
         ended, (B,); per token, (B, T - 1): log-probabilities under policy and reference, entropy,
-        values, and what the critic reads beside the text."""
+        and values."""
         raw.eval(), raw_critic.eval()
         ended = torch.tensor([r[-1] == tok.end for r in responses])
         # the reward model has seen whole answers only: what did not end is scored as if it had
@@ -277,29 +277,22 @@ if __name__ == "__main__":
         scores = torch.zeros(len(rows), device=env.device)
         logp, ref_logp, entropy, values = (torch.zeros(mask.shape, device=env.device)
                                            for _ in range(4))
-        beside = torch.zeros(idx.shape, device=env.device)
-        order = sorted(range(len(rows)), key=lambda i: int(last[i]))
-        for i in range(0, len(order), 4 * config.micro_batch):        # no gradients: more fit
-            part = order[i:i + 4 * config.micro_batch]
-            t = int(last[part[-1]]) + 1                               # crop to the longest
-            x, m = idx[part, :t], mask[part, :t - 1]
-            at = (torch.tensor(part, device=env.device)[:, None].expand_as(m)[m], m.nonzero()[:, 1])
+        for i in range(0, len(rows), 4 * config.micro_batch):         # no gradients: more fit
+            part = slice(i, i + 4 * config.micro_batch)
+            t = int(last[part].max()) + 1                             # crop to the longest
+            x, m, at = idx[part, :t], mask[part, :t - 1], (part, slice(t - 1))
             with env.autocast():
-                logp[at], entropy[at] = log_probs(raw, x, m, config.temperature)
-                ref_logp[at], _ = log_probs(reference, x, m, config.temperature)
-                if raw_critic.lm is not None:
-                    beside[part, :t] = token_logp(raw_critic.lm, x)
-                values[at] = raw_critic(x[:, :-1], logp=beside[part, :t - 1])[m]
+                logp[at][m], entropy[at][m] = log_probs(raw, x, m, config.temperature)
+                ref_logp[at][m], _ = log_probs(reference, x, m, config.temperature)
+                values[at][m] = raw_critic(x[:, :-1])[m]
                 if not own_reward:
-                    # the critic is a copy of the reward model, unless another was asked for
-                    logp_lm = None if config.critic else beside[part, :t]
-                    scores[part] = reward(x, logp=logp_lm)[range(len(part)), last[part]]
+                    scores[part] = reward(x)[range(len(x)), last[part]]
         if own_reward:
             prompts = [row["prompt"] for row in rows]
             texts = [answer_text(tok, r) for r in responses]
             scores = get_scores(reward_function, prompts, texts, config.reward)
         scores = scores.float().cpu() - config.missing_end * ~ended
-        return scores, ended, idx, mask, logp, ref_logp, entropy, values, beside
+        return scores, ended, idx, mask, logp, ref_logp, entropy, values
 
     def evaluate():
         """Held-out prompts: the score, the distance from the reference, the judge's grade."""
@@ -339,9 +332,11 @@ if __name__ == "__main__":
         rows = [train[i] for i in chosen[env.rank::env.world_size]]
         responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
 
-        # b. score the finished answers, and pass them once through each of the four models
-        scores, ended, idx, mask, old_logp, ref_logp, entropy, old_values, beside = assess(
-            rows, responses)
+        # b. score the finished answers, and pass them once through each of the four models; sorted
+        # by length, since a batch costs what its longest row costs
+        rows, responses = zip(*sorted(zip(rows, responses),
+                                      key=lambda pair: len(pair[0]["ids"]) + len(pair[1])))
+        scores, ended, idx, mask, old_logp, ref_logp, entropy, old_values = assess(rows, responses)
 
         # c. rewards: every token pays for its distance from the reference, the last one earns
         kl = old_logp - ref_logp
@@ -363,7 +358,7 @@ if __name__ == "__main__":
             order = torch.randperm(B, generator=torch.Generator().manual_seed(
                 config.seed + 1000 * step + epoch)).tolist()
             for start in range(0, B, mb):
-                part = sorted(order[start:start + mb], key=lambda i: int(last[i]))
+                part = sorted(order[start:start + mb])                # by length, again
                 count, = env.average(mask[part].sum().item())
                 k = (step * config.epochs + epoch) * (B // mb) + start // mb
                 for i in range(0, mb, config.micro_batch):
@@ -378,7 +373,7 @@ if __name__ == "__main__":
                         critic.require_backward_grad_sync = final
                     with env.autocast():
                         logp, _ = log_probs(policy, x, m, config.temperature)
-                        values = critic(x[:, :-1], logp=beside[rows_, :t - 1])[m]
+                        values = critic(x[:, :-1])[m]
                     pg, ratio, clipped = policy_loss(logp, old_p, adv, config.clip)
                     vf = value_loss(values, old_v, ret, config.clip_value)
                     ((pg.sum() + vf.sum()) / count).backward()

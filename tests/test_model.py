@@ -596,9 +596,12 @@ def test_the_log_probability_of_each_token_is_that_given_those_before_it(model):
 
 def test_what_the_frozen_language_model_finds_probable_changes_the_score(style):
     scalar, idx = loud(ScalarGPT(config(style), lm=True)), tokens(2, 6)
+    extra = scalar.surprise(token_logp(scalar.lm, idx)[..., None])
+    by_hand = scalar.head(scalar.gpt.hidden(idx, extra=extra))[..., 0]
     own = scalar(idx)
-    close(scalar(idx, logp=token_logp(scalar.lm, idx)), own, atol=0)
-    assert not torch.allclose(scalar(idx, logp=torch.zeros(2, 6)), own)
+    close(own, by_hand, atol=0)
+    loud(scalar.lm)
+    assert not torch.allclose(scalar(idx), own)
 
 
 def test_the_language_model_that_is_read_gets_no_gradient(style):
