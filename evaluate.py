@@ -28,7 +28,7 @@ from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import evaluate as text_loss
-from report import draw
+from report import draw, show
 from resume import fingerprint
 from reward import encode_answer, right_pad, score_all
 from rlhf_ppo import log_probs, response_mask
@@ -181,14 +181,6 @@ def best_of(scores, grades, sizes):
     return out
 
 
-def table(rows, names):
-    """Aligned: a row is (label, [cells])."""
-    width = max(len(label) for label, _ in rows) + 1
-    print(" " * width + "".join(f"{n:>18}" for n in names))
-    for label, cells in rows:
-        print(f"{label:{width}}" + "".join(f"{c:>18}" for c in cells))
-
-
 if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # setup
@@ -216,7 +208,8 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # the answers, greedy and sampled, and what the judge makes of them
 
-    board = dict(data=config.data, prompts=len(rows), temperature=config.temperature, models={})
+    board = dict(data=config.data, prompts=len(rows), temperature=config.temperature,
+                 reference=reference, models={})
     verdicts = {}
     examples = read_demonstrations(config.examples) if config.examples else []
     examples = [e for e in examples if not is_held_out(e["messages"])]
@@ -305,66 +298,12 @@ if __name__ == "__main__":
         board["best_of_n"] = best_of(scores, grades, sizes)
 
     # -----------------------------------------------------------------------------------------
-    # print, save
+    # save, show
 
-    def cell(name, key, form="{:.2f}"):
-        value = board["models"][name].get(key)
-        if isinstance(value, tuple):
-            return f"{form} [{form}, {form}]".format(*value).replace("0.", ".")
-        return "-" if value is None else form.format(value)
-
-    names, lines = list(models), []
-    if judge:
-        for kind in board["models"][names[0]]["by_kind"]:
-            cells = [board["models"][n]["by_kind"][kind] for n in names]
-            both = [f"{100 * c['right']:.1f} / {100 * c['right_sampled']:.1f}%" for c in cells]
-            lines.append((f"{kind} ({cells[0]['n']}): right greedy / sampled", both))
-        for kind in board["models"][names[0]]["by_kind"]:
-            cells = [board["models"][n]["by_kind"][kind] for n in names]
-            lines.append((f"{kind}: grade", [f"{c['grade']:.2f}" for c in cells]))
-        unsure = [board["models"][n]["by_kind"].get("fact", {}).get("unsure") for n in names]
-        if None not in unsure:
-            lines.append(("known people called unknown", [f"{100 * u:.1f}%" for u in unsure]))
-        lines.append(("grade, 1 to 7", [cell(n, "grade") for n in names]))
-        if len(names) > 1:
-            lines.append((f"win rate against {reference}", [cell(n, "win_rate") for n in names]))
-    for label, key, form in (("learned score", "score", "{:.2f}"),
-                             ("KL from SFT (nats)", "kl", "{:.2f}"),
-                             ("entropy (nats per token)", "entropy", "{:.2f}"),
-                             ("distinct word pairs", "distinct_2", "{:.3f}"),
-                             ("length (tokens)", "length", "{:.1f}"),
-                             ("ended by itself", "ended", "{:.1%}"),
-                             ("loss on held-out text", "text_loss", "{:.3f}")):
-        if any(key in board["models"][n] for n in names):
-            lines.append((label, [cell(n, key, form) for n in names]))
-    print(f"\n{len(rows)} prompts from {config.data}, sampled at temperature "
-          f"{config.temperature}\n")
-    table(lines, names)
-    if "reward_model" in board:
-        r = board["reward_model"]
-        top = ""
-        if "ceiling" in r:
-            top = (f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}; "
-                   f"{100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart")
-        print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
-        print("    predicted and observed preference, by quarter of margin: "
-              + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
-        print("    accuracy by length: " + ", ".join(
-            f"{k} {v:.2f}" for k, v in r["by_length"].items()))
-        print("    accuracy by kind: " + ", ".join(
-            f"{k} {share:.2f}" for k, (share, _) in r["by_kind"].items()))
-    if "contrasts" in board:
-        print("reward model: the right above the wrong answer in the same words: " + ", ".join(
-            f"{k} {100 * share:.1f}% of {n}" for k, (share, n) in board["contrasts"].items()))
-    for b in board.get("best_of_n", []):
-        print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
-              + (f", grade {b['grade']:.2f}" if judge else ""))
-    if judge and "best_of_n" in board:
-        print("on the same prompts: " + ", ".join(
-            f"{name} {r['grade_same']:.2f}" for name, r in board["models"].items()))
     out = Path(config.out)
     with writing(out) as f:
         json.dump(board, f, indent=1, default=float)
+    show(board)
     if config.report:
         draw(out.parent, board, config.report)
     print(f"\nsaved {out}" + (f" and {config.report}" if config.report else ""))

@@ -1,7 +1,8 @@
-"""The curves of all stages in one picture, as far as they have come: look at it while they run.
+"""The scoreboard as a table, and the curves of all stages in one picture, as far as they have come:
+look at it while they run.
 
 reads   out/pretrain.jsonl, sft.jsonl, reward.jsonl, ppo.jsonl, scoreboard.json: what there is
-writes  out/report.png
+writes  the table, out/report.png
 
     python report.py
     python report.py --folder=out/seed1
@@ -33,6 +34,73 @@ def held_out(log):
     """PPO's evaluations, which stand between its iterations."""
     return [row for row in log if row.get("split") == "held out"]
 
+
+# ---------------------------------------------------------------------------------------------
+# the table
+
+def cell(value, form="{:.2f}"):
+    """A number, or a mean with its interval; "-" where there is none."""
+    if isinstance(value, (list, tuple)):
+        return f"{form} [{form}, {form}]".format(*value).replace("0.", ".")
+    return "-" if value is None else form.format(value)
+
+
+def show(board):
+    """What evaluate.py found: a column for each model, then the reward model and best of n."""
+    models, reference = board["models"], board["reference"]
+    lines = []                                        # (label, [cells])
+    judged = [m["by_kind"] for m in models.values() if "by_kind" in m]
+    for kind in judged[0] if judged else ():
+        found = [by_kind[kind] for by_kind in judged]
+        lines.append((f"{kind} ({found[0]['n']}): right greedy / sampled",
+                      [f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found]))
+    for kind in judged[0] if judged else ():
+        lines.append((f"{kind}: grade", [cell(by_kind[kind]["grade"]) for by_kind in judged]))
+    if judged and "fact" in judged[0]:
+        lines.append(("known people called unknown",
+                      [cell(by_kind["fact"]["unsure"], "{:.1%}") for by_kind in judged]))
+    for label, key, form in (("grade, 1 to 7", "grade", "{:.2f}"),
+                             (f"win rate against {reference}", "win_rate", "{:.2f}"),
+                             ("learned score", "score", "{:.2f}"),
+                             ("KL from SFT (nats)", "kl", "{:.2f}"),
+                             ("entropy (nats per token)", "entropy", "{:.2f}"),
+                             ("distinct word pairs", "distinct_2", "{:.3f}"),
+                             ("length (tokens)", "length", "{:.1f}"),
+                             ("ended by itself", "ended", "{:.1%}"),
+                             ("loss on held-out text", "text_loss", "{:.3f}")):
+        if any(key in m for m in models.values()):
+            lines.append((label, [cell(m.get(key), form) for m in models.values()]))
+    width = max(len(label) for label, _ in lines) + 1
+    print(f"\n{board['prompts']} prompts from {board['data']}, sampled at temperature "
+          f"{board['temperature']}\n")
+    for label, cells in [("", models), *lines]:
+        print(f"{label:{width}}" + "".join(f"{c:>18}" for c in cells))
+
+    if "reward_model" in board:
+        r, top = board["reward_model"], ""
+        if "ceiling" in r:
+            top = (f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}; "
+                   f"{100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart")
+        print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
+        print("    predicted and observed preference, by quarter of margin: "
+              + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
+        print("    accuracy by length: " + ", ".join(
+            f"{k} {v:.2f}" for k, v in r["by_length"].items()))
+        print("    accuracy by kind: " + ", ".join(
+            f"{k} {share:.2f}" for k, (share, _) in r["by_kind"].items()))
+    if "contrasts" in board:
+        print("reward model: the right above the wrong answer in the same words: " + ", ".join(
+            f"{k} {100 * share:.1f}% of {n}" for k, (share, n) in board["contrasts"].items()))
+    for b in board.get("best_of_n", []):
+        print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
+              + (f", grade {b['grade']:.2f}" if judged else ""))
+    if judged and "best_of_n" in board:
+        print("on the same prompts: " + ", ".join(
+            f"{name} {m['grade_same']:.2f}" for name, m in models.items()))
+
+
+# ---------------------------------------------------------------------------------------------
+# the picture
 
 def curve(ax, rows, key, x="step", **style):
     points = [(row[x], row[key]) for row in rows if row.get(key) is not None]
@@ -101,5 +169,7 @@ if __name__ == "__main__":
     scoreboard = folder / "scoreboard.json"
     board = json.loads(scoreboard.read_text()) if scoreboard.exists() else {}
     path = config.out or folder / "report.png"
+    if board:
+        show(board)
     draw(folder, board, path)
     print(f"saved {path}")

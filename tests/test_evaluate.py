@@ -1,5 +1,6 @@
 """The scoreboard's arithmetic against brute force, and its commands on tiny models."""
 
+import json
 import math
 import random
 from itertools import combinations
@@ -136,6 +137,19 @@ def test_the_report_draws_what_there_is(tmp_path):
     assert report.read_log(tmp_path / "sft.jsonl") == [dict(step=1, loss=2.0)]
     report.draw(tmp_path, {}, tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_table_has_a_column_for_each_model_and_a_dash_for_what_is_unknown(capsys):
+    sft = dict(grade=(5.5, 5.0, 6.0), ended=0.987, by_kind={
+        "sum": dict(n=3, right=1.0, right_sampled=0.5, grade=4.25, unsure=0.0)})
+    board = dict(data="test.jsonl", prompts=3, temperature=0.7, reference="sft",
+                 models=dict(sft=sft, ppo=dict(sft, kl=1.234)))
+    report.show(json.loads(json.dumps(board)))        # as it comes from out/scoreboard.json
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == ["", "3 prompts from test.jsonl, sampled at temperature 0.7", "", "sft ppo",
+                     "sum (3): right greedy / sampled 100.0 / 50.0% 100.0 / 50.0%",
+                     "sum: grade 4.25 4.25", "grade, 1 to 7 5.50 [5.00, 6.00] 5.50 [5.00, 6.00]",
+                     "KL from SFT (nats) - 1.23", "ended by itself 98.7% 98.7%"]
 
 
 def test_contrasts_differ_in_their_value_only_and_are_held_out():
