@@ -23,9 +23,10 @@ import torch
 
 from checkpoint import load_checkpoint
 from common import Setup, make_folder, parse_config, writing
-from compare import ceiling, left_pad, load_function, respond
+from compare import ceiling, left_pad, respond
 from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
+from functions import load_function
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import evaluate as text_loss
 from report import draw, show

@@ -27,9 +27,10 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import load_checkpoint, save_checkpoint
 from common import Setup, fail, parse_config
-from compare import get_scores, left_pad, load_function
+from compare import left_pad
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
+from functions import get_scores, load_function
 from model import GPT, GPTConfig, ScalarGPT, optimizer_groups
 from resume import Run
 from reward import right_pad

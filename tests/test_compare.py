@@ -20,8 +20,7 @@ import compare
 import tiny
 from checkpoint import save_checkpoint
 from common import Setup
-from compare import (Config, agreement, ceiling, find_noise, get_scores, left_pad, load_function,
-                     rank, respond)
+from compare import Config, agreement, ceiling, find_noise, left_pad, rank, respond
 from data.formats import read_comparisons
 from data.label import visible
 from model import GPT, GPTConfig
@@ -156,37 +155,6 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(model, tiny_tokenizer):
                     for start in ("Hello! ", "Bye, fox! "))
     first, second = respond(model, tiny_tokenizer, [long, longer], ENV, 12, temperature=0)
     assert first == second and first[0]
-
-
-# ---------------------------------------------------------------------------------------------
-# a labeler of one's own
-
-def test_a_function_is_loaded_from_a_file(tmp_path):
-    (tmp_path / "mine.py").write_text(LABELERS)
-    assert load_function(f"{tmp_path}/mine.py:length")(["", ""], ["a", "bc"]) == [1, 2]
-
-
-def test_a_function_that_fails_is_named_with_the_first_answer_that_makes_it_fail(tmp_path):
-    (tmp_path / "mine.py").write_text(LABELERS)
-    prompts = [[dict(role="user", content=text)] for text in ("Hi", "Who?", "Why?")]
-    with pytest.raises(ValueError) as error:
-        get_scores(load_function(f"{tmp_path}/mine.py:inverse"), prompts, ["Hello", "", ""], "mine")
-    assert all(part in str(error.value) for part in (
-        "mine: ZeroDivisionError", "the prompt 'Who?' and the response ''"))
-
-
-@pytest.mark.parametrize("spec, reason", [
-    ("missing.py:f", "no file missing.py"), ("mine.py:g", "no function named g"),
-    ("mine.py", "FILE.py:name"), ("mine.py:X", "no function named X"),
-    ("notes.txt:f", "FILE.py:name")])
-def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.py").write_text(LABELERS)
-    (tmp_path / "notes.txt").write_text("f")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        load_function(spec)
-    said = capsys.readouterr().err
-    assert end.value.code == 1 and reason in said and said.count("\n") == 1
 
 
 # ---------------------------------------------------------------------------------------------

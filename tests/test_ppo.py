@@ -17,7 +17,6 @@ from checkpoint import save_checkpoint
 from common import Setup
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
-from compare import check_scores
 from reward import right_pad
 from rlhf_ppo import (Config, adapt, gae, get_lr, log_probs, policy_loss,
                       response_mask, rollout, value_loss, whiten)
@@ -185,30 +184,6 @@ def test_the_learning_rate_warms_up_for_one_iteration_and_falls_linearly():
     config = Config(lr=1.0, steps=10)
     assert [get_lr(step, config) for step in range(10)] == pytest.approx(
         [0.5] + [1 - step / 10 for step in range(1, 10)])
-
-
-# ---------------------------------------------------------------------------------------------
-# scores
-
-PAIR = [[dict(role="user", content="Who?")], [dict(role="user", content="Where?")]], ["Ada", "here"]
-
-
-@pytest.mark.parametrize("scores", [[1.0], 1.0, [[1.0], [2.0]], [1, 2, 3], [], None, ["a", "b"],
-                                    [1.0, None], [[1.0, 2.0]]])
-def test_scores_that_are_not_one_number_per_answer_are_refused(scores):
-    with pytest.raises(ValueError, match="mine.py:f"):
-        check_scores(scores, *PAIR, "mine.py:f")
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_not_finite_is_refused_with_its_pair(bad):
-    with pytest.raises(ValueError, match="mine.py:f.*'Where\\?'.*'here'"):
-        check_scores([1.0, bad], *PAIR, "mine.py:f")
-
-
-@pytest.mark.parametrize("scores", [[1, 2], (1.0, 2.0), torch.tensor([1.0, 2.0]).double()])
-def test_good_scores_become_a_tensor_of_floats(scores):
-    close(check_scores(scores, *PAIR, "mine.py:f"), torch.tensor([1.0, 2.0]), atol=0)
 
 
 # ---------------------------------------------------------------------------------------------
