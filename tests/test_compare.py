@@ -163,7 +163,6 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(model, tiny_tokenizer):
 LABELERS = """
 X = 1
 def length(prompts, responses): return [len(r) for r in responses]
-def inverse(prompts, responses): return [1 / len(r) for r in responses]
 def too_few(prompts, responses): return [1.0]
 def number(prompts, responses): return 1.0
 def nothing(prompts, responses): pass
