@@ -125,7 +125,7 @@ def product_rate(config, device):
 
 
 def small(vocab_size, block_size, device="cpu", n_layer=4, n_embd=128, **more):
-    """A GPT, by default the laptop's, and AdamW, as pretrain.py makes them."""
+    """A GPT, by default the laptop's, and AdamW."""
     model = GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=n_layer,
                           n_embd=n_embd, n_hidden=4 * n_embd, n_head=n_embd // 64,
                           n_kv_head=n_embd // 64, **more)).to(device)
@@ -223,7 +223,7 @@ def train(config):
     env = Setup(config)
     gpu = env.device.type == "cuda"
     V, T, n_layer, n_head, n_embd, style = ((50304, 1024, 12, 12, 768, "gpt2") if gpu else
-                                            (1024, 256, 4, 4, 128, "laptop"))
+                                            (1024, 256, 4, 2, 128, "laptop"))
     x, y = torch.randint(V, (2, 16, T), device=env.device)
 
     def step(model, optimizer, autocast):

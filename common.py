@@ -13,11 +13,13 @@ import re
 import sys
 import time
 from contextlib import contextmanager, nullcontext, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.utils._triton import has_triton
 
 
 def fail(message):
@@ -84,7 +86,7 @@ def parse_config(Config, doc, argv=None, words=""):
 BOUNDS = {name: (1, math.inf) for name in (
     "steps", "batch_size", "micro_batch", "minibatch", "epochs", "eval_every", "eval_rows",
     "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k",
-    "seeds", "jobs", "details_steps")}
+    "seeds", "jobs", "details_steps", "runs")}
 BOUNDS |= {name: (0, math.inf) for name in (
     "lr", "warmup", "weight_decay", "muon", "temperature", "kl_coef", "kl_target", "clip",
     "clip_value", "max_kl", "ptx_coef", "best_of", "top_k", "n_docs", "n_demos")}
@@ -140,7 +142,9 @@ class Setup:
                 torch.cuda.set_device(device)
             # tensors on the CPU, such as a flag to stop, travel by gloo
             hook = sys.excepthook                     # which torch wraps, to name the rank again
-            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo")
+            # a large corpus takes the first rank hours to encode, while the others wait
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
+                                    timeout=timedelta(hours=6))
             sys.excepthook = sys.excepthook if config.debug else hook
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
             fail(f"--device={config.device} is not one of auto, cpu, cuda, mps")
@@ -164,10 +168,11 @@ class Setup:
             return model
         try:
             import torch._inductor.cpp_builder as builder
-            if self.device.type == "cpu":
-                builder.get_cpp_compiler()
+            builder.get_cpp_compiler()
+            if self.device.type == "cuda" and not has_triton():
+                raise RuntimeError
         except Exception:
-            print("no C++ compiler found: running without torch.compile")
+            print("no C++ compiler or no Triton found: running without torch.compile")
             return model
         return torch.compile(model)
 
@@ -232,7 +237,8 @@ def pick_dtype(name, device):
     if name != "auto":
         fail(f"--dtype={name} is not one of auto, {', '.join(dtypes)}")
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float32
     amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if amx else torch.float32
 

@@ -43,7 +43,7 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/prompts.jsonl"    # prompts
-    init: str = "out/sft.pt"                 # the model that answers: sft or ppo
+    init: str = "out/sft.pt"                 # the model that answers
     out: str = "out/comparisons.jsonl"
     n_prompts: int = 6000                    # how many of the prompts to use
     k: int = 4                               # answers per prompt; equal ones count once
@@ -71,26 +71,38 @@ def left_pad(rows, pad, device):
     return idx, mask
 
 
-@torch.no_grad()
-def respond(model, tok, prompts, env, max_new_tokens, temperature=1.0, batch_size=512, seed=0):
-    """Answer each prompt (a list of messages): [(text, ended)], ended: it produced <|end|>.
-    Prompts of similar length share a batch. A prompt too long for the model loses its beginning."""
-    model.eval()
+def chat_ids(model, tok, prompts, max_new_tokens):
+    """Prompts (lists of messages) -> [[ids]], ready to be answered. What is too long for the model
+    loses its beginning."""
     room = model.config.block_size - 1
-    ids = [tok.encode_chat(p, reply=True)[0][-max(room - max_new_tokens, room // 2):]
-           for p in prompts]
-    order, answers = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
+    longest = max(room - max_new_tokens, room // 2)
+    return [tok.encode_chat(p, reply=True)[0][-longest:] for p in prompts]
+
+
+@torch.no_grad()
+def continue_ids(model, tok, ids, env, max_new_tokens, temperature, stop, batch_size=512, seed=0):
+    """What the model writes after each of [[ids]]: [[ids]], the token `stop` at the end if it came.
+    Those of similar length share a batch."""
+    model.eval()
+    order, replies = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
     for start in range(0, len(order), batch_size):
         chosen = order[start:start + batch_size]
         idx, mask = left_pad([ids[i] for i in chosen], tok.pad, env.device)
         env.seed(seed, start)
         with env.autocast():
             out = model.generate(idx, max_new_tokens, mask=mask, temperature=temperature,
-                                 stop=[tok.end], pad=tok.pad)[:, idx.size(1):].tolist()
+                                 stop=[stop], pad=tok.pad)[:, idx.size(1):].tolist()
         for i, row in zip(chosen, out):
-            ended = tok.end in row
-            answers[i] = (tok.decode(row[:row.index(tok.end)] if ended else row), ended)
-    return answers
+            replies[i] = row[:row.index(stop) + 1] if stop in row else row
+    return replies
+
+
+def respond(model, tok, prompts, env, max_new_tokens, temperature=1.0, batch_size=512, seed=0):
+    """Answer each prompt: [(text, ended)], ended: it produced <|end|>."""
+    ids = chat_ids(model, tok, prompts, max_new_tokens)
+    replies = continue_ids(model, tok, ids, env, max_new_tokens, temperature, tok.end, batch_size,
+                           seed)
+    return [(tok.decode([i for i in r if i != tok.end]), r[-1] == tok.end) for r in replies]
 
 
 def agreement(differences, noise):

@@ -23,10 +23,10 @@ import torch
 
 from checkpoint import load_checkpoint
 from common import Setup, make_folder, parse_config, writing
-from compare import ceiling, left_pad, respond
+from compare import ceiling, chat_ids, continue_ids, respond
 from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
-from functions import load_function
+from functions import load_function, verdicts_of
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import evaluate as text_loss
 from report import draw, show
@@ -48,7 +48,8 @@ class Config:
     contrasts: str = "data/town/contrasts.jsonl"   # right and wrong answers in the same words
     examples: str = "data/town/sft.jsonl"   # what the pretrained model is shown
     text: str = "data/town/pretrain"     # held-out text, for the alignment tax; "": none
-    judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> dict; "": none
+    judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> {"grade", "right",
+    #                                      "unsure", "refusal"}; "": none
     out: str = "out/scoreboard.json"
     report: str = "out/report.png"       # the curves of all stages; "": no picture
     n_prompts: int = 800
@@ -90,32 +91,21 @@ def few_shot(tok, prompt, kind, examples, config, rng, room):
     return ids[-room:]
 
 
-@torch.no_grad()
-def complete(model, tok, prompts, env, max_new_tokens, temperature, batch_size=256):
-    """The pretrained model's way to answer: continue [ids] up to the end of the line."""
-    model.eval()
-    answers = []
-    for start in range(0, len(prompts), batch_size):
-        idx, mask = left_pad(prompts[start:start + batch_size], tok.pad, env.device)
-        env.seed("complete", start)
-        with env.autocast():
-            out = model.generate(idx, max_new_tokens, mask=mask, temperature=temperature,
-                                 stop=[tok.eot], pad=tok.eot)[:, idx.size(1):].tolist()
-        for row in out:
-            text = tok.decode(row[:row.index(tok.eot)] if tok.eot in row else row)
-            answers.append((text.split("\n")[0], "\n" in text or tok.eot in row))
-    return answers
+def first_line(tok, ids):
+    """A base model's answer ends with its line: the tokens up to the one that breaks it."""
+    breaks = [n for n, id in enumerate(ids) if b"\n" in tok.tokens[id]]
+    return ids[:breaks[0] + 1] if breaks else ids
 
 
 @torch.no_grad()
-def response_logp(model, tok, ids, answers, env, temperature=1.0, batch_size=64):
-    """log p(answer | prompt) in nats, and how many tokens that is: two (N,) arrays. ids: what the
-    model read before it answered."""
+def response_logp(model, tok, ids, replies, env, temperature=1.0, batch_size=64):
+    """log p(reply | ids) in nats, and how many tokens that is: two (N,) arrays. ids, replies:
+    [[ids]], what the model read, and what it wrote."""
     model.eval()
-    replies = [tok.encode(text) + [tok.end] * ended for text, ended in answers]
     total, count = np.zeros(len(ids)), np.array([len(r) for r in replies])
-    for start in range(0, len(ids), batch_size):
-        part = [i for i in range(start, min(start + batch_size, len(ids))) if replies[i]]
+    written = np.flatnonzero(count)
+    for start in range(0, len(written), batch_size):
+        part = written[start:start + batch_size]
         idx, _ = right_pad([ids[i] + replies[i] for i in part], tok.pad, env.device)
         mask = response_mask([ids[i] for i in part], [replies[i] for i in part], env.device)
         with env.autocast():
@@ -126,7 +116,7 @@ def response_logp(model, tok, ids, answers, env, temperature=1.0, batch_size=64)
 
 
 def distinct(texts, n=2):
-    """Share of n-grams of words that occur once only counted: 1 means no repetition at all."""
+    """Different n-grams of words / all n-grams: 1 means that nothing is said twice."""
     grams = [tuple(w[i:i + n]) for w in (t.split() for t in texts) for i in range(len(w) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
 
@@ -158,7 +148,8 @@ def examine_reward(model, tok, rows, env):
     if not np.isnan(gaps).any():
         out["ceiling"] = ceiling(gaps / noise)
         clear = np.abs(gaps) >= 2
-        out["clear_pairs"] = float(((margin * gaps)[clear] > 0).mean())
+        if clear.any():
+            out["clear_pairs"] = float(((margin * gaps)[clear] > 0).mean())
     bins = np.quantile(np.abs(margin), [0, .25, .5, .75, 1])
     out["by_margin"] = [dict(margin=[lo, hi], accuracy=right[m].mean(), predicted=p[m].mean())
                         for lo, hi in zip(bins, bins[1:])
@@ -189,17 +180,21 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     env, rng = Setup(config), np.random.default_rng(config.seed)
     make_folder(config.out)
+    make_folder(config.report or config.out)
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts, kinds = [r["prompt"] for r in rows], [r.get("kind", "all") for r in rows]
-    models, tok = {}, None
-    for path in config.models.split(","):
+    models, tok, paths = {}, None, config.models.split(",")
+    names = {path: Path(path).stem for path in paths}
+    if len(set(names.values())) < len(names):         # out/seed0/ppo.pt and out/seed1/ppo.pt
+        names = {path: path for path in paths}
+    for path in paths:
         ckpt = load_checkpoint(path, stage=("pretrain", "sft", "ppo"),
                                tokenizer=tok and tok.to_dict())
         tok = tok or Tokenizer.from_dict(ckpt["tokenizer"])
         model = GPT(GPTConfig(**ckpt["model_config"])).to(env.device)
         model.load_state_dict(ckpt["model"])
-        models[Path(path).stem] = (model, ckpt["stage"])
+        models[names[path]] = (model, ckpt["stage"])
     reference = next((n for n, (_, stage) in models.items() if stage == "sft"), None)
     reward = None
     if config.reward:
@@ -211,39 +206,42 @@ if __name__ == "__main__":
 
     board = dict(data=config.data, prompts=len(rows), temperature=config.temperature,
                  reference=reference, models={})
-    verdicts = {}
-    examples = read_demonstrations(config.examples) if config.examples else []
+    verdicts, has_base = {}, any(stage == "pretrain" for _, stage in models.values())
+    examples = read_demonstrations(config.examples) if config.examples and has_base else []
     examples = [e for e in examples if not is_held_out(e["messages"])]
-    chats = [tok.encode_chat(p, reply=True)[0] for p in prompts]
     for name, (model, stage) in models.items():
-        answers = {}
-        if stage == "pretrain":
-            T = model.config.block_size
+        base = stage == "pretrain"
+        asked, stop = chat_ids(model, tok, prompts, config.max_new_tokens), tok.end
+        if base:
+            T, stop = model.config.block_size, tok.eot
             room = T - min(config.max_new_tokens, T // 3)
-            shots = [few_shot(tok, p, k, examples, config, np.random.default_rng(i), room)
+            asked = [few_shot(tok, p, k, examples, config, np.random.default_rng(i), room)
                      for i, (p, k) in enumerate(zip(prompts, kinds))]
+        found = {}
         for way, heat in (("greedy", 0.0), ("sampled", config.temperature)):
-            answers[way] = (complete(model, tok, shots, env, config.max_new_tokens, heat)
-                            if stage == "pretrain" else
-                            respond(model, tok, prompts, env, config.max_new_tokens, heat,
-                                    seed=config.seed))
-        texts, ended = zip(*answers["sampled"])
+            replies = continue_ids(model, tok, asked, env, config.max_new_tokens, heat, stop,
+                                   seed=config.seed)
+            if base:
+                replies = [first_line(tok, r) for r in replies]
+            texts = [tok.decode([i for i in r if i != stop]) for r in replies]
+            ended = [r[-1] == stop or base and "\n" in t for r, t in zip(replies, texts)]
+            if base:
+                texts = [t.split("\n")[0] for t in texts]
+            if judge:
+                found[way] = verdicts_of(judge, prompts, texts, config.judge)
         result = dict(ended=np.mean(ended), length=np.mean([len(tok.encode(t)) for t in texts]),
                       distinct_2=distinct(texts))
-        asked = shots if stage == "pretrain" else chats
-        said = [(t, e and stage != "pretrain") for t, e in answers["sampled"]]
-        logp, count = response_logp(model, tok, asked, said, env, config.temperature)
-        result["entropy"] = -logp.sum() / count.sum()
-        if reference and name != reference and stage != "pretrain":
-            ref, _ = response_logp(models[reference][0], tok, asked, said, env, config.temperature)
+        logp, count = response_logp(model, tok, asked, replies, env, config.temperature)
+        result["entropy"] = -logp.sum() / max(1, count.sum())
+        if reference and name != reference and not base:
+            ref, _ = response_logp(models[reference][0], tok, asked, replies, env,
+                                   config.temperature)
             result["kl"] = (logp - ref).mean()
         if reward is not None:
-            T = model.config.block_size
+            T = reward.gpt.config.block_size
             ids = [encode_answer(tok, p, t, T) for p, t in zip(prompts, texts)]
             result["score"] = score_all(reward, ids, tok, env).mean().item()
         if judge:
-            found = {way: [judge(p, t) for p, (t, _) in zip(prompts, a)]
-                     for way, a in answers.items()}
             verdicts[name] = found
             result["grade"] = interval([v["grade"] for v in found["sampled"]], rng)
             by_kind = defaultdict(list)
@@ -275,7 +273,9 @@ if __name__ == "__main__":
             loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, env)
             board["models"][name]["text_loss"] = loss.item()
     if reward is not None and Path(config.comparisons).exists():
-        held_out = [r for r in read_comparisons(config.comparisons) if is_held_out(r["prompt"])]
+        share = ckpt["config"].get("held_out", 0.05)  # of the reward model's training
+        held_out = [r for r in read_comparisons(config.comparisons)
+                    if is_held_out(r["prompt"], share)]
         if held_out:
             board["reward_model"] = examine_reward(reward, tok, held_out, env)
     if reward is not None and Path(config.contrasts).is_file():
@@ -286,16 +286,17 @@ if __name__ == "__main__":
         many = [p for p in some for _ in range(config.best_of)]
         texts = [t for t, _ in respond(model, tok, many, env, config.max_new_tokens,
                                        config.temperature, seed=config.seed + 1)]
-        ids = [encode_answer(tok, p, t, model.config.block_size) for p, t in zip(many, texts)]
+        T = reward.gpt.config.block_size
+        ids = [encode_answer(tok, p, t, T) for p, t in zip(many, texts)]
         scores = score_all(reward, ids, tok, env).numpy().reshape(len(some), -1)
         grades = None
         if judge:
-            grades = np.array([judge(p, t)["grade"] for p, t in zip(many, texts)])
+            grades = np.array([v["grade"] for v in verdicts_of(judge, many, texts, config.judge)])
             grades = grades.reshape(len(some), -1)
             for name in models:                       # so that they can be compared with best-of-n
                 same = [v["grade"] for v in verdicts[name]["sampled"][:len(some)]]
                 board["models"][name]["grade_same"] = np.mean(same)
-        sizes = [k for k in (1, 2, 4, 8, 16, 32, 64) if k <= config.best_of]
+        sizes = [2**i for i in range(config.best_of.bit_length())]    # 1, 2, 4, … up to it
         board["best_of_n"] = best_of(scores, grades, sizes)
 
     # -----------------------------------------------------------------------------------------

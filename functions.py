@@ -1,7 +1,10 @@
-"""Functions of one's own, FILE.py:name: a labeler, a reward, a judge. What they may get wrong is told
-with the prompt and the response that show it."""
+"""Functions of one's own, FILE.py:name: a labeler, a reward, a judge.
+
+What they may get wrong is told with the prompt and the response that show it.
+"""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import torch
@@ -16,6 +19,7 @@ def load_function(spec):
         fail(f"{spec}: give a function as FILE.py:name; there is no file {path or spec}")
     module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules.setdefault(Path(path).stem, module)   # where dataclasses look for it
     module_spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
         fail(f"{path} has no function named {name}")
@@ -60,3 +64,20 @@ def check_scores(scores, prompts, responses, name):
         raise ValueError(f"{name} gave {scores[bad[0]].item()}"
                          f"{in_words(prompts[bad[0]], responses[bad[0]])}")
     return scores
+
+
+def verdicts_of(judge, prompts, responses, name):
+    """What a judge says of each: [{"grade", "right", "unsure", "refusal"}]."""
+    verdicts = []
+    for prompt, response in zip(prompts, responses):
+        try:
+            verdict = judge(prompt, response)
+            missing = {"grade", "right", "unsure", "refusal"} - set(verdict)
+        except Exception as error:
+            raise ValueError(f"{name}: {type(error).__name__}: {error}"
+                             f"{in_words(prompt, response)}") from error
+        if missing:
+            raise ValueError(f"{name} gave no {', '.join(sorted(missing))}"
+                             f"{in_words(prompt, response)}")
+        verdicts.append(verdict)
+    return verdicts

@@ -242,9 +242,8 @@ class GPT(nn.Module):
                 seen = seen & mask[:, None, None, :].bool()           # (B, 1, T, past + T)
                 pos = (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]    # (B, T)
             # a row of padding sees nothing: the lowest finite number keeps its softmax from NaN
-            if T > 1 or mask is not None:
-                bias = torch.zeros(seen.shape, device=idx.device, dtype=self.work_dtype(idx))
-                bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
+            bias = torch.zeros(seen.shape, device=idx.device, dtype=self.work_dtype(idx))
+            bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
 
         x, rope = self.wte(idx), None                                 # (B, T, C)
         x = x if extra is None else x + extra

@@ -10,7 +10,8 @@ what it has not learned. The text contains everything the assistant will ever kn
 stages teach it how to behave, not what is true.
 
 laptop   python pretrain.py
-GPUs     torchrun --nproc_per_node=8 pretrain.py --batch_size=512 --n_layer=12 --n_embd=768
+GPUs     torchrun --nproc_per_node=8 pretrain.py --batch_size=512 --micro_batch=32 --muon=0 \
+             --lr=6e-4 --block_size=1024 --n_layer=12 --n_head=12 --n_embd=768
 """
 
 import math
@@ -45,7 +46,7 @@ class Config:
     warmup: int = 100                    # steps
     weight_decay: float = 0.1
     muon: float = 2.0                    # Muon for the layers' matrices, at lr times this; 0: AdamW
-    style: str = "laptop"                # laptop | gpt2 | llama: the model's parts
+    style: str = "laptop"                # laptop | gpt2 | llama: the model's parts (without --init)
     block_size: int = 128                # the context, in tokens
     n_layer: int = 4
     n_head: int = 2
@@ -145,7 +146,7 @@ if __name__ == "__main__":
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
     if ckpt:
-        model_config = GPTConfig(**ckpt["model_config"])
+        model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=config.dropout))
         raw = GPT(model_config)
         raw.load_state_dict(ckpt["model"])
     else:
@@ -196,15 +197,15 @@ if __name__ == "__main__":
         # rows of this step: every process takes its own slice of the stream
         env.seed(config.seed, step)
         rows = corpus.rows(step * config.batch_size + env.rank * B, B, T).to(env.device)
+        x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
         for i in range(micro_steps):
-            x, y = (r.contiguous() for r in (rows[:, :-1], rows[:, 1:]))
-            x, y = (r[i * micro_batch:(i + 1) * micro_batch] for r in (x, y))
+            part = slice(i * micro_batch, (i + 1) * micro_batch)
             if config.fsdp:                           # gradients are reduced once per step
                 raw.set_requires_gradient_sync(i == micro_steps - 1)
             elif env.ddp:
                 model.require_backward_grad_sync = i == micro_steps - 1
             with env.autocast():
-                _, loss = model(x, y)
+                _, loss = model(x[part], y[part])
             (loss / micro_steps).backward()
             losses.append(loss.detach())
         grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
@@ -222,6 +223,7 @@ if __name__ == "__main__":
                                    tokens_per_s=int(speed), mfu=mfu))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+            paused = time.time()
             val, by_source = evaluate(compiled, val_rows, len(corpus.sources), micro_batch, env)
             metrics = dict(val_loss=val.item(),
                            bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
@@ -229,9 +231,9 @@ if __name__ == "__main__":
                 metrics["entropy"] = float(floor[tested] @ share[tested])
             by_source = {corpus.sources[i]: by_source[i].item() for i in tested}
             run.log(step + 1, metrics, by_source=by_source)
-            metrics = dict(metrics, by_source=by_source, entropy_by_source=floor[tested].tolist())
+            metrics = dict(metrics, by_source=by_source)
             run.say(f"    sample: {show_sample(raw, tok, env)}")
-            clock = time.time()
+            clock += time.time() - paused             # evaluation is not training
         run.save_state(step + 1, **saved, metrics=metrics)
 
     # -----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ writes  the table, out/report.png
 """
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def held_out(log):
 def cell(value, form="{:.2f}"):
     """A number, or a mean with its interval; "-" where there is none."""
     if isinstance(value, (list, tuple)):
-        return f"{form} [{form}, {form}]".format(*value).replace("0.", ".")
+        return re.sub(r"\b0\.", ".", f"{form} [{form}, {form}]".format(*value))
     return "-" if value is None else form.format(value)
 
 
@@ -70,17 +71,18 @@ def show(board):
                              ("loss on held-out text", "text_loss", "{:.3f}")):
         if any(key in m for m in models.values()):
             lines.append((label, [cell(m.get(key), form) for m in models.values()]))
-    width = max(len(label) for label, _ in lines) + 1
+    width, column = max(len(label) for label, _ in lines) + 1, max(17, *map(len, models)) + 1
     print(f"\n{board['prompts']} prompts from {board['data']}, sampled at temperature "
           f"{board['temperature']}\n")
     for label, cells in [("", models), *lines]:
-        print(f"{label:{width}}" + "".join(f"{c:>18}" for c in cells))
+        print(f"{label:{width}}" + "".join(f"{c:>{column}}" for c in cells))
 
     if "reward_model" in board:
         r, top = board["reward_model"], ""
         if "ceiling" in r:
-            top = (f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}; "
-                   f"{100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart")
+            top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
+        if "clear_pairs" in r:
+            top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
         print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
         print("    predicted and observed preference, by quarter of margin: "
               + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))

@@ -130,12 +130,13 @@ def evaluate(model, items, tok, env):
         i, j = torch.nonzero(ranks[:, None] < ranks[None, :], as_tuple=True)
         margin = scores[i] - scores[j]
         right += (margin > 0).double().add(0.5 * (margin == 0)).tolist()
-        if item["grades"] is not None:
-            gaps += ((item["grades"][i] - item["grades"][j]) / item["noise"]).tolist()
+        if item["felt"] is not None:                  # the simulated labelers' grades / noise
+            gaps += (item["felt"][i] - item["felt"][j]).tolist()
     top = ceiling(np.array(gaps)) if gaps else 0.0
     n, loss, pairs, right, gaps, top = env.average(
         len(items), sum(losses), len(right), sum(right), len(gaps), len(gaps) * top)
-    return dict(val_loss=loss / n, val_accuracy=right / pairs, ceiling=top / gaps if gaps else None)
+    return dict(val_loss=loss / n, val_accuracy=right / pairs,
+                ceiling=top / gaps if gaps == pairs else None)
 
 
 if __name__ == "__main__":
@@ -163,9 +164,9 @@ if __name__ == "__main__":
     T = model_config.block_size
     items = []
     for row in read_comparisons(config.data):
-        grades = torch.tensor(row["grades"]) if "grades" in row else None
+        felt = torch.tensor(row["grades"]) / row["noise"] if {"grades", "noise"} <= {*row} else None
         items.append(dict(ids=[encode_answer(tok, row["prompt"], r, T) for r in row["responses"]],
-                          ranks=torch.tensor(row["ranks"]), grades=grades, noise=row.get("noise"),
+                          ranks=torch.tensor(row["ranks"]), felt=felt,
                           held_out=is_held_out(row["prompt"], config.held_out)))
     train, val = ([i for i in items if i["held_out"] == side] for side in (False, True))
     if len(train) < config.batch_size or not val:

@@ -281,7 +281,7 @@ if __name__ == "__main__":
         for i in range(0, len(rows), 4 * config.micro_batch):         # no gradients: more fit
             part = slice(i, i + 4 * config.micro_batch)
             t = int(last[part].max()) + 1                             # crop to the longest
-            x, m, at = idx[part, :t], mask[part, :t - 1], (part, slice(t - 1))
+            x, m, at = idx[part, :t], mask[part, :t - 1], (part, slice(t - 1))    # at: a view
             with env.autocast():
                 logp[at][m], entropy[at][m] = log_probs(raw, x, m, config.temperature)
                 ref_logp[at][m], _ = log_probs(reference, x, m, config.temperature)
@@ -314,7 +314,6 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # training loop
 
-    metrics = {}
     for step in range(run.start, config.steps):
         if step % config.eval_every == 0:
             metrics, rows, texts, scores = evaluate()
@@ -344,7 +343,7 @@ if __name__ == "__main__":
         rewards = -kl_coef * kl
         last = mask.size(1) - 1 - mask.flip(1).float().argmax(1)      # (B,)
         rewards[torch.arange(B, device=env.device), last] += scores.to(env.device)
-
+        reward_sum = rewards.sum().item()
         if config.whiten_rewards:                     # the mean stays: it tells good from bad
             rewards = whiten(rewards, mask, env, shift=False)
 
@@ -354,60 +353,57 @@ if __name__ == "__main__":
             advantages = whiten(advantages, mask, env)
 
         # e. epochs: several updates on these answers, as long as the policy stays near
-        stats, updates, stop = [], 0, False
+        stats, parts = [], []
         for epoch in range(config.epochs):
             order = torch.randperm(B, generator=torch.Generator().manual_seed(
                 config.seed + 1000 * step + epoch)).tolist()
-            for start in range(0, B, mb):
-                part = sorted(order[start:start + mb])                # by length, again
-                count, = env.average(mask[part].sum().item())
-                k = (step * config.epochs + epoch) * (B // mb) + start // mb
-                for i in range(0, mb, config.micro_batch):
-                    rows_ = part[i:i + config.micro_batch]
-                    t = int(last[rows_].max()) + 2                    # crop to the longest
-                    x, m = idx[rows_, :t], mask[rows_, :t - 1]
-                    old_p, old_v, adv, ret = (a[rows_, :t - 1][m] for a in (  # (n,) each
-                        old_logp, old_values, advantages, returns))
-                    if env.ddp:
-                        final = i + config.micro_batch >= mb
-                        policy.require_backward_grad_sync = final and not ptx
-                        critic.require_backward_grad_sync = final
-                    with env.autocast():
-                        logp, _ = log_probs(policy, x, m, config.temperature)
-                        values = critic(x[:, :-1])[m]
-                    pg, ratio, clipped = policy_loss(logp, old_p, adv, config.clip)
-                    vf = value_loss(values, old_v, ret, config.clip_value)
-                    ((pg.sum() + vf.sum()) / count).backward()
-                    with torch.no_grad():
-                        k3 = ratio - 1 - (logp - old_p)               # never negative (Schulman)
-                        stats.append(torch.stack([pg.sum(), vf.sum(), clipped.sum(), k3.sum(),
-                                                  ratio.sum(), m.sum()]))
-                if ptx:
-                    text = corpus.rows((k * env.world_size + env.rank) * n_text, n_text, T)
-                    text = text.to(env.device)
-                    if env.ddp:
-                        policy.require_backward_grad_sync = True
-                    with env.autocast():
-                        _, ptx_loss = policy(text[:, :-1], text[:, 1:].contiguous())
-                    (config.ptx_coef * ptx_loss).backward()
-                grad_norm = sum(torch.nn.utils.clip_grad_norm_(m.parameters(), 1.0)
-                                for m in (raw, raw_critic))
-                run.check(step, grad_norm, idx=idx[part], mask=mask[part], returns=returns[part])
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                updates += 1
-                recent = torch.stack(stats[-(-(-mb // config.micro_batch)):]).sum(0).tolist()
-                moved, n = env.average(recent[3], recent[5])
-                stop = moved / n > config.max_kl
-                if stop:
-                    break
-            if stop:
+            parts += [sorted(order[i:i + mb]) for i in range(0, B, mb)]           # by length, again
+        for updates, part in enumerate(parts, start=1):
+            count, = env.average(mask[part].sum().item())
+            before = len(stats)
+            for i in range(0, mb, config.micro_batch):
+                mb_rows = part[i:i + config.micro_batch]
+                t = int(last[mb_rows].max()) + 2                      # crop to the longest
+                x, m = idx[mb_rows, :t], mask[mb_rows, :t - 1]
+                mb_logp, mb_values, mb_advantages, mb_returns = (     # (n,) each
+                    a[mb_rows, :t - 1][m] for a in (old_logp, old_values, advantages, returns))
+                if env.ddp:                                           # reduced once per update
+                    final = i + config.micro_batch >= mb
+                    policy.require_backward_grad_sync = final and not ptx
+                    critic.require_backward_grad_sync = final
+                with env.autocast():
+                    logp, _ = log_probs(policy, x, m, config.temperature)
+                    values = critic(x[:, :-1])[m]
+                pg, ratio, clipped = policy_loss(logp, mb_logp, mb_advantages, config.clip)
+                vf = value_loss(values, mb_values, mb_returns, config.clip_value)
+                ((pg.sum() + vf.sum()) / count).backward()
+                with torch.no_grad():
+                    k3 = ratio - 1 - (logp - mb_logp)                 # never negative (Schulman)
+                    stats.append(torch.stack([pg.sum(), vf.sum(), clipped.sum(), k3.sum(),
+                                              ratio.sum(), m.sum()]))
+            if ptx:
+                k = step * len(parts) + updates - 1
+                text = corpus.rows((k * env.world_size + env.rank) * n_text, n_text, T)
+                text = text.to(env.device)
+                if env.ddp:
+                    policy.require_backward_grad_sync = True
+                with env.autocast():
+                    _, ptx_loss = policy(text[:, :-1], text[:, 1:].contiguous())
+                (config.ptx_coef * ptx_loss).backward()
+            grad_norm = sum(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+                            for net in (raw, raw_critic))
+            run.check(step, grad_norm, idx=idx[part], mask=mask[part], returns=returns[part])
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            recent = torch.stack(stats[before:]).sum(0).tolist()
+            moved, n = env.average(recent[3], recent[5])
+            if moved / n > config.max_kl:
                 break
 
         # f. what happened, averaged over all ranks
         pg, vf, clipped, k3, ratio, n = env.average(*torch.stack(stats).sum(0).tolist())
-        n_responses, tokens, kl_sum, entropy_sum, score_sum, reward_sum, end_sum = env.average(
-            B, *(t.sum().item() for t in (mask, kl, entropy, scores, rewards, ended)))
+        n_responses, reward_sum, tokens, kl_sum, entropy_sum, score_sum, end_sum = env.average(
+            B, reward_sum, *(t.sum().item() for t in (mask, kl, entropy, scores, ended)))
         var_error, var_return = ((t[mask].var(unbiased=False).item())
                                  for t in (returns - old_values, returns))
         explained, = env.average(1 - var_error / max(var_return, 1e-8))

@@ -119,7 +119,7 @@ def batch(dialogues, rows, T, pad):
 
 
 @torch.no_grad()
-def evaluate(model, dialogues, T, pad, micro_batch, env):
+def evaluate(model, dialogues, pad, micro_batch, env):
     """Loss per token of what the assistant says (nats), and how often its likeliest token is the
     demonstration's. One dialogue a row, sorted by length; the rows are shared among the ranks."""
     model.eval()
@@ -178,7 +178,12 @@ if __name__ == "__main__":
     if not train or not val:
         fail(f"{config.data}: {len(train)} dialogues to train on and {len(val)} to evaluate; both "
              f"must be more than 0 ({dropped} were left out, longer than the model's {T} tokens)")
-    n_text = round(B * config.ptx) if ptx else 0      # rows of pretraining text in each batch
+    n_text = round(config.batch_size * config.ptx) if ptx else 0      # rows of pretraining text
+    if n_text % env.world_size or n_text == config.batch_size:
+        fail(f"--ptx={config.ptx} makes {n_text} of --batch_size={config.batch_size} rows "
+             f"pretraining text: {env.world_size} processes must share them equally, and some rows "
+             f"must be dialogues")
+    n_text //= env.world_size                         # of this process, like B
     n_chat = B - n_text
     lengths = [len(ids) for ids, _ in train]
     n_rows = config.steps * n_chat * env.world_size
@@ -252,12 +257,13 @@ if __name__ == "__main__":
                                    grad_norm=grad_norm.item(), tokens_per_s=int(speed)))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            val_loss, val_accuracy = evaluate(compiled, val, T, tok.pad, micro_batch, env)
+            paused = time.time()
+            val_loss, val_accuracy = evaluate(compiled, val, tok.pad, micro_batch, env)
             metrics = dict(val_loss=val_loss, val_token_accuracy=val_accuracy)
             run.log(step + 1, metrics)
             prompt = held_out[step // config.eval_every % len(held_out)]["messages"][:-1]
             run.say(f"    sample: {show_sample(raw, tok, prompt, env)}")
-            clock = time.time()
+            clock += time.time() - paused             # evaluation is not training
         run.save_state(step + 1, model=raw, optimizer=optimizer, metrics=metrics)
 
     # -----------------------------------------------------------------------------------------

@@ -14,10 +14,12 @@ import experiments
 import report
 from common import Setup
 from data import town
-from evaluate import best_of, distinct, examine_reward, interval, response_logp, wins
+from evaluate import (best_of, distinct, examine_reward, first_line, interval, response_logp,
+                      wins)
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
 from rlhf_ppo import Config
+from tokenizer import Tokenizer
 
 ENV = Setup(Config(device="cpu", dtype="float32"))
 
@@ -76,15 +78,23 @@ def test_the_kl_of_best_of_n_is_that_of_its_distribution():
 def test_log_probabilities_of_answers_equal_a_loop_over_tokens(config, tiny_tokenizer):
     tok, model = tiny_tokenizer, loud(GPT(config))
     prompts = [[dict(role="user", content=t)] for t in ("Who?", "What is 12 + 30?", "Ada lives")]
-    answers = [("Ada Ashton", True), ("42", False), ("", True)]
-    ids = [tok.encode_chat(p, reply=True)[0] for p in prompts]
-    total, count = response_logp(model, tok, ids, answers, ENV, temperature=0.7)
-    for i, (text, ended) in enumerate(answers):
-        reply, expected = tok.encode(text) + [tok.end] * ended, 0.0
+    # what was sampled, not what its text encodes to: 42 is one token or two, and half an emoji none
+    replies = [tok.encode("Ada Ashton") + [tok.end], list(b"42"), [0xf0, 0x9f], [tok.end], []]
+    ids = [tok.encode_chat(p, reply=True)[0] for p in prompts + prompts[:2]]
+    total, count = response_logp(model, tok, ids, replies, ENV, temperature=0.7, batch_size=2)
+    for i, reply in enumerate(replies):
+        expected = 0.0
         for t in range(len(reply)):
             logits = model(torch.tensor([ids[i] + reply[:t]]))[0][0, -1]
             expected += F.log_softmax(logits / 0.7, -1)[reply[t]].item()
         assert total[i] == pytest.approx(expected, abs=1e-4) and count[i] == len(reply)
+
+
+def test_a_base_models_answer_ends_with_its_line(tiny_tokenizer):
+    tok = Tokenizer.train("says.\n" * 9, 270)         # has a token for ".\n"
+    ids = tok.encode("She says.\nAnd then")
+    assert b".\n" in tok.ranks and tok.decode(first_line(tok, ids)) == "She says.\n"
+    assert first_line(tok, ids[:3]) == ids[:3]
 
 
 def test_the_reward_model_is_examined_pair_by_pair(judge, tiny_tokenizer):
@@ -137,6 +147,10 @@ def test_the_report_draws_what_there_is(tmp_path):
     assert report.read_log(tmp_path / "sft.jsonl") == [dict(step=1, loss=2.0)]
     report.draw(tmp_path, {}, tmp_path / "report.png")
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_intervals_lose_their_leading_zeros_and_no_other():
+    assert report.cell([0.5, 0.25, 10.0]) == ".50 [.25, 10.00]" and report.cell(0.5) == "0.50"
 
 
 def test_the_table_has_a_column_for_each_model_and_a_dash_for_what_is_unknown(capsys):

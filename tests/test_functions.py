@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from functions import check_scores, get_scores, load_function
+from functions import check_scores, get_scores, load_function, verdicts_of
 
 MINE = """
 X = 1
@@ -41,6 +41,30 @@ def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, tmp_path, mon
         load_function(spec)
     said = capsys.readouterr().err
     assert end.value.code == 1 and reason in said and said.count("\n") == 1
+
+
+def test_a_file_may_hold_dataclasses_with_annotations_that_are_text(tmp_path):
+    (tmp_path / "mine.py").write_text("""from __future__ import annotations
+from dataclasses import dataclass
+@dataclass
+class Rule:
+    bonus: float = 1.0
+def f(prompts, responses): return [Rule().bonus] * len(responses)""")
+    assert load_function(f"{tmp_path}/mine.py:f")([""], ["a"]) == [1.0]
+
+
+def test_a_judge_is_asked_about_each_answer():
+    verdict = dict(grade=1, right=True, unsure=False, refusal=False)
+    assert verdicts_of(lambda p, r: dict(verdict, grade=len(r)), *PAIR, "j") == [
+        dict(verdict, grade=3), dict(verdict, grade=4)]
+
+
+@pytest.mark.parametrize("judge, reason", [
+    (lambda p, r: dict(grade=1, right=True), "gave no refusal, unsure"),
+    (lambda p, r: None, "TypeError"), (lambda p, r: 1 / (len(r) - 3), "ZeroDivisionError")])
+def test_a_judge_that_fails_is_named_with_the_answer(judge, reason):
+    with pytest.raises(ValueError, match=f"mine.py:j.*{reason}.*'Who\\?'.*'Ada'"):
+        verdicts_of(judge, *PAIR, "mine.py:j")
 
 
 @pytest.mark.parametrize("scores", [[1.0], 1.0, [[1.0], [2.0]], [1, 2, 3], [], None, ["a", "b"],

@@ -184,7 +184,7 @@ def test_evaluation_equals_a_loop_over_tokens(dialogues, tiny_tokenizer):
             if mask[t]:
                 nats.append(-logits[t - 1].log_softmax(0)[ids[t]].item())
                 right.append(logits[t - 1].argmax().item() == ids[t])
-    got = evaluate(model, encoded, 199, tiny_tokenizer.pad, 4, ENV)
+    got = evaluate(model, encoded, tiny_tokenizer.pad, 4, ENV)
     assert got == pytest.approx((np.mean(nats), np.mean(right)), rel=1e-5)
 
 
