@@ -299,7 +299,7 @@ def prepare(name, config):
              f"and try again")
     except KeyboardInterrupt:
         fail("stopped; the same command goes on from there")
-    print("next:")
+    print("data/README.md has whole chains on real data; with what is here, next:")
     for file in files:
         for command in NEXT.get(file, NEXT["text"]):
             print("   ", command.format(folder / file, name))

@@ -97,6 +97,8 @@ CASES = """
     sft --init=bad/nan.pt                 | bad/nan.pt is damaged: its weights
     sft --init=reward.pt                  | comes from stage 'reward', but pretrain or sft is needed
     sft --ptx=2                           | --ptx=2.0 must be at most 1
+    sft --ptx=1                           | some rows must be dialogues
+    sft --ptx=0.95                        | some rows must be dialogues
     sft --out=pretrain.pt                 | would write pretrain.pt, but pretrain.pt is read here
     sft --out=ppo.pt                      | ppo.pt is from another run
     sft --out=bad/armed.pt                | delete it and run `python sft.py --fresh` again
@@ -382,5 +384,6 @@ def test_what_all_processes_fail_for_is_said_once(folder):
 
 def test_a_process_that_fails_alone_is_heard_and_ends_the_others(folder, tmp_path):
     (tmp_path / "failing.py").write_text(FAILING)
-    done = torchrun(folder, f"{tmp_path}/failing.py", f"{ROOT}/sft.py", *SFT)
+    done = torchrun(folder, f"{tmp_path}/failing.py", f"{ROOT}/sft.py", *SFT,
+                    "--batch_size=8")
     assert done.returncode != 0 and ours(done) == ["sft.py: process 1: a cosmic ray"]
