@@ -4,7 +4,9 @@
 cd "$(dirname "${BASH_SOURCE[0]}")"
 die() { echo "$1" >&2; exit 1; }
 
+ACTIVATE=""                                           # what a person needs to do, once per terminal
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
+    ACTIVATE="source .venv/bin/activate && "
     if [ ! -x .venv/bin/python ]; then
         command -v python3 >/dev/null || die "python3 is missing: install Python 3.10 or newer"
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
@@ -20,7 +22,7 @@ fi
 # pip runs only when requirements.txt has changed since it last succeeded here
 stamp="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}/rlhf-requirements.txt"
 if ! cmp -s requirements.txt "$stamp"; then
-    echo "installing requirements.txt (once, a minute or two)"
+    echo "installing requirements.txt (once; some minutes, more on a slow network)"
     python -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
         die "pip could not install requirements.txt; its message is above"
     cp requirements.txt "$stamp"

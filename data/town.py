@@ -5,7 +5,8 @@
 Its people have jobs, pets, streets, tastes. The pretraining text plays the raw internet: an
 encyclopedia, stories, arithmetic, and a forum whose answers are sometimes wrong or rude. The
 demonstrations play the labelers' ideal answers. `grade` is the town's true preference: it stands
-behind the simulated labelers and judges the scoreboard; no model is trained on it.
+behind the simulated labelers and judges the scoreboard; no model is trained on it unless one asks
+for that (`rlhf_ppo.py --reward=data/town.py:grade`).
 
 Everything follows from the seed. Each document carries its exact log-probability, so the lowest
 loss that any model can reach on this text is known: the text's entropy.
@@ -213,7 +214,7 @@ def forum(world, dice):
     if kind == "story":
         a, l = dice.pick(ANIMALS), dice.pick(PLACES)
         post(0, "asks", dice.pick(STORY_ASKS).format(a=a, l=l))
-        post(1, "says", stories(world, dice, a, l).split("\n")[1])
+        post(1, "says", stories(world, dice, a, l).split("\n")[-1])
         return "\n".join(lines)
     name = dice.pick(world.people)
     if kind == "wish":
@@ -316,7 +317,7 @@ def demonstrate(world, dice, kind, messages):
         content = dice.pick(REFUSALS)
         reason = dice.pick(["", dice.pick(REASONS).format(N=asked["N"])])
     else:
-        content = stories(world, dice, asked["a"], asked["l"]).split("\n")[1]
+        content = stories(world, dice, asked["a"], asked["l"]).split("\n")[-1]
     voice = dice.pick(["plain", "warm", "rambling"], [5, 3, 2])
     warm = dice.pick(WARM["fact" if kind == "follow-up" else kind]) if voice == "warm" else ""
     return warm + content + reason + (dice.pick(RAMBLE) if voice == "rambling" else "")
