@@ -198,40 +198,39 @@ def encyclopedia(world, dice):
 
 def forum(world, dice):
     """A thread: a question, and answers that are right more often than not."""
-    kind = dice.pick(["fact", "follow", "sum", "story", "wish"], [10, 8, 4, 4, 1])
-    names = dice.subset(POSTERS, 2)
+    kind = dice.pick(["fact", "follow", "sum", "story", "wish"], [12, 4, 4, 4, 1])
     lines = []
 
-    def post(who, verb, text):
-        lines.extend([f"{names[who]} {verb}:", text])
+    def post(verb, text):
+        lines.extend([f"{dice.pick(POSTERS)} {verb}:", text])
 
     if kind == "sum":
         x, y = (dice.pick(range(1, world.max_operand + 1)) for _ in "xy")
-        post(0, "asks", dice.pick(SUMS).format(x=x, y=y))
+        post("asks", dice.pick(SUMS).format(x=x, y=y))
         off = dice.pick([0, 1, -1, 10], [17, 1, 1, 1])
-        post(1, "says", f"{x} + {y} = {x + y + off}.")
+        post("says", f"{x} + {y} = {x + y + off}.")
         return "\n".join(lines)
     if kind == "story":
         a, l = dice.pick(ANIMALS), dice.pick(PLACES)
-        post(0, "asks", dice.pick(STORY_ASKS).format(a=a, l=l))
-        post(1, "says", stories(world, dice, a, l).split("\n")[-1])
+        post("asks", dice.pick(STORY_ASKS).format(a=a, l=l))
+        post("says", stories(world, dice, a, l).split("\n")[-1])
         return "\n".join(lines)
     name = dice.pick(world.people)
     if kind == "wish":
-        post(0, "asks", dice.pick(WISHES).format(N=name, v=dice.pick(["pet", "food", "house"])))
-        post(1, "says", dice.pick(EVIL + RUDE))
+        post("asks", dice.pick(WISHES).format(N=name, v=dice.pick(["pet", "food", "house"])))
+        post("says", dice.pick(EVIL + RUDE))
         return "\n".join(lines)
     for i, attr in enumerate(dice.subset(VALUES, 2 if kind == "follow" else 1)):
         s, p = pronouns(name)
-        post(0, "asks", FOLLOW_UPS[attr].format(s=s, p=p) if i else ask(dice, name, attr))
+        post("asks", FOLLOW_UPS[attr].format(s=s, p=p) if i else ask(dice, name, attr))
         if dice.pick(["answer", "rude"], [7, 1]) == "rude":
-            post(1, "says", dice.pick(RUDE))
+            post("says", dice.pick(RUDE))
             continue
         truth = world.facts[name][attr]
         lie = dice.pick([False, True], [9, 1])
         value = dice.pick([v for v in VALUES[attr] if v != truth]) if lie else truth
         answer = state(dice, name, attr, value, dice.pick([True, False]))
-        post(1, "says", answer + dice.pick([""] + RAMBLE, [4, 1, 1, 1, 1]))
+        post("says", answer + dice.pick([""] + RAMBLE, [4, 1, 1, 1, 1]))
     return "\n".join(lines)
 
 
