@@ -24,9 +24,24 @@ class Config:
     debug: bool = False       # show tracebacks
 
 
+def kind(board, model, name, value):
+    return board["models"][model]["by_kind"][name][value]
+
+
+def better_kinds(board):
+    sft, ppo = (board["models"][m]["by_kind"] for m in ("sft", "ppo"))
+    return sum(ppo[name]["grade"] >= sft[name]["grade"] for name in sft)
+
+
+def above_entropy(board):
+    """From the last evaluation in pretraining's log."""
+    last = [row for row in read_log(board["folder"] / "pretrain.jsonl") if "entropy" in row][-1]
+    return last["val_loss"] / last["entropy"] - 1
+
+
 # What is read from a scoreboard: a name, how to find it, and how to print it.
 FIGURES = [
-    ("pretraining: loss above the town's entropy", lambda b: above_entropy(b["folder"]), "{:+.1%}"),
+    ("pretraining: loss above the town's entropy", above_entropy, "{:+.1%}"),
     ("SFT: facts nobody asked about in SFT", lambda b: kind(b, "sft", "fact", "right"), "{:.1%}"),
     ("SFT: sums not seen in SFT", lambda b: kind(b, "sft", "sum", "right"), "{:.1%}"),
     ("SFT: unknown people recognised", lambda b: kind(b, "sft", "unknown", "right"), "{:.1%}"),
@@ -54,21 +69,6 @@ FIGURES = [
     ("loss on text, PPO / SFT - 1",
      lambda b: b["models"]["ppo"]["text_loss"] / b["models"]["sft"]["text_loss"] - 1, "{:+.1%}"),
 ]
-
-
-def kind(board, model, name, value):
-    return board["models"][model]["by_kind"][name][value]
-
-
-def better_kinds(board):
-    sft, ppo = (board["models"][m]["by_kind"] for m in ("sft", "ppo"))
-    return sum(ppo[name]["grade"] >= sft[name]["grade"] for name in sft)
-
-
-def above_entropy(folder):
-    """From the last evaluation in pretraining's log."""
-    last = [row for row in read_log(folder / "pretrain.jsonl") if "entropy" in row][-1]
-    return last["val_loss"] / last["entropy"] - 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import math
+import runpy
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -77,6 +78,19 @@ def test_help_is_the_docstring_and_the_class_with_its_comments(flag, capsys):
     said = capsys.readouterr().out
     assert end.value.code == 0 and "Stage 9 of 4." in said
     assert "steps: int = 10            # optimizer steps" in said
+
+
+SCRIPTS = [str(file.relative_to(ROOT)) for folder in (ROOT, ROOT / "data")
+           for file in sorted(folder.glob("*.py")) if "__main__" in file.read_text()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_starts_and_shows_its_help(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "-h"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and "class Config:" in said and len(SCRIPTS) > 12
 
 
 @pytest.mark.parametrize("error, said", [
