@@ -81,19 +81,21 @@ def test_the_losses_in_both_precisions_agree_within_half_a_percent(go, stage, mo
     assert rough == pytest.approx(exact, rel=TOLERANCE)
 
 
-def test_ppos_losses_in_both_precisions_agree_within_two_percent(go):
-    """On the same answers: drawn in another precision, they would be others. (A squared error grows
-    with the noise in the values: four seeds gave +.1 to +1.1%.)"""
-    _, end = go("rlhf_ppo", "float32", "--dtype=float32", "--steps=1")
-    idx, mask, config = end["idx"], end["mask"], end["config"]
-    old, advantages, returns, values = (
-        end[name][mask] for name in ("old_logp", "advantages", "returns", "old_values"))
-    found = []
-    for enabled in (False, True):
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-            logp, _ = log_probs(end["raw"], idx, mask, config.temperature)
-            new = end["raw_critic"](idx[:, :-1])[mask]
-        found.append([policy_loss(logp, old, advantages, config.clip)[0].abs().mean().item(),
-                      value_loss(new, values, returns, config.clip_value).mean().item(),
-                      logp.mean().item()])
-    assert found[0] != found[1] and found[1] == pytest.approx(found[0], rel=0.02)
+def test_ppos_losses_in_both_precisions_agree_within_one_percent(go):
+    """On the same answers: drawn in another precision, they would be others. The mean of four seeds,
+    since in a handful of answers the errors of the squared values do not cancel."""
+    found = torch.zeros(2, 3)                         # precision, loss
+    for seed in range(4):
+        _, end = go("rlhf_ppo", f"float32_{seed}", "--dtype=float32", "--steps=1", f"--seed={seed}")
+        idx, mask, config = end["idx"], end["mask"], end["config"]
+        old, advantages, returns, values = (
+            end[name][mask] for name in ("old_logp", "advantages", "returns", "old_values"))
+        for row, enabled in zip(found, (False, True)):
+            with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+                logp, _ = log_probs(end["raw"], idx, mask, config.temperature)
+                new = end["raw_critic"](idx[:, :-1])[mask]
+            row += torch.stack([
+                policy_loss(logp, old, advantages, config.clip)[0].abs().mean(),
+                value_loss(new, values, returns, config.clip_value).mean(), logp.mean()])
+    exact, rough = found.tolist()
+    assert exact != rough and rough == pytest.approx(exact, rel=0.01)
