@@ -19,7 +19,6 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.utils._triton import has_triton
 
 
 def fail(message):
@@ -168,6 +167,7 @@ class Setup:
             return model
         try:
             import torch._inductor.cpp_builder as builder
+            from torch.utils._triton import has_triton
             builder.get_cpp_compiler()
             if self.device.type == "cuda" and not has_triton():
                 raise RuntimeError

@@ -200,6 +200,7 @@ if __name__ == "__main__":
     if config.reward:
         ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=tok.to_dict())
         reward = ScalarGPT.load(ckpt).to(env.device)
+        unseen = ckpt["config"].get("held_out", 0.05)             # of its comparisons
 
     # -----------------------------------------------------------------------------------------
     # the answers, greedy and sampled, and what the judge makes of them
@@ -217,7 +218,7 @@ if __name__ == "__main__":
             room = T - min(config.max_new_tokens, T // 3)
             asked = [few_shot(tok, p, k, examples, config, np.random.default_rng(i), room)
                      for i, (p, k) in enumerate(zip(prompts, kinds))]
-        found = {}
+        found = {}                                    # the sampled ones last: they are used below
         for way, heat in (("greedy", 0.0), ("sampled", config.temperature)):
             replies = continue_ids(model, tok, asked, env, config.max_new_tokens, heat, stop,
                                    seed=config.seed)
@@ -273,9 +274,8 @@ if __name__ == "__main__":
             loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, env)
             board["models"][name]["text_loss"] = loss.item()
     if reward is not None and Path(config.comparisons).exists():
-        share = ckpt["config"].get("held_out", 0.05)  # of the reward model's training
         held_out = [r for r in read_comparisons(config.comparisons)
-                    if is_held_out(r["prompt"], share)]
+                    if is_held_out(r["prompt"], unseen)]
         if held_out:
             board["reward_model"] = examine_reward(reward, tok, held_out, env)
     if reward is not None and Path(config.contrasts).is_file():

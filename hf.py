@@ -6,8 +6,8 @@ export  reads a checkpoint; writes such a folder
 
 A model there is the same numbers under other names, some transposed, stacked or in another order.
 GPT2LMHeadModel and LlamaForCausalLM can be imported. The style laptop is exported as the one
-architecture that equals it, a GPTNeoXForCausalLM whose biases are 0. Needs: pip install safetensors,
-and huggingface_hub for a model by name.
+architecture that equals it, a GPTNeoXForCausalLM whose biases are 0.
+Needs: pip install safetensors, and huggingface_hub for a model by name
 
     python hf.py import gpt2 out/gpt2.pt --block_size=256
     python hf.py import HuggingFaceTB/SmolLM2-135M out/smol.pt --block_size=256
