@@ -310,11 +310,16 @@ def recipe(config):
 
 def sample(config):
     """128 sequences of 48 tokens after 16, from one batch."""
-    transformers = optional("transformers")
+    transformers, env = optional("transformers"), Setup(replace(config, device="cpu"))
     model, _ = small(1024, 128)
     model.eval()
     idx = torch.randint(1024, (128, 16))
-    entrants = {"model.py": lambda: model.generate(idx, 48), "transformers, GPT-2": transformers}
+
+    def ours():
+        with env.autocast():                          # as compare.py and rlhf_ppo.py do
+            model.generate(idx, 48)
+
+    entrants = {"model.py": ours, "transformers, GPT-2": transformers}
     if not isinstance(transformers, str):
         gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(
             vocab_size=1024, n_positions=128, n_embd=128, n_layer=4, n_head=2,

@@ -112,6 +112,8 @@ def split_heads(arch, config, w):
     """Our attn.qkv has the rows of all queries, then keys, then values -> what they have."""
     G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.n_embd // config.n_head
     q, k, v = w.unflatten(0, (-1, D)).split((G * K, K, K))            # (heads, D, C) or (heads, D)
+    if arch != GPT_2:             # rotary pairs: our (2i, 2i + 1) is their (i, i + D/2)
+        q, k = (t.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for t in (q, k))
     if arch == LLAMA:
         return [t.flatten(0, 1) for t in (q, k, v)]
     k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # the others share no keys
@@ -147,8 +149,11 @@ def from_theirs(arch, config, theirs, folder):
     ours = {}
     for name in blank:
         source = "wte.weight" if config.tied and name == "lm_head.weight" else name
-        ours[name] = torch.cat([turn(arch, name, theirs[n].float())
-                                for n in their_names(arch, source)])
+        parts = [turn(arch, name, theirs[n].float()) for n in their_names(arch, source)]
+        if arch == LLAMA and ".attn.qkv." in name:    # what split_heads does to their pairs, undone
+            halves = (-1, 2, config.n_embd // config.n_head // 2)
+            parts[:2] = [p.unflatten(0, halves).transpose(1, 2).flatten(0, 2) for p in parts[:2]]
+        ours[name] = torch.cat(parts)
     return ours
 
 

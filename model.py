@@ -65,22 +65,27 @@ def make_norm(config):
     return nn.LayerNorm(config.n_embd, eps=config.norm_eps, bias=config.bias)
 
 
-def rotary_angles(pos, config):
-    """cos and sin, (…, D), of positions (…): slow and fast clocks, D / 2 of them, twice."""
+def rotary_turns(pos, config):
+    """cos and sin, (…, D/2, 2), of what positions (…) turn by: D/2 clocks, from fast to slow."""
     D = config.n_embd // config.n_head
     freqs = config.rope_theta ** (-torch.arange(0, D, 2, device=pos.device).float() / D)
-    turned = (pos[..., None] * freqs).repeat(*[1] * pos.dim(), 2)
-    return turned.cos(), turned.sin()
+    angles = pos[..., None] * freqs
+    return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 
-def rotate(x, cos, sin):
-    """Turn the pairs (x[i], x[i + D/2]) by position-dependent angles (RoFormer, eq. 34).
+def rotate(x, turns):
+    """Turn the pairs (x[2i], x[2i + 1]) by position-dependent angles (RoFormer, eq. 34).
 
-    x: (B, H, T, D); cos, sin: (T, D) or (B, 1, T, D). The dot product of a query at m and a key
-    at n then depends on m - n alone, which is how attention learns relative positions.
+    x: (B, H, T, D); turns: (T, D/2, 2) or (B, 1, T, D/2, 2). The dot product of a query at m and a
+    key at n then depends on m - n alone, which is how attention learns relative positions.
     """
-    a, b = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-b, a), dim=-1) * sin
+    pairs = x.unflatten(-1, (-1, 2))                                  # (B, H, T, D/2, 2)
+    if torch.compiler.is_compiling():
+        (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+    # (a + ib)(cos + i sin), the same in one pass over memory: a tenth of a training step on a CPU
+    turned = torch.view_as_complex(pairs) * torch.view_as_complex(turns)
+    return torch.view_as_real(turned).flatten(-2)
 
 
 # The same numbers by a kernel that never writes the (T, T) matrix to memory: training is 1.4 times
@@ -139,13 +144,13 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, width, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x, rope, bias, cache):
+    def forward(self, x, turns, bias, cache):
         B, T, C = x.shape
         heads = (self.n_head, self.n_kv_head, self.n_kv_head)
         qkv = self.qkv(x).view(B, T, sum(heads), self.head_dim).transpose(1, 2)
         qk, v = qkv.split((sum(heads[:2]), heads[2]), dim=1)          # (B, H, T, D)
-        if rope is not None:
-            qk = rotate(qk, *rope).type_as(v)
+        if turns is not None:                                         # there is no complex bf16
+            qk = rotate(qk.type_as(self.qkv.weight), turns).type_as(v)
         q, k = qk.split(heads[:2], dim=1)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -186,8 +191,8 @@ class Block(nn.Module):
         self.norm_1, self.attn = make_norm(config), Attention(config, layer)
         self.norm_2, self.mlp = make_norm(config), MLP(config)
 
-    def forward(self, x, rope, bias, cache):
-        x = x + self.attn(self.norm_1(x), rope, bias, cache)          # tokens talk to each other
+    def forward(self, x, turns, bias, cache):
+        x = x + self.attn(self.norm_1(x), turns, bias, cache)         # tokens talk to each other
         return x + self.mlp(self.norm_2(x))                           # each thinks by itself
 
 
@@ -245,15 +250,15 @@ class GPT(nn.Module):
             bias = torch.zeros(seen.shape, device=idx.device, dtype=self.work_dtype(idx))
             bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
 
-        x, rope = self.wte(idx), None                                 # (B, T, C)
+        x, turns = self.wte(idx), None                                # (B, T, C)
         x = x if extra is None else x + extra
         if self.config.pos == "learned":
             x = x + self.wpe(pos)
         else:
-            rope = rotary_angles(pos if mask is None else pos[:, None], self.config)
+            turns = rotary_turns(pos if mask is None else pos[:, None], self.config)
         x = F.dropout(x, self.config.dropout if self.training else 0.0)
         for block in self.blocks:
-            x = block(x, rope, bias, cache)
+            x = block(x, turns, bias, cache)
         if cache is not None:
             cache.length += T
         return self.norm(x)

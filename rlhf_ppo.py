@@ -275,25 +275,26 @@ if __name__ == "__main__":
                                for row, r in zip(rows, responses)], tok.pad, env.device)
         mask = response_mask([row["ids"] for row in rows], responses, env.device)
         mask = F.pad(mask, (0, idx.size(1) - 1 - mask.size(1)))
-        scores = torch.zeros(len(rows), device=env.device)
-        logp, ref_logp, entropy, values = (torch.zeros(mask.shape, device=env.device)
-                                           for _ in range(4))
+        scores, found = torch.zeros(len(rows), device=env.device), []
         for i in range(0, len(rows), 4 * config.micro_batch):         # no gradients: more fit
             part = slice(i, i + 4 * config.micro_batch)
             t = int(last[part].max()) + 1                             # crop to the longest
-            x, m, at = idx[part, :t], mask[part, :t - 1], (part, slice(t - 1))    # at: a view
+            x, m = idx[part, :t], mask[part, :t - 1]
             with env.autocast():
-                logp[at][m], entropy[at][m] = log_probs(raw, x, m, config.temperature)
-                ref_logp[at][m], _ = log_probs(reference, x, m, config.temperature)
-                values[at][m] = raw_critic(x[:, :-1])[m]
+                logp, entropy = log_probs(raw, x, m, config.temperature)          # (n,) each
+                ref_logp, _ = log_probs(reference, x, m, config.temperature)
+                found.append((logp, ref_logp, entropy, raw_critic(x[:, :-1])[m]))
                 if not own_reward:
                     scores[part] = reward(x)[range(len(x)), last[part]]
+        # back to where each token stands, (B, T - 1)
+        per_token = [torch.zeros(mask.shape, device=env.device).masked_scatter(mask, torch.cat(v))
+                     for v in zip(*found)]
         if own_reward:
             prompts = [row["prompt"] for row in rows]
             texts = [answer_text(tok, r) for r in responses]
             scores = get_scores(reward_function, prompts, texts, config.reward)
         scores = scores.float().cpu() - config.missing_end * ~ended
-        return scores, ended, idx, mask, logp, ref_logp, entropy, values
+        return scores, ended, idx, mask, *per_token
 
     def evaluate():
         """Held-out prompts: the score, the distance from the reference, the judge's grade."""

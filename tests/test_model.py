@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, optimizer_groups, rotary_angles,
+from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, optimizer_groups, rotary_turns,
                    rotate, sample, token_logp)
 
 V = 40
@@ -99,16 +99,18 @@ def test_attention_equals_the_formula_written_as_loops(model):
     H, K, T = attn.n_head, attn.n_kv_head, 5
     D = 32 // H
     qkv = attn.qkv(x)[0].detach()                                     # (T, (H + 2 K) D)
-    turns = model.config.pos == "rope"
+    rotary = model.config.pos == "rope"
 
     def turned(vector, t):
-        """Each pair (i, i + D/2) is a complex number, turned by t * theta^(-2 i / D)."""
-        if not turns:
+        """Each pair (2i, 2i + 1) is turned by the angle t * theta^(-2 i / D)."""
+        if not rotary:
             return vector.tolist()
-        pairs = [complex(vector[i], vector[i + D // 2]) for i in range(D // 2)]
-        angles = [t * 10000.0 ** (-2 * i / D) for i in range(D // 2)]
-        pairs = [z * complex(math.cos(a), math.sin(a)) for z, a in zip(pairs, angles)]
-        return [z.real for z in pairs] + [z.imag for z in pairs]
+        out = []
+        for i in range(D // 2):
+            angle, (x, y) = t * 10000.0 ** (-2 * i / D), vector[2 * i:2 * i + 2].tolist()
+            out += [x * math.cos(angle) - y * math.sin(angle),
+                    x * math.sin(angle) + y * math.cos(angle)]
+        return out
 
     y = torch.zeros(1, T, 32)
     for h in range(H):
@@ -124,17 +126,17 @@ def test_attention_equals_the_formula_written_as_loops(model):
             y[0, t, h * D:(h + 1) * D] = sum(math.exp(score) / total * value
                                              for score, value in zip(scores, values))
 
-    rope = rotary_angles(torch.arange(T), model.config) if turns else None
+    turns = rotary_turns(torch.arange(T), model.config) if rotary else None
     causal = torch.full((T, T), -math.inf).triu(1)
-    close(attn(x, rope, causal, None), attn.proj(y))
+    close(attn(x, turns, causal, None), attn.proj(y))
 
 
 def test_rope_depends_on_relative_distance_only():
     q, k = torch.randn(2, 1, 1, 1, 16)
-    cos, sin = rotary_angles(torch.arange(24), config("laptop"))
+    turns = rotary_turns(torch.arange(24), config("laptop"))
 
     def score(m, n):
-        return (rotate(q, cos[m], sin[m]) * rotate(k, cos[n], sin[n])).sum()
+        return (rotate(q, turns[m]) * rotate(k, turns[n])).sum()
 
     close(score(3, 1), score(19, 17))
     assert abs(score(3, 1) - score(3, 2)) > 1e-3
@@ -142,9 +144,16 @@ def test_rope_depends_on_relative_distance_only():
 
 def test_rope_keeps_lengths_and_leaves_position_zero_alone():
     x = torch.randn(1, 1, 24, 16)
-    turned = rotate(x, *rotary_angles(torch.arange(24), config("laptop")))
+    turned = rotate(x, rotary_turns(torch.arange(24), config("laptop")))
     close(turned.norm(dim=-1), x.norm(dim=-1))
     close(turned[:, :, 0], x[:, :, 0], atol=0)
+
+
+def test_pairs_are_turned_alike_with_and_without_the_compiler(monkeypatch):
+    x, turns = torch.randn(2, 3, 24, 16), rotary_turns(torch.arange(24), config("laptop"))
+    eager = rotate(x, turns)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    close(rotate(x, turns), eager)
 
 
 def test_the_fused_kernel_gives_what_the_written_out_attention_gives(model, monkeypatch):
@@ -645,7 +654,13 @@ def copy_gpt2(theirs, ours):
 
 
 def copy_llama(theirs, ours):
+    """Its rotary pairs are the rows i and i + D/2 of a head of queries or keys, ours 2i, 2i + 1."""
     weights = theirs.state_dict()
+    D = ours.config.n_embd // ours.config.n_head
+    order = [i + half for i in range(D // 2) for half in (0, D // 2)]
+    for name, w in weights.items():
+        if "q_proj" in name or "k_proj" in name:
+            weights[name] = torch.cat([head[order] for head in w.split(D)])
     pairs = {"wte.weight": ["model.embed_tokens"], "norm.weight": ["model.norm"],
              "lm_head.weight": ["lm_head"]}
     for i in range(ours.config.n_layer):
