@@ -134,9 +134,7 @@ if __name__ == "__main__":
 
     paths, speakers = (config.compare or config.init).split(","), []
     for path in paths:
-        # the stage that the file is named after comes first: it makes the file if it is missing
-        stages = sorted(("ppo", "sft", "pretrain"), key=lambda stage: stage != Path(path).stem)
-        ckpt = load_checkpoint(path, stages, judge and judge["tokenizer"])
+        ckpt = load_checkpoint(path, ("ppo", "sft", "pretrain"), judge and judge["tokenizer"])
         model = GPT(GPTConfig(**ckpt["model_config"])).to(env.device).eval()
         model.load_state_dict(ckpt["model"])
         base = ckpt["stage"] == "pretrain"

@@ -42,12 +42,14 @@ def load_checkpoint(path, stage=None, tokenizer=None):
     """The dict that save_checkpoint wrote. stage: a name or several; tokenizer: the one it must
     have. Stops with one line that names the remedy if the file is not what was asked for."""
     stages = (stage,) if isinstance(stage, str) else stage or tuple(MAKERS)
-    ckpt = load_dict(path, f"python {MAKERS[stages[0]]}")
+    named_after = Path(path).stem                     # out/ppo.pt is what rlhf_ppo.py makes
+    maker = f"python {MAKERS[named_after if named_after in stages else stages[0]]}"
+    ckpt = load_dict(path, maker)
     if not {"stage", "model", "model_config", "tokenizer", "history"} <= ckpt.keys():
-        fail(f"{path} is not a checkpoint of this project; `python {MAKERS[stages[0]]}` makes one")
+        fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
     if ckpt["stage"] not in stages:
         fail(f"{path} comes from stage '{ckpt['stage']}', but {' or '.join(stages)} is needed here:"
-             f" `python {MAKERS[stages[0]]}` makes one")
+             f" `{maker}` makes one")
     if not is_sound(ckpt):
         fail(f"{path} is damaged: its weights are not those of the model that it describes; run "
              f"`python {MAKERS[ckpt['stage']]} --fresh` again")

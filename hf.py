@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 import regex
 import torch
 
-from checkpoint import MAKERS, load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from common import fail, parse_config
 from model import GPT, GPTConfig
 from tokenizer import BYTE_CHARS, GPT2, Tokenizer
@@ -383,8 +383,7 @@ def export_model(config):
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         fail(f"{out} is there already; name a folder that is new or empty")
-    # the stage that the file is named after comes first: it makes the file if it is missing
-    ckpt = load_checkpoint(config.init, sorted(MAKERS, key=lambda s: s != Path(config.init).stem))
+    ckpt = load_checkpoint(config.init)
     if ckpt["stage"] == "reward":
         fail(f"{config.init} is a reward model: it has a score instead of words, as none there has")
     ours, tok = GPTConfig(**ckpt["model_config"]), Tokenizer.from_dict(ckpt["tokenizer"])

@@ -483,9 +483,15 @@ def grade(prompt, response):
 
 # ---------------------------------------------------------------------------------------------
 
+def write(path, text):
+    """Atomically, and only what has changed: another chain may be reading it."""
+    if not path.exists() or path.read_bytes() != text.encode():
+        with writing(path) as f:
+            f.write(text)
+
+
 def write_jsonl(path, rows):
-    with writing(path) as f:
-        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     print(f"{str(path):36} {len(rows):>6,} rows {path.stat().st_size / 1e6:6.2f} MB")
 
 
@@ -511,7 +517,7 @@ def main(config):
     rng = random.Random(f"{config.seed} contrasts")
     write_jsonl(out / "contrasts.jsonl",
                 [contrast(world, rng, "test") for _ in range(config.n_eval)])
-    (out / "world.json").write_text(json.dumps(dict(seed=config.seed, facts=world.facts), indent=1))
+    write(out / "world.json", json.dumps(dict(seed=config.seed, facts=world.facts), indent=1))
     print(f"{str(out / 'world.json'):36} {len(world.people):>6} people")
 
 

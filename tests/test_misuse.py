@@ -150,6 +150,7 @@ CASES = """
     rlhf_ppo --out=sft.pt --fresh         | would write sft.pt, but sft.pt is read here
     rlhf_ppo --lr=1e30                    | is nan at step 1 (its batch: new.nan.pt); with a
     evaluate --data=nowhere.jsonl         | nowhere.jsonl: No such file or directory
+    evaluate --models=nowhere/ppo.pt      | nowhere/ppo.pt is missing: `python rlhf_ppo.py` makes it
     evaluate --models=                    | a file without a name is missing
     evaluate --models=sft.pt,bad/other_sft.pt | another tokenizer than the checkpoint it is used
     evaluate --reward=sft.pt              | comes from stage 'sft', but reward is needed

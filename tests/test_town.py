@@ -63,6 +63,16 @@ def test_the_same_seed_writes_the_same_files(written, tmp_path):
     assert contents(generate(tmp_path, seed=0)) == contents(written)
 
 
+def test_files_that_would_not_change_are_left_alone(tmp_path):
+    generate(tmp_path, seed=0)
+    (tmp_path / "test.jsonl").write_text("cut off")
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (0, 0))
+    generate(tmp_path, seed=0)
+    touched = {p.name for p in tmp_path.rglob("*") if p.is_file() and p.stat().st_mtime > 0}
+    assert touched == {"test.jsonl"}
+
+
 def test_another_process_with_other_hashes_writes_the_same_files(written, tmp_path):
     flags = [f"--out={tmp_path}", "--n_docs=600", "--n_demos=1500", "--n_prompts=1500",
              "--n_eval=300", "--seed=0"]
