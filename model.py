@@ -383,7 +383,9 @@ class ScalarGPT(nn.Module):
         extra = None
         if self.lm is not None:
             extra = self.surprise(token_logp(self.lm, idx).unsqueeze(-1))         # (B, T, C)
-        return self.head(self.gpt.hidden(idx, extra=extra)).squeeze(-1).float()
+        x = self.gpt.hidden(idx, extra=extra)
+        with torch.autocast(idx.device.type, enabled=False):          # in bf16 1.008 follows 1
+            return self.head(x.type_as(self.head.weight)).squeeze(-1).float()
 
 
 @torch.no_grad()

@@ -622,6 +622,13 @@ def test_the_language_model_that_is_read_gets_no_gradient(style):
     assert not {id(p) for p in grouped} & {id(p) for p in scalar.lm.parameters()}
 
 
+def test_scores_are_not_rounded_to_bf16(style):
+    scalar = loud(ScalarGPT(config(style)))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = scalar(tokens(4, 8))
+    assert scores.dtype == torch.float32 and (scores.bfloat16() != scores).float().mean() > 0.9
+
+
 def test_the_scalar_head_starts_with_scores_of_about_unit_size():
     torch.manual_seed(0)
     model = ScalarGPT(GPTConfig(n_layer=1, n_embd=1023, n_head=1, n_kv_head=1, n_hidden=8,
