@@ -116,6 +116,7 @@ def pretend_gpu():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "is_available", lambda: True)
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)   # asked by AdamW
         patch.setattr(torch, "tensor", tensor)
         patch.setattr(torch, "rand", rand)
         patch.setattr(torch, "Generator", Generator)

@@ -158,7 +158,8 @@ def test_two_ranks_end_where_one_process_on_the_joined_batch_ends(ranks, one):
 def test_many_small_passes_end_where_one_big_pass_ends(folder, stage, one):
     big, _ = alone(folder, stage, f"big_{stage}", "--micro_batch=8")
     for name, weights in one[0].items():
-        torch.testing.assert_close(big[name], weights, rtol=1e-4, atol=1e-5)
+        # Muon rounds to bf16
+        torch.testing.assert_close(big[name], weights, rtol=1e-4, atol=2e-5)
 
 
 def weights(path):
