@@ -11,7 +11,7 @@ set -euo pipefail
 case "${1:-}" in
     "") PRETRAIN="" SFT="" COMPARE="" PPO="" EVALUATE="" OUT="${OUT:-out}" ;;
     --size=small)
-        PRETRAIN="--steps=1250 --eval_every=625" SFT="--steps=400" COMPARE="--n_prompts=2000"
+        PRETRAIN="--steps=1500 --eval_every=750" SFT="--steps=400" COMPARE="--n_prompts=2000"
         PPO="--steps=12" EVALUATE="--n_prompts=400 --best_of=4" OUT="${OUT:-out/small}" ;;
     *) echo "run.sh: $1 is not --size=small" >&2; exit 1 ;;
 esac
