@@ -5,7 +5,6 @@ from collections import Counter
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, optimizer_groups, rotary_turns,
