@@ -108,12 +108,18 @@ def turn(arch, name, w):
     return w.t() if arch == GPT_2 and name.startswith("blocks.") else w
 
 
+def swap(heads, a, b):
+    """(heads, a * b, …) -> (heads, b * a, …). Rotary pairs: our rows 2i, 2i + 1 are D/2 groups of 2,
+    theirs, i and i + D/2, 2 groups of D/2."""
+    return heads.unflatten(1, (a, b)).transpose(1, 2).flatten(1, 2)
+
+
 def split_heads(arch, config, w):
     """Our attn.qkv has the rows of all queries, then keys, then values -> what they have."""
     G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.n_embd // config.n_head
     q, k, v = w.unflatten(0, (-1, D)).split((G * K, K, K))            # (heads, D, C) or (heads, D)
-    if arch != GPT_2:             # rotary pairs: our (2i, 2i + 1) is their (i, i + D/2)
-        q, k = (t.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for t in (q, k))
+    if arch != GPT_2:
+        q, k = (swap(t, D // 2, 2) for t in (q, k))
     if arch == LLAMA:
         return [t.flatten(0, 1) for t in (q, k, v)]
     k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # the others share no keys
@@ -150,9 +156,9 @@ def from_theirs(arch, config, theirs, folder):
     for name in blank:
         source = "wte.weight" if config.tied and name == "lm_head.weight" else name
         parts = [turn(arch, name, theirs[n].float()) for n in their_names(arch, source)]
-        if arch == LLAMA and ".attn.qkv." in name:    # what split_heads does to their pairs, undone
-            halves = (-1, 2, config.n_embd // config.n_head // 2)
-            parts[:2] = [p.unflatten(0, halves).transpose(1, 2).flatten(0, 2) for p in parts[:2]]
+        if arch == LLAMA and ".attn.qkv." in name:
+            D = config.n_embd // config.n_head
+            parts[:2] = [swap(p.unflatten(0, (-1, D)), 2, D // 2).flatten(0, 1) for p in parts[:2]]
         ours[name] = torch.cat(parts)
     return ours
 

@@ -66,7 +66,7 @@ def make_norm(config):
 
 
 def rotary_turns(pos, config):
-    """cos and sin, (…, D/2, 2), of what positions (…) turn by: D/2 clocks, from fast to slow."""
+    """cos and sin, (…, D/2, 2), of what positions (…) turn by: D/2 clocks, fast to slow."""
     D = config.n_embd // config.n_head
     freqs = config.rope_theta ** (-torch.arange(0, D, 2, device=pos.device).float() / D)
     angles = pos[..., None] * freqs
@@ -385,7 +385,7 @@ class ScalarGPT(nn.Module):
             extra = self.surprise(token_logp(self.lm, idx).unsqueeze(-1))         # (B, T, C)
         x = self.gpt.hidden(idx, extra=extra)
         with torch.autocast(idx.device.type, enabled=False):          # in bf16 1.008 follows 1
-            return self.head(x.type_as(self.head.weight)).squeeze(-1).float()
+            return self.head(x.type_as(self.head.weight)).squeeze(-1)
 
 
 @torch.no_grad()

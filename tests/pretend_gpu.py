@@ -1,6 +1,6 @@
 """A GPU for machines without one. Its tensors are CPU tensors in a wrapper that does what CUDA's do
-when they meet a tensor on the CPU: they refuse. So what is on the wrong device is found here; speed,
-memory, autocast, compilers and nccl are not."""
+when they meet a tensor on the CPU: they refuse. So what is on the wrong device is found here;
+speed, memory, autocast, compilers and nccl are not."""
 
 from contextlib import contextmanager
 
