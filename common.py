@@ -9,6 +9,7 @@ import hashlib
 import inspect
 import math
 import os
+import platform
 import re
 import sys
 import time
@@ -121,6 +122,9 @@ def one_line(kind, error, trace):
 # ---------------------------------------------------------------------------------------------
 # devices and ranks
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
 class Setup:
     """Where this process runs: rank, world_size, device, precision."""
 
@@ -148,7 +152,7 @@ class Setup:
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
             fail(f"--device={config.device} is not one of auto, cpu, cuda, mps")
         self.device = torch.device(device)
-        self.dtype = pick_dtype(config.dtype, self.device)
+        self.dtype, self.peak = pick_dtype(config.dtype, self.device), 0.0
         if not self.main:
             sys.stdout = open(os.devnull, "w")        # rank 0 speaks for all
 
@@ -186,8 +190,17 @@ class Setup:
         fully_shard(model)
         register_fsdp_forward_method(model, "generate")
 
+    def mfu(self, flops, seconds):
+        """The share of what this machine reaches in a large matrix product that so many
+        floating-point operations in so many seconds are. That is measured, and once more if it was
+        too low (beside another program it is); None, if even then the share can't be true."""
+        rate = flops / max(seconds, 1e-9) / self.world_size
+        if rate > self.peak:
+            self.peak = max(self.peak, self.peak_flops())
+        return rate / self.peak if rate <= self.peak else None
+
     def peak_flops(self):
-        """Floating-point operations a second in a large matrix product, measured: MFU's 100%."""
+        """Floating-point operations a second in a large matrix product, measured."""
         n = 8192 if self.device.type == "cuda" else 2048
         a, seconds = torch.randn(n, n, device=self.device, dtype=self.dtype), []
         for _ in range(8):
@@ -229,18 +242,24 @@ class Setup:
 
 
 def pick_dtype(name, device):
-    """auto is bf16 where the chip multiplies it natively: GPUs since Ampere, CPUs with AMX
-    (measured: without AMX a bf16 product takes 1.5 times as long as fp32)."""
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name in dtypes:
-        return dtypes[name]
-    if name != "auto":
-        fail(f"--dtype={name} is not one of auto, {', '.join(dtypes)}")
+    """auto is bf16 where the chip multiplies it natively, else fp32: emulated, a bf16 product takes
+    1.5 times as long (measured). DTYPE=float32 in the environment says what auto is."""
+    if name == "auto":
+        name = os.environ.get("DTYPE") or ("bfloat16" if native_bf16(device) else "float32")
+    if name not in DTYPES:
+        fail(f"--dtype={name} is not one of auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def native_bf16(device):
+    """GPUs since Ampere; x86 with AMX or AVX512_BF16; ARM with BF16, where PyTorch can use it."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float32
-    amx = device.type == "cpu" and torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if amx else torch.float32
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from checkpoint import atomic_save, load_dict
-from common import clock, fail, make_folder, number, writing
+from common import DTYPES, clock, fail, make_folder, number, writing
 
 try:
     from fcntl import LOCK_EX, LOCK_NB, lockf
@@ -62,7 +62,7 @@ class Run:
                          f"another --out")
         if self.log_file != self.out and not is_log(self.log_file):
             fail(f"{self.log_file} is there already and is no log: choose another --out")
-        flags = dataclasses.asdict(config)
+        flags = dataclasses.asdict(config) | dict(dtype=str(env.dtype)[6:])
         self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
         self.flags["processes"] = env.world_size
         if env.main:
@@ -108,6 +108,9 @@ class Run:
         if state.get("finished") and not self.out.exists():
             return None
         before = state.get("run", dict(flags={}, inputs={}))
+        if self.config.dtype == "auto" and before["flags"].get("dtype") in DTYPES:
+            self.flags["dtype"] = before["flags"]["dtype"]            # whichever machine it was
+            self.env.dtype = DTYPES[self.flags["dtype"]]
         changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
                    for k, v in self.flags.items() if before["flags"].get(k) != v
                    and not (k == "lr" and path == self.state_file and self.nan_file.exists())]
@@ -205,7 +208,8 @@ class Run:
         done = max(step - self.start, 1)
         left = (time.time() - self.began) / done * (self.total - step)
         cells = [f"step {step:>{len(str(self.total))}}/{self.total}"]
-        cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()]
+        cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()
+                  if v is not None]
         tqdm.write(" | ".join(cells + [f"eta {clock(left)}"]))
 
     def say(self, text):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import common
-from common import Setup, clock, number, one_line, parse_config, pick_dtype
+from common import DTYPES, Setup, clock, number, one_line, parse_config, pick_dtype
 
 ROOT = Path(common.__file__).parent
 
@@ -127,6 +127,42 @@ def test_cuda_where_there_is_none_is_refused(refused):
 
 def test_an_unknown_precision_is_refused(refused):
     assert "float16" in refused(pick_dtype, "float16", torch.device("cpu"))
+
+
+@pytest.mark.parametrize("machine, amx, avx512_bf16, arm, native", [
+    ("x86_64", True, True, False, True), ("AMD64", False, True, False, True),
+    ("x86_64", False, False, True, False), ("aarch64", False, False, True, True),
+    ("arm64", True, True, False, False)])
+def test_auto_is_bf16_where_the_cpu_multiplies_it(monkeypatch, machine, amx, avx512_bf16, arm,
+                                                  native):
+    monkeypatch.delenv("DTYPE", raising=False)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: arm)
+    picked = pick_dtype("auto", torch.device("cpu"))
+    assert picked == (torch.bfloat16 if native else torch.float32)
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
+
+
+def test_the_environment_says_what_auto_is(monkeypatch, refused):
+    for name, dtype in DTYPES.items():
+        monkeypatch.setenv("DTYPE", name)
+        assert pick_dtype("auto", torch.device("cpu")) == dtype
+    assert pick_dtype("float32", torch.device("cpu")) == torch.float32
+    monkeypatch.setenv("DTYPE", "float8")
+    assert "float8 is not one of" in refused(pick_dtype, "auto", torch.device("cpu"))
+
+
+def test_a_utilisation_above_1_is_measured_again_or_not_told(monkeypatch):
+    measured = iter([100.0, 400.0, 300.0, 300.0])
+    monkeypatch.setattr(Setup, "peak_flops", lambda env: next(measured))
+    env = Setup(Config())
+    assert env.mfu(100.0, 2.0) == 0.5                 # the peak is 100 a second
+    assert env.mfu(400.0, 2.0) == 0.5                 # it was too low: 400
+    assert env.mfu(500.0, 1.0) is None and env.mfu(1.0, 0.0) is None
 
 
 def test_random_numbers_follow_from_seed_step_and_rank_alone():

@@ -22,6 +22,7 @@ class Config:
     steps: int = 10
     lr: float = 1e-3
     dropout: float = 0.1
+    dtype: str = "auto"
     fresh: bool = False
     debug: bool = False
 
@@ -83,7 +84,12 @@ def test_a_copy_elsewhere_has_the_same_fingerprint(texts, tmp_path):
 # ---------------------------------------------------------------------------------------------
 # runs
 
-ENV = SimpleNamespace(main=True, world_size=1, any=lambda *flags: flags, close=lambda: None)
+ENV = SimpleNamespace(main=True, world_size=1, dtype=torch.float32, any=lambda *flags: flags,
+                      close=lambda: None)
+
+
+def env(**changes):
+    return SimpleNamespace(**vars(ENV) | changes)
 
 
 @pytest.fixture
@@ -192,7 +198,23 @@ def test_a_run_on_other_data_is_refused(config, interrupted, tmp_path, refused):
 
 
 def test_a_run_on_another_number_of_processes_is_refused(config, interrupted, refused):
-    assert "processes" in refused(start, config, SimpleNamespace(main=True, world_size=2))
+    assert "processes" in refused(start, config, env(world_size=2))
+
+
+def test_a_run_goes_on_in_the_dtype_that_it_started_in_whatever_auto_is_here(config, interrupted):
+    elsewhere = env(dtype=torch.bfloat16)
+    run = start(config, elsewhere)
+    assert run.start == 4 and elsewhere.dtype == torch.float32
+    assert run.identity()["flags"]["dtype"] == "float32"
+
+
+def test_a_run_in_another_dtype_that_was_asked_for_is_refused(config, interrupted, refused):
+    said = refused(start, replace(config, dtype="bfloat16"), env(dtype=torch.bfloat16))
+    assert "--dtype=float32 there, bfloat16 here" in said
+
+
+def test_a_run_in_the_dtype_that_auto_was_goes_on(config, interrupted):
+    assert start(replace(config, dtype="float32")).start == 4
 
 
 def test_a_result_that_this_script_did_not_make_is_not_replaced(config, tiny_tokenizer, refused):
@@ -219,7 +241,7 @@ def test_the_name_of_the_result_must_be_that_of_a_checkpoint(config, refused):
 
 
 def test_other_ranks_write_nothing(config):
-    run = start(config, SimpleNamespace(**{**vars(ENV), "main": False, "world_size": 2}))
+    run = start(config, env(main=False, world_size=2))
     run.log(1, dict(loss=1.0))
     run.save_state(1, beta=0.1)
     assert not list(Path(config.out).parent.glob("*"))
