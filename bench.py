@@ -33,6 +33,7 @@ from checkpoint import save_checkpoint
 from common import Setup, fail, parse_config
 from data.formats import read_texts
 from model import GPT, STYLES, GPTConfig, ScalarGPT, optimizer_groups
+from pretrain import Muon
 from tokenizer import GPT4, Tokenizer
 
 
@@ -299,7 +300,8 @@ def recipe(config):
         matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
         adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), lr=2e-2,
                                   betas=(0.9, 0.95), fused=True)
-        muon = torch.optim.Muon(matrices, lr=0.06, weight_decay=0.1, ns_steps=3)
+        muon = Muon(matrices)
+        muon.param_groups[0]["lr"] = 0.06
         ours = run(f"model.py, Muon, {n_layer} layers, {n_embd} wide", model, [adamw, muon], steps,
                    24)
         print(f"    ours takes {ours / their_time:.2f} of its time")

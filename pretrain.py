@@ -74,6 +74,45 @@ def get_lr(step, config):
     return config.lr * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
 
 
+def orthogonalize(x, rounds=3):
+    """x (n, R, C), R <= C -> nearly U V^T for each x = U S V^T: all singular values become about 1.
+
+    Newton-Schulz: the polynomial f(s) = 3.4445 s - 4.7750 s^3 + 2.0315 s^5 is applied to the
+    singular values again and again. It takes only matrix products (Jordan et al. 2024).
+    """
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)                 # singular values below 1
+    for _ in range(rounds):
+        a = x @ x.mT                                                  # (n, R, R)
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x
+
+
+class Muon(torch.optim.Optimizer):
+    """Makes the step of a matrix equally long in all directions (Jordan et al. 2024): half of the
+    steps do. Matrices of one shape are stacked: a few large products are faster than many small
+    ones. Embedding, output layer and norms are AdamW's."""
+
+    def __init__(self, params, weight_decay=0.1, momentum=0.95, dtype=torch.float32):
+        super().__init__(params, dict(lr=0.0, weight_decay=weight_decay, momentum=momentum))
+        self.dtype = dtype                            # of the products
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            alike, momentum = {}, group["momentum"]   # {(short side, long side): [(matrix, step)]}
+            for p in (p for p in group["params"] if p.grad is not None):
+                m = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                m.lerp_(p.grad, 1 - momentum)
+                step = p.grad.lerp(m, momentum)       # Nesterov's
+                alike.setdefault((min(p.shape), max(p.shape)), []).append((p, step))
+            for same in alike.values():
+                steps = torch.stack([s.mT if s.size(0) > s.size(1) else s for _, s in same])
+                for (p, _), s in zip(same, orthogonalize(steps.to(self.dtype))):
+                    s = s.mT if p.size(0) > p.size(1) else s
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_(s, alpha=group["lr"] * max(1, p.size(0) / p.size(1)) ** 0.5)
+
+
 @torch.no_grad()
 def evaluate(model, rows, n_sources, micro_batch, env):
     """Held-out loss per source (nats per token): rows = x, y, source, each (R, T)."""
@@ -163,16 +202,12 @@ if __name__ == "__main__":
         env.shard(raw)
     compiled = env.compile(raw, config.compile)
     model = DDP(compiled) if env.ddp and not config.fsdp else compiled
-    # Muon makes the step of a matrix equally long in all directions (Jordan et al. 2024): half of
-    # the steps do. Embedding, output layer and norms are AdamW's. 3 instead of 5 Newton-Schulz
-    # rounds lose little and save time: PyTorch rounds to bf16 there, which a CPU may emulate.
     matrices = [p for p in raw.blocks.parameters() if p.dim() == 2] if config.muon else []
     adamw = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay, without=matrices),
                               betas=(0.9, 0.95), fused=env.device.type != "mps")
     optimizers = dict(adamw=adamw)
     if config.muon:
-        optimizers["muon"] = torch.optim.Muon(matrices, weight_decay=config.weight_decay,
-                                              ns_steps=3)
+        optimizers["muon"] = Muon(matrices, config.weight_decay, dtype=env.dtype)
     saved = dict(model=raw, **optimizers)
     if config.fsdp:                                   # saved as if they were in one piece
         saved = dict(model=Whole(raw), **{k: Whole(raw, o) for k, o in optimizers.items()})
@@ -181,7 +216,6 @@ if __name__ == "__main__":
             part.load_state_dict(run.state[name])
     n_params = sum(p.numel() for p in raw.parameters())
     print(f"{n_params / 1e6:.2f}M parameters on {env.device} in {str(env.dtype)[6:]}")
-    peak = env.peak_flops()
 
     # -----------------------------------------------------------------------------------------
     # training loop
@@ -217,10 +251,11 @@ if __name__ == "__main__":
 
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
             loss, = env.average(torch.stack(losses).mean().item())
-            speed = len(losses) * micro_batch * T * env.world_size / (time.time() - clock)
-            mfu = speed * raw.flops_per_token(T) / (peak * env.world_size)
+            seconds = time.time() - clock
+            count = len(losses) * micro_batch * T * env.world_size
+            mfu = env.mfu(count * raw.flops_per_token(T), seconds)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
-                                   tokens_per_s=int(speed), mfu=mfu))
+                                   tokens_per_s=int(count / seconds), mfu=mfu))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             paused = time.time()

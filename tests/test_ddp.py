@@ -156,9 +156,8 @@ def test_two_ranks_end_where_one_process_on_the_joined_batch_ends(ranks, one):
 
 
 def test_many_small_passes_end_where_one_big_pass_ends(folder, stage):
-    exact = ["--muon=0"] * (stage == "pretrain")      # Muon rounds to bf16
-    small, _ = alone(folder, stage, f"small_{stage}", *exact)
-    big, _ = alone(folder, stage, f"big_{stage}", *exact, "--micro_batch=8")
+    small, _ = alone(folder, stage, f"small_{stage}")
+    big, _ = alone(folder, stage, f"big_{stage}", "--micro_batch=8")
     for name, weights in small.items():
         torch.testing.assert_close(big[name], weights, rtol=1e-4, atol=1e-5)
 
@@ -175,13 +174,14 @@ def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(fol
     done = torchrun(folder, "stopped.py", *cut)
     assert done.returncode != 0 and "stopped after step 2" in done.stdout
     done = torchrun(folder, "wrapper.py", *cut)
-    assert done.returncode == 0 and "resuming from 2 of 3" in done.stdout
+    assert done.returncode == 0, done.stderr
+    assert "resuming from 2 of 3" in done.stdout
     whole, cut = (weights(folder / f"{name}{fsdp}.pt") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
-@pytest.mark.parametrize("muon, atol", [("0", 1e-5), ("2", 1e-4)])   # Muon rounds to bf16
-def test_fsdp_ends_where_one_process_ends(folder, muon, atol):
+@pytest.mark.parametrize("muon", ["0", "2"])
+def test_fsdp_ends_where_one_process_ends(folder, muon):
     name = f"fsdp_muon_{muon}"
     split = [name, *arguments("pretrain", name)[1:], "--fsdp=true", f"--muon={muon}"]
     done = torchrun(folder, "wrapper.py", *split)
@@ -189,7 +189,7 @@ def test_fsdp_ends_where_one_process_ends(folder, muon, atol):
     alone(folder, "pretrain", f"{name}_one", f"--muon={muon}")
     split, one = (weights(folder / f"{n}.pt") for n in (name, f"{name}_one"))
     for key in one:
-        torch.testing.assert_close(split[key], one[key], rtol=1e-4, atol=atol)
+        torch.testing.assert_close(split[key], one[key], rtol=1e-4, atol=1e-5)
     split, one = ([json.loads(line)["loss"] for line in open(folder / f"{n}.jsonl")
                    if '"loss"' in line] for n in (name, f"{name}_one"))
     assert split == pytest.approx(one, rel=1e-4) and split

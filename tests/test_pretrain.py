@@ -7,7 +7,7 @@ import torch
 
 from common import Setup
 from model import GPT, GPTConfig
-from pretrain import Config, evaluate, get_lr, show_sample
+from pretrain import Config, Muon, evaluate, get_lr, orthogonalize, show_sample
 from tiny import FLAGS, run, write
 
 ENV = Setup(Config(device="cpu", dtype="float32"))
@@ -46,6 +46,55 @@ def test_the_learning_rate_without_warmup_starts_at_its_peak():
 
 def test_a_run_that_ends_in_its_warmup_has_a_learning_rate():
     assert [get_lr(step, Config(lr=1.0, warmup=100, steps=2)) for step in range(2)] == [0.01, 0.02]
+
+
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_orthogonalizing_applies_the_polynomial_to_the_singular_values(rounds):
+    x = torch.randn(2, 6, 9, dtype=torch.float64)
+    U, S, Vt = torch.linalg.svd(x / x.norm(dim=(1, 2), keepdim=True), full_matrices=False)
+    for _ in range(rounds):
+        S = 3.4445 * S - 4.7750 * S**3 + 2.0315 * S**5
+    torch.testing.assert_close(orthogonalize(x, rounds), U @ torch.diag_embed(S) @ Vt, rtol=1e-6,
+                               atol=1e-8)
+
+
+def matrices():
+    torch.manual_seed(3)
+    return [torch.nn.Parameter(torch.randn(shape)) for shape in ((8, 12), (12, 8), (8, 12), (5, 5))]
+
+
+def walk(params, optimizer, steps=4):
+    torch.manual_seed(4)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.05
+    for _ in range(steps):
+        for p in params:
+            p.grad = torch.randn_like(p)
+        optimizer.step()
+    return params
+
+
+def test_muon_takes_the_steps_of_pytorchs_which_rounds_to_bf16():
+    ours, theirs = matrices(), matrices()
+    walk(ours, Muon(ours, weight_decay=0.1))
+    walk(theirs, torch.optim.Muon(theirs, weight_decay=0.1, ns_steps=3))
+    for a, b, start in zip(ours, theirs, matrices()):
+        assert (a - b).norm() < 0.01 * (b - start).norm()
+
+
+def test_a_matrix_takes_the_same_steps_alone_and_in_a_stack():
+    together, alone = matrices(), matrices()
+    walk(together, Muon(together))
+    torch.manual_seed(4)
+    optimizers = [Muon([p]) for p in alone]
+    for optimizer in optimizers:
+        optimizer.param_groups[0]["lr"] = 0.05
+    for _ in range(4):
+        for p, optimizer in zip(alone, optimizers):
+            p.grad = torch.randn_like(p)
+            optimizer.step()
+    for a, b in zip(together, alone):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")
