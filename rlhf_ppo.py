@@ -31,7 +31,7 @@ from compare import left_pad
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
 from functions import get_scores, load_function
-from model import GPT, GPTConfig, ScalarGPT, optimizer_groups
+from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
 from resume import Run
 from reward import right_pad
 from tokenizer import Tokenizer
@@ -53,7 +53,7 @@ class Config:
     steps: int = 36                        # iterations: rollout, then updates
     batch_size: int = 256                  # answers per iteration, over all processes
     minibatch: int = 64                    # answers per update, over all processes
-    micro_batch: int = 16                  # answers per forward pass; smaller needs less memory
+    micro_batch: int = 64                  # answers per forward pass; smaller needs less memory
     epochs: int = 2                        # passes over each iteration's answers
     lr: float = 5e-4                       # the peak: one iteration of warmup, then linear to 0
     decay: bool = True                     # false: the learning rate stays at its peak
@@ -245,6 +245,8 @@ if __name__ == "__main__":
     # number everywhere: the mean score, as soon as it is known.
     torch.nn.init.zeros_(raw_critic.head.weight)
     torch.nn.init.zeros_(raw_critic.head.bias)
+    if reward and not config.critic:
+        raw_critic.lm = reward.lm                     # frozen in both: its numbers serve both
     raw_critic.to(env.device)
     reference.requires_grad_(False)
     judge = load_function(config.watch) if config.watch else None
@@ -266,8 +268,9 @@ if __name__ == "__main__":
     @torch.no_grad()
     def assess(rows, responses):
         """One pass each of policy, reference, critic and reward model. Scores and whether an answer
-        ended, (B,); per token, (B, T - 1): log-probabilities under policy and reference, entropy,
-        and values."""
+        ended, (B,); what the frozen language model in critic and reward model says of each token,
+        (B, T); per token, (B, T - 1): log-probabilities under policy and reference, entropy, and
+        values."""
         raw.eval(), raw_critic.eval()
         ended = torch.tensor([r[-1] == tok.end for r in responses])
         # the reward model has seen whole answers only: what did not end is scored as if it had
@@ -275,17 +278,22 @@ if __name__ == "__main__":
                                for row, r in zip(rows, responses)], tok.pad, env.device)
         mask = response_mask([row["ids"] for row in rows], responses, env.device)
         mask = F.pad(mask, (0, idx.size(1) - 1 - mask.size(1)))
+        lm, lm_logp = raw_critic.lm, torch.zeros(idx.shape, device=env.device)
         scores, found = torch.zeros(len(rows), device=env.device), []
-        for i in range(0, len(rows), 4 * config.micro_batch):         # no gradients: more fit
-            part = slice(i, i + 4 * config.micro_batch)
+        for i in range(0, len(rows), config.micro_batch):
+            part = slice(i, i + config.micro_batch)
             t = int(last[part].max()) + 1                             # crop to the longest
             x, m = idx[part, :t], mask[part, :t - 1]
             with env.autocast():
                 logp, entropy = log_probs(raw, x, m, config.temperature)          # (n,) each
                 ref_logp, _ = log_probs(reference, x, m, config.temperature)
-                found.append((logp, ref_logp, entropy, raw_critic(x[:, :-1])[m]))
+                if lm:
+                    lm_logp[part, :t] = token_logp(lm, x)
+                values = raw_critic(x[:, :-1], lm_logp[part, :t - 1])[m]
+                found.append((logp, ref_logp, entropy, values))
                 if not own_reward:
-                    scores[part] = reward(x)[range(len(x)), last[part]]
+                    known = lm_logp[part, :t] if reward.lm is lm else None
+                    scores[part] = reward(x, known)[range(len(x)), last[part]]
         # back to where each token stands, (B, T - 1)
         per_token = [torch.zeros(mask.shape, device=env.device).masked_scatter(mask, torch.cat(v))
                      for v in zip(*found)]
@@ -294,14 +302,14 @@ if __name__ == "__main__":
             texts = [answer_text(tok, r) for r in responses]
             scores = get_scores(reward_function, prompts, texts, config.reward)
         scores = scores.float().cpu() - config.missing_end * ~ended
-        return scores, ended, idx, mask, *per_token
+        return scores, ended, idx, mask, lm_logp, *per_token
 
     def evaluate():
         """Held-out prompts: the score, the distance from the reference, the judge's grade."""
         env.seed("evaluate")
         rows = val[env.rank::env.world_size]
         responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
-        scores, ended, _, mask, logp, ref_logp, *_ = assess(rows, responses)
+        scores, ended, _, mask, _, logp, ref_logp, *_ = assess(rows, responses)
         sums = [scores.sum().item(), (logp - ref_logp).sum().item(), ended.sum().item(),
                 mask.sum().item(), len(rows)]
         texts = [answer_text(tok, r) for r in responses]
@@ -337,7 +345,8 @@ if __name__ == "__main__":
         # by length, since a batch costs what its longest row costs
         rows, responses = zip(*sorted(zip(rows, responses),
                                       key=lambda pair: len(pair[0]["ids"]) + len(pair[1])))
-        scores, ended, idx, mask, old_logp, ref_logp, entropy, old_values = assess(rows, responses)
+        (scores, ended, idx, mask, lm_logp, old_logp, ref_logp, entropy,
+         old_values) = assess(rows, responses)
 
         # c. rewards: every token pays for its distance from the reference, the last one earns
         kl = old_logp - ref_logp
@@ -356,9 +365,9 @@ if __name__ == "__main__":
         # e. epochs: several updates on these answers, as long as the policy stays near
         stats, parts = [], []
         for epoch in range(config.epochs):
-            order = torch.randperm(B, generator=torch.Generator().manual_seed(
+            order = torch.randperm(B // mb, generator=torch.Generator().manual_seed(
                 config.seed + 1000 * step + epoch)).tolist()
-            parts += [sorted(order[i:i + mb]) for i in range(0, B, mb)]           # by length, again
+            parts += [list(range(k * mb, (k + 1) * mb)) for k in order]           # of similar length
         for updates, part in enumerate(parts, start=1):
             count, = env.average(mask[part].sum().item())
             before = len(stats)
@@ -374,7 +383,7 @@ if __name__ == "__main__":
                     critic.require_backward_grad_sync = final
                 with env.autocast():
                     logp, _ = log_probs(policy, x, m, config.temperature)
-                    values = critic(x[:, :-1])[m]
+                    values = critic(x[:, :-1], lm_logp[mb_rows, :t - 1])[m]
                 pg, ratio, clipped = policy_loss(logp, mb_logp, mb_advantages, config.clip)
                 vf = value_loss(values, mb_values, mb_returns, config.clip_value)
                 ((pg.sum() + vf.sum()) / count).backward()
