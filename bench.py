@@ -30,7 +30,7 @@ from statistics import median
 import torch
 
 from checkpoint import save_checkpoint
-from common import Setup, fail, parse_config
+from common import DTYPES, Setup, fail, parse_config
 from data.formats import read_texts
 from model import GPT, STYLES, GPTConfig, ScalarGPT, optimizer_groups
 from pretrain import Muon
@@ -219,13 +219,16 @@ def tokenizer(config):
 # training
 
 def train(config):
-    """A training step of 16 rows: of the laptop's model, 256 tokens long; on a GPU of GPT-2's (124M
-    parameters, 1,024 tokens), where nanoGPT too is compiled and in bf16, as its train.py does."""
-    env = Setup(config)
-    gpu = env.device.type == "cuda"
+    """A training step of 16 rows: of the laptop's model, 256 tokens long, in each dtype; on a GPU
+    of GPT-2's (124M parameters, 1,024 tokens), where all are compiled and in bf16. nanoGPT's is as
+    its train.py makes it: in float32 on a CPU."""
+    gpu = Setup(config).device.type == "cuda"
     V, T, n_layer, n_head, n_embd, style = ((50304, 1024, 12, 12, 768, "gpt2") if gpu else
                                             (1024, 256, 4, 2, 128, "laptop"))
-    x, y = torch.randint(V, (2, 16, T), device=env.device)
+    setups = {dtype: Setup(replace(config, dtype=dtype)) for dtype in DTYPES}
+    peak = {dtype: env.peak_flops() for dtype, env in setups.items()}
+    device = setups["float32"].device
+    x, y = torch.randint(V, (2, 16, T), device=device)
 
     def step(model, optimizer, autocast):
         with autocast:
@@ -234,23 +237,28 @@ def train(config):
             torch.cuda.synchronize()
 
     entrants = {}
-    for name, compiled in (("model.py", "false"), ("model.py, compiled", "true")):
-        model, optimizer = small(V, T, env.device, n_layer, n_embd, **STYLES[style])
+    for dtype, compiled in ((("bfloat16", "true"),) if gpu else
+                            (("float32", "false"), ("bfloat16", "false"), ("float32", "true"))):
+        model, optimizer = small(V, T, device, n_layer, n_embd, **STYLES[style])
         work = model.flops_per_token(T) * x.numel()
-        entrants[name] = partial(step, env.compile(model, compiled), optimizer, env.autocast())
-    nano = peer(config, "nanoGPT", "model.py")
-    entrants["nanoGPT"] = nano
+        name = f"model.py, {dtype}{', compiled' if compiled == 'true' else ''}"
+        entrants[name] = partial(step, setups[dtype].compile(model, compiled), optimizer,
+                                 setups[dtype].autocast())
+    nano, dtype = peer(config, "nanoGPT", "model.py"), "bfloat16" if gpu else "float32"
+    entrants[f"nanoGPT, {dtype}"] = nano
     if not isinstance(nano, str):
-        model, optimizer = theirs(nano, V, T, (0.9, 0.95), env.device, n_layer, n_head, n_embd)
-        model, context = (torch.compile(model), env.autocast()) if gpu else (model, nullcontext())
-        entrants["nanoGPT"] = partial(step, model, optimizer, context)
+        model, optimizer = theirs(nano, V, T, (0.9, 0.95), device, n_layer, n_head, n_embd)
+        entrants[f"nanoGPT, {dtype}"] = partial(step, torch.compile(model) if gpu else model,
+                                                optimizer, setups[dtype].autocast())
     seconds = race("training, thousands of tokens a second", entrants, config.runs,
                    x.numel() / 1e3, "k/s")
-    rate, dtype = env.peak_flops(), str(env.dtype)[6:]
-    print(f"    the matrix products alone: {rate / work * x.numel() / 1e3:.1f} k/s at the "
-          f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here in {dtype}")
+    for dtype, env in setups.items():
+        peak[dtype] = max(peak[dtype], env.peak_flops())
+        print(f"    the matrix products alone: {peak[dtype] / work * x.numel() / 1e3:.1f} k/s at "
+              f"the {peak[dtype] / 1e9:.0f} GFLOP/s that a large product reaches here in {dtype}")
     for name, time_ in seconds.items():
-        print(f"    {name:34} {work / time_ / rate:8.1%} of that: its MFU")
+        dtype = "bfloat16" if "bfloat16" in name else "float32"
+        print(f"    {name:34} {work / time_ / peak[dtype]:8.1%} of that: its MFU")
 
 
 def recipe(config):
@@ -312,16 +320,19 @@ def recipe(config):
 
 def sample(config):
     """128 sequences of 48 tokens after 16, from one batch."""
-    transformers, env = optional("transformers"), Setup(replace(config, device="cpu"))
+    transformers = optional("transformers")
     model, _ = small(1024, 128)
     model.eval()
-    idx = torch.randint(1024, (128, 16))
+    idx, entrants = torch.randint(1024, (128, 16)), {}
 
-    def ours():
+    def ours(env):
         with env.autocast():                          # as compare.py and rlhf_ppo.py do
             model.generate(idx, 48)
 
-    entrants = {"model.py": ours, "transformers, GPT-2": transformers}
+    for dtype in DTYPES:
+        entrants[f"model.py, {dtype}"] = partial(ours, Setup(replace(config, device="cpu",
+                                                                     dtype=dtype)))
+    entrants["transformers, GPT-2"] = transformers
     if not isinstance(transformers, str):
         gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(
             vocab_size=1024, n_positions=128, n_embd=128, n_layer=4, n_head=2,
@@ -335,7 +346,7 @@ def sample(config):
 # ---------------------------------------------------------------------------------------------
 # PPO
 
-def ppo_command(config, folder, lm=False, steps=1, micro_batch=32, **size):
+def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=32, **size):
     """The arguments of a run of rlhf_ppo.py that answers prompts of 24 tokens with 48, 128 at a
     time; and, in the folder, what it reads: random models, and made-up prompts."""
     pairs = islice(product(range(65, 123), repeat=2), 762)            # of letters: a digit stays
@@ -348,7 +359,7 @@ def ppo_command(config, folder, lm=False, steps=1, micro_batch=32, **size):
     Path(folder, "prompts.jsonl").write_text("\n".join(prompts))
     return ["rlhf_ppo.py", f"--data={folder}/prompts.jsonl", f"--init={folder}/sft.pt", "--watch=",
             f"--reward={folder}/reward.pt", f"--out={folder}/ppo.pt", "--fresh", "--device=cpu",
-            "--dtype=float32", "--batch_size=128", "--minibatch=32", f"--micro_batch={micro_batch}",
+            f"--dtype={dtype}", "--batch_size=128", "--minibatch=32", f"--micro_batch={micro_batch}",
             "--epochs=4", "--max_new_tokens=48", "--ptx_coef=0", "--max_kl=1e9", "--lr=3e-6",
             f"--steps={steps}", "--n_eval=1"]
 
@@ -359,26 +370,25 @@ def ppo(config):
     early by chance, on our side, but a batch takes as long as its longest answer."""
     trl = package(config, "trl", "trl.experimental.ppo")
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *ppo_command(config, folder, steps=4)]
-
-        def ours():
+        def ours(dtype):
+            command = [sys.executable, *ppo_command(config, folder, dtype, steps=4)]
             run = subprocess.run(command, capture_output=True, text=True)
             if run.returncode:
                 fail(run.stderr[-300:])
             log = map(json.loads, Path(folder, "ppo.jsonl").read_text().splitlines())
             return median([row["seconds"] for row in log if "seconds" in row][1:])
 
-        race("PPO, episodes a second", {
-            "rlhf_ppo.py": ours,
-            "TRL's PPOTrainer": trl if isinstance(trl, str) else partial(trl_ppo, trl, folder)},
-             config.runs, 128, "/s", warmup=False)
+        entrants = {f"rlhf_ppo.py, {dtype}": partial(ours, dtype) for dtype in DTYPES}
+        entrants |= {f"TRL's PPOTrainer, {dtype}": trl if isinstance(trl, str) else
+                     partial(trl_ppo, trl, folder, dtype) for dtype in DTYPES}
+        race("PPO, episodes a second", entrants, config.runs, 128, "/s", warmup=False)
     # 4 epochs through policy and critic, forward and back; through 4 models forward; sampling
     work, rate = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2, product_rate(config, "cpu")
     print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
 
 
-def trl_ppo(trl, folder):
+def trl_ppo(trl, folder, dtype):
     """The same by TRL, with GPT-2 of our size. Where its defaults are slower it gets our setting:
     GELU itself, which costs less than GPT-2's approximation, and one batch of rollouts."""
     import datasets
@@ -405,7 +415,7 @@ def trl_ppo(trl, folder):
             output_dir=folder, total_episodes=4 * 128, per_device_train_batch_size=128,
             num_mini_batches=4, num_ppo_epochs=4, response_length=48, temperature=0.7,
             local_rollout_forward_batch_size=128, num_sample_generations=0, report_to="none",
-            save_strategy="no", disable_tqdm=True, bf16=False, use_cpu=True)
+            save_strategy="no", disable_tqdm=True, bf16=dtype == "bfloat16", use_cpu=True)
         trl.PPOTrainer(args, tok, hf.GPT2LMHeadModel(shape), None, reward, prompts, value,
                        callbacks=[Clock()]).train()
     return median(end - start for start, end in zip(ends, ends[1:]))
