@@ -1,16 +1,35 @@
-"""Checkpoints: one dict of tensors and plain Python, loaded with weights_only=True."""
+"""What a stage writes: its checkpoint, its log, and the state from which it can go on.
 
+A checkpoint is one dict of tensors and plain Python values, loaded with weights_only=True.
+"""
+
+import atexit
 import dataclasses
+import glob
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import time
 import warnings
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 from torch.distributed.checkpoint import state_dict as whole_state
+from tqdm import tqdm
 
-from common import fail, writing
+from common import DTYPES, clock, fail, make_folder, number, writing
 from model import GPT, GPTConfig, ScalarGPT
 from tokenizer import Tokenizer
+
+try:
+    from fcntl import LOCK_EX, LOCK_NB, lockf
+except ImportError:                                   # Windows, where runs are not locked
+    lockf = None
 
 MAKERS = {"pretrain": "pretrain.py", "sft": "sft.py", "reward": "reward.py", "ppo": "rlhf_ppo.py"}
 
@@ -110,3 +129,207 @@ class Whole:
             whole_state.set_model_state_dict(self.model, state, options=options)
         else:
             whole_state.set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
+
+
+# ---------------------------------------------------------------------------------------------
+# a run of one stage: its log, and its state, from which the same command goes on
+
+def fingerprint(path):
+    """Tells whether an input has changed: a hash of the files' names and bytes."""
+    digest = hashlib.sha256()
+    for part in str(path).split(","):
+        part = Path(part.strip())
+        files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
+        for file in (f for f in files if f.is_file()):
+            digest.update(f"{file.name} {file.stat().st_size} ".encode())
+            with open(file, "rb") as f:
+                while block := f.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+class Run:
+    """One run of one stage: `state` is what an interrupted run left, or None.
+
+    The state stands beside the result (out/sft.state beside out/sft.pt), is written every
+    20 seconds and on Ctrl-C, and is deleted when the result is saved. out/sft.lock keeps a second
+    run away; out/sft.nan.pt is the batch that broke a run. Random numbers and data order
+    follow from (seed, step), so weights, optimizer and step are all that it needs.
+    """
+
+    def __init__(self, config, env, inputs=(), total=None, unit="step"):
+        self.config, self.env, self.total = config, env, total or config.steps
+        self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # the tests save at every step
+        self.out, ending = Path(config.out), Path(type(config).out).suffix
+        if self.out.suffix != ending:
+            fail(f"--out={config.out} should end in {ending}")
+        self.state_file, self.log_file, self.nan_file = (
+            self.out.with_suffix(s) for s in (".state", ".jsonl", ".nan.pt"))
+        for read in (part.strip() for i in inputs for part in str(i).split(",") if part.strip()):
+            for file in (self.out, self.log_file, self.state_file):
+                if file.resolve().is_relative_to(Path(read).resolve()):
+                    fail(f"--out={config.out} would write {file}, but {read} is read here: choose "
+                         f"another --out")
+        if self.log_file != self.out and not is_log(self.log_file):
+            fail(f"{self.log_file} is there already and is no log: choose another --out")
+        flags = dataclasses.asdict(config) | dict(dtype=str(env.dtype)[6:])
+        self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
+        self.flags["processes"] = env.world_size
+        if env.main:
+            self.lock()
+        self.inputs = {i: fingerprint(i) for i in inputs if i}
+        self.state = self.resume()
+        self.start = self.last = self.state["step"] if self.state else 0
+        self.saved = self.began = time.time()
+        self.cost = 0                                 # seconds that the last save took
+        self.interrupted = self.trimmed = False
+        signal.signal(signal.SIGINT, self.interrupt)
+        self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
+                        dynamic_ncols=True, disable=not (env.main and sys.stderr.isatty()))
+
+    def lock(self):
+        """Two runs must not write the same files. The lock is the system's, which frees it when
+        this process ends, in whatever way; the file that carries it means nothing by itself."""
+        make_folder(self.out)
+        self.locked = open(self.out.with_suffix(".lock"), "a")
+        try:
+            if lockf:
+                lockf(self.locked, LOCK_EX | LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            fail(f"another run is writing {self.out}: wait for it, or choose another --out")
+        except OSError:                               # some network disks have no locks
+            pass
+        atexit.register(self.unlock)
+
+    def unlock(self):
+        if not self.locked.closed:
+            self.locked.close()
+            Path(self.locked.name).unlink(missing_ok=True)
+
+    def resume(self):
+        """The state to go on from, or None. A finished run, or one with other flags, ends here."""
+        path = next((p for p in (self.state_file, self.out) if p.exists()), None)
+        if path is None or self.config.fresh:
+            return None
+        again = f"python {Path(sys.argv[0]).name} --fresh"
+        if path == self.out != self.out.with_suffix(".pt"):
+            fail(f"{path} is there already, but not from this script; --fresh replaces it")
+        state = load_dict(path, again)
+        if state.get("finished") and not self.out.exists():
+            return None
+        before = state.get("run", dict(flags={}, inputs={}))
+        if self.config.dtype == "auto" and before["flags"].get("dtype") in DTYPES:
+            self.flags["dtype"] = before["flags"]["dtype"]            # whichever machine it was
+            self.env.dtype = DTYPES[self.flags["dtype"]]
+        changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
+                   for k, v in self.flags.items() if before["flags"].get(k) != v
+                   and not (k == "lr" and path == self.state_file and self.nan_file.exists())]
+        changed += [f"{k} has changed since" for k, v in self.inputs.items()
+                    if before["inputs"].get(k) != v]
+        if changed:
+            fail(f"{path} is from another run ({'; '.join(changed[:3])}): --fresh starts over, "
+                 f"--out=... keeps both")
+        if path == self.state_file and not state.get("finished"):
+            print(f"resuming from {state['step']} of {self.total} ({path})")
+            return state
+        print(f"{self.out} is finished; --fresh makes it again")
+        self.env.close()
+        raise SystemExit(0)
+
+    def identity(self):
+        """Goes into the state and the result, so that a later run knows whose they are."""
+        return dict(flags=self.flags, inputs=self.inputs)
+
+    def check(self, step, grad_norm, **batch):
+        """Call before the optimizer's step: a gradient that is not finite never reaches weights or
+        state. Its norm is the same on all ranks. (A GPU is waited for, once a step.)"""
+        if math.isfinite(grad_norm):
+            return
+        name = self.nan_file if self.env.main else f"{self.nan_file}.{self.env.rank}"
+        atomic_save(dict(step=step, grad_norm=float(grad_norm), **batch), name)
+        self.env.barrier()                            # until all have saved theirs
+        self.bar.close()
+        fail(f"the loss or its gradient is {float(grad_norm)} at step {step + 1} (its batch: "
+             f"{self.nan_file}); with a smaller --lr the same command goes on from step "
+             f"{self.last}, with --fresh from the beginning")
+
+    def interrupt(self, *_):
+        if self.interrupted:                          # a second Ctrl-C does not wait
+            raise KeyboardInterrupt
+        self.interrupted = True
+
+    def save_state(self, step, **state):
+        """Call after every step: writes every 20 seconds, and after Ctrl-C, then stops."""
+        self.bar.update(step - self.bar.n)
+        self.trim_log()
+        # a large model takes seconds to write: then less often, so that it costs 2% of the time
+        pause = self.seconds * max(1, 2.5 * self.cost)
+        due = self.env.main and time.time() - self.saved > pause
+        due, self.interrupted = self.env.any(due, self.interrupted)   # all stop at the same step
+        if due or self.interrupted:
+            began = time.time()
+            state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
+            if self.env.main:
+                atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
+            self.saved, self.last = time.time(), step
+            self.cost = self.saved - began
+        if self.interrupted:
+            self.bar.close()
+            again = ", without --fresh," if self.config.fresh else ""
+            print(f"\nstopped after step {step}; the same command{again} continues from here")
+            raise SystemExit(130)
+
+    def finish(self):
+        """The result is saved. A checkpoint knows whose it is; beside other files the emptied state
+        stays, to know it."""
+        self.bar.close()
+        if self.env.main:
+            if self.out.suffix == ".pt":
+                self.state_file.unlink(missing_ok=True)
+            else:
+                atomic_save(dict(run=self.identity(), finished=True), self.state_file)
+            for file in self.out.parent.glob(f"{glob.escape(self.nan_file.name)}*"):
+                file.unlink()
+            self.unlock()
+            print(f"saved {self.out} after {clock(time.time() - self.began)}")
+        self.env.close()
+
+    def trim_log(self):
+        """Drop the lines that the resumed run is going to write again: those of later steps, and
+        PPO's evaluation of held-out prompts at this one, which comes before the step. Not before
+        there is something to write: a run that is refused has touched nothing."""
+        if self.trimmed or not self.env.main or self.log_file == self.out:
+            return
+        self.trimmed, kept = True, []
+        if self.start and self.log_file.exists():
+            lines = self.log_file.read_text().splitlines()
+            rows = [(s, json.loads(s)) for s in lines if s.endswith("}")]
+            kept = [s for s, r in rows if r["step"] + ("split" in r) <= self.start]
+        with writing(self.log_file) as f:
+            f.write("".join(line + "\n" for line in kept))
+
+    def log(self, step, values, **more):
+        """values: one aligned line on the screen; with `more`, one line of out/<stage>.jsonl."""
+        if not self.env.main:
+            return
+        self.trim_log()
+        with open(self.log_file, "a") as f:
+            f.write(json.dumps(dict(step=step, **values, **more)) + "\n")
+        done = max(step - self.start, 1)
+        left = (time.time() - self.began) / done * (self.total - step)
+        cells = [f"step {step:>{len(str(self.total))}}/{self.total}"]
+        cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()
+                  if v is not None]
+        tqdm.write(" | ".join(cells + [f"eta {clock(left)}"]))
+
+    def say(self, text):
+        """Print without tearing the progress bar."""
+        if self.env.main:
+            tqdm.write(text)
+
+
+def is_log(path):
+    """Whether Run wrote this file, or nobody: out/sft.jsonl could be somebody's demonstrations."""
+    with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
+        return f.readline(100)[:9] in (b"", b'{"step": ')
+    return True

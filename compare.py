@@ -12,28 +12,21 @@ and `noise` is set so that two labelers agree on 73% of pairs, as InstructGPT's 
 perfect reward model is right on some share of labels only: the ceiling, which is printed.
 
 laptop   python compare.py
-by hand  python compare.py --labeler=human --out=out/mine.jsonl
-do two people agree?   python compare.py --agree=out/mine.jsonl,out/yours.jsonl
-a second round, from what PPO made   python compare.py --init=out/ppo.pt --out=out/round2.jsonl
+a second round, from PPO's model   python compare.py --init=out/ppo.pt --out=out/round2.jsonl
+rank the answers yourself          python -m tools.label
 """
 
 import json
-import math
-import sys
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from checkpoint import load_checkpoint
-from common import Setup, fail, parse_config, writing
-from data.formats import read_prompts, without
-from data.label import label, report_agreement
-from functions import get_scores, load_function
+from checkpoint import Run, load_checkpoint
+from common import Setup, fail, get_scores, load_function, parse_config, writing
+from data.formats import read_prompts
 from model import GPT, GPTConfig
-from resume import Run
 from tokenizer import Tokenizer
 
 
@@ -49,8 +42,7 @@ class Config:
     k: int = 4                               # answers per prompt; equal ones count once
     max_new_tokens: int = 64
     temperature: float = 1.0
-    labeler: str = "data/town.py:grade"      # human, or FILE.py:function(prompts, responses)
-    agree: str = ""                          # FILE,FILE: only tell how well two people agree
+    labeler: str = "data/town.py:grade"      # FILE.py:function(prompts, responses) -> grades
     agreement: float = 0.73                  # how often two labelers agree on a pair
     batch_size: int = 512                    # answers sampled at a time
     seed: int = 0
@@ -105,6 +97,11 @@ def respond(model, tok, prompts, env, max_new_tokens, temperature=1.0, batch_siz
     return [(tok.decode([i for i in r if i != tok.end]), r[-1] == tok.end) for r in replies]
 
 
+def different(answers):
+    """[(text, ended)] -> the different texts, without empty ones."""
+    return list(dict.fromkeys(text for text, _ in answers if text.strip()))
+
+
 def agreement(differences, noise):
     """How often two labelers give a pair the same order: mean of p^2 + (1 - p)^2."""
     p = 1 / (1 + np.exp(-np.clip(differences / noise, -50, 50)))
@@ -137,21 +134,14 @@ if __name__ == "__main__":
     # setup
 
     config = parse_config(Config, __doc__)
-    if config.agree:
-        if config.agree.count(",") != 1:
-            fail(f"--agree={config.agree} should be two files, FILE,FILE")
-        print(report_agreement(*config.agree.split(",")))
-        raise SystemExit
-    env, human = Setup(config), config.labeler == "human"
+    if config.labeler == "human":
+        fail("answers are ranked by hand with `python -m tools.label`")
+    env = Setup(config)
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    if human and config.fresh and Path(config.out).exists():
-        fail(f"{config.out} is there already, and --fresh deletes nothing that a person may have "
-             f"written: go on without it, or choose another --out")
-    read = [config.data, config.init] + [config.labeler.split(":")[0]] * (not human)
-    run = Run(config, env, inputs=read, total=len(rows if human else prompts),
-              unit="prompt" if human else "answer")
-    labeler = None if human else load_function(config.labeler)
+    run = Run(config, env, inputs=[config.data, config.init, config.labeler.split(":")[0]],
+              total=len(prompts), unit="answer")
+    labeler = load_function(config.labeler)
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model = GPT(GPTConfig(**ckpt["model_config"]))
@@ -159,55 +149,20 @@ if __name__ == "__main__":
     model.to(env.device)
 
     # -----------------------------------------------------------------------------------------
-    # data: k samples of each prompt, once each
+    # sample k answers to each prompt
 
-    answers, labels = (run.state["answers"], run.state["labels"]) if run.state else ([], [])
-
-    def save():
-        run.save_state(len(labels if human else answers), answers=answers, labels=labels)
-
-    def item(i):
-        """Prompt i and its answers, sampled when they are first asked for, many at a time."""
-        while len(answers) < (i + 1) * config.k:
-            if human:
-                print(f"{config.init} answers the next prompts ...", flush=True)
-            start = len(answers)
-            answers.extend(respond(model, tok, prompts[start:start + config.batch_size], env,
-                                   config.max_new_tokens, config.temperature, config.batch_size,
-                                   seed=(config.seed, start)))
-            save()
-        texts = (text for text, _ in answers[i * config.k:(i + 1) * config.k])
-        return rows[i]["prompt"], list(dict.fromkeys(t for t in texts if t.strip()))
+    answers = run.state["answers"] if run.state else []
+    for start in range(len(answers), len(prompts), config.batch_size):
+        answers += respond(model, tok, prompts[start:start + config.batch_size], env,
+                           config.max_new_tokens, config.temperature, config.batch_size,
+                           seed=(config.seed, start))
+        run.save_state(len(answers), answers=answers)
 
     # -----------------------------------------------------------------------------------------
-    # label by hand: every answer is saved at once, first in the state, whence we go on
-
-    def save_labels():
-        save()
-        with writing(run.out) as f:
-            for i, ranks in enumerate(labels):
-                order = sorted(range(len(ranks)), key=lambda j: ranks[j])
-                row = dict(without(rows[i], ("grades", "noise")), ranks=sorted(ranks),
-                           responses=[item(i)[1][j] for j in order])
-                f.write(json.dumps(row, ensure_ascii=False) + "\n" if ranks else "")
-
-    if human:
-        run.bar.close()
-        run.seconds = -math.inf
-        for stream in (sys.stdin, sys.stdout):
-            stream.reconfigure(errors="replace")      # a wrong byte is no reason to stop
-        if labels:
-            save_labels()                             # the last one may have been cut off
-        done = label(len(rows), item, labels, save_labels, name=config.out)
-        print(f"{run.out}: {sum(map(bool, labels)):,} labeled, {labels.count([]):,} left out")
-        run.finish() if done else print("the same command goes on from here")
-        raise SystemExit
-
-    # -----------------------------------------------------------------------------------------
-    # or by simulated labelers
+    # the labelers rank them
 
     for i, row in enumerate(rows):
-        _, row["responses"] = item(i)
+        row["responses"] = different(answers[i * config.k:(i + 1) * config.k])
     ended = sum(e for _, e in answers) / len(answers)
     few = sum(len(r["responses"]) < 2 for r in rows)
     rows = [r for r in rows if len(r["responses"]) > 1]

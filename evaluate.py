@@ -1,7 +1,7 @@
 """The scoreboard: what each stage gained, on prompts that no stage was trained on.
 
 reads   out/pretrain.pt, out/sft.pt, out/ppo.pt, out/reward.pt, data/town/test.jsonl
-writes  a table, out/scoreboard.json, out/report.png
+writes  a table, out/scoreboard.json
 
 Every model answers every prompt twice: greedily, which shows what it knows (right), and sampled,
 which is how it is used (grade, win rate, length). The pretrained model can't be asked; it gets a
@@ -13,6 +13,7 @@ while you tune, use the validation people   python evaluate.py --data=data/town/
 
 import json
 import math
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import combinations
@@ -21,16 +22,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import load_checkpoint
-from common import Setup, make_folder, parse_config, writing
+from checkpoint import fingerprint, load_checkpoint
+from common import Setup, load_function, make_folder, parse_config, verdicts_of, writing
 from compare import ceiling, chat_ids, continue_ids, respond
 from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
-from functions import load_function, verdicts_of
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import evaluate as text_loss
-from report import draw, show
-from resume import fingerprint
 from reward import encode_answer, right_pad, score_all
 from rlhf_ppo import log_probs, response_mask
 from tokenizer import Tokenizer
@@ -51,7 +49,6 @@ class Config:
     judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> {"grade", "right",
     #                                      "unsure", "refusal"}; "": none
     out: str = "out/scoreboard.json"
-    report: str = "out/report.png"       # the curves of all stages; "": no picture
     n_prompts: int = 800
     best_of: int = 16                    # samples per prompt for best-of-n; 0: none
     ask: str = "sparrow asks:\n"         # how the pretraining text marks a question, and an answer:
@@ -173,6 +170,71 @@ def best_of(scores, grades, sizes):
     return out
 
 
+# ---------------------------------------------------------------------------------------------
+# the table
+
+def cell(value, form="{:.2f}"):
+    """A number, or a mean with its interval; "-" where there is none."""
+    if isinstance(value, (list, tuple)):
+        return re.sub(r"\b0\.", ".", f"{form} [{form}, {form}]".format(*value))
+    return "-" if value is None else form.format(value)
+
+
+def show(board):
+    """What evaluate.py found: a column for each model, then the reward model and best of n."""
+    models, reference = board["models"], board["reference"]
+    lines = []                                        # (label, [cells])
+    judged = [m["by_kind"] for m in models.values() if "by_kind" in m]
+    for kind in judged[0] if judged else ():
+        found = [by_kind[kind] for by_kind in judged]
+        lines.append((f"{kind} ({found[0]['n']}): right greedy / sampled",
+                      [f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found]))
+    for kind in judged[0] if judged else ():
+        lines.append((f"{kind}: grade", [cell(by_kind[kind]["grade"]) for by_kind in judged]))
+    if judged and "fact" in judged[0]:
+        lines.append(("known people called unknown",
+                      [cell(by_kind["fact"]["unsure"], "{:.1%}") for by_kind in judged]))
+    for label, key, form in (("grade, 1 to 7", "grade", "{:.2f}"),
+                             (f"win rate against {reference}", "win_rate", "{:.2f}"),
+                             ("learned score", "score", "{:.2f}"),
+                             ("KL from SFT (nats)", "kl", "{:.2f}"),
+                             ("entropy (nats per token)", "entropy", "{:.2f}"),
+                             ("distinct word pairs", "distinct_2", "{:.3f}"),
+                             ("length (tokens)", "length", "{:.1f}"),
+                             ("ended by itself", "ended", "{:.1%}"),
+                             ("loss on held-out text", "text_loss", "{:.3f}")):
+        if any(key in m for m in models.values()):
+            lines.append((label, [cell(m.get(key), form) for m in models.values()]))
+    width, column = max(len(label) for label, _ in lines) + 1, max(17, *map(len, models)) + 1
+    print(f"\n{board['prompts']} prompts from {board['data']}, sampled at temperature "
+          f"{board['temperature']}\n")
+    for label, cells in [("", models), *lines]:
+        print(f"{label:{width}}" + "".join(f"{c:>{column}}" for c in cells))
+
+    if "reward_model" in board:
+        r, top = board["reward_model"], ""
+        if "ceiling" in r:
+            top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
+        if "clear_pairs" in r:
+            top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
+        print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
+        print("    predicted and observed preference, by quarter of margin: "
+              + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
+        print("    accuracy by length: " + ", ".join(
+            f"{k} {v:.2f}" for k, v in r["by_length"].items()))
+        print("    accuracy by kind: " + ", ".join(
+            f"{k} {share:.2f}" for k, (share, _) in r["by_kind"].items()))
+    if "contrasts" in board:
+        print("reward model: the right above the wrong answer in the same words: " + ", ".join(
+            f"{k} {100 * share:.1f}% of {n}" for k, (share, n) in board["contrasts"].items()))
+    for b in board.get("best_of_n", []):
+        print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
+              + (f", grade {b['grade']:.2f}" if judged else ""))
+    if judged and "best_of_n" in board:
+        print("on the same prompts: " + ", ".join(
+            f"{name} {m['grade_same']:.2f}" for name, m in models.items()))
+
+
 if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # setup
@@ -180,7 +242,6 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     env, rng = Setup(config), np.random.default_rng(config.seed)
     make_folder(config.out)
-    make_folder(config.report or config.out)
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts, kinds = [r["prompt"] for r in rows], [r.get("kind", "all") for r in rows]
@@ -306,6 +367,4 @@ if __name__ == "__main__":
     with writing(out) as f:
         json.dump(board, f, indent=1, default=float)
     show(board)
-    if config.report:
-        draw(out.parent, board, config.report)
-    print(f"\nsaved {out}" + (f" and {config.report}" if config.report else ""))
+    print(f"\nsaved {out}")

@@ -21,11 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from checkpoint import Whole, load_checkpoint, save_checkpoint
+from checkpoint import Run, Whole, load_checkpoint, save_checkpoint
 from common import Setup, fail, parse_config
 from data.corpus import Corpus
 from model import GPT, STYLES, GPTConfig, optimizer_groups
-from resume import Run
 from tokenizer import Tokenizer
 
 

@@ -24,13 +24,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from checkpoint import load_checkpoint, save_checkpoint
-from common import Setup, fail, parse_config
+from checkpoint import Run, load_checkpoint, save_checkpoint
+from common import Setup, fail, parse_config, wilson
 from compare import ceiling
 from data.formats import is_held_out, read_comparisons, read_demonstrations
-from data.label import wilson
 from model import GPTConfig, ScalarGPT, optimizer_groups
-from resume import Run
 from tokenizer import Tokenizer
 
 

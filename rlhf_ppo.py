@@ -25,14 +25,12 @@ import torch
 import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from checkpoint import load_checkpoint, save_checkpoint
-from common import Setup, fail, parse_config
+from checkpoint import Run, load_checkpoint, save_checkpoint
+from common import Setup, fail, get_scores, load_function, parse_config
 from compare import left_pad
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
-from functions import get_scores, load_function
 from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
-from resume import Run
 from reward import right_pad
 from tokenizer import Tokenizer
 
@@ -367,7 +365,7 @@ if __name__ == "__main__":
         for epoch in range(config.epochs):
             order = torch.randperm(B // mb, generator=torch.Generator().manual_seed(
                 config.seed + 1000 * step + epoch)).tolist()
-            parts += [list(range(k * mb, (k + 1) * mb)) for k in order]           # of similar length
+            parts += [list(range(k * mb, (k + 1) * mb)) for k in order]   # of similar length
         for updates, part in enumerate(parts, start=1):
             count, = env.average(mask[part].sum().item())
             before = len(stats)

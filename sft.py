@@ -20,12 +20,11 @@ import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Setup, fail, parse_config
 from data.corpus import Corpus
 from data.formats import is_held_out, read_demonstrations
 from model import GPT, GPTConfig, optimizer_groups
-from resume import Run
 from tokenizer import Tokenizer
 
 

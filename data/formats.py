@@ -109,7 +109,7 @@ def split_documents(file):
 
 def read_rows(path, convert, dropped=None, errors="strict", malformed=None):
     """convert(row) for every row; one that it can't convert is dropped and counted, or refused.
-    data/check.py wants to see all that is refused, and gives a list for it: `malformed`."""
+    tools/check.py wants to see all that is refused, and gives a list for it: `malformed`."""
     total, reasons = 0, Counter()
     for total, (place, row) in enumerate(places_and_rows(path, errors), 1):
         try:

@@ -4,15 +4,17 @@ import re
 import subprocess
 import sys
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
 from checkpoint import save_checkpoint
 from common import parse_config
-from data import check
+from tools import check
 from data.formats import is_held_out
 from model import GPT, GPTConfig
 
+ROOT = Path(check.__file__).parents[1]
 QA = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 # by the definition of the split, of which test_formats.py has its own tests
 TRAIN, HELD_OUT = ([q for q in (f"Question {i}?" for i in range(400))
@@ -425,7 +427,8 @@ def test_as_a_command_its_status_tells_that_the_data_is_broken(write, tmp_path, 
     tiny_tokenizer.save(tmp_path / "out" / "tokenizer.json")
     path = write("a.jsonl", demo("a"), "{")
     done = subprocess.run([sys.executable, check.__file__, path, "--examples=1"], cwd=tmp_path,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1"},
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1",
+                               "PYTHONPATH": str(ROOT)},
                           timeout=60, capture_output=True, text=True)
     assert "demonstrations (prompt, response)" in done.stdout and done.returncode == 1
     assert done.stderr.startswith(f"check.py: {path}, line 2: not JSON")

@@ -80,8 +80,8 @@ def test_help_is_the_docstring_and_the_class_with_its_comments(flag, capsys):
     assert "steps: int = 10            # optimizer steps" in said
 
 
-SCRIPTS = [str(file.relative_to(ROOT)) for folder in (ROOT, ROOT / "data")
-           for file in sorted(folder.glob("*.py")) if "__main__" in file.read_text()]
+SCRIPTS = [f"{folder}/{file.name}" for folder in "data lab tools .".split()
+           for file in sorted((ROOT / folder).glob("*.py")) if "__main__" in file.read_text()]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -115,6 +115,14 @@ def test_a_script_without_its_checkpoint_says_what_makes_it(tmp_path):
                           text=True)
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "out/pretrain.pt is missing: `python pretrain.py` makes it" in done.stderr
+
+
+@pytest.mark.parametrize("old, new", [
+    ("data/check.py", "python -m tools.check"), ("data/prepare.py", "python -m tools.prepare"),
+    ("hf.py", "python -m tools.hf")])
+def test_a_command_that_has_moved_says_where(old, new):
+    done = subprocess.run([sys.executable, ROOT / old], capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr == f"{old} is now the command `{new}`\n"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import io
 import json
 import math
+import os
 import random
 import re
 import runpy
@@ -22,7 +23,8 @@ from checkpoint import save_checkpoint
 from common import Setup
 from compare import Config, agreement, ceiling, find_noise, left_pad, rank, respond
 from data.formats import read_comparisons
-from data.label import visible
+from tools import label
+from tools.label import visible
 from model import GPT, GPTConfig
 
 ENV = Setup(Config(device="cpu", dtype="float32"))
@@ -224,14 +226,14 @@ def test_a_labeler_that_does_not_give_one_number_per_answer_is_named(folder, lab
 # labels by hand: with --k=2 the answers are two, or nobody is asked
 
 HUMAN = ("--data=prompts.jsonl --init=sft.pt --k=2 --max_new_tokens=8 --batch_size=10 "
-         "--labeler=human --out=mine.jsonl").split()
+         "--out=mine.jsonl").split()
 
 
 def person(folder, typed, *more):
-    """Run compare.py in this process with a person who types this, then Ctrl-D: its exit status."""
+    """Run tools.label in this process with a person who types this, then Ctrl-D: the status."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed)))
-        return tiny.run(folder, "compare", *HUMAN, *more)[0]
+        return tiny.run(folder, "tools/label", *HUMAN, *more)[0]
 
 
 def labeled(folder):
@@ -267,9 +269,9 @@ def test_answers_are_sampled_once_for_each_prompt(folder, capsys):
 
 
 def test_nothing_is_lost_when_a_person_is_killed(folder):
-    command = [sys.executable, compare.__file__, *HUMAN]
+    command = [sys.executable, label.__file__, *HUMAN]
     process = subprocess.Popen(command, cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               text=True)
+                               env=dict(os.environ, PYTHONPATH=str(tiny.ROOT)), text=True)
     for line in ("1>2", "2>1", "1>2"):
         process.stdin.write(line + "\n")
         process.stdin.flush()
@@ -307,14 +309,14 @@ def test_fresh_does_not_delete_what_a_person_wrote(folder, capsys):
 def test_two_people_are_compared_without_a_model(folder, capsys):
     person(folder, b"1>2\n")
     flags = "--agree=mine.jsonl,mine.jsonl", "--init=missing.pt"
-    assert not tiny.run(folder, "compare", *flags)[0]
+    assert not tiny.run(folder, "tools/label", *flags)[0]
     assert "1 of them the same way: 100.0%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("files, reason", [
     ("mine.jsonl", "FILE,FILE"), ("a,b,c", "FILE,FILE"), ("missing.jsonl,sft.pt", "missing.jsonl")])
 def test_what_is_not_two_files_is_not_compared(folder, files, reason, capsys):
-    assert tiny.run(folder, "compare", f"--agree={files}")[0] == 1
+    assert tiny.run(folder, "tools/label", f"--agree={files}")[0] == 1
     said = capsys.readouterr().err
     assert reason in said and said.count("\n") == 1
 

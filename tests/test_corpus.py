@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoint import fingerprint
 from data import corpus as corpus_module
 from data.corpus import PIECE, Corpus, id_type, pieces
-from resume import fingerprint
 
 
 def sentences(n, words, seed):

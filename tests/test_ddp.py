@@ -37,12 +37,12 @@ STOPPED = """
 import os, runpy, sys
 del sys.argv[:2]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import resume
-save_state = resume.Run.save_state
+import checkpoint
+save_state = checkpoint.Run.save_state
 def stopping(run, step, **state):
     run.interrupted = step == 2 and run.env.main      # one process alone hears it
     save_state(run, step, **state)
-resume.Run.save_state = stopping
+checkpoint.Run.save_state = stopping
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 COMMON = "--steps=3 --lr=1e-3 --dtype=float32 --debug=true"

@@ -10,10 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import experiments
-import report
+from lab import experiments
+from tools import report
 from common import Setup
 from data import town
+import evaluate
 from evaluate import (best_of, distinct, examine_reward, first_line, interval, response_logp,
                       wins)
 from model import GPT, GPTConfig, ScalarGPT
@@ -150,7 +151,7 @@ def test_the_report_draws_what_there_is(tmp_path):
 
 
 def test_intervals_lose_their_leading_zeros_and_no_other():
-    assert report.cell([0.5, 0.25, 10.0]) == ".50 [.25, 10.00]" and report.cell(0.5) == "0.50"
+    assert evaluate.cell([0.5, 0.25, 10.0]) == ".50 [.25, 10.00]" and evaluate.cell(0.5) == "0.50"
 
 
 def test_the_table_has_a_column_for_each_model_and_a_dash_for_what_is_unknown(capsys):
@@ -158,7 +159,7 @@ def test_the_table_has_a_column_for_each_model_and_a_dash_for_what_is_unknown(ca
         "sum": dict(n=3, right=1.0, right_sampled=0.5, grade=4.25, unsure=0.0)})
     board = dict(data="test.jsonl", prompts=3, temperature=0.7, reference="sft",
                  models=dict(sft=sft, ppo=dict(sft, kl=1.234)))
-    report.show(json.loads(json.dumps(board)))        # as it comes from out/scoreboard.json
+    evaluate.show(json.loads(json.dumps(board)))        # as it comes from out/scoreboard.json
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == ["", "3 prompts from test.jsonl, sampled at temperature 0.7", "", "sft ppo",
                      "sum (3): right greedy / sampled 100.0 / 50.0% 100.0 / 50.0%",

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from functions import check_scores, get_scores, load_function, verdicts_of
+from common import check_scores, get_scores, load_function, verdicts_of
 
 MINE = """
 X = 1
@@ -45,6 +45,7 @@ def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, tmp_path, mon
 
 def test_a_file_may_hold_dataclasses_with_annotations_that_are_text(tmp_path):
     (tmp_path / "mine.py").write_text("""from __future__ import annotations
+from common import check_scores, get_scores, load_function, verdicts_of
 from dataclasses import dataclass
 @dataclass
 class Rule:

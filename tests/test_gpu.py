@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from common import Setup
+from checkpoint import Run
 from pretend_gpu import pretend_gpu
-from resume import Run
 from tiny import FLAGS, build, run
 
 
@@ -70,7 +70,7 @@ def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, folder, monkeypat
 def test_the_scoreboard_is_that_of_the_cpu(folder):
     flags = ["--data=prompts.jsonl", "--models=pretrain.pt,sft.pt,ppo.pt", "--reward=reward.pt",
              "--comparisons=comparisons.jsonl", "--examples=sft.jsonl", "--text=text.jsonl",
-             "--judge=", "--report=", "--max_new_tokens=6", "--best_of=2", "--n_prompts=8"]
+             "--judge=", "--max_new_tokens=6", "--best_of=2", "--n_prompts=8"]
     assert go(folder, "cpu", "evaluate", [*flags, "--out=cpu.json"]) == 0
     with pretend_gpu():
         assert go(folder, "cuda:0", "evaluate", [*flags, "--out=gpu.json"]) == 0

@@ -15,12 +15,12 @@ import pytest
 import regex
 import torch
 
-import hf
+from tools import hf
 from checkpoint import load_checkpoint, save_checkpoint
 from model import GPT, STYLES, GPTConfig, ScalarGPT
 from tokenizer import BYTE_CHARS, GPT2, PATTERNS, SPECIALS, Tokenizer
 
-ROOT = Path(hf.__file__).resolve().parent
+ROOT = Path(hf.__file__).resolve().parents[1]
 TEXT = (ROOT / "tokenizer.py").read_text(encoding="utf-8")
 LEARNED = Tokenizer.train(TEXT, 400, "gpt2")
 PARTS = ["a", "it", " the", "'s", "'S", " ", "  ", "\n", "\t", "\r\n", "\xa0", "\x85", "\x1c",
@@ -47,11 +47,11 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(*words):
-        monkeypatch.setattr(sys, "argv", ["hf.py", *map(str, words)])
+        monkeypatch.setattr(sys, "argv", ["tools/hf.py", *map(str, words)])
         monkeypatch.setattr(sys, "excepthook", sys.excepthook)
         status = 0
         try:
-            runpy.run_path(str(ROOT / "hf.py"), run_name="__main__")
+            runpy.run_path(str(ROOT / "tools/hf.py"), run_name="__main__")
         except SystemExit as stop:
             status = stop.code
         out, err = capsys.readouterr()
@@ -472,12 +472,12 @@ def test_with_fresh_a_checkpoint_is_replaced(folder, run):
 @pytest.mark.parametrize("words", [
     [], ["import"], ["import", "a"], ["copy", "a", "b"], ["import", "a", "b", "c"]], ids=str)
 def test_wrong_words_get_the_usage(words, refused):
-    assert "python hf.py import FOLDER_OR_NAME" in refused(*words)
+    assert "python -m tools.hf import FOLDER_OR_NAME" in refused(*words)
 
 
 def test_help_shows_the_commands_and_the_flags(run):
     status, out, _ = run("-h")
-    assert status == 0 and "python hf.py export out/sft.pt" in out and "block_size: int" in out
+    assert status == 0 and "python -m tools.hf export out/sft.pt" in out and "block_size: int" in out
 
 
 def test_an_unknown_folder_without_the_hub_library_names_the_command(refused, monkeypatch):

@@ -149,14 +149,14 @@ DOOMED = """
 import os, runpy, signal, sys
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 del sys.argv[0]
-import resume
-save_state = resume.Run.save_state
+import checkpoint
+save_state = checkpoint.Run.save_state
 def doomed(run, step, **state):
     save_state(run, step, **state)
     run.env.barrier()                                 # until process 0 has written
     if step == 2 and run.env.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-resume.Run.save_state = doomed
+checkpoint.Run.save_state = doomed
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -6,7 +6,8 @@ import signal
 import pytest
 
 from data.formats import DataError
-from data.label import example, label, parse_ranking, report_agreement, wilson
+from common import wilson
+from tools.label import example, label, parse_ranking, report_agreement
 from tiny import write
 
 # ---------------------------------------------------------------------------------------------

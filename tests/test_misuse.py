@@ -23,10 +23,10 @@ RIGHT |= {
     "compare": f"{FLAGS['compare']} --out=new.jsonl",
     "evaluate": "--data=prompts.jsonl --models=pretrain.pt,sft.pt,ppo.pt --reward=reward.pt "
                 "--comparisons=comparisons.jsonl --examples=sft.jsonl --text=text.jsonl --judge= "
-                "--out=new.json --report= --n_prompts=4 --best_of=2 --max_new_tokens=4",
+                "--out=new.json --n_prompts=4 --best_of=2 --max_new_tokens=4",
     "chat": "--init=sft.pt --prompt=Hi --max_new_tokens=4",
     "tokenizer": "--data=text.jsonl --vocab_size=300 --out=new.json",
-    "data/town": "--out=newtown", "data/check": "--tokenizer=tok.json"}
+    "data/town": "--out=newtown", "tools/check": "--tokenizer=tok.json"}
 
 # script and flags | what the line says
 CASES = """
@@ -109,6 +109,9 @@ CASES = """
     compare --k=0                         | --k=0 must be at least 1
     compare --k=1                         | no two different answers to any prompt
     compare --temperature=0               | no two different answers to any prompt
+    compare --labeler=human               | ranked by hand with `python -m tools.label`
+    compare --agree=a.jsonl,b.jsonl       | is now the command `python -m tools.label --agree=
+    evaluate --report=new.png             | --report is now the command `python -m tools.report`
     compare --agreement=0.3               | --agreement=0.3 must be at least 0.5
     compare --max_new_tokens=0            | --max_new_tokens=0 must be at least 1
     compare --init=reward.pt              | comes from stage 'reward'
@@ -157,10 +160,10 @@ CASES = """
     evaluate --judge=nowhere.py:f         | there is no file nowhere.py
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
-    bench --what=poems                    | --what=poems is not one of tokenizer, train, recipe
-    report --folder=nowhere               | has no logs yet: the stages write them there
-    experiments --what=poems              | --what=poems is not one of starts, bound, details
-    experiments --seeds=1                 | out/seed0 has no ppo.pt: `python seeds.py --seeds=1`
+    lab/bench --what=poems                | --what=poems is not one of tokenizer, train, recipe
+    tools/report --folder=nowhere         | has no logs yet: the stages write them there
+    lab/experiments --what=poems          | --what=poems is not one of starts, bound, details
+    lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
     chat --init=nowhere.pt                | nowhere.pt is missing: `python rlhf_ppo.py` makes it
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: delete it
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
@@ -176,20 +179,20 @@ CASES = """
     tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt: File exists
     data/town --n_docs=-1                 | --n_docs=-1 must be at least 0
     data/town --out=bad/empty.txt/town    | Not a directory
-    data/check                            | which file? As in `python data/check.py
-    data/check nowhere.jsonl              | 'nowhere.jsonl': no such file
-    data/check bad/broken.jsonl           | bad/broken.jsonl, line 2: not JSON
-    data/check text.jsonl --kind=poems    | not one of auto, text, demonstrations, comparisons
-    data/check text.jsonl --tokenizer=bad/bomb.pt | bad/bomb.pt is damaged
-    data/check text.jsonl --block_size=8  | --block_size=8 must be more than --max_new_tokens=64
-    data/prepare shakespear               | no data set shakespear; did you mean shakespeare?
-    data/prepare shakespeare --limit=-1   | --limit=-1 must be at least 0
-    data/prepare alpaca --mirror=ftp://x  | --mirror=ftp://x should begin with https://
-    hf import                             | usage: python hf.py import
-    hf import bad new.pt                  | bad/config.json is missing
-    hf export reward.pt new               | is a reward model
-    hf export bad/bomb.pt new             | bad/bomb.pt is damaged or not a checkpoint: delete it
-    hf export sft.pt bad                  | bad is there already
+    tools/check                           | which file? As in `python -m tools.check
+    tools/check nowhere.jsonl             | 'nowhere.jsonl': no such file
+    tools/check bad/broken.jsonl          | bad/broken.jsonl, line 2: not JSON
+    tools/check text.jsonl --kind=poems   | not one of auto, text, demonstrations, comparisons
+    tools/check text.jsonl --tokenizer=bad/bomb.pt | bad/bomb.pt is damaged
+    tools/check text.jsonl --block_size=8 | --block_size=8 must be more than --max_new_tokens=64
+    tools/prepare shakespear              | no data set shakespear; did you mean shakespeare?
+    tools/prepare shakespeare --limit=-1  | --limit=-1 must be at least 0
+    tools/prepare alpaca --mirror=ftp://x | --mirror=ftp://x should begin with https://
+    tools/hf import                       | usage: python -m tools.hf import
+    tools/hf import bad new.pt            | bad/config.json is missing
+    tools/hf export reward.pt new         | is a reward model
+    tools/hf export bad/bomb.pt new       | bad/bomb.pt is damaged or not a checkpoint: delete it
+    tools/hf export sft.pt bad            | bad is there already
 """
 CASES = [[part.strip() for part in line.split("|")] for line in CASES.strip().split("\n")]
 
@@ -362,12 +365,12 @@ FAILING = """
 import os, runpy, sys
 sys.path.insert(0, os.path.dirname(sys.argv[1]))
 del sys.argv[0]
-import resume
-check = resume.Run.check
+import checkpoint
+check = checkpoint.Run.check
 def failing(run, step, *_, **batch):
     if step == 1 and run.env.rank == 1:
         raise ValueError("a cosmic ray")
-resume.Run.check = failing
+checkpoint.Run.check = failing
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 

@@ -9,11 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import resume
+import checkpoint
 import tiny
-from checkpoint import save_checkpoint
+from checkpoint import Run, fingerprint, save_checkpoint
 from model import GPT, GPTConfig
-from resume import Run, fingerprint
 
 
 @dataclass
@@ -150,8 +149,8 @@ def test_saving_costs_a_fiftieth_of_the_time_at_most(config, monkeypatch):
         now[0] += 4
         saves.append(now[0])
 
-    monkeypatch.setattr(resume.time, "time", lambda: now[0])
-    monkeypatch.setattr(resume, "atomic_save", slow)
+    monkeypatch.setattr(checkpoint.time, "time", lambda: now[0])
+    monkeypatch.setattr(checkpoint, "atomic_save", slow)
     run = start(config)
     while now[0] < 2000:
         now[0] += 1

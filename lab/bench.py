@@ -4,10 +4,10 @@ Times on a shared machine mean little, ratios within one run mean something: the
 take turns, and the medians are compared. An entrant whose package or clone is missing is left out,
 with the reason.
 
-    python bench.py                                  # every race, against what is installed
-    python bench.py --what=tokenizer --data=books/   # one of them, on your text
-    python bench.py --peers=../peers                 # ../peers has clones of nanoGPT, minbpe, trl
-    python bench.py --what=recipe --peers=../peers --data=shakespeare.txt
+    python -m lab.bench                                # every race, against what is installed
+    python -m lab.bench --what=tokenizer --data=books/   # one of them, on your text
+    python -m lab.bench --peers=../peers      # ../peers has clones of nanoGPT, minbpe, trl
+    python -m lab.bench --what=recipe --peers=../peers --data=shakespeare.txt
 """
 
 import gc
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import warnings
-from contextlib import nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
@@ -359,9 +359,9 @@ def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=
     Path(folder, "prompts.jsonl").write_text("\n".join(prompts))
     return ["rlhf_ppo.py", f"--data={folder}/prompts.jsonl", f"--init={folder}/sft.pt", "--watch=",
             f"--reward={folder}/reward.pt", f"--out={folder}/ppo.pt", "--fresh", "--device=cpu",
-            f"--dtype={dtype}", "--batch_size=128", "--minibatch=32", f"--micro_batch={micro_batch}",
-            "--epochs=4", "--max_new_tokens=48", "--ptx_coef=0", "--max_kl=1e9", "--lr=3e-6",
-            f"--steps={steps}", "--n_eval=1"]
+            f"--dtype={dtype}", "--batch_size=128", "--minibatch=32",
+            f"--micro_batch={micro_batch}", "--epochs=4", "--max_new_tokens=48", "--ptx_coef=0",
+            "--max_kl=1e9", "--lr=3e-6", f"--steps={steps}", "--n_eval=1"]
 
 
 def ppo(config):

@@ -1,22 +1,54 @@
-"""Labels by hand: the terminal shows answers and takes a ranking, and two people are compared.
+"""Rank answers yourself: the terminal shows answers of a model, you type an order like 2>1=3.
 
-`python compare.py --labeler=human` and `--agree=FILE,FILE` come here. All input is lines and all
-output is text, so that a pipe can play the person.
+reads   out/sft.pt, data/town/prompts.jsonl
+writes  out/mine.jsonl, a line per prompt, as compare.py does
+
+Every label is saved at once. The same command goes on where you stopped.
+
+    python -m tools.label
+    python -m tools.label --agree=out/mine.jsonl,out/yours.jsonl     # do two people agree?
 """
 
 import json
+import math
 import os
 import random
 import signal
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from unicodedata import normalize
 
-from data.formats import DataError, read_comparisons
+from checkpoint import Run, load_checkpoint
+from common import Setup, fail, parse_config, wilson, writing
+from compare import different, respond
+from data.formats import DataError, read_comparisons, read_prompts, without
+from model import GPT, GPTConfig
+from tokenizer import Tokenizer
 
-Z = 1.96  # deviations on either side that hold 95% of a normal distribution
 
+@dataclass
+class Config:
+    data: str = "data/town/prompts.jsonl"    # prompts
+    init: str = "out/sft.pt"                 # the model that answers
+    out: str = "out/mine.jsonl"              # your labels; its unfinished state stands beside it
+    agree: str = ""                          # FILE,FILE: only tell how well two people agree
+    n_prompts: int = 6000                    # how many of the prompts to use
+    k: int = 4                               # answers per prompt; equal ones count once
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    batch_size: int = 512                    # answers sampled at a time
+    seed: int = 0
+    device: str = "auto"                     # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                      # auto: bfloat16 where it is fast, else float32
+    fresh: bool = False                      # never deletes labels
+    debug: bool = False                      # show tracebacks
+
+
+# ---------------------------------------------------------------------------------------------
+# rankings
 
 def example(n):
     """A ranking of n answers, for those who ask how: 2>1=3>4."""
@@ -45,7 +77,7 @@ def parse_ranking(text, n):
     return [ranks[number] for number in range(1, n + 1)]
 
 
-# -----------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
 # the terminal
 
 def ask(question):
@@ -116,7 +148,7 @@ def label(n, item, labels, save, name=""):
         save()
 
 
-# -----------------------------------------------------------------------------
+# ---------------------------------------------------------------------------------------------
 # two people
 
 def verdicts(path):
@@ -127,13 +159,6 @@ def verdicts(path):
         found |= {(json.dumps(row["prompt"]), a, b): i < j
                   for (a, i), (b, j) in combinations(ranked, 2) if i != j}
     return found
-
-
-def wilson(share, n):
-    """95% interval of a share that was seen in n independent draws (Wilson 1927)."""
-    middle = (share + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * (share * (1 - share) / n + Z * Z / (4 * n * n)) ** 0.5
-    return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
 def report_agreement(first, second):
@@ -147,3 +172,55 @@ def report_agreement(first, second):
     low, high = wilson(same / len(both), prompts)
     return (f"both rank {len(both):,} pairs of answers (prompts: {prompts:,}), {same:,} of them "
             f"the same way: {same / len(both):.1%} [{low:.1%}, {high:.1%}]; chance is 50%")
+
+
+if __name__ == "__main__":
+    config = parse_config(Config, __doc__)
+    if config.agree:
+        if config.agree.count(",") != 1:
+            fail(f"--agree={config.agree} should be two files, FILE,FILE")
+        print(report_agreement(*config.agree.split(",")))
+        raise SystemExit
+    if config.fresh and Path(config.out).exists():
+        fail(f"{config.out} is there already, and --fresh does not delete labels: go on without "
+             f"--fresh, or choose another --out")
+    env, rows = Setup(config), read_prompts(config.data)[:config.n_prompts]
+    prompts = [r["prompt"] for r in rows for _ in range(config.k)]
+    run = Run(config, env, inputs=[config.data, config.init], total=len(rows), unit="prompt")
+    run.bar.close()
+    run.seconds = -math.inf                           # save after every label
+    ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
+    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    model = GPT(GPTConfig(**ckpt["model_config"]))
+    model.load_state_dict(ckpt["model"])
+    model.to(env.device)
+    answers, labels = (run.state["answers"], run.state["labels"]) if run.state else ([], [])
+
+    def item(i):
+        """Prompt i and its answers. They are sampled when they are first needed, many at a time."""
+        while len(answers) < (i + 1) * config.k:
+            print(f"{config.init} answers the next prompts ...", flush=True)
+            start = len(answers)
+            answers.extend(respond(model, tok, prompts[start:start + config.batch_size], env,
+                                   config.max_new_tokens, config.temperature, config.batch_size,
+                                   seed=(config.seed, start)))
+            run.save_state(len(labels), answers=answers, labels=labels)
+        return rows[i]["prompt"], different(answers[i * config.k:(i + 1) * config.k])
+
+    def save():
+        """First the state, from which a run goes on, then the file."""
+        run.save_state(len(labels), answers=answers, labels=labels)
+        with writing(run.out) as f:
+            for i, ranks in enumerate(labels):
+                order = sorted(range(len(ranks)), key=lambda j: ranks[j])
+                row = dict(without(rows[i], ("grades", "noise")), ranks=sorted(ranks),
+                           responses=[item(i)[1][j] for j in order])
+                f.write(json.dumps(row, ensure_ascii=False) + "\n" if ranks else "")
+
+    for stream in (sys.stdin, sys.stdout):
+        stream.reconfigure(errors="replace")          # a wrong byte must not stop the labeling
+    if labels:
+        save()                                        # the last write may have been cut off
+    done = label(len(rows), item, labels, save, name=config.out)
+    print(f"{run.out}: {sum(map(bool, labels)):,} labeled, {labels.count([]):,} left out")
+    run.finish() if done else print("the same command goes on from here")

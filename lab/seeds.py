@@ -1,7 +1,7 @@
 """The whole chain with several seeds, and what it gave: median, least and most.
 
-    python seeds.py                # 5 seeds one after another, in out/seed0 … out/seed4
-    python seeds.py --seeds=3      # what is finished already is not run again
+    python -m lab.seeds                # 5 seeds one after another, in out/seed0 … out/seed4
+    python -m lab.seeds --seeds=3      # what is finished already is not run again
 
 One run shows what can happen; a claim needs the spread.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from common import fail, parse_config
-from report import read_log
+from tools.report import read_log
 
 
 @dataclass

@@ -1,13 +1,13 @@
 """Experiments on finished chains: the bound, the reward model's starts, what each detail of PPO is
 worth, a second round of comparisons, and over-optimisation.
 
-reads   the folders of seeds.py, out/seed0 …
+reads   the folders of lab/seeds.py, out/seed0 …
 writes  its runs in a folder `experiments` in each of them, and tables on the screen
 
-    python seeds.py --seeds=3                    # the chains come first
-    python experiments.py --what=bound           # one experiment
-    python experiments.py                        # all of them, hours on a laptop
-    python experiments.py --jobs=2               # two runs side by side, half the cores each
+    python -m lab.seeds --seeds=3                    # the chains come first
+    python -m lab.experiments --what=bound           # one experiment
+    python -m lab.experiments                        # all of them, hours on a laptop
+    python -m lab.experiments --jobs=2               # two runs side by side, half the cores each
 
 What is finished is not run again: after a change of the code or the chains delete that folder.
 Tables show the median over the seeds [least, most].
@@ -25,7 +25,7 @@ from statistics import median
 import numpy as np
 
 from common import fail, parse_config
-from report import held_out, read_log
+from tools.report import held_out, read_log
 
 
 @dataclass
@@ -68,7 +68,7 @@ def ppo(folder, name, seed, **flags):
 def scoreboard(folder, name, *models, **flags):
     """evaluate.py's, on the test people."""
     flags = dict(models=",".join(map(str, models)), reward=folder / "reward.pt", best_of=0,
-                 comparisons=folder / "comparisons.jsonl", report="") | flags
+                 comparisons=folder / "comparisons.jsonl") | flags
     out = run("evaluate.py", folder / "experiments" / f"{name}.json", **flags)
     return json.loads(out.read_text())
 
@@ -252,6 +252,6 @@ if __name__ == "__main__":
     chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
     for _, folder in chains:
         if not (folder / "ppo.pt").exists():
-            fail(f"{folder} has no ppo.pt: `python seeds.py --seeds={config.seeds}` makes it")
+            fail(f"{folder} has no ppo.pt: `python -m lab.seeds --seeds={config.seeds}` makes it")
     for name in config.what.split(","):
         experiments[name](chains)

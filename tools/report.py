@@ -4,18 +4,18 @@ look at it while they run.
 reads   out/pretrain.jsonl, sft.jsonl, reward.jsonl, ppo.jsonl, scoreboard.json: what there is
 writes  the table, out/report.png
 
-    python report.py
-    python report.py --folder=out/seed1
+    python -m tools.report
+    python -m tools.report --folder=out/seed1
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from common import fail, parse_config
+from evaluate import show
 
 
 @dataclass
@@ -34,71 +34,6 @@ def read_log(path):
 def held_out(log):
     """PPO's evaluations, which stand between its iterations."""
     return [row for row in log if row.get("split") == "held out"]
-
-
-# ---------------------------------------------------------------------------------------------
-# the table
-
-def cell(value, form="{:.2f}"):
-    """A number, or a mean with its interval; "-" where there is none."""
-    if isinstance(value, (list, tuple)):
-        return re.sub(r"\b0\.", ".", f"{form} [{form}, {form}]".format(*value))
-    return "-" if value is None else form.format(value)
-
-
-def show(board):
-    """What evaluate.py found: a column for each model, then the reward model and best of n."""
-    models, reference = board["models"], board["reference"]
-    lines = []                                        # (label, [cells])
-    judged = [m["by_kind"] for m in models.values() if "by_kind" in m]
-    for kind in judged[0] if judged else ():
-        found = [by_kind[kind] for by_kind in judged]
-        lines.append((f"{kind} ({found[0]['n']}): right greedy / sampled",
-                      [f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found]))
-    for kind in judged[0] if judged else ():
-        lines.append((f"{kind}: grade", [cell(by_kind[kind]["grade"]) for by_kind in judged]))
-    if judged and "fact" in judged[0]:
-        lines.append(("known people called unknown",
-                      [cell(by_kind["fact"]["unsure"], "{:.1%}") for by_kind in judged]))
-    for label, key, form in (("grade, 1 to 7", "grade", "{:.2f}"),
-                             (f"win rate against {reference}", "win_rate", "{:.2f}"),
-                             ("learned score", "score", "{:.2f}"),
-                             ("KL from SFT (nats)", "kl", "{:.2f}"),
-                             ("entropy (nats per token)", "entropy", "{:.2f}"),
-                             ("distinct word pairs", "distinct_2", "{:.3f}"),
-                             ("length (tokens)", "length", "{:.1f}"),
-                             ("ended by itself", "ended", "{:.1%}"),
-                             ("loss on held-out text", "text_loss", "{:.3f}")):
-        if any(key in m for m in models.values()):
-            lines.append((label, [cell(m.get(key), form) for m in models.values()]))
-    width, column = max(len(label) for label, _ in lines) + 1, max(17, *map(len, models)) + 1
-    print(f"\n{board['prompts']} prompts from {board['data']}, sampled at temperature "
-          f"{board['temperature']}\n")
-    for label, cells in [("", models), *lines]:
-        print(f"{label:{width}}" + "".join(f"{c:>{column}}" for c in cells))
-
-    if "reward_model" in board:
-        r, top = board["reward_model"], ""
-        if "ceiling" in r:
-            top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
-        if "clear_pairs" in r:
-            top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
-        print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
-        print("    predicted and observed preference, by quarter of margin: "
-              + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
-        print("    accuracy by length: " + ", ".join(
-            f"{k} {v:.2f}" for k, v in r["by_length"].items()))
-        print("    accuracy by kind: " + ", ".join(
-            f"{k} {share:.2f}" for k, (share, _) in r["by_kind"].items()))
-    if "contrasts" in board:
-        print("reward model: the right above the wrong answer in the same words: " + ", ".join(
-            f"{k} {100 * share:.1f}% of {n}" for k, (share, n) in board["contrasts"].items()))
-    for b in board.get("best_of_n", []):
-        print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
-              + (f", grade {b['grade']:.2f}" if judged else ""))
-    if judged and "best_of_n" in board:
-        print("on the same prompts: " + ", ".join(
-            f"{name} {m['grade_same']:.2f}" for name, m in models.items()))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,0 +1,285 @@
+"""Look at data before training on it: which format it is, and what the scripts will make of it.
+
+    python -m tools.check data/town/sft.jsonl
+    python -m tools.check train.jsonl test.jsonl          # and which prompts they share
+    python -m tools.check book.txt --tokenizer=out/pretrain.pt
+
+For each file, or directory of pretraining text: the format, every malformed row, lengths in tokens,
+duplicates, what is held out, what would be cut or left out and why, and examples as the model will
+see them. The exit status is 1 if a row is malformed, since training would refuse the file.
+"""
+
+import io
+import json
+import sys
+from collections import Counter
+from contextlib import nullcontext, redirect_stderr
+from dataclasses import dataclass
+from itertools import combinations, groupby, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+import pretrain
+import reward
+import rlhf_ppo
+import sft
+from checkpoint import load_checkpoint
+from common import fail, parse_config
+from data.corpus import Corpus
+from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, comparison,
+                          demonstration, is_held_out, list_files, places_and_rows, prompt_only,
+                          prompt_and_responses, read_rows, text_and_logp)
+from tokenizer import Tokenizer
+
+READERS = dict(text=lambda row: text_and_logp(row, "strict"), demonstrations=demonstration,
+               comparisons=comparison, prompts=prompt_only)
+MARKED = dict(text="what it learns to predict, which is everything",
+              demonstrations="what it learns to say; the rest it only reads",
+              comparisons="where the score is read",
+              prompts="where its own answer will stand")
+
+
+@dataclass
+class Config:
+    data: str = ""                         # the files; `python -m tools.check FILE FILE` is shorter
+    kind: str = "auto"                     # auto, text, demonstrations, comparisons or prompts
+    tokenizer: str = "out/tokenizer.json"  # or a checkpoint, which has a tokenizer inside
+    block_size: int = 0                    # the context in tokens; 0: the checkpoint's, or 128
+    max_new_tokens: int = 64               # of the context, what PPO keeps for its answer
+    examples: int = 3                      # how many to show
+    malformed: int = 10                    # how many malformed rows to list; all are counted
+    colour: str = "auto"                   # auto: on a terminal; true, false
+    debug: bool = False                    # show tracebacks
+
+
+# ---------------------------------------------------------------------------------------------
+# which format
+
+def kind_of(row):
+    if "text" in row:
+        return "text"
+    if any(name in row for name in COMPARED):
+        return "comparisons"
+    return "demonstrations" if prompt_and_responses(row)[1] else "prompts"
+
+
+def form_of(row):
+    """{"instruction": "Hi", "output": "Hello", "id": 1} -> "Alpaca: instruction, output" """
+    form = "Alpaca: " if "instruction" in row else "ShareGPT: " if "conversations" in row else ""
+    form += ", ".join(name for name in row if name in (*CONTENT, "text"))
+    if not isinstance(row.get("chosen"), str):
+        return form + " as messages" * ("chosen" in row)
+    return form + (" as text" if any(name in row for name in QUESTIONS) else " as HH transcripts")
+
+
+def identify(path):
+    """(kind, form) of most of the first thousand rows."""
+    files, seen = list_files(path), Counter()
+    if Path(path).is_dir() or files[0].suffix.lower() == ".txt":
+        return "text", f"{len(files)} file{'s' * (len(files) > 1)}"
+    for _, row in islice(places_and_rows(path, "strict"), 1000):
+        try:
+            row = {name: value for name, value in row.items() if value is not None}
+            seen[kind_of(row), form_of(row)] += 1
+        except (AttributeError, ValueError):          # not an object, or malformed: read() tells
+            pass
+    return seen.most_common(1)[0][0] if seen else ("unknown", "no row is sound")
+
+
+def read(path, kind):
+    """What training would read, refuse and leave out: (rows, malformed, dropped)."""
+    rows, malformed, dropped = [], [], Counter()
+    try:
+        for file in list_files(path) if kind == "text" else [path]:
+            rows += read_rows(file, READERS.get(kind, prompt_only), dropped, malformed=malformed)
+    except DataError as error:                        # not a row, but the file: it isn't UTF-8, say
+        malformed.append(str(error))
+    return rows, malformed, dropped
+
+
+# ---------------------------------------------------------------------------------------------
+# what to print
+
+def fact(name, text):
+    print(f"    {name:<14}{text}")
+
+
+def show_lengths(lengths):
+    """{name: numbers of tokens} -> a line each."""
+    fact("tokens", f"{'min':>7}{'median':>8}{'mean':>9}{'p95':>8}{'max':>9}{'total':>13}")
+    for name, n in lengths.items():
+        n = np.array(n)
+        fact(name[:13], f"{n.min():>7,}{np.median(n):>8,.0f}{n.mean():>9,.1f}"
+                        f"{np.percentile(n, 95):>8,.0f}{n.max():>9,}{n.sum():>13,}")
+
+
+def split(held, least=1):
+    """How a script splits its rows; held: for each whether it is held out."""
+    train, val = held.count(False), held.count(True)
+    few = f" (too few: it asks for {least:,} and 1)" if train < least or not val else ""
+    return f"{train:,} to learn from, {val:,} held out{few}"
+
+
+def render(tok, ids, mask, colour):
+    """The tokens as text. What the mask marks is green, or «so»; special tokens are bold."""
+    text = ""
+    for marked, run in groupby(zip(ids, mask), key=lambda pair: bool(pair[1])):
+        part = ""
+        for special, same in groupby(run, key=lambda pair: pair[0] in tok.specials.values()):
+            piece = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1]
+                            for c in tok.decode([id for id, _ in same]))
+            code = ("1;" if special else "") + ("32" if marked else "36" if special else "0")
+            part += f"\033[{code}m{piece}\033[0m" if colour else piece
+        text += f"«{part}»" if marked and not colour else part
+    return "    " + text.replace("\n", "\n    ")
+
+
+def show_examples(kind, examples, tok, config, colour):
+    """Some of the examples, each a list of (ids, mask): the responses to one prompt, best first."""
+    mark = "\033[32mgreen\033[0m" if colour else "between « and »"
+    print(f"\n    as the model sees it; {mark} is {MARKED[kind]}" if config.examples else "")
+    chosen = np.linspace(0, len(examples) - 1, min(config.examples, len(examples)), dtype=int)
+    for number, i in enumerate(chosen, 1):
+        for place, (ids, mask) in enumerate(examples[i]):
+            print(f"\n    example {number}" + ", a worse response" * (place > 0))
+            print(render(tok, ids, mask, colour))
+
+
+# ---------------------------------------------------------------------------------------------
+# the four kinds
+
+def look_at_text(path, tok, T, config, colour, quiet):
+    """As pretrain.py's Corpus has it, encoded in a folder that goes away; returns the texts."""
+    with TemporaryDirectory() as folder:
+        with redirect_stderr(io.StringIO()) if quiet else nullcontext():
+            corpus = Corpus(path, tok, folder, "check")
+        texts = set(hashes := np.load(next(Path(folder).glob("*/docs.npz")))["hash"])
+        # the very rows with which `pretrain.py --seed=0` begins
+        rows = corpus.stream(config.examples * T + 1, seed=0).rows(0, config.examples, T).tolist()
+    n = corpus.lengths
+    lengths = {name: n[corpus.source == i] for i, name in enumerate(corpus.sources)}
+    show_lengths(lengths | ({"all": n} if len(lengths) > 1 else {}))
+    fact("documents", f"{len(n):,} (long ones are cut at line ends); {len(hashes) - len(texts):,} "
+                      f"are repetitions; {corpus.n_bytes.sum() / n.sum():.2f} bytes per token")
+    fact("pretrain.py", split(corpus.held_out.tolist()))
+    fact("", f"nothing is left out: an epoch is {n[~corpus.held_out].sum() // T:,} rows of {T} "
+             f"tokens, documents joined")
+    show_examples("text", [[(row, [0] + [1] * T)] for row in rows], tok, config, colour)
+    return texts
+
+
+def look_at_dialogues(kind, rows, tok, T, config, colour):
+    """Demonstrations, comparisons or prompts, and what PPO makes of them; returns the prompts."""
+    demos = kind == "demonstrations"
+    prompts = [row["messages"][:-1] if demos else row["prompt"] for row in rows]
+    answers = [[row["messages"][-1]["content"]] if demos else row.get("responses", [])
+               for row in rows]
+    asked = [tok.encode_chat(prompt, reply=True)[0] for prompt in prompts]
+    said = [[tok.encode(answer) + [tok.end] for answer in group] for group in answers]
+    lengths = {"prompt": [*map(len, asked)], "response": [len(s) for group in said for s in group]}
+    show_lengths({name: n for name, n in lengths.items() if n})
+
+    held, keys = [is_held_out(prompt) for prompt in prompts], [*map(json.dumps, prompts)]
+    both = set.intersection(*({k for k, h in zip(keys, held) if h == side} for side in (0, 1)))
+    whole = {json.dumps([prompt, group]) for prompt, group in zip(prompts, answers)}
+    fact("rows", f"{len(rows):,}; {len(rows) - len(whole):,} are repetitions; {len(set(keys)):,} "
+                 f"different prompts, {len(both):,} on both sides of the split")
+    examples = [[(ids + dots, [0] * len(ids) + [1] * len(dots))]
+                for dots in [tok.encode("…")] for ids in asked]
+    if demos:
+        examples = look_at_demonstrations(rows, held, tok, T)
+    if kind == "comparisons":
+        examples = look_at_comparisons(rows, held, said, tok, T)
+    room = T - config.max_new_tokens - 1
+    fits = [h for ids, h in zip(asked, held) if len(ids) <= room]
+    fact("rlhf_ppo.py", split(fits, rlhf_ppo.Config.batch_size))
+    fact("", f"{len(rows) - len(fits):,} left out, whose prompt has more than {room} tokens "
+             f"({T} less --max_new_tokens and the end)")
+    show_examples(kind, examples, tok, config, colour)
+    return set(keys)
+
+
+def look_at_demonstrations(rows, held, tok, T):
+    train, val = (sft.encode_dialogues([row for row, h in zip(rows, held) if h == side], tok, T)
+                  for side in (False, True))
+    fact("sft.py", split([False] * len(train[0]) + [True] * len(val[0])))
+    fact("", f"{train[1] + val[1]:,} cut to {T + 1} tokens; {train[2] + val[2]:,} left out, of "
+             f"whose answers nothing would remain")
+    return [[pair] for pair in train[0] + val[0]]
+
+
+def look_at_comparisons(rows, held, said, tok, T):
+    encoded = [[reward.encode_answer(tok, row["prompt"], answer, T) for answer in row["responses"]]
+               for row in rows]
+    flat = [both for group in zip(encoded, said) for both in zip(*group)]
+    pairs = [len(a) > len(b) for row, group in zip(rows, said) for (a, i), (b, j)
+             in combinations(zip(group, row["ranks"]), 2) if i < j]
+    fact("pairs", f"{len(pairs):,}; in {100 * np.mean(pairs):.0f}% the better response is longer")
+    fact("reward.py", split(held, reward.Config.batch_size))
+    fact("", f"of {len(flat):,} responses {sum(ids[-len(s):] != s for ids, s in flat):,} lose "
+             f"their end, {sum(ids[0] != tok.eot for ids, _ in flat):,} the prompt's beginning "
+             f"({T} tokens)")
+    return [[(ids, [0] * (len(ids) - 1) + [1]) for ids in group] for group in encoded]
+
+
+# ---------------------------------------------------------------------------------------------
+
+def look(path, config, tok, T, colour):
+    """Print all about one file: (its kind, why training would refuse it, its prompts or texts)."""
+    try:
+        kind, form = identify(path)
+    except DataError as error:
+        return "", [str(error)], set()
+    kind = kind if config.kind == "auto" else config.kind
+    print(f"\n{path}: {'pretraining ' * (kind == 'text')}{kind} ({form})\n")
+    rows, malformed, dropped = read(path, kind)
+    for reason in malformed[:config.malformed]:
+        fact("malformed", reason)
+    if len(malformed) > config.malformed:
+        fact("", f"and {len(malformed) - config.malformed:,} more (--malformed={len(malformed)})")
+    for reason, count in dropped.most_common():
+        fact("dropped", f"{count:,} {reason}")
+    if not rows or kind == "text" and malformed:      # a Corpus is made of files, not of rows
+        return kind, malformed, set()
+    if kind != "text":
+        return kind, malformed, look_at_dialogues(kind, rows, tok, T, config, colour)
+    try:
+        return kind, malformed, look_at_text(path, tok, T, config, colour, quiet=dropped)
+    except ValueError as error:                       # too few documents to hold one out
+        fact("too few", error)
+        return kind, [str(error)], set()
+
+
+def main(config):
+    if not config.data:
+        fail("which file? As in `python -m tools.check data/town/sft.jsonl` (-h explains)")
+    for name, values in (("kind", ("auto", *READERS)), ("colour", ("auto", "true", "false"))):
+        if getattr(config, name) not in values:
+            fail(f"--{name}={getattr(config, name)} is not one of {', '.join(values)}")
+    T = pretrain.Config.block_size
+    if config.tokenizer.endswith(".pt"):
+        ckpt = load_checkpoint(config.tokenizer)
+        tok, T = Tokenizer.from_dict(ckpt["tokenizer"]), ckpt["model_config"]["block_size"]
+    else:
+        tok = Tokenizer.load(config.tokenizer)
+    T = config.block_size or T
+    if T <= config.max_new_tokens:
+        fail(f"--block_size={T} must be more than --max_new_tokens={config.max_new_tokens}")
+    colour = sys.stdout.isatty() if config.colour == "auto" else config.colour == "true"
+
+    seen = {path: look(path, config, tok, T, colour) for path in config.data.split(",")}
+    for (a, (kind, _, in_a)), (b, (other, _, in_b)) in combinations(seen.items(), 2):
+        if (kind == "text") == (other == "text") and (len(seen) == 2 or in_a & in_b):
+            print(f"\n{len(in_a & in_b):,} {'texts' if kind == 'text' else 'prompts'} are in both "
+                  f"{a} and {b}")
+    refused = [reason for _, reasons, _ in seen.values() for reason in reasons]
+    if refused:
+        fail(refused[0] if len(refused) == 1 else
+             f"{len(refused):,} malformed rows, for which training would refuse the data")
+
+
+if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")          # to a terminal without «, say
+    main(parse_config(Config, __doc__, words="data"))

@@ -1,0 +1,440 @@
+"""From and to the Hugging Face format: start from GPT-2, serve elsewhere what was trained here.
+
+import  reads a folder with config.json, model.safetensors and the tokenizer's files, or the model
+        of that name on huggingface.co; writes a checkpoint, as pretrain.py does
+export  reads a checkpoint; writes such a folder
+
+A model there is the same numbers under other names, some transposed, stacked or in another order.
+GPT2LMHeadModel and LlamaForCausalLM can be imported. The style laptop is exported as the one
+architecture that equals it, a GPTNeoXForCausalLM whose biases are 0.
+Needs: pip install safetensors, and huggingface_hub for a model by name
+
+    python -m tools.hf import gpt2 out/gpt2.pt --block_size=256
+    python -m tools.hf import HuggingFaceTB/SmolLM2-135M out/smol.pt --block_size=256
+    python -m tools.hf export out/sft.pt out/assistant
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import takewhile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import regex
+import torch
+
+from checkpoint import load_checkpoint, save_checkpoint
+from common import fail, parse_config
+from model import GPT, GPTConfig
+from tokenizer import BYTE_CHARS, GPT2, Tokenizer
+
+
+@dataclass
+class Config:
+    init: str = ""        # what to read: the second word
+    out: str = ""         # what to write: the third
+    block_size: int = 0   # import: the context to keep, in tokens; 0: all that the model has
+    fresh: bool = False   # import: replace the checkpoint that is there
+    debug: bool = False   # show tracebacks
+
+
+# ---------------------------------------------------------------------------------------------
+# a dictionary: our words and theirs
+
+def dictionary(table):
+    """{architecture: {our word: theirs}}"""
+    head, *rows = (line.split() for line in table.strip().split("\n"))
+    return {arch: {row[0]: row[i] for row in rows if row[i] != "-"}
+            for i, arch in enumerate(head[1:], start=1)}
+
+
+MODULES = dictionary("""
+    ours        GPT2LMHeadModel      LlamaForCausalLM          GPTNeoXForCausalLM
+    wte         transformer.wte      model.embed_tokens        gpt_neox.embed_in
+    wpe         transformer.wpe      -                         -
+    norm        transformer.ln_f     model.norm                gpt_neox.final_layer_norm
+    lm_head     lm_head              lm_head                   embed_out
+    blocks      transformer.h        model.layers              gpt_neox.layers
+    norm_1      ln_1                 input_layernorm           input_layernorm
+    norm_2      ln_2                 post_attention_layernorm  post_attention_layernorm
+    attn.qkv    attn.c_attn          self_attn.[q,k,v]_proj    attention.query_key_value
+    attn.proj   attn.c_proj          self_attn.o_proj          attention.dense
+    mlp.fc      mlp.c_fc             mlp.[gate,up]_proj        mlp.dense_h_to_4h
+    mlp.proj    mlp.c_proj           mlp.down_proj             mlp.dense_4h_to_h
+""")
+FIELDS = dictionary("""
+    ours        GPT2LMHeadModel      LlamaForCausalLM          GPTNeoXForCausalLM
+    block_size  n_positions          max_position_embeddings   max_position_embeddings
+    vocab_size  vocab_size           vocab_size                vocab_size
+    n_layer     n_layer              num_hidden_layers         num_hidden_layers
+    n_head      n_head               num_attention_heads       num_attention_heads
+    n_kv_head   -                    num_key_value_heads       -
+    n_embd      n_embd               hidden_size               hidden_size
+    n_hidden    n_inner              intermediate_size         intermediate_size
+    mlp         activation_function  hidden_act                hidden_act
+    tied        tie_word_embeddings  tie_word_embeddings       tie_word_embeddings
+    rope_theta  -                    rope_theta                rotary_emb_base
+    norm_eps    layer_norm_epsilon   rms_norm_eps              layer_norm_eps
+""")
+GPT_2, LLAMA, NEOX = FIELDS
+MLPS = {GPT_2: {"gelu_tanh": "gelu_new", "gelu": "gelu"}, LLAMA: {"swiglu": "silu"}}
+MLPS[NEOX] = MLPS[GPT_2]
+PARTS = {GPT_2: dict(pos="learned", norm="layer"), NEOX: dict(pos="rope", norm="layer"),
+         LLAMA: dict(pos="rope", norm="rms", bias=False)}
+# what else makes their models equal to ours
+FIXED = {GPT_2: dict(model_type="gpt2", scale_attn_weights=True, add_cross_attention=False,
+                     scale_attn_by_inverse_layer_idx=False),
+         LLAMA: dict(model_type="llama", rope_scaling=None, attention_bias=False, mlp_bias=False),
+         NEOX: dict(model_type="gpt_neox", rotary_pct=1.0, use_parallel_residual=False)}
+
+
+def their_names(arch, name):
+    """blocks.0.mlp.fc.weight -> model.layers.0.mlp.gate_proj.weight, ….up_proj.weight"""
+    module, kind = name.rsplit(".", 1)
+    layer = ""
+    if module.startswith("blocks."):
+        _, number, module = module.split(".", 2)
+        layer = f"{MODULES[arch]['blocks']}.{number}."
+    start, some, end = re.fullmatch(r"([^[]*)\[?([^]]*)]?(.*)", MODULES[arch][module]).groups()
+    return [f"{layer}{start}{part}{end}.{kind}" for part in some.split(",")]
+
+
+def turn(arch, name, w):
+    """GPT-2 stores the matrices of its linear layers transposed."""
+    return w.t() if arch == GPT_2 and name.startswith("blocks.") else w
+
+
+def swap(heads, a, b):
+    """(heads, a * b, …) -> (heads, b * a, …). Rotary pairs: ours are the rows 2i and
+    2i + 1, D/2 groups of 2; theirs are i and i + D/2, 2 groups of D/2."""
+    return heads.unflatten(1, (a, b)).transpose(1, 2).flatten(1, 2)
+
+
+def split_heads(arch, config, w):
+    """Our attn.qkv has the rows of all queries, then keys, then values -> what they have."""
+    G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.n_embd // config.n_head
+    q, k, v = w.unflatten(0, (-1, D)).split((G * K, K, K))            # (heads, D, C) or (heads, D)
+    if arch != GPT_2:
+        q, k = (swap(t, D // 2, 2) for t in (q, k))
+    if arch == LLAMA:
+        return [t.flatten(0, 1) for t in (q, k, v)]
+    k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # the others share no keys
+    if arch == GPT_2:
+        return [torch.cat((q, k, v)).flatten(0, 1)]
+    return [torch.stack((q, k, v), dim=1).flatten(0, 2)]              # q k v of head 0, of head 1
+
+
+def to_theirs(arch, config, weights):
+    """{our name: tensor} -> {their name: tensor}"""
+    theirs = {}
+    for name, w in weights.items():
+        if config.tied and name == "lm_head.weight":
+            continue
+        parts = split_heads(arch, config, w) if ".attn.qkv." in name else [w]
+        if arch == LLAMA and ".mlp.fc." in name:
+            parts = w.chunk(2)
+        theirs |= zip(their_names(arch, name), (turn(arch, name, part) for part in parts))
+    return theirs
+
+
+def from_theirs(arch, config, theirs, folder):
+    """The inverse, for GPT-2 and LLaMA: every tensor must be there, in its shape, and no other."""
+    with torch.device("meta"):                        # shapes without numbers
+        blank = GPT(config).state_dict()
+    expected = to_theirs(arch, config, blank)
+    for name in [*expected, *theirs]:
+        if name not in theirs or name not in expected:
+            fail(f"{folder}: the tensor {name} is {'missing' if name in expected else 'unknown'}")
+        there, here = tuple(theirs[name].shape), tuple(expected[name].shape)
+        if there != here:
+            fail(f"{folder}: the tensor {name} is {there}, but {here} by config.json")
+    ours = {}
+    for name in blank:
+        source = "wte.weight" if config.tied and name == "lm_head.weight" else name
+        parts = [turn(arch, name, theirs[n].float()) for n in their_names(arch, source)]
+        if arch == LLAMA and ".attn.qkv." in name:
+            D = config.n_embd // config.n_head
+            parts[:2] = [swap(p.unflatten(0, (-1, D)), 2, D // 2).flatten(0, 1) for p in parts[:2]]
+        ours[name] = torch.cat(parts)
+    return ours
+
+
+# ---------------------------------------------------------------------------------------------
+# their files
+
+def need(module, purpose):
+    """An optional library, imported only when it is used."""
+    try:
+        return import_module(module)
+    except ImportError:
+        fail(f"{purpose}: pip install {module.split('.')[0]}")
+
+
+def brief(error):
+    return " ".join(str(error).split())[:200]
+
+
+def find(source):
+    """The folder of that name, or a download of the model of that name."""
+    if Path(source).is_dir():
+        return Path(source)
+    hub = need("huggingface_hub", f"{source} is no folder; to fetch it from huggingface.co")
+    files = ["config.json", "model*.safetensors*", "tokenizer.json", "vocab.json", "merges.txt"]
+    try:
+        return Path(hub.snapshot_download(source, allow_patterns=files))
+    except Exception as error:                        # of the name, or of the network
+        fail(f"{source} is no folder, and huggingface.co did not give it: {brief(error)}")
+
+
+def read_json(path):
+    if not path.is_file():
+        fail(f"{path} is missing")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        fail(f"{path} is damaged: {brief(error)}")
+
+
+def read_config(path):
+    """config.json -> the architecture and our GPTConfig. What model.py lacks is refused."""
+    theirs = {key: value for key, value in read_json(path).items() if value is not None}
+    arch, *_ = theirs.get("architectures") or ["a model without architecture"]
+    if arch not in (GPT_2, LLAMA):
+        fail(f"{path}: {arch} is not supported, only {GPT_2} and {LLAMA} are")
+    try:
+        # what is left out has its default; newer files have all about rotary positions in a dict
+        rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
+        theirs = dict(
+            tie_word_embeddings=arch == GPT_2, n_inner=4 * theirs.get("n_embd", 0), rope_theta=1e4,
+            num_key_value_heads=theirs.get("num_attention_heads"),
+            activation_function="gelu_new", hidden_act="silu") | theirs
+        theirs["rope_theta"] = rope.pop("rope_theta", theirs["rope_theta"])
+        theirs["rope_scaling"] = None if rope in ({}, {"rope_type": "default"}) else rope
+        values = {ours: theirs[key] for ours, key in FIELDS[arch].items()}
+        values["mlp"] = next((ours for ours, act in MLPS[arch].items() if act == values["mlp"]),
+                             *MLPS[LLAMA])
+        config = GPTConfig(**dict(n_kv_head=values["n_head"], bias=True) | values | PARTS[arch])
+    except KeyError as key:
+        fail(f"{path} lacks {key}")
+    except (TypeError, ValueError) as error:
+        fail(f"{path}: {brief(error)}")
+    choices = {key: [value] for key, value in FIXED[arch].items()} | {
+        FIELDS[arch]["mlp"]: [*MLPS[arch].values()], "partial_rotary_factor": [1.0],
+        "head_dim": [config.n_embd // config.n_head], "quantization_config": [None]}
+    for key, known in choices.items():
+        if theirs.get(key, known[0]) not in known:
+            fail(f"{path}: {key}={theirs[key]!r} is not supported, only "
+                 f"{' and '.join(map(repr, known))}")
+    return arch, config
+
+
+def read_weights(folder, arch, config):
+    """{name: tensor} of all files, without what some of them keep twice or for nothing."""
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file() or (folder / name).is_file():
+            break
+    else:
+        fail(f"{folder} has neither model.safetensors nor pytorch_model.bin")
+    weights = {}
+    for file in set(read_json(index)["weight_map"].values()) if index.is_file() else [name]:
+        weights |= read_tensors(folder / file)
+
+    if arch == GPT_2:                                 # OpenAI's models lack the first word
+        weights = {n if n.startswith(("transformer.", "lm_head.")) else f"transformer.{n}": w
+                   for n, w in weights.items()}
+    constants = re.compile(r".*(\.attn\.(masked_)?bias|\.rotary_emb\.inv_freq)")
+    weights = {n: w for n, w in weights.items() if not constants.fullmatch(n)}
+    wte = weights.get(f"{MODULES[arch]['wte']}.weight")
+    if config.tied and wte is not None and torch.equal(weights.get("lm_head.weight", wte), wte):
+        weights.pop("lm_head.weight", None)
+    return weights
+
+
+def read_tensors(path):
+    if not path.is_file():
+        fail(f"{path} is missing")
+    try:
+        if path.suffix == ".bin":
+            return torch.load(path, map_location="cpu", weights_only=True)
+        return need("safetensors.torch", f"to read {path}").load_file(path)
+    except Exception as error:                        # whatever the broken bytes lead to
+        fail(f"{path} is damaged: {brief(error)}")
+
+
+def read_tokenizer(folder):
+    """-> our Tokenizer with their ids, and how many those are; new ids come after all of them."""
+    path, merges = folder / "tokenizer.json", folder / "merges.txt"
+    if path.is_file():
+        saved = read_json(path)
+    elif merges.is_file():
+        path, lines = folder / "vocab.json", merges.read_text(encoding="utf-8").split("\n")
+        lines = [line for line in lines if line and not line.startswith("#version")]
+        saved = dict(model=dict(type="BPE", vocab=read_json(path), merges=lines),
+                     pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False))
+    else:
+        fail(f"{folder} has neither tokenizer.json nor GPT-2's vocab.json and merges.txt")
+    try:
+        return build_tokenizer(saved)
+    except ValueError as error:
+        fail(f"{path}: {error}")
+    except (AttributeError, KeyError, TypeError, regex.error) as error:
+        fail(f"{path} is damaged: {error!r}")
+
+
+def build_tokenizer(saved):
+    """ValueError where ours could not give the same ids for every text."""
+    model, added, merges = saved["model"], saved.get("added_tokens") or [], {}
+    vocab = model["vocab"]
+    if model.get("type") != "BPE" or model.get("byte_fallback"):
+        raise ValueError("only byte-level BPE is supported, not SentencePiece (LLaMA 2, TinyLlama) "
+                         "or other tokenizers")
+    for pair in model["merges"]:
+        a, b = pair.split(" ") if isinstance(pair, str) else pair
+        merges[vocab[a], vocab[b]] = vocab[a + b]
+
+    # SmolLM has no token for some rare bytes, and drops them; here they get new ids
+    names = vocab | {token["content"]: token["id"] for token in added}
+    known = max(names.values()) + 1
+    lacking = [char for char in BYTE_CHARS if char not in vocab]
+    ids = vocab | {char: known + i for i, char in enumerate(lacking)}
+    byte_ids = [ids[char] for char in BYTE_CHARS]
+    made = {*byte_ids, *merges.values()}              # what a text becomes; the rest is special
+
+    odd = [key for key in ("ignore_merges", "dropout", "continuing_subword_prefix",
+                           "end_of_word_suffix") if model.get(key)]
+    odd += ["normalizer"] if saved.get("normalizer") else []
+    odd += [f"the added token {token['content']!r}, found in plain text," for token in added
+            if token["id"] in made or not token.get("special")]
+    if len(merges) < len(model["merges"]) or [*merges.values()] != sorted({*merges.values()}):
+        odd.append("an order of merges other than that of their ids")
+    if odd:
+        raise ValueError(f"{odd[0]} is not supported")
+    specials = {name: id for name, id in names.items() if id not in made}
+    return Tokenizer(split_pattern(saved["pre_tokenizer"]), byte_ids, merges, specials), known
+
+
+def split_pattern(steps):
+    """Their way of cutting a text into words, as one regex."""
+    *cuts, level = steps.get("pretokenizers", [steps])
+    kinds, gpt2 = [cut["type"] for cut in cuts], level.get("use_regex", True)
+    if level["type"] == "ByteLevel" and not level["add_prefix_space"]:
+        if gpt2 and not cuts:
+            return GPT2
+        if gpt2 and kinds == ["Digits"] and cuts[0]["individual_digits"]:
+            # digits are cut out first: what GPT-2's regex does at the end, it does before a digit
+            return GPT2.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
+        if not gpt2 and kinds == ["Split"] and cuts[0]["behavior"] == "Isolated":
+            pattern = cuts[0]["pattern"].get("Regex", "")
+            every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
+            if "".join(match[0] for match in regex.finditer(pattern, every)) == every:
+                return pattern
+    raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
+
+
+# ---------------------------------------------------------------------------------------------
+# import
+
+def new_rows(w, known, size):
+    """w (V, C) -> (size, C): the first `known` rows, then rows for new tokens.
+
+    In the output layer a random row could outbid all that the model has learned to say; the mean
+    of all rows has a middling logit everywhere. A little noise lets the new tokens part.
+    """
+    noise = torch.randn(size - known, w.size(1), generator=torch.Generator().manual_seed(0))
+    return torch.cat((w[:known], w[:known].mean(0) + 0.1 * w[:known].std(0) * noise))
+
+
+def import_model(config):
+    if Path(config.out).exists() and not config.fresh:
+        fail(f"{config.out} is there already; --fresh replaces it")
+    folder = find(config.init)
+    arch, theirs = read_config(folder / "config.json")
+    tok, known = read_tokenizer(folder)
+    T = config.block_size or theirs.block_size
+    if not 0 < T <= theirs.block_size:
+        fail(f"--block_size={T} must be between 1 and the model's {theirs.block_size}")
+    if known > theirs.vocab_size:
+        fail(f"{folder}: the tokenizer has {known} ids, but the embedding {theirs.vocab_size} rows")
+
+    weights = from_theirs(arch, theirs, read_weights(folder, arch, theirs), folder)
+    for name in ("wte.weight", "lm_head.weight"):     # rows that only pad are cut off
+        weights[name] = new_rows(weights[name], known, tok.vocab_size)
+    if arch == GPT_2:
+        weights["wpe.weight"] = weights["wpe.weight"][:T]
+    model = GPT(dataclasses.replace(theirs, vocab_size=tok.vocab_size, block_size=T))
+    model.load_state_dict(weights)
+    save_checkpoint(config.out, stage="pretrain", step=0, metrics={}, model=model, history=[],
+                    model_config=model.config, tokenizer=tok, config=config)
+    n_params = sum(p.numel() for p in model.parameters())
+    print(f"{config.out}: {arch} of {n_params / 1e6:.2f}M parameters, a context of {T} tokens, "
+          f"{known:,} tokens and {tok.vocab_size - known} new ones")
+    print(f"next: python sft.py --init={config.out} --lr=5e-5")
+
+
+# ---------------------------------------------------------------------------------------------
+# export
+
+# encode_chat() as a template, with the same ids. But special tokens that a user types work there.
+CHAT = ("{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + "
+        "message['content'] + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+
+
+def export_model(config):
+    out = Path(config.out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        fail(f"{out} is there already; name a folder that is new or empty")
+    ckpt = load_checkpoint(config.init)
+    if ckpt["stage"] == "reward":
+        fail(f"{config.init} is a reward model: it has a score instead of words, as none there has")
+    ours, tok = GPTConfig(**ckpt["model_config"]), Tokenizer.from_dict(ckpt["tokenizer"])
+    arch = next((arch for arch in FIELDS if PARTS[arch].items() <= vars(ours).items()
+                 and ours.mlp in MLPS[arch]), None)
+    if arch is None:
+        fail(f"{config.init}: no architecture there has pos={ours.pos}, norm={ours.norm}, "
+             f"mlp={ours.mlp} and bias={ours.bias}")
+    save_file = need("safetensors.torch", "to write model.safetensors").save_file
+
+    # biases that we don't have are 0 there, as those of a new model are
+    filled = GPT(dataclasses.replace(ours, bias=arch != LLAMA)).state_dict() | ckpt["model"]
+    weights = to_theirs(arch, ours, filled)
+    chat = ckpt["stage"] != "pretrain"
+    ids = dict(bos_token_id=tok.eot, eos_token_id=tok.end if chat else tok.eot,
+               pad_token_id=tok.pad)
+    files = {
+        "config.json": {theirs: getattr(ours, name) for name, theirs in FIELDS[arch].items()} | {
+            FIELDS[arch]["mlp"]: MLPS[arch][ours.mlp], **FIXED[arch], **ids,
+            "architectures": [arch], "torch_dtype": "float32"},
+        "generation_config.json": ids,
+        "tokenizer_config.json": {name[:-3]: tok.decode([id]) for name, id in ids.items()} | dict(
+            tokenizer_class="PreTrainedTokenizerFast", model_max_length=ours.block_size,
+            clean_up_tokenization_spaces=False, **dict(chat_template=CHAT) if chat else {})}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
+        whole = Path(tmp, "whole")                    # takes its name when it is
+        whole.mkdir()
+        for name, content in files.items():
+            (whole / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        tok.to_hf(whole / "tokenizer.json")
+        save_file({name: w.contiguous() for name, w in weights.items()},
+                  whole / "model.safetensors", metadata={"format": "pt"})
+        if out.exists():
+            out.rmdir()
+        whole.rename(out)
+    print(f"{out}: {arch} of {sum(w.numel() for w in weights.values()) / 1e6:.2f}M parameters")
+    print(f"next: transformers.AutoModelForCausalLM.from_pretrained('{out}')")
+
+
+if __name__ == "__main__":
+    words = list(takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+    config = parse_config(Config, __doc__, sys.argv[1 + len(words):])
+    if len(words) != 3 or words[0] not in ("import", "export"):
+        fail("usage: python -m tools.hf import FOLDER_OR_NAME out/pretrain.pt, or python -m "
+             "tools.hf export out/sft.pt FOLDER (-h tells more)")
+    action, config.init, config.out = words
+    {"import": import_model, "export": export_model}[action](config)
