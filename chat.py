@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from checkpoint import load_checkpoint
-from common import Setup, fail, parse_config
+from common import Runtime, fail, parse_config
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score_all
 from tokenizer import Tokenizer
@@ -64,14 +64,14 @@ def as_dialogue(tok, messages, room):
     return ids, messages
 
 
-def answer(model, tok, ids, env, config, number):
+def answer(model, tok, ids, rt, config, number):
     """Yield the text that follows ids, as it arrives and in whole characters."""
-    env.seed(config.seed, number)
-    tokens = model.stream(torch.tensor([ids], device=env.device), config.max_new_tokens,
+    rt.seed(config.seed, number)
+    tokens = model.stream(torch.tensor([ids], device=rt.device), config.max_new_tokens,
                           temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
     # a chat model ends with <|end|>, a base model with <|endoftext|>; the others are no text either
     ends = set(tok.specials.values())
-    with env.autocast():
+    with rt.autocast():
         for text in tok.stream(takewhile(lambda id: id not in ends, (t.item() for t in tokens))):
             yield text.translate(UNSAFE)
 
@@ -118,7 +118,7 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     if config.max_new_tokens < 1 or config.temperature < 0 or not 0 < config.top_p <= 1:
         fail("--max_new_tokens must be at least 1, --temperature at least 0, --top_p in (0, 1]")
-    env = Setup(config)
+    rt = Runtime(config)
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")          # a wrong byte is no reason to leave
 
@@ -130,12 +130,12 @@ if __name__ == "__main__":
         note(f"{config.reward} is missing, so there are no scores: `python reward.py` makes it")
     elif config.compare and config.reward:
         judge = load_checkpoint(config.reward, stage="reward")
-        reward = ScalarGPT.load(judge).to(env.device)
+        reward = ScalarGPT.load(judge).to(rt.device)
 
     paths, speakers = (config.compare or config.init).split(","), []
     for path in paths:
         ckpt = load_checkpoint(path, ("ppo", "sft", "pretrain"), judge and judge["tokenizer"])
-        model = GPT(GPTConfig(**ckpt["model_config"])).to(env.device).eval()
+        model = GPT(GPTConfig(**ckpt["model_config"])).to(rt.device).eval()
         model.load_state_dict(ckpt["model"])
         base = ckpt["stage"] == "pretrain"
         if base:
@@ -169,7 +169,7 @@ if __name__ == "__main__":
 
             said = ""
             with suppress(KeyboardInterrupt):         # what has been said, has been said
-                for text in answer(model, tok, ids, env, config, number):
+                for text in answer(model, tok, ids, rt, config, number):
                     said += text
                     if not config.compare:
                         print(paint(text, 36), end="", flush=True)
@@ -183,7 +183,7 @@ if __name__ == "__main__":
             score = ""
             if reward:
                 row = encode_answer(tok, asked, said, reward.gpt.config.block_size)
-                score = f"{score_all(reward, [row], tok, env).item():6.2f}  "
+                score = f"{score_all(reward, [row], tok, rt).item():6.2f}  "
             said = said.strip().replace("\n", "\n" + " " * (width + 2 + len(score)))
             print(f"{paint(path.ljust(width), 1)}  {paint(score, 2)}{said}", flush=True)
         if config.compare and not config.prompt:

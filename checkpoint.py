@@ -110,7 +110,7 @@ def load_dict(path, maker):
 
 
 class Whole:
-    """Saves and loads, as if it were in one piece, what Setup.shard has split: the model, or its
+    """Saves and loads, as if it were in one piece, what Runtime.shard has split: the model, or its
     optimizer if that is given. (Every rank must call it.)"""
 
     def __init__(self, model, optimizer=None):
@@ -157,8 +157,8 @@ class Run:
     follow from (seed, step), so weights, optimizer and step are all that it needs.
     """
 
-    def __init__(self, config, env, inputs=(), total=None, unit="step"):
-        self.config, self.env, self.total = config, env, total or config.steps
+    def __init__(self, config, rt, inputs=(), total=None, unit="step"):
+        self.config, self.rt, self.total = config, rt, total or config.steps
         self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # the tests save at every step
         self.out, ending = Path(config.out), Path(type(config).out).suffix
         if self.out.suffix != ending:
@@ -172,10 +172,10 @@ class Run:
                          f"another --out")
         if self.log_file != self.out and not is_log(self.log_file):
             fail(f"{self.log_file} is there already and is no log: choose another --out")
-        flags = dataclasses.asdict(config) | dict(dtype=str(env.dtype)[6:])
+        flags = dataclasses.asdict(config) | dict(dtype=str(rt.dtype)[6:])
         self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
-        self.flags["processes"] = env.world_size
-        if env.main:
+        self.flags["processes"] = rt.world_size
+        if rt.main:
             self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}
         self.state = self.resume()
@@ -185,7 +185,7 @@ class Run:
         self.interrupted = self.trimmed = False
         signal.signal(signal.SIGINT, self.interrupt)
         self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
-                        dynamic_ncols=True, disable=not (env.main and sys.stderr.isatty()))
+                        dynamic_ncols=True, disable=not (rt.main and sys.stderr.isatty()))
 
     def lock(self):
         """Two runs must not write the same files. The lock is the system's, which frees it when
@@ -220,7 +220,7 @@ class Run:
         before = state.get("run", dict(flags={}, inputs={}))
         if self.config.dtype == "auto" and before["flags"].get("dtype") in DTYPES:
             self.flags["dtype"] = before["flags"]["dtype"]            # whichever machine it was
-            self.env.dtype = DTYPES[self.flags["dtype"]]
+            self.rt.dtype = DTYPES[self.flags["dtype"]]
         changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
                    for k, v in self.flags.items() if before["flags"].get(k) != v
                    and not (k == "lr" and path == self.state_file and self.nan_file.exists())]
@@ -233,7 +233,7 @@ class Run:
             print(f"resuming from {state['step']} of {self.total} ({path})")
             return state
         print(f"{self.out} is finished; --fresh makes it again")
-        self.env.close()
+        self.rt.close()
         raise SystemExit(0)
 
     def identity(self):
@@ -245,9 +245,9 @@ class Run:
         state. Its norm is the same on all ranks. (A GPU is waited for, once a step.)"""
         if math.isfinite(grad_norm):
             return
-        name = self.nan_file if self.env.main else f"{self.nan_file}.{self.env.rank}"
+        name = self.nan_file if self.rt.main else f"{self.nan_file}.{self.rt.rank}"
         atomic_save(dict(step=step, grad_norm=float(grad_norm), **batch), name)
-        self.env.barrier()                            # until all have saved theirs
+        self.rt.barrier()                             # until all have saved theirs
         self.bar.close()
         fail(f"the loss or its gradient is {float(grad_norm)} at step {step + 1} (its batch: "
              f"{self.nan_file}); with a smaller --lr the same command goes on from step "
@@ -264,12 +264,12 @@ class Run:
         self.trim_log()
         # a large model takes seconds to write: then less often, so that it costs 2% of the time
         pause = self.seconds * max(1, 2.5 * self.cost)
-        due = self.env.main and time.time() - self.saved > pause
-        due, self.interrupted = self.env.any(due, self.interrupted)   # all stop at the same step
+        due = self.rt.main and time.time() - self.saved > pause
+        due, self.interrupted = self.rt.any(due, self.interrupted)    # all stop at the same step
         if due or self.interrupted:
             began = time.time()
             state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
-            if self.env.main:
+            if self.rt.main:
                 atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
             self.saved, self.last = time.time(), step
             self.cost = self.saved - began
@@ -283,7 +283,7 @@ class Run:
         """The result is saved. A checkpoint knows whose it is; beside other files the emptied state
         stays, to know it."""
         self.bar.close()
-        if self.env.main:
+        if self.rt.main:
             if self.out.suffix == ".pt":
                 self.state_file.unlink(missing_ok=True)
             else:
@@ -292,13 +292,13 @@ class Run:
                 file.unlink()
             self.unlock()
             print(f"saved {self.out} after {clock(time.time() - self.began)}")
-        self.env.close()
+        self.rt.close()
 
     def trim_log(self):
         """Drop the lines that the resumed run is going to write again: those of later steps, and
         PPO's evaluation of held-out prompts at this one, which comes before the step. Not before
         there is something to write: a run that is refused has touched nothing."""
-        if self.trimmed or not self.env.main or self.log_file == self.out:
+        if self.trimmed or not self.rt.main or self.log_file == self.out:
             return
         self.trimmed, kept = True, []
         if self.start and self.log_file.exists():
@@ -310,7 +310,7 @@ class Run:
 
     def log(self, step, values, **more):
         """values: one aligned line on the screen; with `more`, one line of out/<stage>.jsonl."""
-        if not self.env.main:
+        if not self.rt.main:
             return
         self.trim_log()
         with open(self.log_file, "a") as f:
@@ -324,7 +324,7 @@ class Run:
 
     def say(self, text):
         """Print without tearing the progress bar."""
-        if self.env.main:
+        if self.rt.main:
             tqdm.write(text)
 
 

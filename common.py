@@ -132,7 +132,7 @@ def one_line(kind, error, trace):
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-class Setup:
+class Runtime:
     """Where this process runs: rank, world_size, device, precision."""
 
     def __init__(self, config):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from checkpoint import Run, load_checkpoint
-from common import Setup, fail, get_scores, load_function, parse_config, writing
+from common import Runtime, fail, get_scores, load_function, parse_config, writing
 from data.formats import read_prompts
 from model import GPT, GPTConfig
 from tokenizer import Tokenizer
@@ -72,16 +72,16 @@ def chat_ids(model, tok, prompts, max_new_tokens):
 
 
 @torch.no_grad()
-def continue_ids(model, tok, ids, env, max_new_tokens, temperature, stop, batch_size=512, seed=0):
+def continue_ids(model, tok, ids, rt, max_new_tokens, temperature, stop, batch_size=512, seed=0):
     """What the model writes after each of [[ids]]: [[ids]], the token `stop` at the end if it came.
     Those of similar length share a batch."""
     model.eval()
     order, replies = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
     for start in range(0, len(order), batch_size):
         chosen = order[start:start + batch_size]
-        idx, mask = left_pad([ids[i] for i in chosen], tok.pad, env.device)
-        env.seed(seed, start)
-        with env.autocast():
+        idx, mask = left_pad([ids[i] for i in chosen], tok.pad, rt.device)
+        rt.seed(seed, start)
+        with rt.autocast():
             out = model.generate(idx, max_new_tokens, mask=mask, temperature=temperature,
                                  stop=[stop], pad=tok.pad)[:, idx.size(1):].tolist()
         for i, row in zip(chosen, out):
@@ -89,10 +89,10 @@ def continue_ids(model, tok, ids, env, max_new_tokens, temperature, stop, batch_
     return replies
 
 
-def respond(model, tok, prompts, env, max_new_tokens, temperature=1.0, batch_size=512, seed=0):
+def respond(model, tok, prompts, rt, max_new_tokens, temperature=1.0, batch_size=512, seed=0):
     """Answer each prompt: [(text, ended)], ended: it produced <|end|>."""
     ids = chat_ids(model, tok, prompts, max_new_tokens)
-    replies = continue_ids(model, tok, ids, env, max_new_tokens, temperature, tok.end, batch_size,
+    replies = continue_ids(model, tok, ids, rt, max_new_tokens, temperature, tok.end, batch_size,
                            seed)
     return [(tok.decode([i for i in r if i != tok.end]), r[-1] == tok.end) for r in replies]
 
@@ -136,24 +136,24 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     if config.labeler == "human":
         fail("answers are ranked by hand with `python -m tools.label`")
-    env = Setup(config)
+    rt = Runtime(config)
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    run = Run(config, env, inputs=[config.data, config.init, config.labeler.split(":")[0]],
+    run = Run(config, rt, inputs=[config.data, config.init, config.labeler.split(":")[0]],
               total=len(prompts), unit="answer")
     labeler = load_function(config.labeler)
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model = GPT(GPTConfig(**ckpt["model_config"]))
     model.load_state_dict(ckpt["model"])
-    model.to(env.device)
+    model.to(rt.device)
 
     # -----------------------------------------------------------------------------------------
     # sample k answers to each prompt
 
     answers = run.state["answers"] if run.state else []
     for start in range(len(answers), len(prompts), config.batch_size):
-        answers += respond(model, tok, prompts[start:start + config.batch_size], env,
+        answers += respond(model, tok, prompts[start:start + config.batch_size], rt,
                            config.max_new_tokens, config.temperature, config.batch_size,
                            seed=(config.seed, start))
         run.save_state(len(answers), answers=answers)

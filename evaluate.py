@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from checkpoint import fingerprint, load_checkpoint
-from common import Setup, load_function, make_folder, parse_config, verdicts_of, writing
+from common import Runtime, load_function, make_folder, parse_config, verdicts_of, writing
 from compare import ceiling, chat_ids, continue_ids, respond
 from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
@@ -95,7 +95,7 @@ def first_line(tok, ids):
 
 
 @torch.no_grad()
-def response_logp(model, tok, ids, replies, env, temperature=1.0, batch_size=64):
+def response_logp(model, tok, ids, replies, rt, temperature=1.0, batch_size=64):
     """log p(reply | ids) in nats, and how many tokens that is: two (N,) arrays. ids, replies:
     [[ids]], what the model read, and what it wrote."""
     model.eval()
@@ -103,9 +103,9 @@ def response_logp(model, tok, ids, replies, env, temperature=1.0, batch_size=64)
     written = np.flatnonzero(count)
     for start in range(0, len(written), batch_size):
         part = written[start:start + batch_size]
-        idx, _ = right_pad([ids[i] + replies[i] for i in part], tok.pad, env.device)
-        mask = response_mask([ids[i] for i in part], [replies[i] for i in part], env.device)
-        with env.autocast():
+        idx, _ = right_pad([ids[i] + replies[i] for i in part], tok.pad, rt.device)
+        mask = response_mask([ids[i] for i in part], [replies[i] for i in part], rt.device)
+        with rt.autocast():
             logp, _ = log_probs(model, idx, mask, temperature)
         rows = torch.nonzero(mask)[:, 0].cpu()
         total[part] = torch.zeros(len(part)).index_add(0, rows, logp.cpu()).numpy()
@@ -124,11 +124,11 @@ def wins(ours, theirs):
     return (ours > theirs) + 0.5 * (ours == theirs)
 
 
-def examine_reward(model, tok, rows, env):
+def examine_reward(model, tok, rows, rt):
     """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind."""
     T = model.gpt.config.block_size
     flat = [encode_answer(tok, r["prompt"], text, T) for r in rows for text in r["responses"]]
-    scores, lengths = iter(score_all(model, flat, tok, env).tolist()), iter(map(len, flat))
+    scores, lengths = iter(score_all(model, flat, tok, rt).tolist()), iter(map(len, flat))
     margin, longer, gaps, noise, kinds = [], [], [], [], []
     for r in rows:
         s, n = ([next(it) for _ in r["responses"]] for it in (scores, lengths))
@@ -240,7 +240,7 @@ if __name__ == "__main__":
     # setup
 
     config = parse_config(Config, __doc__)
-    env, rng = Setup(config), np.random.default_rng(config.seed)
+    rt, rng = Runtime(config), np.random.default_rng(config.seed)
     make_folder(config.out)
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
@@ -253,14 +253,14 @@ if __name__ == "__main__":
         ckpt = load_checkpoint(path, stage=("pretrain", "sft", "ppo"),
                                tokenizer=tok and tok.to_dict())
         tok = tok or Tokenizer.from_dict(ckpt["tokenizer"])
-        model = GPT(GPTConfig(**ckpt["model_config"])).to(env.device)
+        model = GPT(GPTConfig(**ckpt["model_config"])).to(rt.device)
         model.load_state_dict(ckpt["model"])
         models[names[path]] = (model, ckpt["stage"])
     reference = next((n for n, (_, stage) in models.items() if stage == "sft"), None)
     reward = None
     if config.reward:
         ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=tok.to_dict())
-        reward = ScalarGPT.load(ckpt).to(env.device)
+        reward = ScalarGPT.load(ckpt).to(rt.device)
         unseen = ckpt["config"].get("held_out", 0.05)             # of its comparisons
 
     # -----------------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ if __name__ == "__main__":
                      for i, (p, k) in enumerate(zip(prompts, kinds))]
         found = {}                                    # the sampled ones last: they are used below
         for way, heat in (("greedy", 0.0), ("sampled", config.temperature)):
-            replies = continue_ids(model, tok, asked, env, config.max_new_tokens, heat, stop,
+            replies = continue_ids(model, tok, asked, rt, config.max_new_tokens, heat, stop,
                                    seed=config.seed)
             if base:
                 replies = [first_line(tok, r) for r in replies]
@@ -293,16 +293,16 @@ if __name__ == "__main__":
                 found[way] = verdicts_of(judge, prompts, texts, config.judge)
         result = dict(ended=np.mean(ended), length=np.mean([len(tok.encode(t)) for t in texts]),
                       distinct_2=distinct(texts))
-        logp, count = response_logp(model, tok, asked, replies, env, config.temperature)
+        logp, count = response_logp(model, tok, asked, replies, rt, config.temperature)
         result["entropy"] = -logp.sum() / max(1, count.sum())
         if reference and name != reference and not base:
-            ref, _ = response_logp(models[reference][0], tok, asked, replies, env,
+            ref, _ = response_logp(models[reference][0], tok, asked, replies, rt,
                                    config.temperature)
             result["kl"] = (logp - ref).mean()
         if reward is not None:
             T = reward.gpt.config.block_size
             ids = [encode_answer(tok, p, t, T) for p, t in zip(prompts, texts)]
-            result["score"] = score_all(reward, ids, tok, env).mean().item()
+            result["score"] = score_all(reward, ids, tok, rt).mean().item()
         if judge:
             verdicts[name] = found
             result["grade"] = interval([v["grade"] for v in found["sampled"]], rng)
@@ -332,24 +332,24 @@ if __name__ == "__main__":
         T = min(m.config.block_size for m, _ in models.values())
         *val_rows, _ = corpus.held_out_rows(T, 128)
         for name, (model, _) in models.items():
-            loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, env)
+            loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
             board["models"][name]["text_loss"] = loss.item()
     if reward is not None and Path(config.comparisons).exists():
         held_out = [r for r in read_comparisons(config.comparisons)
                     if is_held_out(r["prompt"], unseen)]
         if held_out:
-            board["reward_model"] = examine_reward(reward, tok, held_out, env)
+            board["reward_model"] = examine_reward(reward, tok, held_out, rt)
     if reward is not None and Path(config.contrasts).is_file():
         board["contrasts"] = examine_reward(reward, tok, read_comparisons(config.contrasts),
-                                            env)["by_kind"]
+                                            rt)["by_kind"]
     if reward is not None and reference and config.best_of:
         model, some = models[reference][0], prompts[:200]
         many = [p for p in some for _ in range(config.best_of)]
-        texts = [t for t, _ in respond(model, tok, many, env, config.max_new_tokens,
+        texts = [t for t, _ in respond(model, tok, many, rt, config.max_new_tokens,
                                        config.temperature, seed=config.seed + 1)]
         T = reward.gpt.config.block_size
         ids = [encode_answer(tok, p, t, T) for p, t in zip(many, texts)]
-        scores = score_all(reward, ids, tok, env).numpy().reshape(len(some), -1)
+        scores = score_all(reward, ids, tok, rt).numpy().reshape(len(some), -1)
         grades = None
         if judge:
             grades = np.array([v["grade"] for v in verdicts_of(judge, many, texts, config.judge)])

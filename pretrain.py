@@ -22,7 +22,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, Whole, load_checkpoint, save_checkpoint
-from common import Setup, fail, parse_config
+from common import Runtime, fail, parse_config
 from data.corpus import Corpus
 from model import GPT, STYLES, GPTConfig, optimizer_groups
 from tokenizer import Tokenizer
@@ -113,31 +113,31 @@ class Muon(torch.optim.Optimizer):
 
 
 @torch.no_grad()
-def evaluate(model, rows, n_sources, micro_batch, env):
+def evaluate(model, rows, n_sources, micro_batch, rt):
     """Held-out loss per source (nats per token): rows = x, y, source, each (R, T)."""
     model.eval()
     total = torch.zeros(2, n_sources, dtype=torch.float64)
-    for i in range(0, len(rows[0]), env.world_size * micro_batch):
+    for i in range(0, len(rows[0]), rt.world_size * micro_batch):
         # all processes take equally many turns, which FSDP needs; rows past the end don't count
-        at = torch.arange(i + env.rank * micro_batch, i + (env.rank + 1) * micro_batch)
+        at = torch.arange(i + rt.rank * micro_batch, i + (rt.rank + 1) * micro_batch)
         x, y, source = (r[at % len(r)] for r in rows)
         y = y.masked_fill((at >= len(rows[1]))[:, None], -1)
-        with env.autocast():
-            _, loss = model(x.to(env.device), y.to(env.device), reduction="none")
+        with rt.autocast():
+            _, loss = model(x.to(rt.device), y.to(rt.device), reduction="none")
         counted = y.flatten() >= 0
         where = source.flatten()[counted]
         total[0].index_add_(0, where, loss.cpu().double()[counted])
         total[1].index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
     model.train()
-    total = torch.tensor(env.average(*total.flatten().tolist())).view(2, n_sources)
+    total = torch.tensor(rt.average(*total.flatten().tolist())).view(2, n_sources)
     return total[0].sum() / total[1].sum(), total[0] / total[1]
 
 
-def show_sample(model, tok, env, n_tokens=48):
+def show_sample(model, tok, rt, n_tokens=48):
     """What the model writes by itself, starting from <|endoftext|>."""
     model.eval()
-    idx, same = torch.tensor([[tok.eot]], device=env.device), torch.Generator(env.device)
-    with env.autocast():                              # every process draws the same tokens
+    idx, same = torch.tensor([[tok.eot]], device=rt.device), torch.Generator(rt.device)
+    with rt.autocast():                               # every process draws the same tokens
         ids = model.generate(idx, n_tokens, temperature=0.8, stop=[tok.eot],
                              generator=same.manual_seed(0))[0, 1:].tolist()
     model.train()
@@ -149,12 +149,12 @@ if __name__ == "__main__":
     # setup
 
     config = parse_config(Config, __doc__)
-    env = Setup(config)
-    run = Run(config, env, inputs=[config.data, config.tokenizer, config.init])
-    B = config.batch_size // env.world_size           # rows of this process
+    rt = Runtime(config)
+    run = Run(config, rt, inputs=[config.data, config.tokenizer, config.init])
+    B = config.batch_size // rt.world_size            # rows of this process
     micro_batch = min(config.micro_batch, B)
-    if config.batch_size % env.world_size or B % micro_batch:
-        fail(f"--batch_size={config.batch_size} must be a multiple of {env.world_size} processes "
+    if config.batch_size % rt.world_size or B % micro_batch:
+        fail(f"--batch_size={config.batch_size} must be a multiple of {rt.world_size} processes "
              f"times --micro_batch={micro_batch}")
     if config.style not in STYLES:
         fail(f"--style={config.style} is not one of {', '.join(STYLES)}")
@@ -165,7 +165,7 @@ if __name__ == "__main__":
     ckpt = load_checkpoint(config.init, stage="pretrain") if config.init else None
     tok = Tokenizer.from_dict(ckpt["tokenizer"]) if ckpt else Tokenizer.load(config.tokenizer)
     corpus = Corpus(config.data, tok, run.out.parent / "cache", run.inputs.get(config.data),
-                    main=env.main, wait=env.barrier)
+                    main=rt.main, wait=rt.barrier)
     T = config.block_size
     if ckpt and T > ckpt["model_config"]["block_size"]:
         fail(f"--block_size={T}, but {config.init} reads {ckpt['model_config']['block_size']} "
@@ -185,8 +185,8 @@ if __name__ == "__main__":
     torch.manual_seed(config.seed)                    # the same weights on every rank
     if ckpt:
         model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=config.dropout))
-        raw = GPT(model_config)
-        raw.load_state_dict(ckpt["model"])
+        model = GPT(model_config)
+        model.load_state_dict(ckpt["model"])
     else:
         n_hidden = 4 * config.n_embd
         if STYLES[config.style].get("mlp") == "swiglu":
@@ -195,26 +195,26 @@ if __name__ == "__main__":
             block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
             n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=n_hidden,
             dropout=config.dropout, **STYLES[config.style])
-        raw = GPT(model_config)
-    raw.to(env.device)
+        model = GPT(model_config)
+    model.to(rt.device)
     if config.fsdp:
-        env.shard(raw)
-    compiled = env.compile(raw, config.compile)
-    model = DDP(compiled) if env.ddp and not config.fsdp else compiled
-    matrices = [p for p in raw.blocks.parameters() if p.dim() == 2] if config.muon else []
-    adamw = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay, without=matrices),
-                              betas=(0.9, 0.95), fused=env.device.type != "mps")
+        rt.shard(model)
+    compiled = rt.compile(model, config.compile)
+    model_ddp = DDP(compiled) if rt.ddp and not config.fsdp else compiled
+    matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if config.muon else []
+    adamw = torch.optim.AdamW(optimizer_groups(model, config.weight_decay, without=matrices),
+                              betas=(0.9, 0.95), fused=rt.device.type != "mps")
     optimizers = dict(adamw=adamw)
     if config.muon:
-        optimizers["muon"] = Muon(matrices, config.weight_decay, dtype=env.dtype)
-    saved = dict(model=raw, **optimizers)
+        optimizers["muon"] = Muon(matrices, config.weight_decay, dtype=rt.dtype)
+    saved = dict(model=model, **optimizers)
     if config.fsdp:                                   # saved as if they were in one piece
-        saved = dict(model=Whole(raw), **{k: Whole(raw, o) for k, o in optimizers.items()})
+        saved = dict(model=Whole(model), **{k: Whole(model, o) for k, o in optimizers.items()})
     if run.state:
         for name, part in saved.items():
             part.load_state_dict(run.state[name])
-    n_params = sum(p.numel() for p in raw.parameters())
-    print(f"{n_params / 1e6:.2f}M parameters on {env.device} in {str(env.dtype)[6:]}")
+    n_params = sum(p.numel() for p in model.parameters())
+    print(f"{n_params / 1e6:.2f}M parameters on {rt.device} in {str(rt.dtype)[6:]}")
 
     # -----------------------------------------------------------------------------------------
     # training loop
@@ -228,20 +228,20 @@ if __name__ == "__main__":
                 group["lr"] = get_lr(step, config) * (config.muon if name == "muon" else 1)
 
         # rows of this step: every process takes its own slice of the stream
-        env.seed(config.seed, step)
-        rows = corpus.rows(step * config.batch_size + env.rank * B, B, T).to(env.device)
+        rt.seed(config.seed, step)
+        rows = corpus.rows(step * config.batch_size + rt.rank * B, B, T).to(rt.device)
         x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
         for i in range(micro_steps):
             part = slice(i * micro_batch, (i + 1) * micro_batch)
             if config.fsdp:                           # gradients are reduced once per step
-                raw.set_requires_gradient_sync(i == micro_steps - 1)
-            elif env.ddp:
-                model.require_backward_grad_sync = i == micro_steps - 1
-            with env.autocast():
-                _, loss = model(x[part], y[part])
+                model.set_requires_gradient_sync(i == micro_steps - 1)
+            elif rt.ddp:
+                model_ddp.require_backward_grad_sync = i == micro_steps - 1
+            with rt.autocast():
+                _, loss = model_ddp(x[part], y[part])
             (loss / micro_steps).backward()
             losses.append(loss.detach())
-        grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         grad_norm = grad_norm.full_tensor() if config.fsdp else grad_norm
         run.check(step, grad_norm, rows=rows)
         for optimizer in optimizers.values():
@@ -249,16 +249,16 @@ if __name__ == "__main__":
             optimizer.zero_grad(set_to_none=True)
 
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
-            loss, = env.average(torch.stack(losses).mean().item())
+            loss, = rt.average(torch.stack(losses).mean().item())
             seconds = time.time() - clock
-            count = len(losses) * micro_batch * T * env.world_size
-            mfu = env.mfu(count * raw.flops_per_token(T), seconds)
+            count = len(losses) * micro_batch * T * rt.world_size
+            mfu = rt.mfu(count * model.flops_per_token(T), seconds)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
                                    tokens_per_s=int(count / seconds), mfu=mfu))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             paused = time.time()
-            val, by_source = evaluate(compiled, val_rows, len(corpus.sources), micro_batch, env)
+            val, by_source = evaluate(compiled, val_rows, len(corpus.sources), micro_batch, rt)
             metrics = dict(val_loss=val.item(),
                            bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
             if math.isfinite(floor[tested].sum()):
@@ -266,7 +266,7 @@ if __name__ == "__main__":
             by_source = {corpus.sources[i]: by_source[i].item() for i in tested}
             run.log(step + 1, metrics, by_source=by_source)
             metrics = dict(metrics, by_source=by_source)
-            run.say(f"    sample: {show_sample(raw, tok, env)}")
+            run.say(f"    sample: {show_sample(model, tok, rt)}")
             clock += time.time() - paused             # evaluation is not training
         run.save_state(step + 1, **saved, metrics=metrics)
 
@@ -274,7 +274,7 @@ if __name__ == "__main__":
     # save
 
     weights = saved["model"].state_dict()             # with FSDP, every process has a part of them
-    if env.main:
+    if rt.main:
         save_checkpoint(config.out, stage="pretrain", step=config.steps, metrics=metrics,
                         model=weights, model_config=model_config, tokenizer=tok, config=config,
                         history=ckpt["history"] if ckpt else [], run=run.identity())

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Setup, fail, parse_config, wilson
+from common import Runtime, fail, parse_config, wilson
 from compare import ceiling
 from data.formats import is_held_out, read_comparisons, read_demonstrations
 from model import GPTConfig, ScalarGPT, optimizer_groups
@@ -95,31 +95,31 @@ def right_pad(rows, pad, device):
     return idx, torch.tensor([len(r) - 1 for r in rows], device=device)
 
 
-def score(model, rows, tok, env):
+def score(model, rows, tok, rt):
     """[[ids]] -> (B,): the model's number at the last token of each. What is padded behind it is in
     its future, and so changes nothing."""
-    idx, last = right_pad(rows, tok.pad, env.device)
-    with env.autocast():
-        return model(idx)[torch.arange(len(rows), device=env.device), last]
+    idx, last = right_pad(rows, tok.pad, rt.device)
+    with rt.autocast():
+        return model(idx)[torch.arange(len(rows), device=rt.device), last]
 
 
 @torch.no_grad()
-def score_all(model, rows, tok, env, batch_size=64):
+def score_all(model, rows, tok, rt, batch_size=64):
     """Scores of many sequences, (N,), sorted by length so that little is padded."""
     model.eval()
     scores = torch.zeros(len(rows))
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
     for start in range(0, len(order), batch_size):
         chosen = order[start:start + batch_size]
-        scores[chosen] = score(model, [rows[i] for i in chosen], tok, env).cpu()
+        scores[chosen] = score(model, [rows[i] for i in chosen], tok, rt).cpu()
     model.train()
     return scores
 
 
-def evaluate(model, items, tok, env):
+def evaluate(model, items, tok, rt):
     """Held-out loss, accuracy over pairs, and what the labels' noise allows (None if unknown)."""
-    items = items[env.rank::env.world_size]
-    flat = score_all(model, [r for item in items for r in item["ids"]], tok, env)
+    items = items[rt.rank::rt.world_size]
+    flat = score_all(model, [r for item in items for r in item["ids"]], tok, rt)
     losses, right, gaps, at = [], [], [], 0
     for item in items:
         scores, ranks = flat[at:at + len(item["ids"])], item["ranks"]
@@ -131,7 +131,7 @@ def evaluate(model, items, tok, env):
         if item["felt"] is not None:                  # the simulated labelers' grades / noise
             gaps += (item["felt"][i] - item["felt"][j]).tolist()
     top = ceiling(np.array(gaps)) if gaps else 0.0
-    n, loss, pairs, right, gaps, top = env.average(
+    n, loss, pairs, right, gaps, top = rt.average(
         len(items), sum(losses), len(right), sum(right), len(gaps), len(gaps) * top)
     return dict(val_loss=loss / n, val_accuracy=right / pairs,
                 ceiling=top / gaps if gaps == pairs else None)
@@ -142,7 +142,7 @@ if __name__ == "__main__":
     # setup
 
     config = parse_config(Config, __doc__)
-    env = Setup(config)
+    rt = Runtime(config)
     ckpt = load_checkpoint(config.init or config.like, stage=("sft", "pretrain", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     lm = load_checkpoint(config.lm, stage=("sft", "pretrain", "ppo"),
@@ -150,10 +150,10 @@ if __name__ == "__main__":
     if lm and lm["model_config"] != ckpt["model_config"]:
         fail(f"{config.lm} is a model of another size than {config.init or config.like}")
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
-    B = config.batch_size // env.world_size           # prompts of this process
+    B = config.batch_size // rt.world_size            # prompts of this process
     micro_batch = min(config.micro_batch, B)
-    if config.batch_size % env.world_size or B % micro_batch:
-        fail(f"--batch_size={config.batch_size} must be a multiple of {env.world_size} processes "
+    if config.batch_size % rt.world_size or B % micro_batch:
+        fail(f"--batch_size={config.batch_size} must be a multiple of {rt.world_size} processes "
              f"times --micro_batch={micro_batch}")
 
     # -----------------------------------------------------------------------------------------
@@ -188,28 +188,28 @@ if __name__ == "__main__":
     pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
     print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held "
           f"out; {config.steps / per_epoch:.1f} epochs")
-    run = Run(config, env, inputs=[config.data, config.demos, config.lm,
+    run = Run(config, rt, inputs=[config.data, config.demos, config.lm,
                                    config.init or config.like])
 
     # -----------------------------------------------------------------------------------------
     # model and optimizer
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
-    raw = ScalarGPT(model_config, lm=bool(lm))
+    model = ScalarGPT(model_config, lm=bool(lm))
     if config.init:
-        raw.start_from(ckpt["model"])
+        model.start_from(ckpt["model"])
     if lm:
-        raw.lm.load_state_dict(lm["model"])
-    raw.to(env.device)
-    compiled = env.compile(raw, config.compile)
-    model = DDP(compiled) if env.ddp else compiled
-    optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
-                                  betas=(0.9, 0.95), fused=env.device.type != "mps")
+        model.lm.load_state_dict(lm["model"])
+    model.to(rt.device)
+    compiled = rt.compile(model, config.compile)
+    model_ddp = DDP(compiled) if rt.ddp else compiled
+    optimizer = torch.optim.AdamW(optimizer_groups(model, config.weight_decay), lr=config.lr,
+                                  betas=(0.9, 0.95), fused=rt.device.type != "mps")
     if run.state:
-        raw.load_state_dict(run.state["model"])
+        model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
-    n_params = sum(p.numel() for p in raw.parameters() if p.requires_grad)
-    print(f"{n_params / 1e6:.2f}M parameters on {env.device} in {str(env.dtype)[6:]}")
+    n_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    print(f"{n_params / 1e6:.2f}M parameters on {rt.device} in {str(rt.dtype)[6:]}")
 
     # -----------------------------------------------------------------------------------------
     # training loop
@@ -222,42 +222,42 @@ if __name__ == "__main__":
             group["lr"] = get_lr(step, config)
 
         # prompts of this step; every process takes its own
-        env.seed(config.seed, step)
-        mine = [train[i] for i in plan[step][env.rank::env.world_size]]
+        rt.seed(config.seed, step)
+        mine = [train[i] for i in plan[step][rt.rank::rt.world_size]]
         for i in range(micro_steps):
             part = mine[i * micro_batch:(i + 1) * micro_batch]
             rows = [r for item in part for r in item["ids"]]
-            if env.ddp:
-                model.require_backward_grad_sync = i == micro_steps - 1
-            scores = score(model, rows, tok, env).split([len(item["ids"]) for item in part])
-            loss = torch.stack([ranking_loss(s, item["ranks"].to(env.device))
+            if rt.ddp:
+                model_ddp.require_backward_grad_sync = i == micro_steps - 1
+            scores = score(model_ddp, rows, tok, rt).split([len(item["ids"]) for item in part])
+            loss = torch.stack([ranking_loss(s, item["ranks"].to(rt.device))
                                 for s, item in zip(scores, part)]).mean()
             (loss / micro_steps).backward()
             losses.append(loss.detach())
-            n_tokens += sum(map(len, rows)) * env.world_size
-        grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+            n_tokens += sum(map(len, rows)) * rt.world_size
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         run.check(step, grad_norm, prompts=[item["ids"] for item in mine])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            loss, = env.average(torch.stack(losses).mean().item())
-            speed, metrics = n_tokens / (time.time() - clock), evaluate(compiled, val, tok, env)
+            loss, = rt.average(torch.stack(losses).mean().item())
+            speed, metrics = n_tokens / (time.time() - clock), evaluate(compiled, val, tok, rt)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
                                    tokens_per_s=int(speed), **metrics))
             clock, losses, n_tokens = time.time(), [], 0
-        run.save_state(step + 1, model=raw, optimizer=optimizer, metrics=metrics)
+        run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
 
     # -----------------------------------------------------------------------------------------
     # save: scores are shifted and scaled so that demonstrations have mean 0 and deviation 1
 
-    scores = score_all(compiled, scored, tok, env)
+    scores = score_all(compiled, scored, tok, rt)
     normalisation = dict(mean=scores.mean().item(), std=scores.std().item())
     with torch.no_grad():                             # into the weights: it can't be forgotten
-        raw.head.bias.sub_(normalisation["mean"]).div_(normalisation["std"])
-        raw.head.weight.div_(normalisation["std"])
-    if env.main:
-        save_checkpoint(config.out, stage="reward", step=config.steps, metrics=metrics, model=raw,
+        model.head.bias.sub_(normalisation["mean"]).div_(normalisation["std"])
+        model.head.weight.div_(normalisation["std"])
+    if rt.main:
+        save_checkpoint(config.out, stage="reward", step=config.steps, metrics=metrics, model=model,
                         model_config=model_config, tokenizer=tok, config=config,
                         normalisation=normalisation, lm=bool(lm), run=run.identity(),
                         history=ckpt["history"] if config.init else [])

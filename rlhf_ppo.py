@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Setup, fail, get_scores, load_function, parse_config
+from common import Runtime, fail, get_scores, load_function, parse_config
 from compare import left_pad
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
@@ -86,11 +86,11 @@ def get_lr(step, config):
 
 
 @torch.no_grad()
-def rollout(model, tok, prompts, env, config):
+def rollout(model, tok, prompts, rt, config):
     """Sample an answer to each prompt ([ids]): a list of ids, <|end|> included if it came."""
     model.eval()
-    idx, mask = left_pad(prompts, tok.pad, env.device)
-    with env.autocast():
+    idx, mask = left_pad(prompts, tok.pad, rt.device)
+    with rt.autocast():
         out = model.generate(idx, config.max_new_tokens, mask=mask, stop=[tok.end], pad=tok.pad,
                              temperature=config.temperature)[:, idx.size(1):].tolist()
     return [r[:r.index(tok.end) + 1] if tok.end in r else r for r in out]
@@ -130,9 +130,9 @@ def gae(rewards, values, mask, gamma, lam):
     return advantages, (advantages + values) * mask
 
 
-def whiten(x, mask, env, shift=True):
+def whiten(x, mask, rt, shift=True):
     """Mean 0 (if shifted) and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
-    count, total, squares = env.average(mask.sum().item(), x[mask].sum().item(),
+    count, total, squares = rt.average(mask.sum().item(), x[mask].sum().item(),
                                         (x[mask] ** 2).sum().item())
     mean = total / count
     var = max(squares / count - mean ** 2, 0.0)
@@ -168,14 +168,14 @@ if __name__ == "__main__":
     # setup
 
     config = parse_config(Config, __doc__)
-    env = Setup(config)
+    rt = Runtime(config)
     ptx = config.text if config.ptx_coef > 0 else ""
     own_reward = ".py:" in config.reward
-    run = Run(config, env, inputs=[config.data, ptx, config.init, config.reference,
+    run = Run(config, rt, inputs=[config.data, ptx, config.init, config.reference,
                                    config.reward.split(":")[0], config.critic])
-    if config.batch_size % config.minibatch or config.minibatch % env.world_size:
+    if config.batch_size % config.minibatch or config.minibatch % rt.world_size:
         fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be "
-             f"a multiple of the {env.world_size} processes")
+             f"a multiple of the {rt.world_size} processes")
     ckpt = load_checkpoint(config.init, stage=("sft", "pretrain", "ppo"))
     ref_ckpt = load_checkpoint(config.reference or config.init, stage=("sft", "pretrain", "ppo"),
                                tokenizer=ckpt["tokenizer"])
@@ -191,8 +191,8 @@ if __name__ == "__main__":
     # data
 
     T = min(c["model_config"]["block_size"] for c in (ckpt, ref_ckpt, r_ckpt, c_ckpt) if c)
-    B = config.batch_size // env.world_size           # answers of this process
-    mb = config.minibatch // env.world_size
+    B = config.batch_size // rt.world_size            # answers of this process
+    mb = config.minibatch // rt.world_size
     room = T - config.max_new_tokens - 1              # one for the end
     if config.temperature == 0:
         fail("--temperature=0 always says the same: PPO learns from samples")
@@ -205,19 +205,19 @@ if __name__ == "__main__":
     rows = [row for row in rows if len(row["ids"]) <= room]
     train, val = ([r for r in rows if is_held_out(r["prompt"]) == side] for side in (False, True))
     val = val[:config.n_eval]
-    if len(train) < config.batch_size or len(val) < env.world_size:
+    if len(train) < config.batch_size or len(val) < rt.world_size:
         fail(f"{config.data}: {len(train)} prompts of at most {room} tokens to train on and "
              f"{len(val)} held out; at least {config.batch_size} and "
-             f"{env.world_size} are needed")
+             f"{rt.world_size} are needed")
     rng, plan = np.random.default_rng(config.seed), []
     while len(plan) < config.steps * config.batch_size:
         plan += rng.permutation(len(train)).tolist()
     if ptx:
-        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=env.main,
-                        wait=env.barrier)
+        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=rt.main,
+                        wait=rt.barrier)
         n_updates = config.steps * config.epochs * (config.batch_size // config.minibatch)
         n_text = max(1, mb // 16)                     # rows of text per update and process
-        corpus.stream(n_updates * n_text * env.world_size * T + 1, config.seed)
+        corpus.stream(n_updates * n_text * rt.world_size * T + 1, config.seed)
     print(f"{len(train):,} prompts ({n_all - len(rows)} left out, longer than {room} tokens), "
           f"{len(val)} held out; {config.steps * config.batch_size / len(train):.1f} epochs")
 
@@ -225,43 +225,43 @@ if __name__ == "__main__":
     # model and optimizer
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
-    raw = GPT(model_config).to(env.device)
-    reference = GPT(GPTConfig(**ref_ckpt["model_config"] | dict(dropout=0.0))).to(env.device)
-    raw.load_state_dict(ckpt["model"])
+    policy = GPT(model_config).to(rt.device)
+    reference = GPT(GPTConfig(**ref_ckpt["model_config"] | dict(dropout=0.0))).to(rt.device)
+    policy.load_state_dict(ckpt["model"])
     reference.load_state_dict(ref_ckpt["model"])
     if own_reward:
         reward, reward_function = None, load_function(config.reward)
     else:
-        reward = ScalarGPT.load(r_ckpt).to(env.device).requires_grad_(False)
+        reward = ScalarGPT.load(r_ckpt).to(rt.device).requires_grad_(False)
     if c_ckpt["stage"] == "reward":
-        raw_critic = ScalarGPT.load(c_ckpt)
+        critic = ScalarGPT.load(c_ckpt)
     else:
-        raw_critic = ScalarGPT(GPTConfig(**c_ckpt["model_config"] | dict(dropout=0.0)))
-        raw_critic.start_from(c_ckpt["model"])
+        critic = ScalarGPT(GPTConfig(**c_ckpt["model_config"] | dict(dropout=0.0)))
+        critic.start_from(c_ckpt["model"])
     # The reward model has learned to judge whole answers; what its head says in the middle of one
     # is noise, worse than no estimate. So the critic starts from its trunk only, and says the same
     # number everywhere: the mean score, as soon as it is known.
-    torch.nn.init.zeros_(raw_critic.head.weight)
-    torch.nn.init.zeros_(raw_critic.head.bias)
+    torch.nn.init.zeros_(critic.head.weight)
+    torch.nn.init.zeros_(critic.head.bias)
     if reward and not config.critic:
-        raw_critic.lm = reward.lm                     # frozen in both: its numbers serve both
-    raw_critic.to(env.device)
+        critic.lm = reward.lm                     # frozen in both: its numbers serve both
+    critic.to(rt.device)
     reference.requires_grad_(False)
     judge = load_function(config.watch) if config.watch else None
-    policy, critic = (DDP(m) if env.ddp else m for m in (raw, raw_critic))
-    groups = optimizer_groups(raw, 0.0) + optimizer_groups(raw_critic, 0.0)
+    policy_ddp, critic_ddp = (DDP(m) if rt.ddp else m for m in (policy, critic))
+    groups = optimizer_groups(policy, 0.0) + optimizer_groups(critic, 0.0)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), eps=1e-5,
-                                  fused=env.device.type != "mps")
+                                  fused=rt.device.type != "mps")
     kl_coef = config.kl_coef
     if run.state:
-        raw.load_state_dict(run.state["model"])
-        raw_critic.load_state_dict(run.state["critic"])
+        policy.load_state_dict(run.state["model"])
+        critic.load_state_dict(run.state["critic"])
         optimizer.load_state_dict(run.state["optimizer"])
         kl_coef = run.state["kl_coef"]
     history = ckpt["history"]
     ckpt = ref_ckpt = r_ckpt = c_ckpt = None          # the models have these weights now
-    print(f"4 models of about {sum(p.numel() for p in raw.parameters()) / 1e6:.2f}M parameters on "
-          f"{env.device} in {str(env.dtype)[6:]}; reward: {config.reward}")
+    print(f"4 models of about {sum(p.numel() for p in policy.parameters()) / 1e6:.2f}M parameters on "
+          f"{rt.device} in {str(rt.dtype)[6:]}; reward: {config.reward}")
 
     @torch.no_grad()
     def assess(rows, responses):
@@ -269,31 +269,31 @@ if __name__ == "__main__":
         ended, (B,); what the frozen language model in critic and reward model says of each token,
         (B, T); per token, (B, T - 1): log-probabilities under policy and reference, entropy, and
         values."""
-        raw.eval(), raw_critic.eval()
+        policy.eval(), critic.eval()
         ended = torch.tensor([r[-1] == tok.end for r in responses])
         # the reward model has seen whole answers only: what did not end is scored as if it had
         idx, last = right_pad([row["ids"] + r + [tok.end] * (r[-1] != tok.end)
-                               for row, r in zip(rows, responses)], tok.pad, env.device)
-        mask = response_mask([row["ids"] for row in rows], responses, env.device)
+                               for row, r in zip(rows, responses)], tok.pad, rt.device)
+        mask = response_mask([row["ids"] for row in rows], responses, rt.device)
         mask = F.pad(mask, (0, idx.size(1) - 1 - mask.size(1)))
-        lm, lm_logp = raw_critic.lm, torch.zeros(idx.shape, device=env.device)
-        scores, found = torch.zeros(len(rows), device=env.device), []
+        lm, lm_logp = critic.lm, torch.zeros(idx.shape, device=rt.device)
+        scores, found = torch.zeros(len(rows), device=rt.device), []
         for i in range(0, len(rows), config.micro_batch):
             part = slice(i, i + config.micro_batch)
             t = int(last[part].max()) + 1                             # crop to the longest
             x, m = idx[part, :t], mask[part, :t - 1]
-            with env.autocast():
-                logp, entropy = log_probs(raw, x, m, config.temperature)          # (n,) each
+            with rt.autocast():
+                logp, entropy = log_probs(policy, x, m, config.temperature)          # (n,) each
                 ref_logp, _ = log_probs(reference, x, m, config.temperature)
                 if lm:
                     lm_logp[part, :t] = token_logp(lm, x)
-                values = raw_critic(x[:, :-1], lm_logp[part, :t - 1])[m]
+                values = critic(x[:, :-1], lm_logp[part, :t - 1])[m]
                 found.append((logp, ref_logp, entropy, values))
                 if not own_reward:
                     known = lm_logp[part, :t] if reward.lm is lm else None
                     scores[part] = reward(x, known)[range(len(x)), last[part]]
         # back to where each token stands, (B, T - 1)
-        per_token = [torch.zeros(mask.shape, device=env.device).masked_scatter(mask, torch.cat(v))
+        per_token = [torch.zeros(mask.shape, device=rt.device).masked_scatter(mask, torch.cat(v))
                      for v in zip(*found)]
         if own_reward:
             prompts = [row["prompt"] for row in rows]
@@ -304,9 +304,9 @@ if __name__ == "__main__":
 
     def evaluate():
         """Held-out prompts: the score, the distance from the reference, the judge's grade."""
-        env.seed("evaluate")
-        rows = val[env.rank::env.world_size]
-        responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
+        rt.seed("evaluate")
+        rows = val[rt.rank::rt.world_size]
+        responses = rollout(policy, tok, [row["ids"] for row in rows], rt, config)
         scores, ended, _, mask, _, logp, ref_logp, *_ = assess(rows, responses)
         sums = [scores.sum().item(), (logp - ref_logp).sum().item(), ended.sum().item(),
                 mask.sum().item(), len(rows)]
@@ -314,7 +314,7 @@ if __name__ == "__main__":
         if judge:
             prompts = [row["prompt"] for row in rows]
             sums.append(get_scores(judge, prompts, texts, config.watch).sum().item())
-        score, kl, ended, length, n, *grade = env.average(*sums)
+        score, kl, ended, length, n, *grade = rt.average(*sums)
         out = dict(score=score / n, kl=kl / n, ended=ended / n, length=length / n)
         return out | ({"grade": grade[0] / n} if judge else {}), rows, texts, scores
 
@@ -326,18 +326,18 @@ if __name__ == "__main__":
             metrics, rows, texts, scores = evaluate()
             run.log(step, metrics, split="held out")
             if step == 0:
-                torch.nn.init.constant_(raw_critic.head.bias, metrics["score"])
+                torch.nn.init.constant_(critic.head.bias, metrics["score"])
             k = step // config.eval_every % len(rows)
             run.say(f"    {rows[k]['prompt'][-1]['content']} -> {texts[k]}   ({scores[k]:.2f})")
         for group in optimizer.param_groups:
             group["lr"] = get_lr(step, config)
 
         # a. rollout: this process answers its share of the prompts
-        env.seed(config.seed, step)
+        rt.seed(config.seed, step)
         began = time.time()
         chosen = plan[step * config.batch_size:(step + 1) * config.batch_size]
-        rows = [train[i] for i in chosen[env.rank::env.world_size]]
-        responses = rollout(raw, tok, [row["ids"] for row in rows], env, config)
+        rows = [train[i] for i in chosen[rt.rank::rt.world_size]]
+        responses = rollout(policy, tok, [row["ids"] for row in rows], rt, config)
 
         # b. score the finished answers, and pass them once through each of the four models; sorted
         # by length, since a batch costs what its longest row costs
@@ -350,15 +350,15 @@ if __name__ == "__main__":
         kl = old_logp - ref_logp
         rewards = -kl_coef * kl
         last = mask.size(1) - 1 - mask.flip(1).float().argmax(1)      # (B,)
-        rewards[torch.arange(B, device=env.device), last] += scores.to(env.device)
+        rewards[torch.arange(B, device=rt.device), last] += scores.to(rt.device)
         reward_sum = rewards.sum().item()
         if config.whiten_rewards:                     # the mean stays: it tells good from bad
-            rewards = whiten(rewards, mask, env, shift=False)
+            rewards = whiten(rewards, mask, rt, shift=False)
 
         # d. advantages: how much better than the critic expected, and whitened
         advantages, returns = gae(rewards, old_values, mask, config.gamma, config.lam)
         if config.whiten_advantages:
-            advantages = whiten(advantages, mask, env)
+            advantages = whiten(advantages, mask, rt)
 
         # e. epochs: several updates on these answers, as long as the policy stays near
         stats, parts = [], []
@@ -367,7 +367,7 @@ if __name__ == "__main__":
                 config.seed + 1000 * step + epoch)).tolist()
             parts += [list(range(k * mb, (k + 1) * mb)) for k in order]   # of similar length
         for updates, part in enumerate(parts, start=1):
-            count, = env.average(mask[part].sum().item())
+            count, = rt.average(mask[part].sum().item())
             before = len(stats)
             for i in range(0, mb, config.micro_batch):
                 mb_rows = part[i:i + config.micro_batch]
@@ -375,13 +375,13 @@ if __name__ == "__main__":
                 x, m = idx[mb_rows, :t], mask[mb_rows, :t - 1]
                 mb_logp, mb_values, mb_advantages, mb_returns = (     # (n,) each
                     a[mb_rows, :t - 1][m] for a in (old_logp, old_values, advantages, returns))
-                if env.ddp:                                           # reduced once per update
+                if rt.ddp:                                            # reduced once per update
                     final = i + config.micro_batch >= mb
-                    policy.require_backward_grad_sync = final and not ptx
-                    critic.require_backward_grad_sync = final
-                with env.autocast():
-                    logp, _ = log_probs(policy, x, m, config.temperature)
-                    values = critic(x[:, :-1], lm_logp[mb_rows, :t - 1])[m]
+                    policy_ddp.require_backward_grad_sync = final and not ptx
+                    critic_ddp.require_backward_grad_sync = final
+                with rt.autocast():
+                    logp, _ = log_probs(policy_ddp, x, m, config.temperature)
+                    values = critic_ddp(x[:, :-1], lm_logp[mb_rows, :t - 1])[m]
                 pg, ratio, clipped = policy_loss(logp, mb_logp, mb_advantages, config.clip)
                 vf = value_loss(values, mb_values, mb_returns, config.clip_value)
                 ((pg.sum() + vf.sum()) / count).backward()
@@ -391,30 +391,30 @@ if __name__ == "__main__":
                                               ratio.sum(), m.sum()]))
             if ptx:
                 k = step * len(parts) + updates - 1
-                text = corpus.rows((k * env.world_size + env.rank) * n_text, n_text, T)
-                text = text.to(env.device)
-                if env.ddp:
-                    policy.require_backward_grad_sync = True
-                with env.autocast():
-                    _, ptx_loss = policy(text[:, :-1], text[:, 1:].contiguous())
+                text = corpus.rows((k * rt.world_size + rt.rank) * n_text, n_text, T)
+                text = text.to(rt.device)
+                if rt.ddp:
+                    policy_ddp.require_backward_grad_sync = True
+                with rt.autocast():
+                    _, ptx_loss = policy_ddp(text[:, :-1], text[:, 1:].contiguous())
                 (config.ptx_coef * ptx_loss).backward()
             grad_norm = sum(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-                            for net in (raw, raw_critic))
+                            for net in (policy, critic))
             run.check(step, grad_norm, idx=idx[part], mask=mask[part], returns=returns[part])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             recent = torch.stack(stats[before:]).sum(0).tolist()
-            moved, n = env.average(recent[3], recent[5])
+            moved, n = rt.average(recent[3], recent[5])
             if moved / n > config.max_kl:
                 break
 
         # f. what happened, averaged over all ranks
-        pg, vf, clipped, k3, ratio, n = env.average(*torch.stack(stats).sum(0).tolist())
-        n_responses, reward_sum, tokens, kl_sum, entropy_sum, score_sum, end_sum = env.average(
+        pg, vf, clipped, k3, ratio, n = rt.average(*torch.stack(stats).sum(0).tolist())
+        n_responses, reward_sum, tokens, kl_sum, entropy_sum, score_sum, end_sum = rt.average(
             B, reward_sum, *(t.sum().item() for t in (mask, kl, entropy, scores, ended)))
         var_error, var_return = ((t[mask].var(unbiased=False).item())
                                  for t in (returns - old_values, returns))
-        explained, = env.average(1 - var_error / max(var_return, 1e-8))
+        explained, = rt.average(1 - var_error / max(var_return, 1e-8))
         mean_kl = kl_sum / n_responses
         if config.kl_target:
             kl_coef = adapt(kl_coef, mean_kl, config.kl_target, config.batch_size)
@@ -428,7 +428,7 @@ if __name__ == "__main__":
             "ppo/loss/value": vf / n, "ppo/val/ratio": ratio / n, "kl_coef": kl_coef,
             "ptx_loss": ptx_loss.item() if ptx else None, "updates": updates,
             "lr": get_lr(step, config), "seconds": time.time() - began})
-        run.save_state(step + 1, model=raw, critic=raw_critic, optimizer=optimizer,
+        run.save_state(step + 1, model=policy, critic=critic, optimizer=optimizer,
                        kl_coef=kl_coef)
 
     # -----------------------------------------------------------------------------------------
@@ -438,8 +438,8 @@ if __name__ == "__main__":
     run.log(config.steps, metrics, split="held out")
     for k in range(min(4, len(rows))):
         run.say(f"    {rows[k]['prompt'][-1]['content']} -> {texts[k]}   ({scores[k]:.2f})")
-    if env.main:
-        save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=metrics, model=raw,
+    if rt.main:
+        save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=metrics, model=policy,
                         model_config=model_config, tokenizer=tok, config=config,
                         history=history, run=run.identity())
 

@@ -21,7 +21,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Setup, fail, parse_config
+from common import Runtime, fail, parse_config
 from data.corpus import Corpus
 from data.formats import is_held_out, read_demonstrations
 from model import GPT, GPTConfig, optimizer_groups
@@ -118,31 +118,31 @@ def batch(dialogues, rows, T, pad):
 
 
 @torch.no_grad()
-def evaluate(model, dialogues, pad, micro_batch, env):
+def evaluate(model, dialogues, pad, micro_batch, rt):
     """Loss per token of what the assistant says (nats), and how often its likeliest token is the
     demonstration's. One dialogue a row, sorted by length; the rows are shared among the ranks."""
     model.eval()
     total = torch.zeros(3, dtype=torch.float64)
     order = sorted(range(len(dialogues)), key=lambda i: len(dialogues[i][0]))
-    for i in range(env.rank * micro_batch, len(order), env.world_size * micro_batch):
+    for i in range(rt.rank * micro_batch, len(order), rt.world_size * micro_batch):
         rows = [[j] for j in order[i:i + micro_batch]]
         longest = max(len(dialogues[j][0]) for j, in rows)
-        x, y = (t.to(env.device) for t in batch(dialogues, rows, longest - 1, pad))
-        with env.autocast():
+        x, y = (t.to(rt.device) for t in batch(dialogues, rows, longest - 1, pad))
+        with rt.autocast():
             logits, loss = model(x, y, reduction="sum")
         right = (logits.argmax(-1) == y).sum()
         total += torch.tensor([loss.item(), right.item(), (y >= 0).sum().item()])
     model.train()
-    loss, right, count = env.average(*total.tolist())
+    loss, right, count = rt.average(*total.tolist())
     return loss / count, right / count
 
 
-def show_sample(model, tok, messages, env, n_tokens=64):
+def show_sample(model, tok, messages, rt, n_tokens=64):
     """The greedy answer to a held-out prompt."""
     model.eval()
     room = max(model.config.block_size - n_tokens, model.config.block_size // 2)
-    idx = torch.tensor([tok.encode_chat(messages, reply=True)[0][-room:]], device=env.device)
-    with env.autocast():
+    idx = torch.tensor([tok.encode_chat(messages, reply=True)[0][-room:]], device=rt.device)
+    with rt.autocast():
         ids = model.generate(idx, n_tokens, temperature=0, stop=[tok.end])[0, idx.size(1):].tolist()
     model.train()
     return f"{messages[-1]['content']} -> {tok.decode([i for i in ids if i != tok.end])}"
@@ -153,13 +153,13 @@ if __name__ == "__main__":
     # setup
 
     config = parse_config(Config, __doc__)
-    env = Setup(config)
+    rt = Runtime(config)
     ptx = config.text if config.ptx > 0 else ""
-    run = Run(config, env, inputs=[config.data, ptx, config.init or config.like])
-    B = config.batch_size // env.world_size           # rows of this process
+    run = Run(config, rt, inputs=[config.data, ptx, config.init or config.like])
+    B = config.batch_size // rt.world_size            # rows of this process
     micro_batch = min(config.micro_batch, B)
-    if config.batch_size % env.world_size or B % micro_batch:
-        fail(f"--batch_size={config.batch_size} must be a multiple of {env.world_size} processes "
+    if config.batch_size % rt.world_size or B % micro_batch:
+        fail(f"--batch_size={config.batch_size} must be a multiple of {rt.world_size} processes "
              f"times --micro_batch={micro_batch}")
     ckpt = load_checkpoint(config.init or config.like, stage=("pretrain", "sft"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
@@ -178,19 +178,19 @@ if __name__ == "__main__":
         fail(f"{config.data}: {len(train)} dialogues to train on and {len(val)} to evaluate; both "
              f"must be more than 0 ({dropped} were left out, longer than the model's {T} tokens)")
     n_text = round(config.batch_size * config.ptx) if ptx else 0      # rows of pretraining text
-    if n_text % env.world_size or n_text == config.batch_size:
+    if n_text % rt.world_size or n_text == config.batch_size:
         fail(f"--ptx={config.ptx} makes {n_text} of --batch_size={config.batch_size} rows "
-             f"pretraining text: {env.world_size} processes must share them equally, and some rows "
+             f"pretraining text: {rt.world_size} processes must share them equally, and some rows "
              f"must be dialogues")
-    n_text //= env.world_size                         # of this process, like B
+    n_text //= rt.world_size                          # of this process, like B
     n_chat = B - n_text
     lengths = [len(ids) for ids, _ in train]
-    n_rows = config.steps * n_chat * env.world_size
+    n_rows = config.steps * n_chat * rt.world_size
     plan = pack(lengths, T, n_rows, np.random.default_rng(config.seed))
     if ptx:
-        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=env.main,
-                        wait=env.barrier)
-        corpus.stream(config.steps * n_text * env.world_size * T + 1, config.seed)
+        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=rt.main,
+                        wait=rt.barrier)
+        corpus.stream(config.steps * n_text * rt.world_size * T + 1, config.seed)
     filled = sum(lengths[i] for r in plan for i in r) / (len(plan) * (T + 1))
     print(f"{len(train):,} dialogues to learn from ({cut} cut to {T + 1} tokens, {dropped} "
           f"dropped), {len(val)} held out; {sum(map(len, plan)) / len(train):.1f} epochs, rows "
@@ -200,19 +200,19 @@ if __name__ == "__main__":
     # model and optimizer
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
-    raw = GPT(model_config)
+    model = GPT(model_config)
     if config.init:
-        raw.load_state_dict(ckpt["model"])
-    raw.to(env.device)
-    compiled = env.compile(raw, config.compile)
-    model = DDP(compiled) if env.ddp else compiled
-    optimizer = torch.optim.AdamW(optimizer_groups(raw, config.weight_decay), lr=config.lr,
-                                  betas=(0.9, 0.95), fused=env.device.type != "mps")
+        model.load_state_dict(ckpt["model"])
+    model.to(rt.device)
+    compiled = rt.compile(model, config.compile)
+    model_ddp = DDP(compiled) if rt.ddp else compiled
+    optimizer = torch.optim.AdamW(optimizer_groups(model, config.weight_decay), lr=config.lr,
+                                  betas=(0.9, 0.95), fused=rt.device.type != "mps")
     if run.state:
-        raw.load_state_dict(run.state["model"])
+        model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
-    n_params = sum(p.numel() for p in raw.parameters())
-    print(f"{n_params / 1e6:.2f}M parameters on {env.device} in {str(env.dtype)[6:]}")
+    n_params = sum(p.numel() for p in model.parameters())
+    print(f"{n_params / 1e6:.2f}M parameters on {rt.device} in {str(rt.dtype)[6:]}")
 
     # -----------------------------------------------------------------------------------------
     # training loop
@@ -225,51 +225,51 @@ if __name__ == "__main__":
             group["lr"] = get_lr(step, config)
 
         # dialogues of this step, then pretraining text; every process takes its own slice
-        env.seed(config.seed, step)
-        k = step * env.world_size + env.rank
+        rt.seed(config.seed, step)
+        k = step * rt.world_size + rt.rank
         x, y = batch(train, plan[k * n_chat:(k + 1) * n_chat], T, tok.pad)
         if n_text:
             text = corpus.rows(k * n_text, n_text, T)
             x, y = torch.cat([x, text[:, :-1]]), torch.cat([y, text[:, 1:]])
-        x, y = x.to(env.device), y.to(env.device)
+        x, y = x.to(rt.device), y.to(rt.device)
 
         # the mean over the supervised tokens of all ranks, however unequal their numbers are:
         # DDP averages over ranks, so each divides its sum by the average count
-        count, = env.average((y >= 0).sum().item())
+        count, = rt.average((y >= 0).sum().item())
         for i in range(micro_steps):
             part = slice(i * micro_batch, (i + 1) * micro_batch)
-            if env.ddp:
-                model.require_backward_grad_sync = i == micro_steps - 1
-            with env.autocast():
-                _, loss = model(x[part], y[part], reduction="sum")
+            if rt.ddp:
+                model_ddp.require_backward_grad_sync = i == micro_steps - 1
+            with rt.autocast():
+                _, loss = model_ddp(x[part], y[part], reduction="sum")
             (loss / count).backward()
             losses.append(loss.detach() / count)
-        grad_norm = torch.nn.utils.clip_grad_norm_(raw.parameters(), 1.0)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         run.check(step, grad_norm, x=x, y=y)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
-            loss, = env.average(torch.stack(losses).mean().item() * micro_steps)
-            speed = len(losses) * micro_batch * T * env.world_size / (time.time() - clock)
+            loss, = rt.average(torch.stack(losses).mean().item() * micro_steps)
+            speed = len(losses) * micro_batch * T * rt.world_size / (time.time() - clock)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config),
                                    grad_norm=grad_norm.item(), tokens_per_s=int(speed)))
             clock, losses = time.time(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             paused = time.time()
-            val_loss, val_accuracy = evaluate(compiled, val, tok.pad, micro_batch, env)
+            val_loss, val_accuracy = evaluate(compiled, val, tok.pad, micro_batch, rt)
             metrics = dict(val_loss=val_loss, val_token_accuracy=val_accuracy)
             run.log(step + 1, metrics)
             prompt = held_out[step // config.eval_every % len(held_out)]["messages"][:-1]
-            run.say(f"    sample: {show_sample(raw, tok, prompt, env)}")
+            run.say(f"    sample: {show_sample(model, tok, prompt, rt)}")
             clock += time.time() - paused             # evaluation is not training
-        run.save_state(step + 1, model=raw, optimizer=optimizer, metrics=metrics)
+        run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
 
     # -----------------------------------------------------------------------------------------
     # save
 
-    if env.main:
-        save_checkpoint(config.out, stage="sft", step=config.steps, metrics=metrics, model=raw,
+    if rt.main:
+        save_checkpoint(config.out, stage="sft", step=config.steps, metrics=metrics, model=model,
                         model_config=model_config, tokenizer=tok, config=config,
                         history=ckpt["history"] if config.init else [], run=run.identity())
 

@@ -30,7 +30,7 @@ from statistics import median
 import torch
 
 from checkpoint import save_checkpoint
-from common import DTYPES, Setup, fail, parse_config
+from common import DTYPES, Runtime, fail, parse_config
 from data.formats import read_texts
 from model import GPT, STYLES, GPTConfig, ScalarGPT, optimizer_groups
 from pretrain import Muon
@@ -122,7 +122,7 @@ def peak_memory(command):
 
 def product_rate(config, device):
     """Floating-point operations a second that one large product reaches in float32."""
-    return Setup(replace(config, device=device, dtype="float32")).peak_flops()
+    return Runtime(replace(config, device=device, dtype="float32")).peak_flops()
 
 
 def small(vocab_size, block_size, device="cpu", n_layer=4, n_embd=128, **more):
@@ -222,11 +222,11 @@ def train(config):
     """A training step of 16 rows: of the laptop's model, 256 tokens long, in each dtype; on a GPU
     of GPT-2's (124M parameters, 1,024 tokens), where all are compiled and in bf16. nanoGPT's is as
     its train.py makes it: in float32 on a CPU."""
-    gpu = Setup(config).device.type == "cuda"
+    gpu = Runtime(config).device.type == "cuda"
     V, T, n_layer, n_head, n_embd, style = ((50304, 1024, 12, 12, 768, "gpt2") if gpu else
                                             (1024, 256, 4, 2, 128, "laptop"))
-    setups = {dtype: Setup(replace(config, dtype=dtype)) for dtype in DTYPES}
-    peak = {dtype: env.peak_flops() for dtype, env in setups.items()}
+    setups = {dtype: Runtime(replace(config, dtype=dtype)) for dtype in DTYPES}
+    peak = {dtype: rt.peak_flops() for dtype, rt in setups.items()}
     device = setups["float32"].device
     x, y = torch.randint(V, (2, 16, T), device=device)
 
@@ -252,8 +252,8 @@ def train(config):
                                                 optimizer, setups[dtype].autocast())
     seconds = race("training, thousands of tokens a second", entrants, config.runs,
                    x.numel() / 1e3, "k/s")
-    for dtype, env in setups.items():
-        peak[dtype] = max(peak[dtype], env.peak_flops())
+    for dtype, rt in setups.items():
+        peak[dtype] = max(peak[dtype], rt.peak_flops())
         print(f"    the matrix products alone: {peak[dtype] / work * x.numel() / 1e3:.1f} k/s at "
               f"the {peak[dtype] / 1e9:.0f} GFLOP/s that a large product reaches here in {dtype}")
     for name, time_ in seconds.items():
@@ -325,12 +325,12 @@ def sample(config):
     model.eval()
     idx, entrants = torch.randint(1024, (128, 16)), {}
 
-    def ours(env):
-        with env.autocast():                          # as compare.py and rlhf_ppo.py do
+    def ours(rt):
+        with rt.autocast():                           # as compare.py and rlhf_ppo.py do
             model.generate(idx, 48)
 
     for dtype in DTYPES:
-        entrants[f"model.py, {dtype}"] = partial(ours, Setup(replace(config, device="cpu",
+        entrants[f"model.py, {dtype}"] = partial(ours, Runtime(replace(config, device="cpu",
                                                                      dtype=dtype)))
     entrants["transformers, GPT-2"] = transformers
     if not isinstance(transformers, str):

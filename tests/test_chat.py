@@ -11,7 +11,7 @@ import torch
 
 import chat
 from checkpoint import load_checkpoint, save_checkpoint
-from common import Setup
+from common import Runtime
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score_all
 from tokenizer import Tokenizer
@@ -115,8 +115,8 @@ class Parrot:
 
 
 def pieces(ids):
-    env = Setup(chat.Config(device="cpu"))
-    return [p for p in chat.answer(Parrot(ids), TOK, [0], env, chat.Config(), 0) if p]
+    rt = Runtime(chat.Config(device="cpu"))
+    return [p for p in chat.answer(Parrot(ids), TOK, [0], rt, chat.Config(), 0) if p]
 
 
 def test_text_arrives_in_whole_characters_until_the_end():
@@ -184,7 +184,7 @@ def test_compare_shows_the_score_of_every_answer(talk, folder):
     judge.load_state_dict(load_checkpoint(folder / "judge.pt")["model"])
     asked = ["hi"] * 3 + ["ho"] * 3
     answers = [encode_answer(TOK, [user(q)], row[3], 64) for q, row in zip(asked, rows)]
-    scores = score_all(judge, answers, TOK, Setup(chat.Config(device="cpu", dtype="float32")))
+    scores = score_all(judge, answers, TOK, Runtime(chat.Config(device="cpu", dtype="float32")))
     assert [float(row[2]) for row in rows] == pytest.approx(scores.tolist(), abs=0.006)
 
 

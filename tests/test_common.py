@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import common
-from common import DTYPES, Setup, clock, number, one_line, parse_config, pick_dtype
+from common import DTYPES, Runtime, clock, number, one_line, parse_config, pick_dtype
 
 ROOT = Path(common.__file__).parent
 
@@ -130,7 +130,7 @@ def test_a_command_that_has_moved_says_where(old, new):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_where_there_is_none_is_refused(refused):
-    assert "--device=cpu" in refused(Setup, Config(device="cuda"))
+    assert "--device=cpu" in refused(Runtime, Config(device="cuda"))
 
 
 def test_an_unknown_precision_is_refused(refused):
@@ -166,20 +166,20 @@ def test_the_environment_says_what_auto_is(monkeypatch, refused):
 
 def test_a_utilisation_above_1_is_measured_again_or_not_told(monkeypatch):
     measured = iter([100.0, 400.0, 300.0, 300.0])
-    monkeypatch.setattr(Setup, "peak_flops", lambda env: next(measured))
-    env = Setup(Config())
-    assert env.mfu(100.0, 2.0) == 0.5                 # the peak is 100 a second
-    assert env.mfu(400.0, 2.0) == 0.5                 # it was too low: 400
-    assert env.mfu(500.0, 1.0) is None and env.mfu(1.0, 0.0) is None
+    monkeypatch.setattr(Runtime, "peak_flops", lambda rt: next(measured))
+    rt = Runtime(Config())
+    assert rt.mfu(100.0, 2.0) == 0.5                  # the peak is 100 a second
+    assert rt.mfu(400.0, 2.0) == 0.5                  # it was too low: 400
+    assert rt.mfu(500.0, 1.0) is None and rt.mfu(1.0, 0.0) is None
 
 
 def test_random_numbers_follow_from_seed_step_and_rank_alone():
     def draw(*numbers, rank=0):
-        env.rank = rank
-        env.seed(*numbers)
+        rt.rank = rank
+        rt.seed(*numbers)
         return torch.rand(4).tolist()
 
-    env = Setup(Config())
+    rt = Runtime(Config())
     first = draw(0, 7)
     others = [draw(0, 8), draw(1, 7), draw(0, 7, rank=1), draw(7, 0), draw("evaluate")]
     assert draw(0, 7) == first and first not in others
@@ -187,7 +187,7 @@ def test_random_numbers_follow_from_seed_step_and_rank_alone():
 
 
 def test_without_other_ranks_an_average_is_the_value():
-    assert Setup(Config()).average(1, torch.tensor(2.5)) == [1.0, 2.5]
+    assert Runtime(Config()).average(1, torch.tensor(2.5)) == [1.0, 2.5]
 
 
 # ---------------------------------------------------------------------------------------------

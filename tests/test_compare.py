@@ -20,14 +20,14 @@ import torch
 import compare
 import tiny
 from checkpoint import save_checkpoint
-from common import Setup
+from common import Runtime
 from compare import Config, agreement, ceiling, find_noise, left_pad, rank, respond
 from data.formats import read_comparisons
 from tools import label
 from tools.label import visible
 from model import GPT, GPTConfig
 
-ENV = Setup(Config(device="cpu", dtype="float32"))
+ENV = Runtime(Config(device="cpu", dtype="float32"))
 GRADES = [6.5, 4.0, 3.5, 1.0]
 
 

@@ -27,7 +27,7 @@ sys.path.insert(0, os.path.dirname(sys.argv[0]))
 import model
 model.sample = lambda logits, *options: logits.argmax(-1)
 end = runpy.run_path(sys.argv[0], run_name="__main__")
-weights = {f"{name} {key}": tensor for name in ("raw", "raw_critic") if name in end
+weights = {f"{name} {key}": tensor for name in ("model", "policy", "critic") if name in end
            for key, tensor in end[name].state_dict().items()}
 batch = {name: end.get(name) for name in ("x", "y", "mine", "idx", "mask")}
 torch.save((weights, batch), out + os.environ.get("RANK", "0"))
@@ -40,7 +40,7 @@ sys.path.insert(0, os.path.dirname(sys.argv[0]))
 import checkpoint
 save_state = checkpoint.Run.save_state
 def stopping(run, step, **state):
-    run.interrupted = step == 2 and run.env.main      # one process alone hears it
+    run.interrupted = step == 2 and run.rt.main       # one process alone hears it
     save_state(run, step, **state)
 checkpoint.Run.save_state = stopping
 runpy.run_path(sys.argv[0], run_name="__main__")

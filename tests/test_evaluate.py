@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from lab import experiments
 from tools import report
-from common import Setup
+from common import Runtime
 from data import town
 import evaluate
 from evaluate import (best_of, distinct, examine_reward, first_line, interval, response_logp,
@@ -22,7 +22,7 @@ from reward import encode_answer, score
 from rlhf_ppo import Config
 from tokenizer import Tokenizer
 
-ENV = Setup(Config(device="cpu", dtype="float32"))
+ENV = Runtime(Config(device="cpu", dtype="float32"))
 
 
 def loud(model):

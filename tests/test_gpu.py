@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from common import Setup
+from common import Runtime
 from checkpoint import Run
 from pretend_gpu import pretend_gpu
 from tiny import FLAGS, build, run
@@ -20,7 +20,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(Setup, "peak_flops", lambda env: 1e12)        # a GPU's takes a CPU a minute
+    monkeypatch.setattr(Runtime, "peak_flops", lambda env: 1e12)      # a GPU's takes a CPU a minute
 
 
 def go(folder, device, script, flags):

@@ -153,8 +153,8 @@ import checkpoint
 save_state = checkpoint.Run.save_state
 def doomed(run, step, **state):
     save_state(run, step, **state)
-    run.env.barrier()                                 # until process 0 has written
-    if step == 2 and run.env.rank == 1:
+    run.rt.barrier()                                  # until process 0 has written
+    if step == 2 and run.rt.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
 checkpoint.Run.save_state = doomed
 runpy.run_path(sys.argv[0], run_name="__main__")

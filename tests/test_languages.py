@@ -12,7 +12,7 @@ import torch
 
 from chat import answer
 from checkpoint import load_checkpoint
-from common import Setup
+from common import Runtime
 from data.formats import is_held_out
 from rlhf_ppo import Config
 from tiny import run, write
@@ -127,8 +127,8 @@ def test_a_chat_shows_whole_characters_as_they_arrive(tok, texts):
     ids = torch.tensor([[byte] for byte in texts[0].encode()])
     model = SimpleNamespace(stream=lambda *args, **kwargs: iter(ids))
     config = SimpleNamespace(seed=0, max_new_tokens=len(ids), temperature=0, top_k=0, top_p=1)
-    env = Setup(Config(device="cpu", dtype="float32"))
-    pieces = [piece for piece in answer(model, tok, [], env, config, 0) if piece]
+    rt = Runtime(Config(device="cpu", dtype="float32"))
+    pieces = [piece for piece in answer(model, tok, [], rt, config, 0) if piece]
     assert pieces == list(texts[0])
 
 

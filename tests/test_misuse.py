@@ -368,7 +368,7 @@ del sys.argv[0]
 import checkpoint
 check = checkpoint.Run.check
 def failing(run, step, *_, **batch):
-    if step == 1 and run.env.rank == 1:
+    if step == 1 and run.rt.rank == 1:
         raise ValueError("a cosmic ray")
 checkpoint.Run.check = failing
 runpy.run_path(sys.argv[0], run_name="__main__")

@@ -14,14 +14,14 @@ import torch
 
 import rlhf_ppo
 from checkpoint import save_checkpoint
-from common import Setup
+from common import Runtime
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
 from reward import right_pad
 from rlhf_ppo import (Config, adapt, gae, get_lr, log_probs, policy_loss,
                       response_mask, rollout, value_loss, whiten)
 
-ENV = Setup(Config(device="cpu", dtype="float32"))
+ENV = Runtime(Config(device="cpu", dtype="float32"))
 V = 20
 PROMPTS = [[3], [4, 5, 6, 7], [8, 9], [10, 11, 12]]
 RESPONSES = [[5, 6, 1], [7], [9, 9, 9, 9, 1], [2, 1]]

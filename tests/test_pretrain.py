@@ -5,12 +5,12 @@ from collections import defaultdict
 import pytest
 import torch
 
-from common import Setup
+from common import Runtime
 from model import GPT, GPTConfig
 from pretrain import Config, Muon, evaluate, get_lr, orthogonalize, show_sample
 from tiny import FLAGS, run, write
 
-ENV = Setup(Config(device="cpu", dtype="float32"))
+ENV = Runtime(Config(device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module")

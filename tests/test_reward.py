@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from common import Setup
+from common import Runtime
 from model import GPTConfig, ScalarGPT
 from reward import (Config, encode_answer, evaluate, get_lr, ranking_loss, right_pad, score,
                     score_all)
 from tokenizer import SPECIALS
 
-ENV = Setup(Config(device="cpu", dtype="float32"))
+ENV = Runtime(Config(device="cpu", dtype="float32"))
 QUESTION = [dict(role="user", content="What is 12 + 30?")]
 
 

@@ -92,8 +92,8 @@ def test_ppos_losses_in_both_precisions_agree_within_one_percent(go):
             end[name][mask] for name in ("old_logp", "advantages", "returns", "old_values"))
         for row, enabled in zip(found, (False, True)):
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
-                logp, _ = log_probs(end["raw"], idx, mask, config.temperature)
-                new = end["raw_critic"](idx[:, :-1])[mask]
+                logp, _ = log_probs(end["policy"], idx, mask, config.temperature)
+                new = end["critic"](idx[:, :-1])[mask]
             row += torch.stack([
                 policy_loss(logp, old, advantages, config.clip)[0].abs().mean(),
                 value_loss(new, values, returns, config.clip_value).mean(), logp.mean()])

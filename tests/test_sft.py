@@ -13,12 +13,12 @@ import torch
 
 import sft
 from checkpoint import load_checkpoint, save_checkpoint
-from common import Setup
+from common import Runtime
 from data.formats import is_held_out, read_demonstrations
 from model import GPT, GPTConfig
 from sft import Config, batch, encode_dialogues, evaluate, get_lr, pack
 
-ENV = Setup(Config(device="cpu", dtype="float32"))
+ENV = Runtime(Config(device="cpu", dtype="float32"))
 T = 48
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from unicodedata import normalize
 
 from checkpoint import Run, load_checkpoint
-from common import Setup, fail, parse_config, wilson, writing
+from common import Runtime, fail, parse_config, wilson, writing
 from compare import different, respond
 from data.formats import DataError, read_comparisons, read_prompts, without
 from model import GPT, GPTConfig
@@ -184,16 +184,16 @@ if __name__ == "__main__":
     if config.fresh and Path(config.out).exists():
         fail(f"{config.out} is there already, and --fresh does not delete labels: go on without "
              f"--fresh, or choose another --out")
-    env, rows = Setup(config), read_prompts(config.data)[:config.n_prompts]
+    rt, rows = Runtime(config), read_prompts(config.data)[:config.n_prompts]
     prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    run = Run(config, env, inputs=[config.data, config.init], total=len(rows), unit="prompt")
+    run = Run(config, rt, inputs=[config.data, config.init], total=len(rows), unit="prompt")
     run.bar.close()
     run.seconds = -math.inf                           # save after every label
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model = GPT(GPTConfig(**ckpt["model_config"]))
     model.load_state_dict(ckpt["model"])
-    model.to(env.device)
+    model.to(rt.device)
     answers, labels = (run.state["answers"], run.state["labels"]) if run.state else ([], [])
 
     def item(i):
@@ -201,7 +201,7 @@ if __name__ == "__main__":
         while len(answers) < (i + 1) * config.k:
             print(f"{config.init} answers the next prompts ...", flush=True)
             start = len(answers)
-            answers.extend(respond(model, tok, prompts[start:start + config.batch_size], env,
+            answers.extend(respond(model, tok, prompts[start:start + config.batch_size], rt,
                                    config.max_new_tokens, config.temperature, config.batch_size,
                                    seed=(config.seed, start)))
             run.save_state(len(labels), answers=answers, labels=labels)
