@@ -170,7 +170,7 @@ if __name__ == "__main__":
     if ckpt and T > ckpt["model_config"]["block_size"]:
         fail(f"--block_size={T}, but {config.init} reads {ckpt['model_config']['block_size']} "
              f"tokens at most")
-    corpus.stream(config.steps * config.batch_size * T + 1, config.seed, config.mix)
+    corpus.shuffle(config.steps * config.batch_size * T + 1, config.seed, config.mix)
     *val_rows, val_docs = corpus.held_out_rows(T, config.eval_rows)
     share, floor = corpus.shares(val_docs), corpus.entropy(val_docs, config.mix)
     tested = share.nonzero()[0]                       # a small source may have no held-out rows

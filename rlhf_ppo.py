@@ -217,7 +217,7 @@ if __name__ == "__main__":
                         wait=rt.barrier)
         n_updates = config.steps * config.epochs * (config.batch_size // config.minibatch)
         n_text = max(1, mb // 16)                     # rows of text per update and process
-        corpus.stream(n_updates * n_text * rt.world_size * T + 1, config.seed)
+        corpus.shuffle(n_updates * n_text * rt.world_size * T + 1, config.seed)
     print(f"{len(train):,} prompts ({n_all - len(rows)} left out, longer than {room} tokens), "
           f"{len(val)} held out; {config.steps * config.batch_size / len(train):.1f} epochs")
 

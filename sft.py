@@ -190,7 +190,7 @@ if __name__ == "__main__":
     if ptx:
         corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=rt.main,
                         wait=rt.barrier)
-        corpus.stream(config.steps * n_text * rt.world_size * T + 1, config.seed)
+        corpus.shuffle(config.steps * n_text * rt.world_size * T + 1, config.seed)
     filled = sum(lengths[i] for r in plan for i in r) / (len(plan) * (T + 1))
     print(f"{len(train):,} dialogues to learn from ({cut} cut to {T + 1} tokens, {dropped} "
           f"dropped), {len(val)} held out; {sum(map(len, plan)) / len(train):.1f} epochs, rows "

@@ -70,7 +70,7 @@ class Corpus:
         share = np.where(docs > 0, weights / np.maximum(tokens / np.maximum(docs, 1), 1e-9), 0)
         return share / share.sum()
 
-    def stream(self, n_tokens, seed, mix=""):
+    def shuffle(self, n_tokens, seed, mix=""):
         """Fix the order of training documents for n_tokens tokens; then call rows()."""
         rng = np.random.default_rng(seed)
         train = np.flatnonzero(~self.held_out)

@@ -349,7 +349,7 @@ def test_of_text_the_rows_are_those_that_pretraining_begins_with(write, report, 
                                                                  tiny_tokenizer):
     from data.corpus import Corpus
     path = write("a.jsonl", *({"text": text.replace("\n", " ")} for text in DOCUMENTS))
-    corpus = Corpus(path, tiny_tokenizer, tmp_path / "cache", "print").stream(9999, seed=0)
+    corpus = Corpus(path, tiny_tokenizer, tmp_path / "cache", "print").shuffle(9999, seed=0)
     for row in corpus.rows(0, 3, 128).tolist():
         head, rest = tiny_tokenizer.decode(row[:1]), tiny_tokenizer.decode(row[1:])
         assert f"    {head}«{rest}»\n" in report(path)

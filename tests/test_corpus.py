@@ -136,7 +136,7 @@ def test_a_wide_vocabulary_is_kept_in_four_bytes(data, tmp_path):
     corpus = Corpus(data, wide, tmp_path / "cache", "print", 0.2)
     assert corpus.tokens.dtype == np.uint32
     assert corpus.tokens[:8].tolist() == [69_999, 65_535, 65_536, 69_997] * 2
-    row = corpus.stream(100, seed=0).rows(0, 1, 7)
+    row = corpus.shuffle(100, seed=0).rows(0, 1, 7)
     assert row.tolist() == [[69_999, 65_535, 65_536, 69_997] * 2]
 
 
@@ -197,32 +197,32 @@ def test_a_split_without_documents_is_a_value_error(share, side, data, tmp_path,
 @pytest.mark.parametrize("T", [1, 7, 64, 500])
 @pytest.mark.parametrize("mix", ["", "a_short=0.5,b_long=0.5"])
 def test_rows_are_slices_of_the_documents_in_stream_order(corpus, ids, T, mix):
-    corpus.stream(6 * T + 1, seed=3, mix=mix)
+    corpus.shuffle(6 * T + 1, seed=3, mix=mix)
     line = sum((ids[d] for d in corpus.order), [])
     assert corpus.rows(0, 6, T).tolist() == [line[i * T:(i + 1) * T + 1] for i in range(6)]
 
 
 def test_rows_do_not_depend_on_how_many_are_asked_for_at_once(corpus):
-    corpus.stream(1000, seed=3)
+    corpus.shuffle(1000, seed=3)
     parts = [corpus.rows(0, 3, 32), corpus.rows(3, 1, 32), corpus.rows(4, 6, 32)]
     assert torch.equal(torch.cat(parts), corpus.rows(0, 10, 32))
 
 
 def test_the_order_follows_from_the_seed(corpus):
-    first, again, other = (corpus.stream(1000, seed).rows(0, 10, 32) for seed in (3, 3, 4))
+    first, again, other = (corpus.shuffle(1000, seed).rows(0, 10, 32) for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_an_epoch_holds_each_training_document_exactly_once(corpus):
     train = np.flatnonzero(~corpus.held_out).tolist()
-    order = corpus.stream(3 * corpus.lengths.sum(), seed=3).order.tolist()
+    order = corpus.shuffle(3 * corpus.lengths.sum(), seed=3).order.tolist()
     first, second = order[:len(train)], order[len(train):2 * len(train)]
     assert sorted(first) == train and sorted(second) == train
     assert first != second
 
 
 def test_an_epoch_of_a_source_in_a_mixture_holds_each_document_once(corpus):
-    order = corpus.stream(3 * corpus.lengths.sum(), seed=3, mix="a_short=0.5,b_long=0.5").order
+    order = corpus.shuffle(3 * corpus.lengths.sum(), seed=3, mix="a_short=0.5,b_long=0.5").order
     for source in (0, 1):
         train = np.flatnonzero(~corpus.held_out & (corpus.source == source)).tolist()
         mine = [d for d in order.tolist() if corpus.source[d] == source]
@@ -230,7 +230,7 @@ def test_an_epoch_of_a_source_in_a_mixture_holds_each_document_once(corpus):
 
 
 def test_held_out_documents_never_occur_in_training_rows(corpus, tiny_tokenizer):
-    corpus.stream(2 * corpus.lengths.sum(), seed=3)
+    corpus.shuffle(2 * corpus.lengths.sum(), seed=3)
     n = int(2 * corpus.lengths.sum()) // 50
     seen = "".join(tiny_tokenizer.decode(row) for row in corpus.rows(0, n, 50)[:, :-1])
     seen = set(seen.split("<|endoftext|>"))
@@ -243,7 +243,7 @@ def test_held_out_documents_never_occur_in_training_rows(corpus, tiny_tokenizer)
                                         ("a_short=1,b_long=3", 0.25), ("", None)])
 def test_each_source_has_its_share_of_the_tokens(corpus, mix, short):
     n = 400_000
-    corpus.stream(n, seed=3, mix=mix)
+    corpus.shuffle(n, seed=3, mix=mix)
     lengths = np.where(corpus.ends <= n, corpus.lengths[corpus.order], 0)
     share = lengths[~IS_LONG[corpus.order]].sum() / lengths.sum()
     if short is None:                                 # by default: the sources' sizes
@@ -255,7 +255,7 @@ def test_each_source_has_its_share_of_the_tokens(corpus, mix, short):
 @pytest.mark.parametrize("mix", ["stories=0.5", "a_short=0.5,stories=0.5"])
 def test_a_mixture_of_unknown_sources_is_a_value_error(corpus, mix):
     with pytest.raises(ValueError, match="the text has a_short, b_long"):
-        corpus.stream(100, seed=0, mix=mix)
+        corpus.shuffle(100, seed=0, mix=mix)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
@@ -263,7 +263,7 @@ def test_a_mixture_of_unknown_sources_is_a_value_error(corpus, mix):
                                  "a_short=0.5,b_long"])
 def test_a_mixture_that_makes_no_sense_is_a_value_error(corpus, mix):
     with pytest.raises(ValueError, match="--mix="):
-        corpus.stream(100, seed=0, mix=mix)
+        corpus.shuffle(100, seed=0, mix=mix)
 
 
 def test_the_stream_is_long_enough_when_a_few_documents_hold_most_of_the_text(tmp_path,
@@ -273,7 +273,7 @@ def test_the_stream_is_long_enough_when_a_few_documents_hold_most_of_the_text(tm
     write(tmp_path / "skewed.jsonl", docs)
     corpus = Corpus(tmp_path / "skewed.jsonl", tiny_tokenizer, tmp_path / "cache", "print", 0.1)
     for seed in range(20):
-        corpus.stream(20 * 64 + 1, seed).rows(0, 20, 64)
+        corpus.shuffle(20 * 64 + 1, seed).rows(0, 20, 64)
 
 
 # ---------------------------------------------------------------------------------------------

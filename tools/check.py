@@ -157,7 +157,7 @@ def look_at_text(path, tok, T, config, colour, quiet):
             corpus = Corpus(path, tok, folder, "check")
         texts = set(hashes := np.load(next(Path(folder).glob("*/docs.npz")))["hash"])
         # the very rows with which `pretrain.py --seed=0` begins
-        rows = corpus.stream(config.examples * T + 1, seed=0).rows(0, config.examples, T).tolist()
+        rows = corpus.shuffle(config.examples * T + 1, seed=0).rows(0, config.examples, T).tolist()
     n = corpus.lengths
     lengths = {name: n[corpus.source == i] for i, name in enumerate(corpus.sources)}
     show_lengths(lengths | ({"all": n} if len(lengths) > 1 else {}))
