@@ -109,7 +109,7 @@ def test_the_demonstrations_score_0_on_average_with_deviation_1(folder):
     tok, model = Tokenizer.from_dict(ckpt["tokenizer"]), ScalarGPT.load(ckpt)
     rows = [encode_answer(tok, r["messages"][:-1], r["messages"][-1]["content"], 128)
             for r in read_demonstrations(folder / "data/town/sft.jsonl")]
-    scores = score_all(model, rows, tok, Runtime(RewardConfig(device="cpu", dtype="float32")))
+    scores = score_all(model, rows, tok, Runtime(RewardConfig(device="cpu")))   # as reward.py does
     assert scores.mean().item() == pytest.approx(0, abs=1e-4)
     assert scores.std().item() == pytest.approx(1, abs=1e-4)
 
