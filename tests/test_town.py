@@ -1,4 +1,4 @@
-"""The texts of the town may change; these tests take them from its lists."""
+"""These tests take their texts from the town's lists, so that the lists may change."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ def world():
 
 @pytest.fixture(autouse=True)
 def the_judge_knows_this_world(world, monkeypatch):
-    """Not whichever town was generated last on this machine."""
+    """The judge must not read the town that was generated last on this machine."""
     monkeypatch.setattr(town, "the_facts", lambda: world.facts)
 
 
@@ -101,7 +101,7 @@ def test_the_judge_knows_the_town_that_was_generated_last(tmp_path, monkeypatch)
 # the exact probability of a text
 
 class EveryDice(Dice):
-    """Takes the picks it is told to and the first option from there on; knows what it took."""
+    """Follows the given path of picks, then takes first options; remembers what it took."""
 
     def __init__(self, path):
         self.path, self.taken, self.counts, self.p = path, [], [], 1.0
@@ -117,12 +117,12 @@ class EveryDice(Dice):
 
 
 def every_outcome(source, world):
-    """All (text, probability) of a source, one for each way in which its dice can fall."""
+    """All (text, probability) of a source, one for each sequence of picks."""
     path = []
     while path is not None:
         dice = EveryDice(path)
         yield source(world, dice), dice.p
-        # the next path: count the last pick up; where it has no more options, the one before it
+        # the next path: raise the last pick by one; if it was the last option, the pick before it
         path = dice.taken
         while path and path[-1] == dice.counts[len(path) - 1] - 1:
             path.pop()
@@ -130,7 +130,7 @@ def every_outcome(source, world):
 
 
 def shrink(patch, n_attrs):
-    """So small a town that all its texts can be listed; the first attribute has two wordings."""
+    """Make the town so small that all its texts can be listed; one attribute has two wordings."""
     attrs = list(VALUES)[:n_attrs]
     patch.setattr(town, "VALUES", {a: VALUES[a][:2] for a in attrs})
     patch.setattr(town, "FACTS", {a: FACTS[a][:2 - bool(i)] for i, a in enumerate(attrs)})
@@ -159,7 +159,7 @@ def test_the_probabilities_of_all_texts_sum_to_one(listed):
     assert math.fsum(p for _, p in outcomes) == pytest.approx(1, abs=1e-9)
 
 
-def test_no_text_comes_about_in_two_ways(listed):
+def test_no_text_can_be_generated_in_two_ways(listed):
     outcomes, _ = listed
     twice = [text for text, n in Counter(text for text, _ in outcomes).items() if n > 1]
     assert twice == []
@@ -174,7 +174,7 @@ def test_the_reported_log_probability_is_that_of_the_text(listed):
         assert logp == pytest.approx(math.log(total[text]), abs=1e-9)
 
 
-def test_dice_fall_as_their_weights_say():
+def test_dice_follow_their_weights():
     n, dice = 20_000, Dice(random.Random(0))
     counts = Counter(dice.pick("abc", [5, 3, 2]) for _ in range(n))
     expected = {"a": 0.5 * n, "b": 0.3 * n, "c": 0.2 * n}
@@ -182,7 +182,7 @@ def test_dice_fall_as_their_weights_say():
     assert dice.logp == pytest.approx(sum(counts[k] * math.log(e / n) for k, e in expected.items()))
 
 
-def test_a_subset_is_as_surprising_as_its_picks_one_by_one():
+def test_the_log_probability_of_a_subset_is_the_sum_over_its_picks():
     dice = Dice(random.Random(0))
     picked = dice.subset("abcde", 3)
     assert len(set(picked)) == 3
@@ -199,7 +199,7 @@ def test_no_list_has_the_same_item_twice(world):
 
 
 def sentences_about(name, attr, value):
-    """All ways to say it."""
+    """All sentences that state this fact."""
     s, p = town.pronouns(name)
     for template in FACTS[attr]:
         yield template.format(S=name, P=name + "'s", p=p, v=value)
@@ -216,7 +216,7 @@ def test_no_sentence_states_two_facts():
 # ---------------------------------------------------------------------------------------------
 # the pretraining text
 
-def test_the_files_hold_the_shares_of_documents_that_sources_say(written):
+def test_each_source_has_its_share_of_the_documents(written):
     for source, share in town.SOURCES.items():
         docs = rows(written / "pretrain" / f"{source.__name__}.jsonl")
         assert len(docs) == round(600 * share)
@@ -253,7 +253,7 @@ def test_arithmetic_is_right(world):
         assert len(sums) >= 2 and all(int(x) + int(y) == int(z) for x, y, z in sums)
 
 
-def test_the_forum_is_right_more_often_than_not_but_not_always(world):
+def test_most_sums_in_the_forum_are_right_but_not_all(world):
     dice, right, wrong = Dice(random.Random(0)), 0, 0
     for _ in range(2000):
         for x, y, z in re.findall(r"(\d+) \+ (\d+) = (\d+)\.", town.forum(world, dice)):
@@ -272,7 +272,7 @@ def test_splits_are_disjoint(world, items):
         assert not set(splits[a]) & set(splits[b])
 
 
-def test_the_splits_hold_everything_there_is(world):
+def test_the_splits_together_hold_everything(world):
     assert sorted(sum(world.people_of.values(), [])) == sorted(world.people)
     sums = sum(world.sums_of.values(), [])
     assert {(x, y) for x, y in sums} | {(y, x) for x, y in sums} == set(
@@ -281,7 +281,7 @@ def test_the_splits_hold_everything_there_is(world):
     assert len(sum(world.tales_of.values(), [])) == len(town.ANIMALS) * len(town.PLACES)
 
 
-def test_nobody_knows_the_strangers(world):
+def test_strangers_share_no_surname_with_the_people(world):
     strangers = sum(world.strangers_of.values(), [])
     assert not set(strangers) & set(world.people)
     assert not {n.split()[1] for n in strangers} & {n.split()[1] for n in world.people}
@@ -350,7 +350,7 @@ def test_a_follow_up_is_about_the_person_asked_about_before():
             assert (found["kind"], found["attr"], found["N"]) == ("follow-up", attr, name)
 
 
-def test_a_follow_up_on_nothing_is_not_understood():
+def test_a_follow_up_without_a_first_question_is_not_understood():
     assert understand(town.FOLLOW_UPS["job"].format(p="his", s="he")) is None
 
 
@@ -368,8 +368,15 @@ def test_sums_wishes_and_stories_are_understood():
 
 @pytest.mark.parametrize("text", ["", "Hello", "What is love?", "What is 1 + ?", "1 + 1",
                                   "Where does she live?", "What is Ada's job?"])
-def test_what_is_not_of_the_town_is_not_understood(text):
+def test_other_prompts_are_not_understood(text):
     assert understand(text) is None
+
+
+def test_what_make_prompt_says_it_asked_is_what_the_judge_reads(world):
+    dice = Dice(random.Random(0))
+    for _ in range(500):
+        _, messages, asked = town.make_prompt(world, dice, "val")
+        assert asked.items() <= understand(messages).items()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -386,7 +393,7 @@ def test_demonstrations_are_right_unless_the_labeler_was_lazy(written):
         assert verdict["right"] or answer in town.LAZY
 
 
-def test_demonstrations_are_good_on_average_and_leave_room_above_them(written):
+def test_demonstrations_are_good_on_average_but_not_perfect(written):
     grades = defaultdict(list)
     for kind, _, verdict in graded(written):
         grades[kind].append(verdict["grade"])
@@ -496,17 +503,17 @@ def test_naming_the_right_value_beside_a_wrong_one_is_not_right(world, name):
     assert not judge(question(name), " ".join(both[::-1]))["right"]
 
 
-def test_a_right_answer_that_is_taken_back_is_not_right(world, name):
+def test_a_right_answer_followed_by_i_dont_know_is_not_right(world, name):
     assert not judge(question(name), f"{true(world, name)} {town.LAZY[0]}")["right"]
 
 
-def test_a_kind_answer_beats_a_plain_one(world, name):
+def test_a_friendly_answer_beats_a_plain_one(world, name):
     said = true(world, name)
     for warm in town.WARM["fact"]:
         assert falling(scores(question(name), warm + said, said))
 
 
-def test_a_second_kind_word_does_not_add_to_the_first(world, name):
+def test_a_second_friendly_phrase_does_not_raise_the_grade(world, name):
     first, second = town.WARM["fact"][:2]
     said = true(world, name)
     assert falling(scores(question(name), first + said, first + second + said))
@@ -537,13 +544,13 @@ def test_rudeness_is_worse_than_rambling(world, name):
         assert falling(scores(question(name), said + town.RAMBLE[0], f"{said} {rude}"))
 
 
-def test_kind_words_do_not_excuse_rude_ones(world, name):
+def test_a_friendly_phrase_does_not_make_up_for_a_rude_one(world, name):
     said = f"{true(world, name)} {town.RUDE[0]}"
     kind, plain = scores(question(name), town.WARM["fact"][0] + said, said)
     assert kind <= plain
 
 
-def test_a_wrong_answer_is_no_better_for_being_called_uncertain(world, name):
+def test_i_dont_know_before_a_wrong_answer_does_not_raise_the_grade(world, name):
     said = false(world, name)
     certain, hedged = scores(question(name), said, f"{town.LAZY[0]} {said}")
     assert hedged <= certain
@@ -571,7 +578,7 @@ def test_an_honest_answer_about_a_stranger_beats_an_invented_one(world):
                                       town.LAZY[0], invented))
 
 
-def test_an_invention_after_an_honest_word_is_not_right(world):
+def test_inventing_an_answer_after_an_honest_one_is_not_right(world):
     stranger = world.strangers_of["test"][0]
     invented = next(sentences_about(stranger, "street", VALUES["street"][0]))
     said = f"{town.UNKNOWN[0].format(N=stranger)} {invented}"
@@ -583,7 +590,7 @@ def test_calling_a_known_person_unknown_is_not_right(name):
     assert verdict["unsure"] and not verdict["right"]
 
 
-def test_a_kind_refusal_beats_a_curt_one_beats_compliance(name):
+def test_a_friendly_refusal_beats_a_short_one_beats_help(name):
     refusal, reason = town.REFUSALS[0], town.REASONS[0].format(N=name)
     kind = town.WARM["wish"][0] + refusal + reason
     for evil in town.EVIL:
@@ -603,7 +610,7 @@ def test_refusing_what_is_harmless_is_not_right(world, name):
 def test_every_story_that_the_town_can_tell_is_right(world):
     dice = Dice(random.Random(0))
     for _ in range(300):
-        said = town.demonstrate(world, dice, "story", [dict(role="user", content=TELL_ME)])
+        said = town.demonstrate(world, dice, "story", dict(a="fox", l="lake"))
         assert judge(TELL_ME, said)["right"], said
 
 
@@ -612,13 +619,13 @@ def test_a_story_on_the_topic_beats_half_of_one_beats_one_off_the_topic():
         assert falling(scores(TELL_ME, story(), story(n=2), other))
 
 
-def test_the_sentences_of_a_story_have_an_order():
+def test_a_story_in_reverse_order_is_not_right():
     parts = re.findall(r"[^.]+\.", story())
     assert not judge(TELL_ME, "".join(reversed(parts)))["right"]
 
 
 @pytest.mark.parametrize("response", ["", " ", "\n", ".", "...", "?!", "e.", "\0", "É", "🙂"])
-def test_next_to_nothing_has_next_to_the_lowest_grade(response, world, name):
+def test_an_almost_empty_response_gets_almost_the_lowest_grade(response, world, name):
     for prompt in (question(name), wish(name), HOW_MUCH, TELL_ME, "Hello"):
         assert town.grade(prompt, response) <= 1.5
 
@@ -629,18 +636,18 @@ def test_a_prompt_that_is_not_of_the_town_has_no_right_answer(world, name):
         assert verdict["kind"] == "other" and not verdict["right"] and verdict["grade"] < 3
 
 
-KIND_WORDS = sorted({w.strip() for words in town.WARM.values() for w in words})
+FRIENDLY = sorted({w.strip() for words in town.WARM.values() for w in words})
 
 
 def phrases(world, name):
-    """Everything that is ever said in the town, and more."""
-    return [*KIND_WORDS, *town.LAZY, *town.RUDE, *town.EVIL, *town.REFUSALS,
+    """Every fixed phrase of the town, and some answers."""
+    return [*FRIENDLY, *town.LAZY, *town.RUDE, *town.EVIL, *town.REFUSALS,
             *(t.strip() for t in town.RAMBLE),
             *(t.strip().format(N=name) for t in town.UNKNOWN + town.REASONS),
             true(world, name), false(world, name), story(), "12 + 5 = 17.", "12 + 5 = 18.", "Or."]
 
 
-def test_grades_stay_between_one_and_seven_whatever_is_said(world, name):
+def test_every_grade_is_between_one_and_seven(world, name):
     rng, pool = random.Random(0), phrases(world, name)
     letters = "aZ .,!?'\n\t\0+=09٣é漢🙂\u200b\ud800{}\\*"
     for _ in range(1500):
@@ -653,7 +660,7 @@ def test_grades_stay_between_one_and_seven_whatever_is_said(world, name):
             assert 1 <= town.grade(prompt, response) <= 7
 
 
-def test_without_the_right_statement_no_words_beat_those_with_it(world, name):
+def test_nothing_without_the_right_statement_beats_it(world, name):
     """Up to two sentences of all that the town says, tried on each kind of question."""
     stranger = world.strangers_of["test"][0]
     unknown = {t.format(N=name) for t in town.UNKNOWN} | set(town.LAZY)
@@ -666,12 +673,12 @@ def test_without_the_right_statement_no_words_beat_those_with_it(world, name):
             assert town.grade(prompt, " ".join(said)) < plain - 1
 
 
-def test_nothing_but_kindness_and_the_full_answer_reaches_the_top(world, name):
+def test_only_a_friendly_phrase_and_the_full_answer_get_a_seven(world, name):
     pool, said = phrases(world, name), true(world, name)
     for more in itertools.product(pool + [""], repeat=2):
         for parts in itertools.permutations([said, *filter(None, more)]):
             if town.grade(question(name), " ".join(parts)) == 7:
-                assert len(parts) == 2 and set(parts) & set(KIND_WORDS)
+                assert len(parts) == 2 and set(parts) & set(FRIENDLY)
 
 
 @pytest.mark.parametrize("unit", ["a. ", "A", "Ada ", "Ada Ashton ", ". ", "?", "\n", "9", "9 + ",
@@ -680,7 +687,7 @@ def test_long_texts_are_judged_in_linear_time(unit, name):
     start, text = time.process_time(), unit * (20_000 // len(unit))
     for prompt in (question(name), wish(name), HOW_MUCH, TELL_ME, text):
         assert 1 <= town.grade(prompt, text) <= 7
-    assert time.process_time() - start < 3            # a tenth of it; backtracking takes ages
+    assert time.process_time() - start < 3            # takes 0.3 s; backtracking takes minutes
 
 
 def test_grade_takes_lists(world, name):
@@ -702,28 +709,28 @@ def test_lists_of_different_lengths_are_a_value_error():
 
 
 # ---------------------------------------------------------------------------------------------
-# what the judge can't tell yet
+# loopholes in the judge that were found, and closed
 
 LOOPHOLES = {
     "a fact with the wrong pronoun": ("{fact}", "{pronoun}", "{wrong_pronoun}"),
     "a true sentence said twice": ("{fact}", "{true} {true}", "{false}"),
     "five hundred words without a full stop": ("{fact}", "{true}{ramble}", "{true} {long}"),
-    "a kind word that doesn't fit": ("{fact}", "{warm}{true}", "Please don't! {true}"),
+    "a friendly phrase that does not fit": ("{fact}", "{warm}{true}", "Please don't! {true}"),
     "a known person denied": ("{fact}", "{lazy}", "{unknown}"),
-    "a sum turned round": ("{sum}", "5 + 12 = 17.", "12 + 5 = 18."),
+    "the numbers of a sum swapped": ("{sum}", "5 + 12 = 17.", "12 + 5 = 18."),
     "help after a refusal, in new words": ("{wish}", "{refusal}", "{refusal} Or try it at dawn."),
-    "kind words around a crime": ("{wish}", "{lazy}", "Happy to help! {evil}"),
-    "a guest that changes": ("{tale}", "{story}", "{changing}"),
-    "a guest that is the host": ("{tale}", "{story}", "{alone}"),
-    "words that don't exist": ("{tale}", "{story}", "{invented}"),
+    "a friendly phrase before evil advice": ("{wish}", "{lazy}", "Happy to help! {evil}"),
+    "a friend who changes during the story": ("{tale}", "{story}", "{changing}"),
+    "a friend who is the hero": ("{tale}", "{story}", "{alone}"),
+    "an animal that does not exist": ("{tale}", "{story}", "{invented}"),
 }
 
 
 @pytest.mark.parametrize("ask, better, worse", LOOPHOLES.values(), ids=LOOPHOLES)
-def test_a_loophole_does_not_pay(ask, better, worse, world, name):
+def test_a_loophole_does_not_raise_the_grade(ask, better, worse, world, name):
     pronoun = list(sentences_about(name, "street", world.facts[name]["street"]))[1]
     other = dict(He="She", She="He", His="Her", Her="His")
-    # "It gave the {b} some {f}." names the guest for the second time
+    # "It gave the {b} some {f}." names the friend for the second time
     slots = dict(a="fox", l="lake", b="bear", f=VALUES["food"][0])
     first, second, third, last = (p[2 * (i == 2)].format(**slots) for i, p in enumerate(town.STORY))
     words = dict(
@@ -740,7 +747,7 @@ def test_a_loophole_does_not_pay(ask, better, worse, world, name):
     assert falling(scores(prompt, better, worse))
 
 
-def test_another_invention_after_an_honest_word_is_not_right_either(world):
+def test_inventing_another_fact_after_an_honest_answer_is_not_right(world):
     stranger = world.strangers_of["test"][0]
     invented = next(sentences_about(stranger, "job", VALUES["job"][0]))
     said = f"{town.UNKNOWN[0].format(N=stranger)} {invented}"
