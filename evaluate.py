@@ -3,12 +3,13 @@
 reads   out/pretrain.pt, out/sft.pt, out/ppo.pt, out/reward.pt, data/town/test.jsonl
 writes  a table, out/scoreboard.json
 
-Every model answers every prompt twice: greedily, which shows what it knows (right), and sampled,
-which is how it is used (grade, win rate, length). The pretrained model can't be asked; it gets a
-few examples in front of each question, as GPT-3 did. Intervals are 95% bootstrap intervals.
+Every model answers every prompt twice. The greedy answer shows what the model knows (right). The
+sampled answer is what a user gets (grade, win rate, length). The pretrained model has never seen a
+chat, so a few examples stand in front of each question, as for GPT-3. Intervals are 95% bootstrap
+intervals.
 
-laptop   python evaluate.py
-while you tune, use the validation people   python evaluate.py --data=data/town/val.jsonl
+laptop                            python evaluate.py
+while tuning: validation prompts  python evaluate.py --data=data/town/val.jsonl
 """
 
 import json
@@ -40,21 +41,21 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/test.jsonl"   # held-out prompts
-    models: str = "out/pretrain.pt,out/sft.pt,out/ppo.pt"   # columns
+    models: str = "out/pretrain.pt,out/sft.pt,out/ppo.pt"   # one column each
     reward: str = "out/reward.pt"        # the reward model to examine; "": none
     comparisons: str = "out/comparisons.jsonl"
     contrasts: str = "data/town/contrasts.jsonl"   # right and wrong answers in the same words
-    examples: str = "data/town/sft.jsonl"   # what the pretrained model is shown
-    text: str = "data/town/pretrain"     # held-out text, for the alignment tax; "": none
+    examples: str = "data/town/sft.jsonl"   # the pretrained model's examples
+    text: str = "data/town/pretrain"     # text: how much of it was forgotten? "": none
     judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> {"grade", "right",
     #                                      "unsure", "refusal"}; "": none
     out: str = "out/scoreboard.json"
     n_prompts: int = 800
     best_of: int = 16                    # samples per prompt for best-of-n; 0: none
-    ask: str = "sparrow asks:\n"         # how the pretraining text marks a question, and an answer:
-    say: str = "mossy says:\n"           # so prompted, the pretrained model has a fair chance
+    ask: str = "sparrow asks:\n"         # what the pretraining text writes before a question
+    say: str = "mossy says:\n"           # and before an answer: the pretrained model's prompt
     max_new_tokens: int = 64
-    temperature: float = 0.7             # of the sampled answers, as in PPO
+    temperature: float = 0.7             # of the sampled answers; PPO's is the same
     seed: int = 0
     device: str = "auto"                 # auto: cuda, else cpu; mps when asked
     dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
@@ -62,18 +63,20 @@ class Config:
 
 
 # ---------------------------------------------------------------------------------------------
-# the idea
+# the answers
 
-def interval(values, rng, n=1000):
-    """Mean and 95% bootstrap interval: (mean, low, high)."""
-    values = np.asarray(values, dtype=float)
-    means = values[rng.integers(len(values), size=(n, len(values)))].mean(1)
-    return values.mean(), *np.percentile(means, [2.5, 97.5])
+@dataclass
+class Answers:
+    """One model's answers; every list has one entry per prompt."""
+    ids: list        # the tokens that the model read
+    replies: list    # the tokens that it wrote
+    texts: list      # the reply as text
+    ended: list      # did the model end the reply itself?
 
 
 def few_shot(tok, prompt, kind, examples, config, rng, room):
-    """ids: a few dialogues of the same kind, each a document, then the prompt, ready to be answered
-    in the form that the pretraining text has for that."""
+    """ids: up to four examples of the same kind, then the prompt. All have the form of the
+    pretraining text, and each example is a document. At most `room` tokens."""
     def write(messages):
         names = dict(user=config.ask, assistant=config.say, system="")
         return [tok.eot] + tok.encode("\n".join(names[m["role"]] + m["content"] for m in messages))
@@ -88,34 +91,101 @@ def few_shot(tok, prompt, kind, examples, config, rng, room):
     return ids[-room:]
 
 
+def model_input(model, base, tok, prompts, kinds, examples, config):
+    """[[ids]]: what the model reads before each answer. base: whether it is a pretrained model."""
+    if not base:
+        return chat_ids(model, tok, prompts, config.max_new_tokens)
+    T = model.config.block_size
+    room = T - min(config.max_new_tokens, T // 3)
+    return [few_shot(tok, prompt, kind, examples, config, np.random.default_rng(i), room)
+            for i, (prompt, kind) in enumerate(zip(prompts, kinds))]
+
+
 def first_line(tok, ids):
-    """A base model's answer ends with its line: the tokens up to the one that breaks it."""
+    """A base model's answer ends at the first line break: the tokens up to and with that one."""
     breaks = [n for n, id in enumerate(ids) if b"\n" in tok.tokens[id]]
     return ids[:breaks[0] + 1] if breaks else ids
 
 
+def answer(model, base, tok, ids, temperature, rt, config):
+    """The model's Answers after each of [[ids]]. A chat model ends with <|end|>; a base model with
+    <|endoftext|> or a line break."""
+    stop = tok.eot if base else tok.end
+    replies = continue_ids(model, tok, ids, rt, config.max_new_tokens, temperature, stop,
+                           seed=config.seed)
+    if base:
+        replies = [first_line(tok, reply) for reply in replies]
+    texts = [tok.decode([id for id in reply if id != stop]) for reply in replies]
+    ended = [reply[-1] == stop or base and "\n" in text for reply, text in zip(replies, texts)]
+    return Answers(ids, replies, [t.split("\n")[0] for t in texts] if base else texts, ended)
+
+
+# ---------------------------------------------------------------------------------------------
+# what can be measured without a judge
+
 @torch.no_grad()
 def response_logp(model, tok, ids, replies, rt, temperature=1.0, batch_size=64):
-    """log p(reply | ids) in nats, and how many tokens that is: two (N,) arrays. ids, replies:
-    [[ids]], what the model read, and what it wrote."""
+    """log p(reply | ids) in nats, and the number of tokens of each reply: two (N,) arrays."""
     model.eval()
     total, count = np.zeros(len(ids)), np.array([len(r) for r in replies])
     written = np.flatnonzero(count)
     for start in range(0, len(written), batch_size):
-        part = written[start:start + batch_size]
-        idx, _ = right_pad([ids[i] + replies[i] for i in part], tok.pad, rt.device)
-        mask = response_mask([ids[i] for i in part], [replies[i] for i in part], rt.device)
+        chosen = written[start:start + batch_size]
+        idx, _ = right_pad([ids[i] + replies[i] for i in chosen], tok.pad, rt.device)
+        mask = response_mask([ids[i] for i in chosen], [replies[i] for i in chosen], rt.device)
         with rt.autocast():
             logp, _ = log_probs(model, idx, mask, temperature)
-        rows = torch.nonzero(mask)[:, 0].cpu()
-        total[part] = torch.zeros(len(part)).index_add(0, rows, logp.cpu()).numpy()
+        owner = torch.nonzero(mask)[:, 0].cpu()       # the reply that each token belongs to
+        total[chosen] = torch.zeros(len(chosen)).index_add(0, owner, logp.cpu()).numpy()
     return total, count
 
 
 def distinct(texts, n=2):
-    """Different n-grams of words / all n-grams: 1 means that nothing is said twice."""
+    """Different n-grams of words / all n-grams: 1 means that no n-gram occurs twice."""
     grams = [tuple(w[i:i + n]) for w in (t.split() for t in texts) for i in range(len(w) - n + 1)]
     return len(set(grams)) / max(1, len(grams))
+
+
+def measure(model, ref_model, tok, answers, rt, config):
+    """Length, diversity, entropy; with a ref_model also the KL divergence from it."""
+    result = dict(ended=np.mean(answers.ended),
+                  length=np.mean([len(tok.encode(text)) for text in answers.texts]),
+                  distinct_2=distinct(answers.texts))
+    logp, count = response_logp(model, tok, answers.ids, answers.replies, rt, config.temperature)
+    result["entropy"] = -logp.sum() / max(1, count.sum())
+    if ref_model:
+        ref_logp, _ = response_logp(ref_model, tok, answers.ids, answers.replies, rt,
+                                    config.temperature)
+        result["kl"] = (logp - ref_logp).mean()
+    return result
+
+
+def text_losses(models, tok, rt, config):
+    """{name: loss on held-out pretraining text}. It shows what a later stage has forgotten."""
+    corpus = Corpus(config.text, tok, Path(config.out).parent / "cache", fingerprint(config.text))
+    T = min(model.config.block_size for model in models.values())
+    *val_rows, _ = corpus.held_out_rows(T, 128)
+    return {name: text_loss(model, val_rows, len(corpus.sources), 16, rt)[0].item()
+            for name, model in models.items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# what the judge says
+
+def interval(values, rng, n=1000):
+    """Mean and 95% bootstrap interval: (mean, low, high)."""
+    values = np.asarray(values, dtype=float)
+    means = values[rng.integers(len(values), size=(n, len(values)))].mean(1)
+    return values.mean(), *np.percentile(means, [2.5, 97.5])
+
+
+def by_kind(kinds, greedy, sampled):
+    """{kind of prompt: the means of its verdicts}. greedy, sampled: the verdicts on the answers."""
+    names, found = ("right", "right_sampled", "grade", "unsure", "refusal"), defaultdict(list)
+    for kind, g, s in zip(kinds, greedy, sampled):
+        found[kind].append((g["right"], s["right"], s["grade"], g["unsure"], g["refusal"]))
+    return {kind: dict(zip(names, np.mean(values, axis=0).tolist()), n=len(values))
+            for kind, values in found.items()}
 
 
 def wins(ours, theirs):
@@ -124,78 +194,104 @@ def wins(ours, theirs):
     return (ours > theirs) + 0.5 * (ours == theirs)
 
 
-def examine_reward(model, tok, rows, rt):
-    """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind."""
+# ---------------------------------------------------------------------------------------------
+# the reward model
+
+def compared_pairs(model, tok, comparisons, rt):
+    """All pairs that are not tied, the better response first. Arrays with one value per pair: the
+    difference of scores, of tokens, of grades, the noise of the labels, the kind of prompt."""
     T = model.gpt.config.block_size
-    flat = [encode_answer(tok, r["prompt"], text, T) for r in rows for text in r["responses"]]
+    flat = [encode_answer(tok, c["prompt"], r, T) for c in comparisons for r in c["responses"]]
     scores, lengths = iter(score_all(model, flat, tok, rt).tolist()), iter(map(len, flat))
-    margin, longer, gaps, noise, kinds = [], [], [], [], []
-    for r in rows:
-        s, n = ([next(it) for _ in r["responses"]] for it in (scores, lengths))
-        for a, b in combinations(range(len(s)), 2):
-            if r["ranks"][a] != r["ranks"][b]:
-                margin.append(s[a] - s[b])
-                longer.append(n[a] - n[b])
-                gaps.append(r["grades"][a] - r["grades"][b] if "grades" in r else math.nan)
-                noise.append(r.get("noise", math.nan))
-                kinds.append(r.get("kind", "all"))
-    margin, longer, gaps, noise, kinds = map(np.array, (margin, longer, gaps, noise, kinds))
+    pairs = []
+    for c in comparisons:
+        score, n_tokens = ([next(it) for _ in c["responses"]] for it in (scores, lengths))
+        for a, b in combinations(range(len(score)), 2):
+            if c["ranks"][a] != c["ranks"][b]:
+                gap = c["grades"][a] - c["grades"][b] if "grades" in c else math.nan
+                pairs.append((score[a] - score[b], n_tokens[a] - n_tokens[b], gap,
+                              c.get("noise", math.nan), c.get("kind", "all")))
+    return map(np.array, zip(*pairs))
+
+
+def examine_reward(model, tok, comparisons, rt):
+    """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind."""
+    margin, longer, gap, noise, kind = compared_pairs(model, tok, comparisons, rt)
     right, p = (margin > 0) + 0.5 * (margin == 0), 1 / (1 + np.exp(-np.abs(margin)))
     out = dict(pairs=len(right), accuracy=right.mean())
-    if not np.isnan(gaps).any():
-        out["ceiling"] = ceiling(gaps / noise)
-        clear = np.abs(gaps) >= 2
+    if not np.isnan(gap).any():
+        out["ceiling"] = ceiling(gap / noise)
+        clear = np.abs(gap) >= 2
         if clear.any():
-            out["clear_pairs"] = float(((margin * gaps)[clear] > 0).mean())
+            out["clear_pairs"] = float(((margin * gap)[clear] > 0).mean())
     bins = np.quantile(np.abs(margin), [0, .25, .5, .75, 1])
-    out["by_margin"] = [dict(margin=[lo, hi], accuracy=right[m].mean(), predicted=p[m].mean())
-                        for lo, hi in zip(bins, bins[1:])
-                        if (m := (np.abs(margin) >= lo) & (np.abs(margin) <= hi)).any()]
+    out["by_margin"] = [dict(margin=[low, high], accuracy=right[m].mean(), predicted=p[m].mean())
+                        for low, high in zip(bins, bins[1:])
+                        if (m := (np.abs(margin) >= low) & (np.abs(margin) <= high)).any()]
     out["by_length"] = {name: right[m].mean() for name, m in
                         (("longer was preferred", longer > 0), ("equal", longer == 0),
                          ("shorter was preferred", longer < 0)) if m.any()}
-    out["by_kind"] = {str(kind): (right[kinds == kind].mean(), int((kinds == kind).sum()))
-                      for kind in np.unique(kinds)}
+    out["by_kind"] = {str(name): (right[kind == name].mean(), int((kind == name).sum()))
+                      for name in np.unique(kind)}
     return out
+
+
+def score_texts(reward, tok, prompts, texts, rt):
+    """The learned score of each answer, (N,)."""
+    T = reward.gpt.config.block_size
+    return score_all(reward, [encode_answer(tok, p, t, T) for p, t in zip(prompts, texts)], tok, rt)
 
 
 def best_of(scores, grades, sizes):
-    """scores, grades (N, n): take the best of the first k by score. KL is log k - (k - 1)/k."""
+    """scores, grades (N, n): for each k in sizes, the best by score of the first k answers. Its KL
+    from the model is log k - (k - 1)/k."""
     out = []
     for k in sizes:
         best = scores[:, :k].argmax(1)
-        rows = np.arange(len(best))
-        out.append(dict(n=k, kl=math.log(k) - (k - 1) / k, score=scores[rows, best].mean(),
-                        grade=None if grades is None else grades[rows, best].mean()))
+        each = np.arange(len(best))
+        out.append(dict(n=k, kl=math.log(k) - (k - 1) / k, score=scores[each, best].mean(),
+                        grade=None if grades is None else grades[each, best].mean()))
     return out
+
+
+def sample_best_of(model, reward, judge, tok, prompts, rt, config):
+    """Sample config.best_of answers to each prompt and keep the best of 1, 2, 4, … by score."""
+    repeated = [prompt for prompt in prompts for _ in range(config.best_of)]
+    texts = [text for text, _ in respond(model, tok, repeated, rt, config.max_new_tokens,
+                                         config.temperature, seed=config.seed + 1)]
+    shape, grades = (len(prompts), config.best_of), None
+    scores = score_texts(reward, tok, repeated, texts, rt).numpy().reshape(shape)
+    if judge:
+        verdicts = verdicts_of(judge, repeated, texts, config.judge)
+        grades = np.array([v["grade"] for v in verdicts]).reshape(shape)
+    return best_of(scores, grades, [2**i for i in range(config.best_of.bit_length())])
 
 
 # ---------------------------------------------------------------------------------------------
 # the table
 
 def cell(value, form="{:.2f}"):
-    """A number, or a mean with its interval; "-" where there is none."""
+    """A number, or a mean with its interval; "-" if there is none."""
     if isinstance(value, (list, tuple)):
         return re.sub(r"\b0\.", ".", f"{form} [{form}, {form}]".format(*value))
     return "-" if value is None else form.format(value)
 
 
 def show(board):
-    """What evaluate.py found: a column for each model, then the reward model and best of n."""
-    models, reference = board["models"], board["reference"]
-    lines = []                                        # (label, [cells])
+    """Print the scoreboard: a column for each model, then the reward model and best of n."""
+    models = board["models"]
     judged = [m["by_kind"] for m in models.values() if "by_kind" in m]
-    for kind in judged[0] if judged else ():
-        found = [by_kind[kind] for by_kind in judged]
-        lines.append((f"{kind} ({found[0]['n']}): right greedy / sampled",
-                      [f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found]))
-    for kind in judged[0] if judged else ():
-        lines.append((f"{kind}: grade", [cell(by_kind[kind]["grade"]) for by_kind in judged]))
-    if judged and "fact" in judged[0]:
+    kinds = {kind: [j[kind] for j in judged] for kind in (judged[0] if judged else ())}
+    lines = [(f"{kind} ({found[0]['n']}): right greedy / sampled",    # (label, [cells])
+              [f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found])
+             for kind, found in kinds.items()]
+    lines += [(f"{kind}: grade", [cell(f["grade"]) for f in found])
+              for kind, found in kinds.items()]
+    if "fact" in kinds:
         lines.append(("known people called unknown",
-                      [cell(by_kind["fact"]["unsure"], "{:.1%}") for by_kind in judged]))
+                      [cell(f["unsure"], "{:.1%}") for f in kinds["fact"]]))
     for label, key, form in (("grade, 1 to 7", "grade", "{:.2f}"),
-                             (f"win rate against {reference}", "win_rate", "{:.2f}"),
+                             (f"win rate against {board['reference']}", "win_rate", "{:.2f}"),
                              ("learned score", "score", "{:.2f}"),
                              ("KL from SFT (nats)", "kl", "{:.2f}"),
                              ("entropy (nats per token)", "entropy", "{:.2f}"),
@@ -210,7 +306,10 @@ def show(board):
           f"{board['temperature']}\n")
     for label, cells in [("", models), *lines]:
         print(f"{label:{width}}" + "".join(f"{c:>{column}}" for c in cells))
+    show_reward(board)
 
+
+def show_reward(board):
     if "reward_model" in board:
         r, top = board["reward_model"], ""
         if "ceiling" in r:
@@ -221,150 +320,110 @@ def show(board):
         print("    predicted and observed preference, by quarter of margin: "
               + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
         print("    accuracy by length: " + ", ".join(
-            f"{k} {v:.2f}" for k, v in r["by_length"].items()))
+            f"{length} {share:.2f}" for length, share in r["by_length"].items()))
         print("    accuracy by kind: " + ", ".join(
-            f"{k} {share:.2f}" for k, (share, _) in r["by_kind"].items()))
+            f"{kind} {share:.2f}" for kind, (share, _) in r["by_kind"].items()))
     if "contrasts" in board:
         print("reward model: the right above the wrong answer in the same words: " + ", ".join(
-            f"{k} {100 * share:.1f}% of {n}" for k, (share, n) in board["contrasts"].items()))
+            f"{kind} {100 * share:.1f}% of {n}" for kind, (share, n) in board["contrasts"].items()))
     for b in board.get("best_of_n", []):
-        print(f"best of {b['n']:>2} from {reference}: KL {b['kl']:.2f}, score {b['score']:.2f}"
-              + (f", grade {b['grade']:.2f}" if judged else ""))
-    if judged and "best_of_n" in board:
-        print("on the same prompts: " + ", ".join(
-            f"{name} {m['grade_same']:.2f}" for name, m in models.items()))
+        grade = "" if b["grade"] is None else f", grade {b['grade']:.2f}"
+        print(f"best of {b['n']:>2} from {board['reference']}: KL {b['kl']:.2f}, "
+              f"score {b['score']:.2f}{grade}")
+    same = {name: m["grade_same"] for name, m in board["models"].items() if "grade_same" in m}
+    if same:
+        print("on the same prompts: " + ", ".join(f"{name} {g:.2f}" for name, g in same.items()))
+
+
+# ---------------------------------------------------------------------------------------------
+# setup
+
+def load_models(paths, device):
+    """{name: model}, {name: stage}, and the tokenizer, which all of them must share."""
+    models, stages, tok = {}, {}, None
+    short = [Path(path).stem for path in paths]
+    # out/seed0/ppo.pt and out/seed1/ppo.pt keep their folders
+    for path, name in zip(paths, short if len(set(short)) == len(paths) else paths):
+        ckpt = load_checkpoint(path, stage=("pretrain", "sft", "ppo"),
+                               tokenizer=tok and tok.to_dict())
+        tok = tok or Tokenizer.from_dict(ckpt["tokenizer"])
+        models[name] = GPT(GPTConfig(**ckpt["model_config"])).to(device)
+        models[name].load_state_dict(ckpt["model"])
+        stages[name] = ckpt["stage"]
+    return models, stages, tok
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------
-    # setup
-
     config = parse_config(Config, __doc__)
     rt, rng = Runtime(config), np.random.default_rng(config.seed)
     make_folder(config.out)
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
-    prompts, kinds = [r["prompt"] for r in rows], [r.get("kind", "all") for r in rows]
-    models, tok, paths = {}, None, config.models.split(",")
-    names = {path: Path(path).stem for path in paths}
-    if len(set(names.values())) < len(names):         # out/seed0/ppo.pt and out/seed1/ppo.pt
-        names = {path: path for path in paths}
-    for path in paths:
-        ckpt = load_checkpoint(path, stage=("pretrain", "sft", "ppo"),
-                               tokenizer=tok and tok.to_dict())
-        tok = tok or Tokenizer.from_dict(ckpt["tokenizer"])
-        model = GPT(GPTConfig(**ckpt["model_config"])).to(rt.device)
-        model.load_state_dict(ckpt["model"])
-        models[names[path]] = (model, ckpt["stage"])
-    reference = next((n for n, (_, stage) in models.items() if stage == "sft"), None)
+    prompts, kinds = [row["prompt"] for row in rows], [row.get("kind", "all") for row in rows]
+    models, stages, tok = load_models(config.models.split(","), rt.device)
+    reference = next((name for name, stage in stages.items() if stage == "sft"), None)
     reward = None
     if config.reward:
-        ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=tok.to_dict())
-        reward = ScalarGPT.load(ckpt).to(rt.device)
-        unseen = ckpt["config"].get("held_out", 0.05)             # of its comparisons
+        reward_ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=tok.to_dict())
+        reward = ScalarGPT.load(reward_ckpt).to(rt.device)
+    examples = []
+    if config.examples and "pretrain" in stages.values():
+        examples = [row for row in read_demonstrations(config.examples)
+                    if not is_held_out(row["messages"])]
 
     # -----------------------------------------------------------------------------------------
-    # the answers, greedy and sampled, and what the judge makes of them
+    # each model: its answers, and what the judge says about them
 
-    board = dict(data=config.data, prompts=len(rows), temperature=config.temperature,
-                 reference=reference, models={})
-    verdicts, has_base = {}, any(stage == "pretrain" for _, stage in models.values())
-    examples = read_demonstrations(config.examples) if config.examples and has_base else []
-    examples = [e for e in examples if not is_held_out(e["messages"])]
-    for name, (model, stage) in models.items():
-        base = stage == "pretrain"
-        asked, stop = chat_ids(model, tok, prompts, config.max_new_tokens), tok.end
-        if base:
-            T, stop = model.config.block_size, tok.eot
-            room = T - min(config.max_new_tokens, T // 3)
-            asked = [few_shot(tok, p, k, examples, config, np.random.default_rng(i), room)
-                     for i, (p, k) in enumerate(zip(prompts, kinds))]
-        found = {}                                    # the sampled ones last: they are used below
-        for way, heat in (("greedy", 0.0), ("sampled", config.temperature)):
-            replies = continue_ids(model, tok, asked, rt, config.max_new_tokens, heat, stop,
-                                   seed=config.seed)
-            if base:
-                replies = [first_line(tok, r) for r in replies]
-            texts = [tok.decode([i for i in r if i != stop]) for r in replies]
-            ended = [r[-1] == stop or base and "\n" in t for r, t in zip(replies, texts)]
-            if base:
-                texts = [t.split("\n")[0] for t in texts]
-            if judge:
-                found[way] = verdicts_of(judge, prompts, texts, config.judge)
-        result = dict(ended=np.mean(ended), length=np.mean([len(tok.encode(t)) for t in texts]),
-                      distinct_2=distinct(texts))
-        logp, count = response_logp(model, tok, asked, replies, rt, config.temperature)
-        result["entropy"] = -logp.sum() / max(1, count.sum())
-        if reference and name != reference and not base:
-            ref, _ = response_logp(models[reference][0], tok, asked, replies, rt,
-                                   config.temperature)
-            result["kl"] = (logp - ref).mean()
-        if reward is not None:
-            T = reward.gpt.config.block_size
-            ids = [encode_answer(tok, p, t, T) for p, t in zip(prompts, texts)]
-            result["score"] = score_all(reward, ids, tok, rt).mean().item()
+    results, grades = {}, {}
+    for name, model in models.items():
+        base = stages[name] == "pretrain"
+        asked = model_input(model, base, tok, prompts, kinds, examples, config)
+        greedy, sampled = (answer(model, base, tok, asked, temperature, rt, config)
+                           for temperature in (0.0, config.temperature))
+        ref_model = None if base or name == reference else models.get(reference)
+        result = results[name] = measure(model, ref_model, tok, sampled, rt, config)
+        if reward:
+            result["score"] = score_texts(reward, tok, prompts, sampled.texts, rt).mean().item()
         if judge:
-            verdicts[name] = found
-            result["grade"] = interval([v["grade"] for v in found["sampled"]], rng)
-            by_kind = defaultdict(list)
-            for kind, greedy, sampled in zip(kinds, found["greedy"], found["sampled"]):
-                by_kind[kind].append((greedy["right"], sampled["right"], sampled["grade"],
-                                      greedy["unsure"], greedy["refusal"]))
-            result["by_kind"] = {
-                kind: dict(zip(("right", "right_sampled", "grade", "unsure", "refusal"),
-                               np.mean(by_kind[kind], axis=0).tolist()), n=len(by_kind[kind]))
-                for kind in dict.fromkeys(kinds)}
-        board["models"][name] = result
+            verdicts = [verdicts_of(judge, prompts, answers.texts, config.judge)
+                        for answers in (greedy, sampled)]
+            grades[name] = [v["grade"] for v in verdicts[1]]
+            result["grade"] = interval(grades[name], rng)
+            result["by_kind"] = by_kind(kinds, *verdicts)
         print(f"{name}: answered {len(prompts)} prompts twice")
 
     # -----------------------------------------------------------------------------------------
-    # win rates, the alignment tax, the reward model, best of n
+    # win rates, loss on text, the reward model, best of n
 
+    board = dict(data=config.data, prompts=len(rows), temperature=config.temperature,
+                 reference=reference, models=results)
     if judge and reference:
-        base = [v["grade"] for v in verdicts[reference]["sampled"]]
         for name in models:
             if name != reference:
-                ours = [v["grade"] for v in verdicts[name]["sampled"]]
-                board["models"][name]["win_rate"] = interval(wins(ours, base), rng)
+                results[name]["win_rate"] = interval(wins(grades[name], grades[reference]), rng)
     if config.text:
-        corpus = Corpus(config.text, tok, Path(config.out).parent / "cache",
-                        fingerprint(config.text))
-        T = min(m.config.block_size for m, _ in models.values())
-        *val_rows, _ = corpus.held_out_rows(T, 128)
-        for name, (model, _) in models.items():
-            loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
-            board["models"][name]["text_loss"] = loss.item()
-    if reward is not None and Path(config.comparisons).exists():
-        held_out = [r for r in read_comparisons(config.comparisons)
-                    if is_held_out(r["prompt"], unseen)]
-        if held_out:
-            board["reward_model"] = examine_reward(reward, tok, held_out, rt)
-    if reward is not None and Path(config.contrasts).is_file():
-        board["contrasts"] = examine_reward(reward, tok, read_comparisons(config.contrasts),
-                                            rt)["by_kind"]
-    if reward is not None and reference and config.best_of:
-        model, some = models[reference][0], prompts[:200]
-        many = [p for p in some for _ in range(config.best_of)]
-        texts = [t for t, _ in respond(model, tok, many, rt, config.max_new_tokens,
-                                       config.temperature, seed=config.seed + 1)]
-        T = reward.gpt.config.block_size
-        ids = [encode_answer(tok, p, t, T) for p, t in zip(many, texts)]
-        scores = score_all(reward, ids, tok, rt).numpy().reshape(len(some), -1)
-        grades = None
-        if judge:
-            grades = np.array([v["grade"] for v in verdicts_of(judge, many, texts, config.judge)])
-            grades = grades.reshape(len(some), -1)
-            for name in models:                       # so that they can be compared with best-of-n
-                same = [v["grade"] for v in verdicts[name]["sampled"][:len(some)]]
-                board["models"][name]["grade_same"] = np.mean(same)
-        sizes = [2**i for i in range(config.best_of.bit_length())]    # 1, 2, 4, … up to it
-        board["best_of_n"] = best_of(scores, grades, sizes)
+        for name, loss in text_losses(models, tok, rt, config).items():
+            results[name]["text_loss"] = loss
+    if reward and Path(config.comparisons).exists():
+        share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
+        unseen = [row for row in read_comparisons(config.comparisons)
+                  if is_held_out(row["prompt"], share)]
+        if unseen:
+            board["reward_model"] = examine_reward(reward, tok, unseen, rt)
+    if reward and Path(config.contrasts).is_file():
+        contrasts = read_comparisons(config.contrasts)
+        board["contrasts"] = examine_reward(reward, tok, contrasts, rt)["by_kind"]
+    if reward and reference and config.best_of:
+        few = 200                                     # prompts, since each gets many answers
+        board["best_of_n"] = sample_best_of(models[reference], reward, judge, tok, prompts[:few],
+                                            rt, config)
+        for name in grades:                           # to compare with best of n
+            results[name]["grade_same"] = np.mean(grades[name][:few])
 
     # -----------------------------------------------------------------------------------------
     # save, show
 
-    out = Path(config.out)
-    with writing(out) as f:
+    with writing(config.out) as f:
         json.dump(board, f, indent=1, default=float)
     show(board)
-    print(f"\nsaved {out}")
+    print(f"\nsaved {Path(config.out)}")

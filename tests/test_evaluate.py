@@ -38,7 +38,7 @@ def config(tiny_tokenizer):
 
 
 @pytest.fixture(scope="module")
-def judge(config):
+def reward_model(config):
     return loud(ScalarGPT(config))
 
 
@@ -91,14 +91,14 @@ def test_log_probabilities_of_answers_equal_a_loop_over_tokens(config, tiny_toke
         assert total[i] == pytest.approx(expected, abs=1e-4) and count[i] == len(reply)
 
 
-def test_a_base_models_answer_ends_with_its_line(tiny_tokenizer):
+def test_a_base_models_answer_ends_at_the_first_line_break(tiny_tokenizer):
     tok = Tokenizer.train("says.\n" * 9, 270)         # has a token for ".\n"
     ids = tok.encode("She says.\nAnd then")
     assert b".\n" in tok.ranks and tok.decode(first_line(tok, ids)) == "She says.\n"
     assert first_line(tok, ids[:3]) == ids[:3]
 
 
-def test_the_reward_model_is_examined_pair_by_pair(judge, tiny_tokenizer):
+def test_the_reward_model_is_examined_pair_by_pair(reward_model, tiny_tokenizer):
     rng, rows = random.Random(0), []
     for i, noise in enumerate((0.5, 2.0) * 10):       # two rounds of comparisons
         texts = list({" ".join(rng.choices("Ada cat fox 42 Mill".split(), k=rng.randint(1, 6)))
@@ -109,14 +109,14 @@ def test_the_reward_model_is_examined_pair_by_pair(judge, tiny_tokenizer):
     right, allowed, longer, facts = [], [], [], []
     for row in rows:
         ids = [encode_answer(tiny_tokenizer, row["prompt"], t, 64) for t in row["responses"]]
-        scores = [score(judge, [i], tiny_tokenizer, ENV).item() for i in ids]
+        scores = [score(reward_model, [i], tiny_tokenizer, ENV).item() for i in ids]
         for a, b in combinations(range(len(ids)), 2):
             right.append(scores[a] > scores[b])
             longer.append(len(ids[a]) > len(ids[b]))
             facts.append(row["kind"] == "fact")
             gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
             allowed.append(1 / (1 + math.exp(-gap)))
-    found = examine_reward(judge, tiny_tokenizer, rows, ENV)
+    found = examine_reward(reward_model, tiny_tokenizer, rows, ENV)
     assert found["pairs"] == len(right) and found["accuracy"] == pytest.approx(np.mean(right))
     assert found["ceiling"] == pytest.approx(np.mean(allowed))
     assert found["by_length"]["longer was preferred"] == pytest.approx(
@@ -125,7 +125,7 @@ def test_the_reward_model_is_examined_pair_by_pair(judge, tiny_tokenizer):
         pytest.approx(np.mean([r for r, f in zip(right, facts) if f])), sum(facts))
 
 
-def test_accuracy_is_counted_by_kind(judge, tiny_tokenizer):
+def test_accuracy_is_counted_by_kind(reward_model, tiny_tokenizer):
     rows = [dict(prompt=[dict(role="user", content="Who?")], responses=list(pair), ranks=[0, 1],
                  kind=kind)
             for *pair, kind in (("Ada", "fox", "fact"), ("42", "12 + 30", "sum"),
@@ -133,11 +133,11 @@ def test_accuracy_is_counted_by_kind(judge, tiny_tokenizer):
 
     def scored(row, i):
         ids = encode_answer(tiny_tokenizer, row["prompt"], row["responses"][i], 64)
-        return score(judge, [ids], tiny_tokenizer, ENV).item()
+        return score(reward_model, [ids], tiny_tokenizer, ENV).item()
 
     sums = float(scored(rows[1], 0) > scored(rows[1], 1))
     # of the two facts, which are each other's mirror image, one is right
-    assert examine_reward(judge, tiny_tokenizer, rows, ENV)["by_kind"] == {
+    assert examine_reward(reward_model, tiny_tokenizer, rows, ENV)["by_kind"] == {
         "fact": (0.5, 2), "sum": (sums, 1)}
 
 
