@@ -1,9 +1,9 @@
 """Pretraining text as token ids in one memory-mapped file, and the order in which it is read.
 
-The text is encoded once, to a cache named after the text and the tokenizer. Training reads an
-endless stream of whole documents in random order, cut into rows of T tokens: every epoch is a new
-permutation, so each token is seen once per epoch. Row i depends on the seed and on i alone, which
-is what lets an interrupted run go on where it stopped.
+The text is encoded once, into a cache folder named after the text and the tokenizer. For training,
+the documents are shuffled and joined to one long stream of tokens, which is cut into rows. Every
+epoch has a new order and holds each document once. Row i depends only on the seed and on i, so an
+interrupted run can continue where it stopped.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from data.formats import read_texts
 
-PIECE = 16_000     # longer documents are cut at line ends, so that every text can be split
+PIECE = 16_000     # characters; longer documents are cut, so that even one book can be split
 
 
 class Corpus:
@@ -42,16 +42,16 @@ class Corpus:
         self.logp, self.n_bytes = docs["logp"], docs["n_bytes"]
         self.tokens = np.memmap(cache / "tokens.bin", dtype=id_type(tok), mode="r")
         self.lengths = np.diff(self.starts)
-        # by the text's hash, so that a text that occurs twice is never on both sides
+        # the split goes by the text's hash, so two copies of a text are on the same side
         self.held_out = docs["hash"] < val_share
         for split, mask in (("train", ~self.held_out), ("validation", self.held_out)):
             if not mask.any():
-                raise ValueError(f"{paths}: no document falls into the {split} split; "
-                                 f"there are only {len(self.source)}")
+                raise ValueError(f"{paths}: no document falls into the {split} split: "
+                                 f"{len(self.source)} are too few, use more text")
 
     def mixture(self, mix=""):
-        """How often a document comes from each source, (n_sources,). mix: "a=0.5,b=0.2" gives the
-        sources' shares of the tokens (by default: their sizes)."""
+        """The probability that a document comes from each source, (n_sources,). mix "a=0.5,b=0.2"
+        sets the sources' shares of the tokens; by default they are the sources' sizes."""
         n = len(self.sources)
         tokens = np.bincount(self.source, self.lengths * ~self.held_out, n)
         docs = np.bincount(self.source, ~self.held_out, n)
@@ -66,21 +66,23 @@ class Corpus:
             except ValueError:
                 weights = np.array([np.nan])
             if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
-                raise ValueError(f"--mix={mix}: the shares must be numbers of at least 0")
+                raise ValueError(f"--mix={mix}: the shares must be numbers of at least 0, "
+                                 "and not all 0")
+        # from shares of tokens to shares of documents: divide by the source's mean length
         share = np.where(docs > 0, weights / np.maximum(tokens / np.maximum(docs, 1), 1e-9), 0)
         return share / share.sum()
 
     def shuffle(self, n_tokens, seed, mix=""):
-        """Fix the order of training documents for n_tokens tokens; then call rows()."""
+        """Shuffle the training documents, enough epochs for n_tokens tokens; rows() cuts them."""
         rng = np.random.default_rng(seed)
         train = np.flatnonzero(~self.held_out)
-        # without a mixture all documents are one pool; with one, each source is shuffled by itself
+        # without a mix all documents form one pool; with a mix each source is shuffled by itself
         pools = [train]
         if mix:
             pools = [train[self.source[train] == s] for s in range(len(self.sources))]
         share = self.mixture(mix) if mix else np.ones(1)
         order, length = [], 0
-        left = [np.array([], dtype=np.int64) for _ in pools]          # what remains of each epoch
+        left = [np.array([], dtype=np.int64) for _ in pools]         # the rest of each pool's epoch
         while length < n_tokens:
             which = rng.choice(len(pools), size=len(train), p=share)
             some = np.empty(len(train), dtype=np.int64)
@@ -96,8 +98,13 @@ class Corpus:
         return self
 
     def rows(self, first, count, T):
-        """Rows first … first + count - 1 of the stream: (count, T + 1), each overlapping the next
-        by one token, so that inputs are [:, :-1] and targets [:, 1:]."""
+        """Rows first … first + count - 1 of the stream, (count, T + 1): the inputs are [:, :-1],
+        the targets [:, 1:]. The last token of a row is the first of the next.
+
+        Documents in one row attend to each other: a token sees all tokens before it in the row,
+        also those of other documents. This does little harm: <|endoftext|> separates documents, and
+        the model learns to ignore what stands before it. GPT-2, GPT-3 (Brown et al. 2020, appendix
+        B) and nanoGPT do the same. Masking across documents is possible, but costs speed."""
         out = np.empty((count, T + 1), dtype=np.int64)
         for i in range(count):
             begin, filled = (first + i) * T, 0
@@ -111,9 +118,10 @@ class Corpus:
         return torch.from_numpy(out)
 
     def held_out_rows(self, T, n_rows):
-        """Whole held-out documents packed into rows: x, y, source (R, T), R <= n_rows, y = -1
-        where nothing is predicted; and which documents they are. A document that doesn't fit
-        starts a new row; one longer than T goes on in the next."""
+        """Whole held-out documents packed into rows: x, y, source (R, T) with R <= n_rows, and the
+        documents' numbers. y is -1 where nothing is predicted. A document that doesn't fit starts a
+        new row; one longer than T continues in the next. Documents attend to each other here, too.
+        """
         docs = np.random.default_rng(0).permutation(np.flatnonzero(self.held_out))
         x = np.full((n_rows, T), self.tok.pad)
         y, source = np.full((n_rows, T), -1), np.zeros((n_rows, T), dtype=np.int64)
@@ -138,9 +146,9 @@ class Corpus:
         return *(torch.from_numpy(a[:rows]) for a in (x, y, source)), np.array(used)
 
     def entropy(self, docs, mix=""):
-        """The lowest loss possible on these documents, (n_sources,) in nats per token; NaN where
-        the generator is unknown. A model that knows everything still has to guess which source
-        comes next and how the dice fall: -(log share + logp)."""
+        """The lowest possible loss on these documents, (n_sources,) in nats per token; NaN where
+        the generator is unknown. Even a perfect model must guess which source comes next and what
+        the dice chose: -(log share + logp)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             nats = -(np.log(self.mixture(mix))[self.source[docs]] + self.logp[docs])
             n = len(self.sources)
@@ -158,7 +166,7 @@ def id_type(tok):
 
 
 def pieces(text):
-    """Cut a long text at line ends: lists of lines of about PIECE characters, lossless."""
+    """Cut a long text, if possible at line ends, into parts of at most PIECE characters."""
     while len(text) > PIECE:
         cut = text.rfind("\n", 1, PIECE) + 1 or PIECE
         yield text[:cut]
@@ -168,19 +176,19 @@ def pieces(text):
 
 
 def encode(paths, tok, cache):
-    """Make the cache. Its docs.npz comes last: where that is, all is. Two runs may do it at once,
-    for both write the same."""
+    """Make the cache. docs.npz is moved last: if it exists, the cache is complete. Two runs may do
+    this at the same time, because both write the same files."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=cache.parent, prefix=f"{cache.name}.") as tmp:
         write(paths, tok, Path(tmp))
         cache.mkdir(exist_ok=True)
         for name in ("tokens.bin", "sources.json", "docs.npz"):
-            with suppress(PermissionError):           # Windows, where the other run reads its own
+            with suppress(PermissionError):           # Windows: another run reads its own copy
                 Path(tmp, name).replace(cache / name)
 
 
 def write(paths, tok, folder):
-    """tokens.bin, docs.npz, sources.json"""
+    """Write tokens.bin, docs.npz and sources.json."""
     sources, rows, lengths = [], [], []
     with open(folder / "tokens.bin", "wb") as f, tqdm(unit="doc", desc="encoding", leave=False,
                                                        disable=None) as bar:

@@ -13,7 +13,7 @@ from data.corpus import PIECE, Corpus, id_type, pieces
 
 
 def sentences(n, words, seed):
-    """n different texts of some words, each with a made-up log-probability."""
+    """n different texts, each with a made-up log-probability."""
     rng = random.Random(seed)
     bag = "Ada Ashton lives on Mill Street and has a cat . 12 + 30 = 42 fox river".split()
     return [(f"{seed}.{i} " + " ".join(rng.choices(bag, k=rng.randrange(1, 2 * words))),
@@ -44,14 +44,14 @@ def corpus(data, tmp_path, tiny_tokenizer):
 
 @pytest.fixture
 def ids(tiny_tokenizer):
-    """Every document's ids, as the reader knows them."""
+    """The expected ids of every document."""
     return [[tiny_tokenizer.eot] + tiny_tokenizer.encode(text) for text in TEXTS]
 
 
 # ---------------------------------------------------------------------------------------------
 # the cache
 
-def test_the_tokens_of_all_documents_stand_one_after_the_other(corpus, ids):
+def test_tokens_holds_all_documents_in_order(corpus, ids):
     assert corpus.tokens.tolist() == sum(ids, [])
     assert corpus.starts.tolist() == np.cumsum([0] + [len(i) for i in ids]).tolist()
 
@@ -63,14 +63,14 @@ def test_each_document_knows_its_source_bytes_and_log_probability(corpus):
     assert corpus.logp.tolist() == LOGPS
 
 
-def test_only_the_program_places_the_end_of_text_token(tmp_path, tiny_tokenizer):
+def test_endoftext_typed_in_a_text_is_not_the_special_token(tmp_path, tiny_tokenizer):
     docs = [(f"{i} a <|endoftext|> that somebody typed", None) for i in range(30)]
     write(tmp_path / "typed.jsonl", docs)
     corpus = Corpus(tmp_path / "typed.jsonl", tiny_tokenizer, tmp_path / "cache", "print", 0.5)
     assert (corpus.tokens == tiny_tokenizer.eot).sum() == 30
 
 
-def test_a_text_whose_probability_nobody_knows_has_none(tmp_path, tiny_tokenizer):
+def test_a_text_file_has_no_log_probabilities(tmp_path, tiny_tokenizer):
     (tmp_path / "book.txt").write_text("<|endoftext|>".join(TEXTS[:40]))
     corpus = Corpus(tmp_path / "book.txt", tiny_tokenizer, tmp_path / "cache", "print", 0.5)
     assert len(corpus.logp) == 40 and np.isnan(corpus.logp).all()
@@ -113,7 +113,7 @@ def test_another_tokenizer_has_a_cache_of_its_own(data, tmp_path, tiny_tokenizer
 
 
 @pytest.mark.parametrize("ending", ["", ".8_hex3kb"])
-def test_what_an_interrupted_encoding_left_is_not_used(data, tmp_path, tiny_tokenizer, ids, ending):
+def test_an_unfinished_cache_is_not_used(data, tmp_path, tiny_tokenizer, ids, ending):
     left = tmp_path / "cache" / f"{tiny_tokenizer.fingerprint}-print{ending}"
     left.mkdir(parents=True)
     (left / "tokens.bin").write_bytes(b"half a file")
@@ -130,7 +130,7 @@ def test_the_other_ranks_wait_and_do_not_encode(data, tmp_path, tiny_tokenizer, 
     assert encodings == [1, "rank 0 is done"]
 
 
-def test_a_wide_vocabulary_is_kept_in_four_bytes(data, tmp_path):
+def test_ids_of_a_large_vocabulary_take_four_bytes(data, tmp_path):
     wide = SimpleNamespace(vocab_size=70_000, eot=69_999, pad=69_998, fingerprint="wide",
                            encode_batch=lambda texts: [[65_535, 65_536, 69_997] for _ in texts])
     corpus = Corpus(data, wide, tmp_path / "cache", "print", 0.2)
@@ -140,7 +140,7 @@ def test_a_wide_vocabulary_is_kept_in_four_bytes(data, tmp_path):
     assert row.tolist() == [[69_999, 65_535, 65_536, 69_997] * 2]
 
 
-def test_two_bytes_serve_up_to_their_last_number():
+def test_two_bytes_hold_a_vocabulary_of_65536():
     assert id_type(SimpleNamespace(vocab_size=65_536)) == np.uint16
     assert id_type(SimpleNamespace(vocab_size=65_537)) == np.uint32
 
@@ -155,12 +155,12 @@ def test_a_long_text_is_cut_at_line_ends_and_nothing_is_lost():
 
 @pytest.mark.parametrize("text", ["", "x" * PIECE, "x" * (2 * PIECE + 1), "\n" + "x" * PIECE,
                                   "\n" * (PIECE + 1)], ids=lambda t: f"{len(t)} {t[:2]!r}")
-def test_a_text_without_good_places_to_cut_is_cut_all_the_same(text):
+def test_a_text_without_line_ends_is_cut_too(text):
     parts = list(pieces(text))
     assert "".join(parts) == text and all(1 <= len(part) <= PIECE for part in parts)
 
 
-def test_pieces_of_a_long_text_do_not_claim_its_probability(tmp_path, tiny_tokenizer):
+def test_pieces_of_a_long_text_have_no_log_probability(tmp_path, tiny_tokenizer):
     text = "".join(f"line {i} of many\n" for i in range(8000))
     write(tmp_path / "long.jsonl", [(text, -5.0)])
     corpus = Corpus(tmp_path / "long.jsonl", tiny_tokenizer, tmp_path / "cache", "print", 0.5)
@@ -176,7 +176,7 @@ def test_about_the_wanted_share_is_held_out(data, tmp_path, tiny_tokenizer):
         assert abs(corpus.held_out.mean() - share) < 0.1
 
 
-def test_the_same_text_twice_never_straddles_the_split(tmp_path, tiny_tokenizer):
+def test_two_copies_of_a_text_are_on_the_same_side_of_the_split(tmp_path, tiny_tokenizer):
     write(tmp_path / "a.jsonl", SHORT + SHORT)
     write(tmp_path / "b.jsonl", SHORT)
     corpus = Corpus(tmp_path, tiny_tokenizer, tmp_path / "cache", "print", 0.3)
@@ -196,7 +196,7 @@ def test_a_split_without_documents_is_a_value_error(share, side, data, tmp_path,
 
 @pytest.mark.parametrize("T", [1, 7, 64, 500])
 @pytest.mark.parametrize("mix", ["", "a_short=0.5,b_long=0.5"])
-def test_rows_are_slices_of_the_documents_in_stream_order(corpus, ids, T, mix):
+def test_rows_are_slices_of_the_documents_in_shuffled_order(corpus, ids, T, mix):
     corpus.shuffle(6 * T + 1, seed=3, mix=mix)
     line = sum((ids[d] for d in corpus.order), [])
     assert corpus.rows(0, 6, T).tolist() == [line[i * T:(i + 1) * T + 1] for i in range(6)]
@@ -208,7 +208,7 @@ def test_rows_do_not_depend_on_how_many_are_asked_for_at_once(corpus):
     assert torch.equal(torch.cat(parts), corpus.rows(0, 10, 32))
 
 
-def test_the_order_follows_from_the_seed(corpus):
+def test_the_seed_determines_the_order(corpus):
     first, again, other = (corpus.shuffle(1000, seed).rows(0, 10, 32) for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -266,8 +266,8 @@ def test_a_mixture_that_makes_no_sense_is_a_value_error(corpus, mix):
         corpus.shuffle(100, seed=0, mix=mix)
 
 
-def test_the_stream_is_long_enough_when_a_few_documents_hold_most_of_the_text(tmp_path,
-                                                                              tiny_tokenizer):
+def test_the_order_is_long_enough_if_a_few_documents_hold_most_of_the_text(tmp_path,
+                                                                           tiny_tokenizer):
     docs = [(f"{i}", None) for i in range(3000)]
     docs += [(f"{i} " + "x y " * 3900, None) for i in range(9)]
     write(tmp_path / "skewed.jsonl", docs)
@@ -308,14 +308,14 @@ def test_held_out_rows_name_the_source_of_each_prediction(corpus, ids):
     assert source[y != -1].tolist() == expected
 
 
-def test_held_out_rows_are_as_many_as_asked_for_at_most(corpus):
+def test_there_are_at_most_n_rows_held_out_rows(corpus):
     for n_rows in (1, 2, 5):
         x, y, source, docs = corpus.held_out_rows(100, n_rows)
         assert x.shape == y.shape == source.shape and len(x) <= n_rows
         assert (y != -1).sum() == corpus.lengths[docs].sum()
 
 
-def test_beyond_the_documents_there_is_padding_that_nobody_predicts(corpus):
+def test_padding_is_not_predicted(corpus):
     x, y, _, _ = corpus.held_out_rows(100, 50)
     assert ((x == corpus.tok.pad) == (y == -1)).all()
 
@@ -329,7 +329,7 @@ def test_too_few_rows_for_any_held_out_document_is_a_value_error(corpus):
 # the lowest loss possible
 
 @pytest.mark.parametrize("mix", ["", "a_short=0.7,b_long=0.3"])
-def test_entropy_is_the_surprise_of_source_and_text_per_token(corpus, ids, mix):
+def test_entropy_is_minus_the_log_probability_of_source_and_text_per_token(corpus, ids, mix):
     train = [[d for d in range(210) if not corpus.held_out[d] and IS_LONG[d] == s] for s in (0, 1)]
     tokens = [sum(len(ids[d]) for d in docs) for docs in train]
     if mix:                       # how many documents of each make 70% and 30% of the tokens?
@@ -343,7 +343,7 @@ def test_entropy_is_the_surprise_of_source_and_text_per_token(corpus, ids, mix):
         assert found[s] == pytest.approx(nats / sum(len(ids[d]) for d in mine))
 
 
-def test_shares_are_parts_of_the_tokens_of_some_documents(corpus, ids):
+def test_shares_are_the_sources_parts_of_the_tokens(corpus, ids):
     docs = np.array([0, 5, 160, 170])
     short, long = len(ids[0]) + len(ids[5]), len(ids[160]) + len(ids[170])
     assert corpus.shares(docs) == pytest.approx([short / (short + long), long / (short + long)])
