@@ -1,14 +1,13 @@
-"""
-Every file format, read in one place.
+"""Readers for every file format of the chain.
 
     read_texts("wiki.txt,web.jsonl")   Document(source, text, logp), one at a time
     read_demonstrations("sft.jsonl")   [{"messages": [{"role": "user", "content": "Hi"}, ...]}, ...]
     read_comparisons("pairs.jsonl")    [{"prompt": messages, "responses": [...], "ranks": [0, 1]}]
     read_prompts("prompts.jsonl")      [{"prompt": messages, the last of them the user's}, ...]
 
-Rows are JSON lines or a JSON list, and keep their other fields (a kind, an id). A malformed row is
-refused with its place and the reason. A sound row that teaches nothing is dropped; how many were is
-printed, or added to the Counter given as `dropped`.
+Rows are JSON lines or a JSON list, and keep their other fields (a kind, an id). A malformed row
+raises a DataError with its place and the reason. A well-formed row with nothing to learn from is
+dropped; the number of dropped rows is printed, or added to the Counter `dropped`.
 """
 
 import hashlib
@@ -21,23 +20,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 SEPARATOR = "<|endoftext|>"
-LONGEST_DOCUMENT = 1 << 20  # characters; a longer document continues as the next one
-LONGEST_LINE = 1 << 26  # no honest row is longer, and memory is finite
+LONGEST_DOCUMENT = 1 << 20  # characters; the rest of a longer document becomes the next one
+LONGEST_LINE = 1 << 26  # characters; a longer line could fill the memory, and is refused
 ROLES = {"system": "system", "user": "user", "assistant": "assistant",
          "human": "user", "gpt": "assistant"}  # ShareGPT's names for them
-QUESTIONS = ("messages", "conversations", "prompt", "instruction")  # the first one present counts
+QUESTIONS = ("messages", "conversations", "prompt", "instruction")  # a row's first one is used
 ANSWERS = {"prompt": "response", "instruction": "output"}
 COMPARED = ("responses", "ranks", "chosen", "rejected")
-# what the readers put in their own form; all other fields of a row stay as they are
+# the fields that the readers convert; all other fields of a row are kept
 CONTENT = (*QUESTIONS, *ANSWERS.values(), *COMPARED, "input", "system")
 
 
 class DataError(ValueError):
-    """A file that can't be used, in one line: where, why and, if there is one, the remedy."""
+    """Why a file can't be used, in one line: where, what is wrong and, if possible, what to do."""
 
 
 class Drop(Exception):
-    """A sound row with nothing to learn from; the text completes "dropped 3 rows ..."."""
+    """A well-formed row with nothing to learn from. The text follows a number: "2 without text"."""
 
 
 class Document(NamedTuple):
@@ -51,23 +50,23 @@ class Document(NamedTuple):
 
 @contextmanager
 def open_text(path, errors):
-    """The open file, without BOM and Windows line endings; a bad file becomes a DataError."""
+    """Open a UTF-8 file; BOM and Windows line endings disappear. A bad file raises a DataError."""
     try:
         with open(path, encoding="utf-8-sig", errors=errors) as file:
             if b"\0" in file.buffer.peek():
                 raise DataError(f"{path}: has NUL bytes: unpack it, or save it as UTF-8 text")
             try:
                 yield file
-            except UnicodeDecodeError as error:  # it counts from the start of the last piece read
+            except UnicodeDecodeError as error:  # error.start counts within the last piece read
                 byte = file.buffer.tell() - len(error.object) + error.start
-                raise DataError(f"{path}: not UTF-8 at byte {byte:,}: save it as UTF-8, or, for "
-                                "pretraining text, give --errors=replace") from None
+                raise DataError(f"{path}: not UTF-8 at byte {byte:,}: save it as UTF-8 (only "
+                                "tokenizer.py can replace bad bytes: --errors=replace)") from None
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
 def parse(text):
-    """The value, or the DataError that whoever asks for this row gets."""
+    """The JSON value, or a DataError, which read_rows raises or collects."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:  # RecursionError: [[[[[[...
@@ -75,7 +74,7 @@ def parse(text):
 
 
 def places_and_rows(path, errors):
-    """(place, row) of each document of a .txt, element of a JSON list or line of a JSONL file."""
+    """Yield (place, row) for each document of a .txt, item of a JSON list or line of a JSONL."""
     with open_text(path, errors) as file:
         if Path(path).suffix.lower() == ".txt":
             for number, text in enumerate(split_documents(file), 1):
@@ -89,18 +88,19 @@ def places_and_rows(path, errors):
         else:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
                 if len(line) == LONGEST_LINE:
-                    raise DataError(f"{path}, line {number:,}: over {LONGEST_LINE:,} characters")
+                    raise DataError(f"{path}, line {number:,}: over {LONGEST_LINE:,} characters: "
+                                    "write one row per line")
                 if line.strip():
                     yield f"{path}, line {number:,}", parse(line.rstrip())
 
 
 def split_documents(file):
-    """The documents between the separators; a megabyte is read at a time."""
+    """Yield the documents between the separators. Reads a megabyte at a time."""
     rest = ""
     while piece := file.read(1 << 20):
         *documents, rest = (rest + piece).split(SEPARATOR)
         if len(rest) > LONGEST_DOCUMENT:
-            head, _, rest = rest.rpartition("\n")  # a line's end is never inside a separator
+            head, _, rest = rest.rpartition("\n")  # no separator contains a line's end
             documents.append(head)
         yield from (text.strip("\n") for text in documents if text.strip())
     if rest.strip():
@@ -108,8 +108,8 @@ def split_documents(file):
 
 
 def read_rows(path, convert, dropped=None, errors="strict", malformed=None):
-    """convert(row) for every row; one that it can't convert is dropped and counted, or refused.
-    tools/check.py wants to see all that is refused, and gives a list for it: `malformed`."""
+    """Yield convert(row) for every row. A Drop is counted. A malformed row raises a DataError, or
+    is added to the list `malformed`, with which tools/check.py shows all of them."""
     total, reasons = 0, Counter()
     for total, (place, row) in enumerate(places_and_rows(path, errors), 1):
         try:
@@ -139,9 +139,9 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None):
 # pretraining text
 
 def read_texts(paths, errors="strict", dropped=None):
-    """The documents of comma-separated files, and of directories' .txt and .jsonl files.
+    """Yield the documents of comma-separated files and directories (their .txt and .jsonl files).
 
-    JSON rows have a `text`, or are demonstrations: a tokenizer learns from their contents as well.
+    A JSON row has a `text`, or is a demonstration: a tokenizer learns from its messages as well.
     """
     for path in list_files(paths):
         for text, logp in read_rows(path, lambda row: text_and_logp(row, errors), dropped, errors):
@@ -149,7 +149,7 @@ def read_texts(paths, errors="strict", dropped=None):
 
 
 def list_files(paths):
-    """All files at once: a wrong name is told now, not after an hour of reading the others."""
+    """All files. A wrong name is reported before the first file is read, not an hour later."""
     files = []
     for name in str(paths).split(","):
         path = Path(name.strip())
@@ -176,7 +176,7 @@ def text_and_logp(row, errors):
 # rows -> messages
 
 def string(value, name, errors="strict"):
-    """The value, if UTF-8 can hold it: JSON can spell half an emoji, "\\ud83d"."""
+    """The value, if UTF-8 can encode it. JSON may contain half an emoji, "\\ud83d": it can't."""
     if not isinstance(value, str):
         raise DataError(f"{name} must be a string, not {value!r:.40}")
     return value.encode("utf-8", errors).decode()
@@ -199,18 +199,18 @@ def as_messages(prompt):
 
 
 def prompt_and_responses(row):
-    """Any row as a prompt with one response (a demonstration), several (a comparison) or none."""
+    """Any row as (prompt, responses): one response is a demonstration, several are a comparison."""
     if "chosen" in row or "rejected" in row:
         return prompt_and_pair(row)
     name = next((name for name in QUESTIONS if name in row), None)
     if name is None:
-        raise DataError(f"needs one of {', '.join(QUESTIONS)}")
+        raise DataError(f"needs one of {', '.join(QUESTIONS)}: data/README.md lists the formats")
     prompt, responses = as_messages(row[name]), row.get("responses", [])
     if name == "instruction" and row.get("input"):
         prompt[-1]["content"] += "\n\n" + string(row["input"], "input")
     if row.get("system"):
         prompt.insert(0, message("system", row["system"]))
-    # The answer stands in its own field, or is the dialogue's last turn.
+    # The answer has its own field, or is the last turn of the dialogue.
     if ANSWERS.get(name) in row and not responses:
         responses = [row[ANSWERS[name]]]
     elif prompt[-1]["role"] == "assistant" and name != "prompt":
@@ -223,7 +223,7 @@ def prompt_and_responses(row):
 
 def ends_with_user(prompt):
     if not prompt or prompt[-1]["role"] != "user":
-        raise DataError("the prompt must end with a user turn, and the assistant's answer follow")
+        raise DataError("the prompt must end with a user turn, and the assistant answers next")
     return prompt
 
 
@@ -232,9 +232,10 @@ def without(row, names):
 
 
 def prompt_and_pair(row):
-    """Chosen and rejected are answers to the row's prompt, or dialogues that part at the end."""
+    """Chosen and rejected: answers to the row's prompt, or dialogues that differ in the last turn.
+    """
     if not {"chosen", "rejected"} <= row.keys():
-        raise DataError("chosen and rejected must come together")
+        raise DataError("chosen and rejected must come together: add the missing one")
     prompt = []
     if any(name in row for name in QUESTIONS):
         prompt, _ = prompt_and_responses(without(row, COMPARED))
@@ -245,7 +246,7 @@ def prompt_and_pair(row):
 
 
 def whole_dialogue(prompt, answer):
-    """The prompt and an answer, which is text, a message, or the whole dialogue (TRL, HH)."""
+    """The prompt and an answer. The answer is text, a message, or the whole dialogue (TRL, HH)."""
     if isinstance(answer, str):
         turns = [message("assistant", answer)] if prompt else hh_transcript(answer)
     else:
@@ -254,7 +255,7 @@ def whole_dialogue(prompt, answer):
         raise DataError("chosen and rejected must end with an assistant turn")
     if len(turns) == 1:
         return prompt + turns
-    # The prompt may lack the dialogue's system message or early turns, but not contradict it.
+    # The dialogue may have a system message or early turns that the prompt lacks.
     if prompt and prompt[-1] not in turns:
         raise DataError("chosen and rejected must be answers to the prompt, or contain it")
     return turns
@@ -272,7 +273,7 @@ def hh_transcript(text):
 
 
 # -----------------------------------------------------------------------------
-# demonstrations, comparisons, prompts: each from a file, or from several joined by commas
+# demonstrations, comparisons, prompts: each from one file or from several, separated by commas
 
 def read_all(paths, convert, dropped):
     return [row for path in str(paths).split(",")
@@ -295,7 +296,7 @@ def demonstration(row):
 
 
 def read_comparisons(paths, dropped=None):
-    """From responses, the best first (with `ranks` where some tie), or chosen and rejected."""
+    """From responses, the best first (with `ranks` if some are equal), or chosen and rejected."""
     return read_all(paths, comparison, dropped)
 
 
@@ -313,8 +314,8 @@ def dense_ranks(ranks, count):
     """[1, 2, 2, 5] -> [0, 1, 1, 2]: 0 is the best, ties share a rank."""
     if not isinstance(ranks, list) or len(ranks) != count or {type(r) for r in ranks} != {int}:
         raise DataError(f"ranks must be a list of {count} integers")
-    if ranks != sorted(ranks):  # or are these scores, of which the best is the highest?
-        raise DataError("responses must stand from the best (the lowest rank) to the worst")
+    if ranks != sorted(ranks):  # perhaps these are scores, where the highest is the best
+        raise DataError("responses must be ordered from the best (the lowest rank) to the worst")
     return [sorted(set(ranks)).index(rank) for rank in ranks]
 
 
@@ -328,10 +329,9 @@ def prompt_only(row):
 
 
 def is_held_out(messages, share=0.05):
-    """Whether a prompt, or the dialogue it opens, belongs to the held-out share: the same answer
-    in every file and run. It hangs on a hash of the text up to the first user turn, so rows with
-    one prompt, and dialogues that begin alike, never part between training and evaluation.
-    """
+    """Whether a prompt or dialogue belongs to the held-out share. A hash of the text up to the
+    first user turn decides, so the answer is the same in every file and run, and dialogues that
+    begin alike are never split between training and evaluation."""
     opening = []
     for turn in messages:
         opening.append(turn["content"])

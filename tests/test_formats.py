@@ -31,7 +31,7 @@ QA = [user("Hi"), assistant("Hello")]
 
 @pytest.fixture
 def write(tmp_path):
-    """write(name, content): bytes and strings as they are, rows as JSON lines; returns the path."""
+    """write(name, content) returns the path. Dicts become JSON lines, all else is not changed."""
     def write(name, *content):
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -63,11 +63,11 @@ def test_a_text_file_is_split_at_the_separator(write):
     assert texts(write("a.txt", "one\n<|endoftext|>\ntwo\n")) == ["one", "two"]
 
 
-def test_blank_documents_are_no_documents(write):
+def test_blank_documents_are_left_out(write):
     assert texts(write("a.txt", "<|endoftext|>\n \n<|endoftext|>one<|endoftext|>\n")) == ["one"]
 
 
-def test_newlines_within_a_document_and_its_indentation_stay(write):
+def test_newlines_and_indentation_within_a_document_are_kept(write):
     document = "\n\n  one\n\ntwo\n"
     assert texts(write("a.txt", f"{document}<|endoftext|>{document}")) == ["  one\n\ntwo"] * 2
 
@@ -77,14 +77,14 @@ def test_a_separator_across_two_pieces_is_found(write):
     assert texts(write("a.txt", start + "<|endoftext|>two")) == [start, "two"]
 
 
-def test_an_endless_document_goes_on_as_several_without_losing_a_word(write, monkeypatch):
+def test_a_very_long_document_becomes_several_without_losing_a_word(write, monkeypatch):
     monkeypatch.setattr(formats, "LONGEST_DOCUMENT", 1 << 20)
     lines = "".join(f"line {i}\n" for i in range(400_000))
     parts = texts(write("a.txt", lines))
     assert len(parts) > 1 and "\n".join(parts) + "\n" == lines
 
 
-def test_jsonl_text_is_kept_to_the_letter_with_its_log_probability(write):
+def test_jsonl_text_is_unchanged_and_keeps_its_log_probability(write):
     path = write("a.jsonl", {"text": "\none ", "logp": -2.5}, {"text": "two"})
     assert list(read_texts(path)) == [("a", "\none ", -2.5), ("a", "two", None)]
 
@@ -101,7 +101,7 @@ def test_every_file_of_a_list_and_of_a_directory_is_a_source(write):
     assert found == [("a", "1"), ("b", "2"), ("z", "3")]
 
 
-def test_reading_is_streamed(write):
+def test_reading_a_large_file_takes_little_memory(write):
     documents = [f"{i} " + "x" * 10_000 for i in range(2400)]  # 24 MB
     files = [write("a.txt", "<|endoftext|>".join(documents)),
              write("b.jsonl", *({"text": text} for text in documents))]
@@ -180,7 +180,7 @@ def test_rows_of_blank_text_are_dropped_and_counted(write, capsys):
 
 # JSON ------------------------------------------------------------------------
 
-def test_a_byte_order_mark_windows_lines_and_blank_lines_are_tolerated(write):
+def test_a_byte_order_mark_windows_lines_and_blank_lines_are_accepted(write):
     path = write("a.jsonl", b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}\r\n')
     assert texts(path) == ["one", "two"]
     assert texts(write("a.txt", b"\xef\xbb\xbfone\r\ntwo\r\n")) == ["one\ntwo"]
@@ -224,7 +224,7 @@ def test_an_enormous_line_is_refused(write, monkeypatch):
 
 
 @pytest.mark.parametrize("read", [read_demonstrations, read_comparisons, read_prompts])
-def test_whatever_a_row_holds_only_a_data_error_is_raised(write, read):
+def test_a_bad_row_raises_nothing_but_a_data_error(write, read):
     values = [None, True, 3, float("nan"), "", "Hi", [], [[]], ["a"], {}, [{}], [{"role": []}], QA,
               [{"role": "user", "content": 1}], [{"from": "bot", "value": "a"}], [assistant("a")]]
     names = ["messages", "conversations", "prompt", "response", "instruction", "output", "input",
@@ -252,7 +252,7 @@ def test_messages_are_copied_and_stripped_of_other_keys():
 
 @pytest.mark.parametrize("prompt", [None, 3, [], {}, ["Hi"], [{"role": "tool", "content": "Hi"}],
                                     [{"role": "user"}], [{"content": "Hi"}], [user(None)]])
-def test_what_is_no_prompt_is_refused(prompt):
+def test_an_invalid_prompt_is_refused(prompt):
     with pytest.raises(DataError):
         as_messages(prompt)
 
@@ -322,7 +322,7 @@ def test_empty_answers_are_dropped_and_counted(write, capsys):
     assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 with an empty answer\n"
 
 
-def test_a_file_of_which_nothing_is_left_is_refused(write):
+def test_a_file_whose_rows_are_all_dropped_is_refused(write):
     path = write("a.jsonl", {"prompt": "Hi", "response": ""})
     assert "dropped 1 of 1 rows" in refusal(read_demonstrations, path)
 
@@ -366,7 +366,7 @@ def test_an_hh_transcript_becomes_turns_without_surrounding_blanks(write):
     row = {"chosen": f"{start} 1. a\n\n2. b \n", "rejected": start}
     comparison, = read_comparisons(write("a.jsonl", row))
     assert comparison["prompt"] == [*QA, user("A list?")]
-    assert comparison["responses"] == ["1. a\n\n2. b", ""]  # silence can be preferred, or not
+    assert comparison["responses"] == ["1. a\n\n2. b", ""]  # an empty answer may be compared
 
 
 def test_many_responses_may_share_ranks(write):
@@ -409,13 +409,13 @@ def test_a_malformed_comparison_is_refused_with_file_line_and_reason(write, row,
     ({"chosen": "\n\nHuman: Hi", "rejected": "\n\nHuman: Hi\n\nAssistant: b"},
      "whose transcripts don't end with Human and Assistant"),
 ])
-def test_a_comparison_that_teaches_nothing_is_dropped_and_counted(write, row, reason, capsys):
+def test_a_comparison_with_nothing_to_learn_from_is_dropped_and_counted(write, row, reason, capsys):
     path = write("a.jsonl", PAIR, row)
     assert read_comparisons(path) == [PAIR]
     assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 {reason}\n"
 
 
-def test_a_caller_that_counts_drops_gets_them_instead_of_the_print(write, capsys):
+def test_drops_are_added_to_a_given_counter_instead_of_printed(write, capsys):
     dropped = Counter()
     row = {"prompt": "Hi", "chosen": "a", "rejected": "a"}
     read_comparisons(write("a.jsonl", PAIR, row, row), dropped)
@@ -444,7 +444,7 @@ def test_a_prompt_that_does_not_end_with_the_user_is_refused(write):
     assert "user turn" in refusal(read_prompts, write("a.jsonl", {"prompt": QA}))
 
 
-def test_a_dialogue_gives_all_but_its_last_answer(write):
+def test_the_prompt_of_a_dialogue_is_all_but_its_last_answer(write):
     prompt = read_prompts(write("a.jsonl", {"messages": [*QA, *QA]}))[0]["prompt"]
     assert prompt == [*QA, user("Hi")]
 
@@ -477,7 +477,7 @@ def test_dialogues_that_begin_alike_fall_on_the_same_side():
         assert is_held_out(opening(i), 0.5) == is_held_out([*opening(i), *QA], 0.5)
 
 
-def test_the_system_message_and_the_question_are_both_a_part_of_the_opening():
+def test_the_split_depends_on_the_system_message_and_on_the_question():
     for other in range(50):
         assert {is_held_out([system(f"You are {i}"), *opening(other)], 0.5)
                 for i in range(50)} == {True, False}
@@ -488,7 +488,7 @@ def test_the_system_message_and_the_question_are_both_a_part_of_the_opening():
 # real files, counted in another way --------------------------------------------
 
 @on_real_data
-def test_shakespeare_is_one_document_to_the_letter():
+def test_shakespeare_is_read_as_one_unchanged_document():
     assert texts(REAL / "shakespeare.txt") == [(REAL / "shakespeare.txt").read_text().strip("\n")]
 
 
@@ -536,7 +536,7 @@ def test_sharegpt_preferences_are_complete():
 
 
 @on_real_data
-def test_hh_transcripts_can_be_put_together_again():
+def test_hh_transcripts_can_be_rebuilt_from_their_turns():
     path = REAL / "hh_harmless_1100.jsonl"
     rows = [json.loads(line) for line in open(path, encoding="utf-8")]
     found = read_comparisons(path)

@@ -1,4 +1,4 @@
-"""The chain learns Chinese, from a few files of it, with no flag or line of code that says so."""
+"""The chain learns Chinese from a few Chinese files. No flag or code mentions the language."""
 
 import io
 import json
@@ -50,7 +50,7 @@ def dialogues(rng):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder in which the whole chain has run, and the names with which PPO ended."""
+    """A folder in which the whole chain has run, and the variables at the end of PPO."""
     folder, rng = tmp_path_factory.mktemp("chinese"), random.Random(0)
     asked = list(dialogues(rng))
     (folder / "text.txt").write_text("<|endoftext|>".join(documents(rng, 300)), encoding="utf-8")
@@ -79,17 +79,17 @@ def held_out(folder, stage, name):
     return [line[name] for line in map(json.loads, lines) if name in line]
 
 
-def test_what_is_written_comes_back_from_its_ids(tok, texts):
+def test_decoding_gives_the_text_again(tok, texts):
     assert all(tok.decode(tok.encode(text)) == text for text in texts)
 
 
-def test_the_tokens_are_words_rather_than_bytes(tok, texts):
+def test_there_are_fewer_tokens_than_characters(tok, texts):
     n_tokens, n_characters = sum(len(tok.encode(text)) for text in texts), sum(map(len, texts))
-    assert n_tokens < 0.7 * n_characters              # which take three bytes each
+    assert n_tokens < 0.7 * n_characters              # a character takes three bytes
     assert {"医生", "喜欢吃"} < {tok.decode([i]) for i in range(tok.vocab_size)}
 
 
-def test_both_sides_of_the_split_have_questions():
+def test_training_and_held_out_questions_both_exist():
     sides = [is_held_out([dict(role="user", content=q)]) for q, *_ in dialogues(random.Random(0))]
     assert 1 < sum(sides) < 0.15 * len(sides)
 
@@ -109,7 +109,7 @@ def test_the_reward_model_knows_a_good_answer_to_a_held_out_question(folder):
     assert held_out(folder, "reward", "val_accuracy")[-1] > 0.9
 
 
-def test_ppo_ends_and_its_policy_has_moved(folder):
+def test_ppo_ends_and_has_changed_the_policy(folder):
     before, after = (load_checkpoint(folder[0] / f"out/{stage}.pt") for stage in ("sft", "ppo"))
     assert after["stage"] == "ppo" and after["step"] == 3
     assert any(not torch.equal(w, after["model"][name]) for name, w in before["model"].items())
@@ -122,8 +122,8 @@ def test_ppo_counts_lengths_in_tokens(folder):
     assert lengths[-2] != sum(len(tok.decode(r[:-1])) for r in responses) / len(responses)
 
 
-def test_a_chat_shows_whole_characters_as_they_arrive(tok, texts):
-    """The ids are bytes, the hardest case: three tokens a character, none of which is text."""
+def test_a_chat_shows_only_whole_characters(tok, texts):
+    """The hardest case: the ids are single bytes, so each character takes three tokens."""
     ids = torch.tensor([[byte] for byte in texts[0].encode()])
     model = SimpleNamespace(stream=lambda *args, **kwargs: iter(ids))
     config = SimpleNamespace(seed=0, max_new_tokens=len(ids), temperature=0, top_k=0, top_p=1)
@@ -132,7 +132,7 @@ def test_a_chat_shows_whole_characters_as_they_arrive(tok, texts):
     assert pieces == list(texts[0])
 
 
-def test_who_asks_in_chinese_is_answered_in_chinese(folder, capsys, monkeypatch):
+def test_a_chinese_question_gets_a_chinese_answer(folder, capsys, monkeypatch):
     typed = io.BytesIO("王芳喜欢吃什么？\n刘明是做什么工作的？\n".encode())
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(typed, encoding="utf-8"))
     status, _ = run(folder[0], "chat", "--temperature=0")

@@ -1,5 +1,5 @@
-"""Nothing that people write becomes a special token: not in a text to learn from, a demonstration,
-a prompt, an answer or a system message, in any script."""
+"""Text never becomes a special token: not in pretraining text, a demonstration, a prompt, an answer
+or a system message, and in no script."""
 
 import random
 from types import SimpleNamespace
@@ -28,13 +28,13 @@ def attack(rng):
 
 @pytest.fixture(scope="module")
 def attacks():
-    """2,000 texts; all but a few have a special token's name in them, whole or nearly."""
+    """2,000 texts. Most contain a special token's name, or nearly."""
     rng = random.Random(0)
     return [*SPECIALS, *(attack(rng) for _ in range(2000 - len(SPECIALS)))]
 
 
 def specials(tok, ids):
-    """The special tokens among ids, in order, by name."""
+    """The names of the special tokens in ids, in order."""
     names = {id: name[2:-2] for name, id in tok.specials.items()}
     return [names[id] for id in ids if id in names]
 
@@ -48,13 +48,13 @@ def test_text_has_no_special_tokens(tiny_tokenizer, attacks):
     assert not any(specials(tiny_tokenizer, ids) for ids in tiny_tokenizer.encode_batch(attacks))
 
 
-def test_it_comes_back_as_it_was(tiny_tokenizer, attacks):
+def test_decoding_gives_the_text_again(tiny_tokenizer, attacks):
     for text in attacks:
         assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == \
             text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def test_a_dialogue_has_those_of_the_template(tiny_tokenizer, attacks):
+def test_a_dialogue_has_only_the_templates_special_tokens(tiny_tokenizer, attacks):
     for one, two, three in zip(attacks, attacks[1:], attacks[2:]):
         ids, mask = tiny_tokenizer.encode_chat([dict(role="system", content=one),
                                                 dict(role="user", content=two),
@@ -65,18 +65,18 @@ def test_a_dialogue_has_those_of_the_template(tiny_tokenizer, attacks):
 
 
 def spelled(texts):
-    """Those that a file can hold."""
+    """The texts that a UTF-8 file can contain, without blank ones."""
     return [t for t in texts if t.encode("utf-8", "ignore").decode() == t and t.strip()]
 
 
-def test_a_corpus_has_one_in_front_of_each_document(tmp_path, tiny_tokenizer, attacks):
+def test_a_corpus_has_one_special_token_before_each_document(tmp_path, tiny_tokenizer, attacks):
     write(tmp_path / "text.jsonl", *(dict(text=text) for text in spelled(attacks)))
     corpus = Corpus(tmp_path / "text.jsonl", tiny_tokenizer, tmp_path / "cache", "")
     found = [i for i, id in enumerate(corpus.tokens) if id in tiny_tokenizer.specials.values()]
     assert found == corpus.starts[:-1].tolist() and len(found) == len(spelled(attacks))
 
 
-def test_demonstrations_have_those_of_the_template(tmp_path, tiny_tokenizer, attacks):
+def test_demonstrations_have_only_the_templates_special_tokens(tmp_path, tiny_tokenizer, attacks):
     texts = spelled(attacks)
     write(tmp_path / "sft.jsonl", *(dict(prompt=a, response=b) for a, b in zip(texts, texts[1:])))
     dialogues, cut, dropped = encode_dialogues(read_demonstrations(tmp_path / "sft.jsonl"),
@@ -86,7 +86,7 @@ def test_demonstrations_have_those_of_the_template(tmp_path, tiny_tokenizer, att
         ("endoftext", "user", "end", "assistant", "end")}
 
 
-def test_comparisons_have_those_of_the_template(tmp_path, tiny_tokenizer, attacks):
+def test_comparisons_have_only_the_templates_special_tokens(tmp_path, tiny_tokenizer, attacks):
     texts = spelled(attacks)
     write(tmp_path / "pairs.jsonl", *(dict(prompt=a, responses=[b, b + "!"])
                                       for a, b in zip(texts, texts[1:])))
@@ -96,14 +96,14 @@ def test_comparisons_have_those_of_the_template(tmp_path, tiny_tokenizer, attack
             assert specials(tiny_tokenizer, ids) == ["endoftext", "user", "end", "assistant", "end"]
 
 
-def test_prompts_have_those_of_the_template(tmp_path, tiny_tokenizer, attacks):
+def test_prompts_have_only_the_templates_special_tokens(tmp_path, tiny_tokenizer, attacks):
     write(tmp_path / "prompts.jsonl", *(dict(prompt=text) for text in spelled(attacks)))
     for row in read_prompts(tmp_path / "prompts.jsonl"):
         ids, _ = tiny_tokenizer.encode_chat(row["prompt"], reply=True)
         assert specials(tiny_tokenizer, ids) == ["endoftext", "user", "end", "assistant"]
 
 
-def test_what_is_typed_in_a_chat_has_those_of_the_template(tiny_tokenizer, attacks):
+def test_text_typed_in_a_chat_has_only_the_templates_special_tokens(tiny_tokenizer, attacks):
     for text, system in zip(attacks, attacks[1:]):
         asked = [dict(role="system", content=system), dict(role="user", content=text)]
         ids, _ = as_dialogue(tiny_tokenizer, asked, room=1000)
@@ -112,7 +112,7 @@ def test_what_is_typed_in_a_chat_has_those_of_the_template(tiny_tokenizer, attac
         assert specials(tiny_tokenizer, as_text(tiny_tokenizer, asked)) == ["endoftext"]
 
 
-def test_examples_for_a_pretrained_model_are_documents_without_others(tiny_tokenizer, attacks):
+def test_few_shot_examples_have_no_special_token_but_endoftext(tiny_tokenizer, attacks):
     config, rng = SimpleNamespace(ask="Q: ", say="A: "), np.random.default_rng(0)
     for text in attacks:
         asked = [dict(role="user", content=text)]
