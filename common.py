@@ -228,14 +228,19 @@ class Runtime:
         dist.all_reduce(t, op=dist.ReduceOp.MAX)
         return t.bool().tolist()
 
+    def sum(self, *values):
+        """The sums over all ranks of some numbers, as floats. (Every rank must call it.)"""
+        values = [float(v) for v in values]
+        if self.ddp:
+            t = torch.tensor(values, dtype=torch.float64)
+            t = t.to(torch.float32) if self.device.type == "mps" else t.to(self.device)
+            dist.all_reduce(t)
+            values = t.tolist()
+        return values
+
     def average(self, *values):
-        """The mean over ranks of some numbers (every rank must call it)."""
-        if not self.ddp:
-            return [float(v) for v in values]
-        t = torch.tensor(values, dtype=torch.float64)
-        t = t.to(torch.float32) if self.device.type == "mps" else t.to(self.device)
-        dist.all_reduce(t)
-        return (t / self.world_size).tolist()
+        """The means over all ranks of some numbers. (Every rank must call it.)"""
+        return [v / self.world_size for v in self.sum(*values)]
 
     def seed(self, *numbers):
         """Seed torch from (seed, step, …) and the rank. Every step does it anew, so that an

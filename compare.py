@@ -21,12 +21,11 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import torch
 
 from checkpoint import Run, load_checkpoint
 from common import Runtime, fail, get_scores, load_function, parse_config, writing
 from data.formats import read_prompts
-from model import GPT, GPTConfig
+from model import GPT, answer_text, complete, prompt_ids
 from tokenizer import Tokenizer
 
 
@@ -55,46 +54,11 @@ class Config:
 # ---------------------------------------------------------------------------------------------
 # the idea
 
-def left_pad(rows, pad, device):
-    """[[ids]] of unequal lengths -> idx, mask (B, T): padding stands in front, mask is 0 there."""
-    T = max(map(len, rows))
-    idx = torch.tensor([[pad] * (T - len(r)) + r for r in rows], device=device)
-    mask = torch.tensor([[0] * (T - len(r)) + [1] * len(r) for r in rows], device=device)
-    return idx, mask
-
-
-def chat_ids(model, tok, prompts, max_new_tokens):
-    """Prompts (lists of messages) -> [[ids]], ready to be answered. What is too long for the model
-    loses its beginning."""
-    room = model.config.block_size - 1
-    longest = max(room - max_new_tokens, room // 2)
-    return [tok.encode_chat(p, reply=True)[0][-longest:] for p in prompts]
-
-
-@torch.no_grad()
-def continue_ids(model, tok, ids, rt, max_new_tokens, temperature, stop, batch_size=512, seed=0):
-    """What the model writes after each of [[ids]]: [[ids]], the token `stop` at the end if it came.
-    Those of similar length share a batch."""
-    model.eval()
-    order, replies = sorted(range(len(ids)), key=lambda i: len(ids[i])), [None] * len(ids)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start:start + batch_size]
-        idx, mask = left_pad([ids[i] for i in chosen], tok.pad, rt.device)
-        rt.seed(seed, start)
-        with rt.autocast():
-            out = model.generate(idx, max_new_tokens, mask=mask, temperature=temperature,
-                                 stop=[stop], pad=tok.pad)[:, idx.size(1):].tolist()
-        for i, row in zip(chosen, out):
-            replies[i] = row[:row.index(stop) + 1] if stop in row else row
-    return replies
-
-
 def respond(model, tok, prompts, rt, max_new_tokens, temperature=1.0, batch_size=512, seed=0):
-    """Answer each prompt: [(text, ended)], ended: it produced <|end|>."""
-    ids = chat_ids(model, tok, prompts, max_new_tokens)
-    replies = continue_ids(model, tok, ids, rt, max_new_tokens, temperature, tok.end, batch_size,
-                           seed)
-    return [(tok.decode([i for i in r if i != tok.end]), r[-1] == tok.end) for r in replies]
+    """Answer each prompt: [(text, ended)]; ended: the model produced <|end|>."""
+    ids = [prompt_ids(tok, p, model.config.block_size, max_new_tokens) for p in prompts]
+    replies = complete(model, tok, ids, rt, max_new_tokens, temperature, tok.end, batch_size, seed)
+    return [(answer_text(tok, r), r[-1] == tok.end) for r in replies]
 
 
 def different(answers):
@@ -144,9 +108,7 @@ if __name__ == "__main__":
     labeler = load_function(config.labeler)
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    model = GPT(GPTConfig(**ckpt["model_config"]))
-    model.load_state_dict(ckpt["model"])
-    model.to(rt.device)
+    model = GPT.load(ckpt).to(rt.device)
 
     # -----------------------------------------------------------------------------------------
     # sample k answers to each prompt

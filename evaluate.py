@@ -25,13 +25,13 @@ import torch
 
 from checkpoint import fingerprint, load_checkpoint
 from common import Runtime, load_function, make_folder, parse_config, verdicts_of, writing
-from compare import ceiling, chat_ids, continue_ids, respond
+from compare import ceiling, respond
 from data.corpus import Corpus
 from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
-from model import GPT, GPTConfig, ScalarGPT
+from model import GPT, ScalarGPT, complete, log_probs, prompt_ids, right_pad
 from pretrain import evaluate as text_loss
-from reward import encode_answer, right_pad, score_all
-from rlhf_ppo import log_probs, response_mask
+from reward import encode_answer, score_all
+from rlhf_ppo import response_mask
 from tokenizer import Tokenizer
 
 
@@ -94,7 +94,7 @@ def few_shot(tok, prompt, kind, examples, config, rng, room):
 def model_input(model, base, tok, prompts, kinds, examples, config):
     """[[ids]]: what the model reads before each answer. base: whether it is a pretrained model."""
     if not base:
-        return chat_ids(model, tok, prompts, config.max_new_tokens)
+        return [prompt_ids(tok, p, model.config.block_size, config.max_new_tokens) for p in prompts]
     T = model.config.block_size
     room = T - min(config.max_new_tokens, T // 3)
     return [few_shot(tok, prompt, kind, examples, config, np.random.default_rng(i), room)
@@ -111,8 +111,8 @@ def answer(model, base, tok, ids, temperature, rt, config):
     """The model's Answers after each of [[ids]]. A chat model ends with <|end|>; a base model with
     <|endoftext|> or a line break."""
     stop = tok.eot if base else tok.end
-    replies = continue_ids(model, tok, ids, rt, config.max_new_tokens, temperature, stop,
-                           seed=config.seed)
+    replies = complete(model, tok, ids, rt, config.max_new_tokens, temperature, stop,
+                       seed=config.seed)
     if base:
         replies = [first_line(tok, reply) for reply in replies]
     texts = [tok.decode([id for id in reply if id != stop]) for reply in replies]
@@ -347,8 +347,7 @@ def load_models(paths, device):
         ckpt = load_checkpoint(path, stage=("pretrain", "sft", "ppo"),
                                tokenizer=tok and tok.to_dict())
         tok = tok or Tokenizer.from_dict(ckpt["tokenizer"])
-        models[name] = GPT(GPTConfig(**ckpt["model_config"])).to(device)
-        models[name].load_state_dict(ckpt["model"])
+        models[name] = GPT.load(ckpt).to(device)
         stages[name] = ckpt["stage"]
     return models, stages, tok
 

@@ -77,15 +77,16 @@ def rotate(x, turns):
     """Turn the pairs (x[2i], x[2i + 1]) by position-dependent angles (RoFormer, eq. 34).
 
     x: (B, H, T, D); turns: (T, D/2, 2) or (B, 1, T, D/2, 2). The dot product of a query at m and a
-    key at n then depends on m - n alone, which is how attention learns relative positions.
+    key at n then depends only on m - n. That is how attention learns relative positions.
     """
-    pairs = x.unflatten(-1, (-1, 2))                                  # (B, H, T, D/2, 2)
+    pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # (a + ib)(cos + i sin) in one pass over memory: a tenth of a training step
+        # (a + ib)(cos + i sin) takes one pass over memory and saves a tenth of a training step
         turned = torch.view_as_complex(pairs) * torch.view_as_complex(turns)
-        return torch.view_as_real(turned).flatten(-2)
-    (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)
-    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)
+        return torch.view_as_real(turned).flatten(-2).type_as(x)
+    (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)           # (B, H, T, D/2) each
+    turned = torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    return turned.flatten(-2).type_as(x)
 
 
 def fused_is_faster(q):
@@ -106,6 +107,21 @@ def attention(q, k, v, bias=None, dropout=0.0):
         bias = torch.full((T, T), -math.inf, device=q.device, dtype=att.dtype).triu(1)
     att = F.softmax(att if bias is None else att + bias, dim=-1)
     return F.dropout(att, dropout) @ v                                # (B, H, T, D)
+
+
+def positions(past, T, mask, device, dtype):
+    """The positions of T tokens that follow `past` others, and the bias for `attention`: 0 where a
+    query may look (at itself and the past, not at padding). mask as in GPT.hidden."""
+    pos = torch.arange(past, past + T, device=device)                 # (T,)
+    if mask is None and (not past or T == 1):
+        return pos, None                                              # the causal mask is enough
+    seen = torch.arange(past + T, device=device) <= pos[:, None]      # (T, past + T)
+    if mask is not None:
+        seen = seen & mask[:, None, None, :].bool()                   # (B, 1, T, past + T)
+        pos = (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]            # (B, T)
+    # a row of padding sees nothing: the lowest finite number, not -inf, avoids NaN in its softmax
+    bias = torch.zeros(seen.shape, device=device, dtype=dtype)
+    return pos, bias.masked_fill_(~seen, torch.finfo(dtype).min)
 
 
 class KVCache:
@@ -149,10 +165,9 @@ class Attention(nn.Module):
         B, T, C = x.shape
         heads = (self.n_head, self.n_kv_head, self.n_kv_head)
         qkv = self.qkv(x).view(B, T, sum(heads), self.head_dim).transpose(1, 2)
-        qk, v = qkv.split((sum(heads[:2]), heads[2]), dim=1)          # (B, H, T, D)
-        if turns is not None:                                         # there is no complex bf16
-            qk = rotate(qk.type_as(self.qkv.weight), turns).type_as(v)
-        q, k = qk.split(heads[:2], dim=1)
+        q, k, v = qkv.split(heads, dim=1)                             # (B, H, T, D) each
+        if turns is not None:
+            q, k = rotate(q, turns), rotate(k, turns)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         if self.n_kv_head < self.n_head:                              # share keys among queries
@@ -193,8 +208,8 @@ class Block(nn.Module):
         self.norm_2, self.mlp = make_norm(config), MLP(config)
 
     def forward(self, x, turns, bias, cache):
-        x = x + self.attn(self.norm_1(x), turns, bias, cache)         # tokens talk to each other
-        return x + self.mlp(self.norm_2(x))                           # each thinks by itself
+        x = x + self.attn(self.norm_1(x), turns, bias, cache)         # positions exchange data
+        return x + self.mlp(self.norm_2(x))                           # each is processed alone
 
 
 class GPT(nn.Module):
@@ -211,9 +226,16 @@ class GPT(nn.Module):
             self.lm_head.weight = self.wte.weight
         self.apply(self.init_weights)
 
+    @classmethod
+    def load(cls, ckpt, **changes):
+        """From the dict that a stage saved; changes: to its config, such as dropout=0.0."""
+        model = cls(GPTConfig(**ckpt["model_config"] | changes))
+        model.load_state_dict(ckpt["model"])
+        return model
+
     def init_weights(self, module):
-        """Normal(0, 0.02), as in GPT-2; what writes into the residual stream is scaled down by
-        the square root of the number of such writes, so that its variance stays put."""
+        """Normal(0, 0.02), as in GPT-2. Layers that write into the residual stream are scaled down
+        by the square root of the number of such writes: its variance then stays the same."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
         if isinstance(module, nn.Linear) and module.bias is not None:
@@ -240,17 +262,7 @@ class GPT(nn.Module):
         if past + T > self.config.block_size:
             raise ValueError(f"{past + T} tokens do not fit block_size={self.config.block_size}")
 
-        # which keys may each query see? itself and the past, and no padding
-        bias, pos = None, torch.arange(past, past + T, device=idx.device)
-        if mask is not None or (past and T > 1):
-            seen = torch.arange(past + T, device=idx.device) <= pos[:, None]      # (T, past + T)
-            if mask is not None:
-                seen = seen & mask[:, None, None, :].bool()           # (B, 1, T, past + T)
-                pos = (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]    # (B, T)
-            # a row of padding sees nothing: the lowest finite number keeps its softmax from NaN
-            bias = torch.zeros(seen.shape, device=idx.device, dtype=self.work_dtype(idx))
-            bias.masked_fill_(~seen, torch.finfo(bias.dtype).min)
-
+        pos, bias = positions(past, T, mask, idx.device, self.work_dtype(idx))
         x, turns = self.wte(idx), None                                # (B, T, C)
         x = x if extra is None else x + extra
         if self.config.pos == "learned":
@@ -386,16 +398,9 @@ class ScalarGPT(nn.Module):
             lm_logp = token_logp(self.lm, idx) if lm_logp is None else lm_logp
             extra = self.surprise(lm_logp.unsqueeze(-1))                          # (B, T, C)
         x = self.gpt.hidden(idx, extra=extra)
-        with torch.autocast(idx.device.type, enabled=False):          # in bf16 1.008 follows 1
+        # bf16 would round scores to steps of 0.008
+        with torch.autocast(idx.device.type, enabled=False):
             return self.head(x.type_as(self.head.weight)).squeeze(-1)
-
-
-@torch.no_grad()
-def token_logp(lm, idx):
-    """log p(idx[t] | idx[<t]) in nats, (B, T); 0 for the first token, of which nothing is known."""
-    logits, _ = lm(idx[:, :-1])
-    logp = F.log_softmax(logits.float(), dim=-1).gather(-1, idx[:, 1:, None]).squeeze(-1)
-    return F.pad(logp, (1, 0))
 
 
 def optimizer_groups(model, weight_decay, without=()):
@@ -404,3 +409,69 @@ def optimizer_groups(model, weight_decay, without=()):
     params = [p for p in model.parameters() if p.requires_grad and id(p) not in others]
     return [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
             {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
+
+
+# ---------------------------------------------------------------------------------------------
+# what all stages do with a model: log-probabilities, padding, answering
+
+def log_probs(model, idx, mask=None, temperature=1.0):
+    """log p(token | the tokens before it) of idx[:, 1:], (B, T - 1), and the distributions that
+    they are read from, (B, T - 1, V). With a mask (B, T - 1), for its n ones only: (n,), (n, V)."""
+    logits, _ = model(idx[:, :-1], where=mask)
+    logp_all = F.log_softmax(logits.float() / temperature, dim=-1)
+    tokens = idx[:, 1:] if mask is None else idx[:, 1:][mask]
+    return logp_all.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), logp_all
+
+
+@torch.no_grad()
+def token_logp(model, idx):
+    """log p of every token in idx (B, T), in nats; 0 for the first, which nothing predicts."""
+    return F.pad(log_probs(model, idx)[0], (1, 0))
+
+
+def left_pad(rows, pad, device):
+    """[[ids]] of unequal lengths -> idx, mask (B, T): padding stands in front, mask is 0 there."""
+    T = max(map(len, rows))
+    idx = torch.tensor([[pad] * (T - len(r)) + r for r in rows], device=device)
+    mask = torch.tensor([[0] * (T - len(r)) + [1] * len(r) for r in rows], device=device)
+    return idx, mask
+
+
+def right_pad(rows, pad, device):
+    """[[ids]] -> idx (B, T), and the position of the last real token of each row, (B,)."""
+    T = max(map(len, rows))
+    idx = torch.tensor([r + [pad] * (T - len(r)) for r in rows], device=device)
+    return idx, torch.tensor([len(r) - 1 for r in rows], device=device)
+
+
+def prompt_ids(tok, messages, T, max_new_tokens):
+    """The ids of a dialogue, ready to be answered. The rule for what is too long: the answer gets
+    max_new_tokens, but at most half of the T tokens of the context; a prompt that does not fit into
+    the rest loses its beginning."""
+    return tok.encode_chat(messages, reply=True)[0][-(T - min(max_new_tokens, T // 2)):]
+
+
+@torch.no_grad()
+def complete(model, tok, prompts, rt, max_new_tokens, temperature=1.0, stop=None, batch_size=512,
+             seed=0):
+    """What the model writes after each of the prompts [[ids]]: [[ids]]. The token `stop`, by
+    default <|end|>, is the last one if it came. Prompts of similar length share a batch."""
+    model.eval()
+    stop = tok.end if stop is None else stop
+    replies = [None] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start:start + batch_size]
+        idx, mask = left_pad([prompts[i] for i in chosen], tok.pad, rt.device)
+        rt.seed(seed, start)
+        with rt.autocast():
+            out = model.generate(idx, max_new_tokens, mask=mask, temperature=temperature,
+                                 stop=[stop], pad=tok.pad)[:, idx.size(1):].tolist()
+        for i, ids in zip(chosen, out):
+            replies[i] = ids[:ids.index(stop) + 1] if stop in ids else ids
+    return replies
+
+
+def answer_text(tok, ids):
+    """The text of an answer, without <|end|>."""
+    return tok.decode([i for i in ids if i != tok.end])

@@ -184,18 +184,15 @@ if __name__ == "__main__":
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
     if ckpt:
-        model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=config.dropout))
-        model = GPT(model_config)
-        model.load_state_dict(ckpt["model"])
+        model = GPT.load(ckpt, dropout=config.dropout)
     else:
         n_hidden = 4 * config.n_embd
         if STYLES[config.style].get("mlp") == "swiglu":
             n_hidden = -(-8 * config.n_embd // 3 // 32) * 32          # as many weights as 4x gelu
-        model_config = GPTConfig(
+        model = GPT(GPTConfig(
             block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
             n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=n_hidden,
-            dropout=config.dropout, **STYLES[config.style])
-        model = GPT(model_config)
+            dropout=config.dropout, **STYLES[config.style]))
     model.to(rt.device)
     if config.fsdp:
         rt.shard(model)
@@ -276,7 +273,7 @@ if __name__ == "__main__":
     weights = saved["model"].state_dict()             # with FSDP, every process has a part of them
     if rt.main:
         save_checkpoint(config.out, stage="pretrain", step=config.steps, metrics=metrics,
-                        model=weights, model_config=model_config, tokenizer=tok, config=config,
+                        model=weights, model_config=model.config, tokenizer=tok, config=config,
                         history=ckpt["history"] if ckpt else [], run=run.identity())
 
     # -----------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, parse_config, wilson
 from compare import ceiling
 from data.formats import is_held_out, read_comparisons, read_demonstrations
-from model import GPTConfig, ScalarGPT, optimizer_groups
+from model import GPTConfig, ScalarGPT, optimizer_groups, right_pad
 from tokenizer import Tokenizer
 
 
@@ -81,18 +81,11 @@ def ranking_loss(scores, ranks):
 
 
 def encode_answer(tok, prompt, response, T):
-    """The ids of prompt, response and <|end|>, at most T. A prompt that is too long loses its
-    beginning, a response longer than what is left beside half the window its end."""
-    ids, _ = tok.encode_chat(prompt, reply=True)
-    answer = tok.encode(response)[:T - 1 - min(len(ids), T // 2)] + [tok.end]
+    """The ids of prompt, response and <|end|>, at most T. A response that is too long loses its end,
+    but keeps at least half of T; a prompt that does not fit into the rest loses its beginning."""
+    ids = tok.encode_chat(prompt, reply=True)[0]
+    answer = tok.encode(response)[:max(T - len(ids), T - T // 2) - 1] + [tok.end]
     return ids[-(T - len(answer)):] + answer
-
-
-def right_pad(rows, pad, device):
-    """[[ids]] -> idx (B, T), and where the last real token of each row is, (B,)."""
-    T = max(map(len, rows))
-    idx = torch.tensor([r + [pad] * (T - len(r)) for r in rows], device=device)
-    return idx, torch.tensor([len(r) - 1 for r in rows], device=device)
 
 
 def score(model, rows, tok, rt):

@@ -6,8 +6,11 @@ writes  out/ppo.pt
     model      starts from     is         it says
     policy     out/sft.pt      trained    what to write next
     critic     out/reward.pt   trained    how good the answer is going to be, at every token
-    reference  out/sft.pt      frozen     what the policy would have written before
+    reference  out/sft.pt      frozen     what the policy would have written before the training
     reward     out/reward.pt   frozen     how good the finished answer is
+
+Critic and reward model also read how probable the frozen SFT model finds each token. It is one more
+network, which both share, and it is asked once for each answer.
 
     objective = E[ score(answer) - beta KL(policy || reference) ] + ptx E[ log p(pretraining text) ]
                                                               (InstructGPT, eq. 2)
@@ -22,16 +25,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, get_scores, load_function, parse_config
-from compare import left_pad
 from data.corpus import Corpus
 from data.formats import is_held_out, read_prompts
-from model import GPT, GPTConfig, ScalarGPT, optimizer_groups, token_logp
-from reward import right_pad
+from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, log_probs, optimizer_groups,
+                   right_pad, token_logp)
 from tokenizer import Tokenizer
 
 
@@ -85,32 +86,68 @@ def get_lr(step, config):
     return config.lr * min((step + 1) / 2, 1 - config.decay * step / config.steps)
 
 
-@torch.no_grad()
-def rollout(model, tok, prompts, rt, config):
-    """Sample an answer to each prompt ([ids]): a list of ids, <|end|> included if it came."""
-    model.eval()
-    idx, mask = left_pad(prompts, tok.pad, rt.device)
-    with rt.autocast():
-        out = model.generate(idx, config.max_new_tokens, mask=mask, stop=[tok.end], pad=tok.pad,
-                             temperature=config.temperature)[:, idx.size(1):].tolist()
-    return [r[:r.index(tok.end) + 1] if tok.end in r else r for r in out]
+@dataclass
+class Rollout:
+    """Answers to B prompts, and what the models say of them. Values per token, (B, T - 1), stand at
+    the position that predicts the token: position t belongs to token t + 1."""
+    rows: list                 # the prompts
+    texts: list                # the answers
+    ids: torch.Tensor          # (B, T) prompt and answer, padded on the right
+    mask: torch.Tensor         # (B, T - 1) 1 on the answer's tokens; what follows is 0 elsewhere
+    logp: torch.Tensor         # (B, T - 1) log p under the policy that sampled them
+    ref_logp: torch.Tensor     # (B, T - 1) log p under the reference
+    entropy: torch.Tensor      # (B, T - 1) of the policy, in nats
+    values: torch.Tensor       # (B, T - 1) the critic's estimates
+    lm_logp: torch.Tensor      # (B, T) what critic and reward model read beside each token
+    last: torch.Tensor         # (B,) the position of the answer's last token, in (B, T - 1)
+    ended: torch.Tensor        # (B,) whether the answer ended by itself
+    scores: torch.Tensor       # (B,) the reward, lower without an end
 
 
 def response_mask(prompts, responses, device):
-    """(B, T - 1): 1 at position t if token t + 1 belongs to the response. Everything that is kept
-    per token - log-probabilities, values, rewards - stands at the position that predicts it."""
+    """(B, T - 1): 1 at position t if token t + 1 belongs to the response."""
     T = max(len(p) + len(r) for p, r in zip(prompts, responses))
     return torch.tensor([[0] * (len(p) - 1) + [1] * len(r) + [0] * (T - len(p) - len(r))
                          for p, r in zip(prompts, responses)], dtype=torch.bool, device=device)
 
 
-def log_probs(model, idx, mask, temperature):
-    """log p(token) of the response tokens, and the entropy of the distribution they came from:
-    both (n,), for the n places where mask (B, T - 1) is 1."""
-    logits, _ = model(idx[:, :-1], where=mask)                        # (n, V)
-    logp_all = F.log_softmax(logits.float() / temperature, dim=-1)
-    entropy = -(logp_all.exp() * logp_all).sum(-1)
-    return logp_all.gather(-1, idx[:, 1:][mask].unsqueeze(-1)).squeeze(-1), entropy
+@torch.no_grad()
+def assess(rows, responses, policy, reference, critic, reward, tok, rt, config):
+    """Pass each answer [ids] once through the four models -> Rollout. reward: a ScalarGPT, or a
+    function of prompts and texts."""
+    policy.eval(), critic.eval()
+    ended = torch.tensor([r[-1] == tok.end for r in responses], device=rt.device)
+    # the reward model has seen only whole answers: one without an end is scored as if it had one
+    whole = [r if r[-1] == tok.end else r + [tok.end] for r in responses]
+    ids, end = right_pad([row["ids"] + r for row, r in zip(rows, whole)], tok.pad, rt.device)
+    mask = response_mask([row["ids"] for row in rows], whole, rt.device)
+    last = end - 2 + ended.long()
+    mask[range(len(rows)), end - 1] = ended           # nobody has sampled an end that was added
+    lm, lm_logp = critic.lm, torch.zeros(ids.shape, device=rt.device)
+    per_token = torch.zeros(4, *mask.shape, device=rt.device)
+    scores = torch.zeros(len(rows), device=rt.device)
+    for start in range(0, len(rows), config.micro_batch):
+        part = slice(start, start + config.micro_batch)
+        t = int(end[part].max()) + 1                  # crop to the longest
+        x, m = ids[part, :t], mask[part, :t - 1]
+        with rt.autocast():
+            if lm:
+                lm_logp[part, :t] = token_logp(lm, x)
+            logp, logp_all = log_probs(policy, x, m, config.temperature)          # (n,), (n, V)
+            ref_logp, _ = log_probs(reference, x, m, config.temperature)
+            values = critic(x[:, :-1], lm_logp[part, :t - 1])[m]
+            if isinstance(reward, ScalarGPT):
+                known = lm_logp[part, :t] if reward.lm is lm else None
+                scores[part] = reward(x, known)[range(len(x)), end[part]]
+        entropy = -(logp_all.exp() * logp_all).sum(-1)
+        for kept, found in zip(per_token, (logp, ref_logp, entropy, values)):
+            kept[part, :t - 1][m] = found
+    texts = [answer_text(tok, r) for r in responses]
+    if not isinstance(reward, ScalarGPT):
+        prompts = [row["prompt"] for row in rows]
+        scores = get_scores(reward, prompts, texts, config.reward).to(rt.device)
+    return Rollout(rows, texts, ids, mask, *per_token, lm_logp, last, ended,
+                   scores - config.missing_end * ~ended)
 
 
 def gae(rewards, values, mask, gamma, lam):
@@ -120,13 +157,14 @@ def gae(rewards, values, mask, gamma, lam):
 
     mask marks the response; what follows it is worth 0. Returns (advantages, advantages + values).
     """
-    advantages, last = torch.zeros_like(rewards), torch.zeros_like(rewards[:, 0])
-    next_value = torch.zeros_like(last)
+    advantages = torch.zeros_like(rewards)
+    next_advantage = next_value = torch.zeros_like(rewards[:, 0])     # (B,)
     for t in reversed(range(rewards.size(1))):
+        here = mask[:, t].bool()
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        last = torch.where(mask[:, t].bool(), delta + gamma * lam * last, 0.0)
-        next_value = torch.where(mask[:, t].bool(), values[:, t], 0.0)
-        advantages[:, t] = last
+        next_advantage = torch.where(here, delta + gamma * lam * next_advantage, 0.0)
+        next_value = torch.where(here, values[:, t], 0.0)
+        advantages[:, t] = next_advantage
     return advantages, (advantages + values) * mask
 
 
@@ -159,8 +197,41 @@ def adapt(kl_coef, kl, target, n, horizon=10000):
     return kl_coef * (1 + error * n / horizon)
 
 
-def answer_text(tok, response):
-    return tok.decode([i for i in response if i != tok.end])
+def ppo_loss(logp, values, old_logp, old_values, advantages, returns, config):
+    """Policy loss plus value loss, and what to watch; all (n,) per token. Sums, not means: tokens
+    are averaged over micro-batches and ranks."""
+    pg, ratio, clipped = policy_loss(logp, old_logp, advantages, config.clip)
+    vf = value_loss(values, old_values, returns, config.clip_value)
+    with torch.no_grad():
+        k3 = ratio - 1 - (logp - old_logp)            # estimates the KL, never negative (Schulman)
+        info = dict(policy_loss=pg.sum(), value_loss=vf.sum(), clipfrac=clipped.sum(),
+                    approxkl=k3.sum(), ratio=ratio.sum(), tokens=torch.tensor(len(logp)))
+    return pg.sum() + vf.sum(), info
+
+
+def total(infos, rt):
+    """The sums of ppo_loss over micro-batches and ranks, divided by the tokens: means."""
+    sums = rt.sum(*(sum(info[name] for info in infos) for name in infos[0]))
+    return {name: value / sums[-1] for name, value in zip(infos[0], sums)}
+
+
+def example(r, i):
+    """One prompt, its answer, and the score."""
+    return f"    {r.rows[i]['prompt'][-1]['content']} -> {r.texts[i]}   ({r.scores[i].item():.2f})"
+
+
+def evaluate(rows, judge, models, tok, rt, config):
+    """Held-out prompts: the score, the distance from the reference, the judge's grade."""
+    rows = rows[rt.rank::rt.world_size]
+    responses = complete(models["policy"], tok, [row["ids"] for row in rows], rt,
+                         config.max_new_tokens, config.temperature, seed="evaluate")
+    r = assess(rows, responses, **models, tok=tok, rt=rt, config=config)
+    found = dict(score=r.scores, kl=r.logp - r.ref_logp, ended=r.ended, length=r.mask)
+    if judge:
+        prompts = [row["prompt"] for row in rows]
+        found["grade"] = get_scores(judge, prompts, r.texts, config.watch)
+    n, *sums = rt.sum(len(rows), *(values.sum() for values in found.values()))
+    return {name: value / n for name, value in zip(found, sums)}, r
 
 
 if __name__ == "__main__":
@@ -185,7 +256,6 @@ if __name__ == "__main__":
     if config.critic:
         c_ckpt = load_checkpoint(config.critic, tokenizer=ckpt["tokenizer"])
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
 
     # -----------------------------------------------------------------------------------------
     # data
@@ -225,12 +295,10 @@ if __name__ == "__main__":
     # model and optimizer
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
-    policy = GPT(model_config).to(rt.device)
-    reference = GPT(GPTConfig(**ref_ckpt["model_config"] | dict(dropout=0.0))).to(rt.device)
-    policy.load_state_dict(ckpt["model"])
-    reference.load_state_dict(ref_ckpt["model"])
+    policy = GPT.load(ckpt, dropout=0.0).to(rt.device)
+    reference = GPT.load(ref_ckpt, dropout=0.0).to(rt.device).requires_grad_(False)
     if own_reward:
-        reward, reward_function = None, load_function(config.reward)
+        reward = load_function(config.reward)
     else:
         reward = ScalarGPT.load(r_ckpt).to(rt.device).requires_grad_(False)
     if c_ckpt["stage"] == "reward":
@@ -238,15 +306,15 @@ if __name__ == "__main__":
     else:
         critic = ScalarGPT(GPTConfig(**c_ckpt["model_config"] | dict(dropout=0.0)))
         critic.start_from(c_ckpt["model"])
-    # The reward model has learned to judge whole answers; what its head says in the middle of one
-    # is noise, worse than no estimate. So the critic starts from its trunk only, and says the same
-    # number everywhere: the mean score, as soon as it is known.
+    # The reward model has learned to judge whole answers. What its head says in the middle of one
+    # is noise, worse than no estimate. So the critic takes only its trunk, and starts by saying
+    # the same number everywhere: the mean score of the first evaluation.
     torch.nn.init.zeros_(critic.head.weight)
     torch.nn.init.zeros_(critic.head.bias)
-    if reward and not config.critic:
-        critic.lm = reward.lm                     # frozen in both: its numbers serve both
+    if not own_reward and not config.critic:
+        critic.lm = reward.lm                         # one frozen language model serves both
     critic.to(rt.device)
-    reference.requires_grad_(False)
+    models = dict(policy=policy, reference=reference, critic=critic, reward=reward)
     judge = load_function(config.watch) if config.watch else None
     policy_ddp, critic_ddp = (DDP(m) if rt.ddp else m for m in (policy, critic))
     groups = optimizer_groups(policy, 0.0) + optimizer_groups(critic, 0.0)
@@ -259,139 +327,76 @@ if __name__ == "__main__":
         optimizer.load_state_dict(run.state["optimizer"])
         kl_coef = run.state["kl_coef"]
     history = ckpt["history"]
-    ckpt = ref_ckpt = r_ckpt = c_ckpt = None          # the models have these weights now
-    print(f"4 models of about {sum(p.numel() for p in policy.parameters()) / 1e6:.2f}M parameters on "
-          f"{rt.device} in {str(rt.dtype)[6:]}; reward: {config.reward}")
-
-    @torch.no_grad()
-    def assess(rows, responses):
-        """One pass each of policy, reference, critic and reward model. Scores and whether an answer
-        ended, (B,); what the frozen language model in critic and reward model says of each token,
-        (B, T); per token, (B, T - 1): log-probabilities under policy and reference, entropy, and
-        values."""
-        policy.eval(), critic.eval()
-        ended = torch.tensor([r[-1] == tok.end for r in responses])
-        # the reward model has seen whole answers only: what did not end is scored as if it had
-        idx, last = right_pad([row["ids"] + r + [tok.end] * (r[-1] != tok.end)
-                               for row, r in zip(rows, responses)], tok.pad, rt.device)
-        mask = response_mask([row["ids"] for row in rows], responses, rt.device)
-        mask = F.pad(mask, (0, idx.size(1) - 1 - mask.size(1)))
-        lm, lm_logp = critic.lm, torch.zeros(idx.shape, device=rt.device)
-        scores, found = torch.zeros(len(rows), device=rt.device), []
-        for i in range(0, len(rows), config.micro_batch):
-            part = slice(i, i + config.micro_batch)
-            t = int(last[part].max()) + 1                             # crop to the longest
-            x, m = idx[part, :t], mask[part, :t - 1]
-            with rt.autocast():
-                logp, entropy = log_probs(policy, x, m, config.temperature)          # (n,) each
-                ref_logp, _ = log_probs(reference, x, m, config.temperature)
-                if lm:
-                    lm_logp[part, :t] = token_logp(lm, x)
-                values = critic(x[:, :-1], lm_logp[part, :t - 1])[m]
-                found.append((logp, ref_logp, entropy, values))
-                if not own_reward:
-                    known = lm_logp[part, :t] if reward.lm is lm else None
-                    scores[part] = reward(x, known)[range(len(x)), last[part]]
-        # back to where each token stands, (B, T - 1)
-        per_token = [torch.zeros(mask.shape, device=rt.device).masked_scatter(mask, torch.cat(v))
-                     for v in zip(*found)]
-        if own_reward:
-            prompts = [row["prompt"] for row in rows]
-            texts = [answer_text(tok, r) for r in responses]
-            scores = get_scores(reward_function, prompts, texts, config.reward)
-        scores = scores.float().cpu() - config.missing_end * ~ended
-        return scores, ended, idx, mask, lm_logp, *per_token
-
-    def evaluate():
-        """Held-out prompts: the score, the distance from the reference, the judge's grade."""
-        rt.seed("evaluate")
-        rows = val[rt.rank::rt.world_size]
-        responses = rollout(policy, tok, [row["ids"] for row in rows], rt, config)
-        scores, ended, _, mask, _, logp, ref_logp, *_ = assess(rows, responses)
-        sums = [scores.sum().item(), (logp - ref_logp).sum().item(), ended.sum().item(),
-                mask.sum().item(), len(rows)]
-        texts = [answer_text(tok, r) for r in responses]
-        if judge:
-            prompts = [row["prompt"] for row in rows]
-            sums.append(get_scores(judge, prompts, texts, config.watch).sum().item())
-        score, kl, ended, length, n, *grade = rt.average(*sums)
-        out = dict(score=score / n, kl=kl / n, ended=ended / n, length=length / n)
-        return out | ({"grade": grade[0] / n} if judge else {}), rows, texts, scores
+    ckpt = ref_ckpt = r_ckpt = c_ckpt = None          # frees the memory: the models have copies
+    n_params = sum(p.numel() for p in policy.parameters())
+    print(f"4 models of about {n_params / 1e6:.2f}M parameters on {rt.device} in "
+          f"{str(rt.dtype)[6:]}; reward: {config.reward}")
 
     # -----------------------------------------------------------------------------------------
     # training loop
 
     for step in range(run.start, config.steps):
         if step % config.eval_every == 0:
-            metrics, rows, texts, scores = evaluate()
+            metrics, held_out = evaluate(val, judge, models, tok, rt, config)
             run.log(step, metrics, split="held out")
-            if step == 0:
-                torch.nn.init.constant_(critic.head.bias, metrics["score"])
-            k = step // config.eval_every % len(rows)
-            run.say(f"    {rows[k]['prompt'][-1]['content']} -> {texts[k]}   ({scores[k]:.2f})")
+            run.say(example(held_out, step // config.eval_every % len(held_out.rows)))
+        if step == 0:
+            torch.nn.init.constant_(critic.head.bias, metrics["score"])
         for group in optimizer.param_groups:
             group["lr"] = get_lr(step, config)
 
         # a. rollout: this process answers its share of the prompts
-        rt.seed(config.seed, step)
         began = time.time()
         chosen = plan[step * config.batch_size:(step + 1) * config.batch_size]
         rows = [train[i] for i in chosen[rt.rank::rt.world_size]]
-        responses = rollout(policy, tok, [row["ids"] for row in rows], rt, config)
+        responses = complete(policy, tok, [row["ids"] for row in rows], rt, config.max_new_tokens,
+                             config.temperature, seed=(config.seed, step))
 
-        # b. score the finished answers, and pass them once through each of the four models; sorted
-        # by length, since a batch costs what its longest row costs
+        # b. score the answers, and pass them once through each of the models; sorted by length,
+        # since a batch costs what its longest row costs
         rows, responses = zip(*sorted(zip(rows, responses),
                                       key=lambda pair: len(pair[0]["ids"]) + len(pair[1])))
-        (scores, ended, idx, mask, lm_logp, old_logp, ref_logp, entropy,
-         old_values) = assess(rows, responses)
+        r = assess(rows, responses, **models, tok=tok, rt=rt, config=config)
 
         # c. rewards: every token pays for its distance from the reference, the last one earns
-        kl = old_logp - ref_logp
+        kl = r.logp - r.ref_logp
         rewards = -kl_coef * kl
-        last = mask.size(1) - 1 - mask.flip(1).float().argmax(1)      # (B,)
-        rewards[torch.arange(B, device=rt.device), last] += scores.to(rt.device)
-        reward_sum = rewards.sum().item()
+        rewards[range(B), r.last] += r.scores
+        reward_sum = rewards.sum()
         if config.whiten_rewards:                     # the mean stays: it tells good from bad
-            rewards = whiten(rewards, mask, rt, shift=False)
+            rewards = whiten(rewards, r.mask, rt, shift=False)
 
         # d. advantages: how much better than the critic expected, and whitened
-        advantages, returns = gae(rewards, old_values, mask, config.gamma, config.lam)
+        advantages, returns = gae(rewards, r.values, r.mask, config.gamma, config.lam)
         if config.whiten_advantages:
-            advantages = whiten(advantages, mask, rt)
+            advantages = whiten(advantages, r.mask, rt)
 
-        # e. epochs: several updates on these answers, as long as the policy stays near
-        stats, parts = [], []
-        for epoch in range(config.epochs):
-            order = torch.randperm(B // mb, generator=torch.Generator().manual_seed(
-                config.seed + 1000 * step + epoch)).tolist()
-            parts += [list(range(k * mb, (k + 1) * mb)) for k in order]   # of similar length
-        for updates, part in enumerate(parts, start=1):
-            count, = rt.average(mask[part].sum().item())
-            before = len(stats)
-            for i in range(0, mb, config.micro_batch):
-                mb_rows = part[i:i + config.micro_batch]
-                t = int(last[mb_rows].max()) + 2                      # crop to the longest
-                x, m = idx[mb_rows, :t], mask[mb_rows, :t - 1]
-                mb_logp, mb_values, mb_advantages, mb_returns = (     # (n,) each
-                    a[mb_rows, :t - 1][m] for a in (old_logp, old_values, advantages, returns))
+        # e. epochs: several updates on these answers, as long as the policy stays near. The answers
+        # of a minibatch are of similar length; the order of the minibatches is random
+        rt.seed(config.seed, step, "epochs")
+        order = [k * mb for _ in range(config.epochs) for k in torch.randperm(B // mb).tolist()]
+        infos = []
+        for updates, first in enumerate(order, start=1):
+            count = rt.sum(r.mask[first:first + mb].sum())[0] / rt.world_size
+            update = []
+            for start in range(first, first + mb, config.micro_batch):
+                part = slice(start, min(start + config.micro_batch, first + mb))
+                t = int(r.last[part].max()) + 2                       # crop to the longest
+                x, m = r.ids[part, :t], r.mask[part, :t - 1]
+                old = [a[part, :t - 1][m] for a in (r.logp, r.values, advantages, returns)]
                 if rt.ddp:                                            # reduced once per update
-                    final = i + config.micro_batch >= mb
+                    final = part.stop == first + mb
                     policy_ddp.require_backward_grad_sync = final and not ptx
                     critic_ddp.require_backward_grad_sync = final
                 with rt.autocast():
-                    logp, _ = log_probs(policy_ddp, x, m, config.temperature)
-                    values = critic_ddp(x[:, :-1], lm_logp[mb_rows, :t - 1])[m]
-                pg, ratio, clipped = policy_loss(logp, mb_logp, mb_advantages, config.clip)
-                vf = value_loss(values, mb_values, mb_returns, config.clip_value)
-                ((pg.sum() + vf.sum()) / count).backward()
-                with torch.no_grad():
-                    k3 = ratio - 1 - (logp - mb_logp)                 # never negative (Schulman)
-                    stats.append(torch.stack([pg.sum(), vf.sum(), clipped.sum(), k3.sum(),
-                                              ratio.sum(), m.sum()]))
+                    logp, _ = log_probs(policy_ddp, x, m, config.temperature)     # (n,)
+                    values = critic_ddp(x[:, :-1], r.lm_logp[part, :t - 1])[m]
+                loss, info = ppo_loss(logp, values, *old, config)
+                (loss / count).backward()
+                update.append(info)
             if ptx:
-                k = step * len(parts) + updates - 1
-                text = corpus.rows((k * rt.world_size + rt.rank) * n_text, n_text, T)
+                n_done = step * len(order) + updates - 1
+                text = corpus.rows((n_done * rt.world_size + rt.rank) * n_text, n_text, T)
                 text = text.to(rt.device)
                 if rt.ddp:
                     policy_ddp.require_backward_grad_sync = True
@@ -400,33 +405,30 @@ if __name__ == "__main__":
                 (config.ptx_coef * ptx_loss).backward()
             grad_norm = sum(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                             for net in (policy, critic))
-            run.check(step, grad_norm, idx=idx[part], mask=mask[part], returns=returns[part])
+            batch = slice(first, first + mb)
+            run.check(step, grad_norm, ids=r.ids[batch], mask=r.mask[batch], returns=returns[batch])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            recent = torch.stack(stats[before:]).sum(0).tolist()
-            moved, n = rt.average(recent[3], recent[5])
-            if moved / n > config.max_kl:
+            infos += update
+            if total(update, rt)["approxkl"] > config.max_kl:
                 break
 
-        # f. what happened, averaged over all ranks
-        pg, vf, clipped, k3, ratio, n = rt.average(*torch.stack(stats).sum(0).tolist())
-        n_responses, reward_sum, tokens, kl_sum, entropy_sum, score_sum, end_sum = rt.average(
-            B, reward_sum, *(t.sum().item() for t in (mask, kl, entropy, scores, ended)))
-        var_error, var_return = ((t[mask].var(unbiased=False).item())
-                                 for t in (returns - old_values, returns))
-        explained, = rt.average(1 - var_error / max(var_return, 1e-8))
-        mean_kl = kl_sum / n_responses
+        # f. what happened, over all ranks
+        n, tokens, rlhf_reward, kl, entropy, score, ended = rt.sum(B, *(
+            t.sum() for t in (r.mask, reward_sum, kl, r.entropy, r.scores, r.ended)))
+        error, spread = ((t[r.mask].var(unbiased=False)) for t in (returns - r.values, returns))
+        explained, = rt.average(1 - error / max(spread, 1e-8))
         if config.kl_target:
-            kl_coef = adapt(kl_coef, mean_kl, config.kl_target, config.batch_size)
+            kl_coef = adapt(kl_coef, kl / n, config.kl_target, config.batch_size)
+        means = total(infos, rt)
         run.log(step + 1, {
-            "objective/score": score_sum / n_responses, "objective/kl": mean_kl,
-            "objective/entropy": entropy_sum / tokens,
-            "ppo/policy/clipfrac": clipped / n, "ppo/policy/approxkl": k3 / n,
-            "ppo/val/explained_var": explained, "length": tokens / n_responses,
-            "ended": end_sum / n_responses}, **{
-            "objective/rlhf_reward": reward_sum / n_responses, "ppo/loss/policy": pg / n,
-            "ppo/loss/value": vf / n, "ppo/val/ratio": ratio / n, "kl_coef": kl_coef,
-            "ptx_loss": ptx_loss.item() if ptx else None, "updates": updates,
+            "objective/score": score / n, "objective/kl": kl / n,
+            "objective/entropy": entropy / tokens,
+            "ppo/policy/clipfrac": means["clipfrac"], "ppo/policy/approxkl": means["approxkl"],
+            "ppo/val/explained_var": explained, "length": tokens / n, "ended": ended / n}, **{
+            "objective/rlhf_reward": rlhf_reward / n, "ppo/loss/policy": means["policy_loss"],
+            "ppo/loss/value": means["value_loss"], "ppo/val/ratio": means["ratio"],
+            "kl_coef": kl_coef, "ptx_loss": ptx_loss.item() if ptx else None, "updates": updates,
             "lr": get_lr(step, config), "seconds": time.time() - began})
         run.save_state(step + 1, model=policy, critic=critic, optimizer=optimizer,
                        kl_coef=kl_coef)
@@ -434,13 +436,13 @@ if __name__ == "__main__":
     # -----------------------------------------------------------------------------------------
     # save
 
-    metrics, rows, texts, scores = evaluate()
+    metrics, held_out = evaluate(val, judge, models, tok, rt, config)
     run.log(config.steps, metrics, split="held out")
-    for k in range(min(4, len(rows))):
-        run.say(f"    {rows[k]['prompt'][-1]['content']} -> {texts[k]}   ({scores[k]:.2f})")
+    for k in range(min(4, len(held_out.rows))):
+        run.say(example(held_out, k))
     if rt.main:
         save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=metrics, model=policy,
-                        model_config=model_config, tokenizer=tok, config=config,
+                        model_config=policy.config, tokenizer=tok, config=config,
                         history=history, run=run.identity())
 
     # -----------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, parse_config
 from data.corpus import Corpus
 from data.formats import is_held_out, read_demonstrations
-from model import GPT, GPTConfig, optimizer_groups
+from model import GPT, GPTConfig, answer_text, complete, optimizer_groups, prompt_ids
 from tokenizer import Tokenizer
 
 
@@ -139,13 +139,10 @@ def evaluate(model, dialogues, pad, micro_batch, rt):
 
 def show_sample(model, tok, messages, rt, n_tokens=64):
     """The greedy answer to a held-out prompt."""
-    model.eval()
-    room = max(model.config.block_size - n_tokens, model.config.block_size // 2)
-    idx = torch.tensor([tok.encode_chat(messages, reply=True)[0][-room:]], device=rt.device)
-    with rt.autocast():
-        ids = model.generate(idx, n_tokens, temperature=0, stop=[tok.end])[0, idx.size(1):].tolist()
+    ids = prompt_ids(tok, messages, model.config.block_size, n_tokens)
+    reply, = complete(model, tok, [ids], rt, n_tokens, temperature=0)
     model.train()
-    return f"{messages[-1]['content']} -> {tok.decode([i for i in ids if i != tok.end])}"
+    return f"{messages[-1]['content']} -> {answer_text(tok, reply)}"
 
 
 if __name__ == "__main__":
@@ -163,12 +160,11 @@ if __name__ == "__main__":
              f"times --micro_batch={micro_batch}")
     ckpt = load_checkpoint(config.init or config.like, stage=("pretrain", "sft"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=config.dropout))
 
     # -----------------------------------------------------------------------------------------
     # data
 
-    T = model_config.block_size
+    T = ckpt["model_config"]["block_size"]
     rows = read_demonstrations(config.data)
     held_out, rest = ([r for r in rows if is_held_out(r["messages"]) == side]
                       for side in (True, False))
@@ -200,9 +196,10 @@ if __name__ == "__main__":
     # model and optimizer
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
-    model = GPT(model_config)
     if config.init:
-        model.load_state_dict(ckpt["model"])
+        model = GPT.load(ckpt, dropout=config.dropout)
+    else:
+        model = GPT(GPTConfig(**ckpt["model_config"] | dict(dropout=config.dropout)))
     model.to(rt.device)
     compiled = rt.compile(model, config.compile)
     model_ddp = DDP(compiled) if rt.ddp else compiled
@@ -270,7 +267,7 @@ if __name__ == "__main__":
 
     if rt.main:
         save_checkpoint(config.out, stage="sft", step=config.steps, metrics=metrics, model=model,
-                        model_config=model_config, tokenizer=tok, config=config,
+                        model_config=model.config, tokenizer=tok, config=config,
                         history=ckpt["history"] if config.init else [], run=run.identity())
 
     # -----------------------------------------------------------------------------------------

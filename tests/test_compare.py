@@ -21,11 +21,11 @@ import compare
 import tiny
 from checkpoint import save_checkpoint
 from common import Runtime
-from compare import Config, agreement, ceiling, find_noise, left_pad, rank, respond
+from compare import Config, agreement, ceiling, find_noise, rank, respond
 from data.formats import read_comparisons
 from tools import label
 from tools.label import visible
-from model import GPT, GPTConfig
+from model import GPT, GPTConfig, left_pad
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 GRADES = [6.5, 4.0, 3.5, 1.0]

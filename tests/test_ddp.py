@@ -29,7 +29,8 @@ model.sample = lambda logits, *options: logits.argmax(-1)
 end = runpy.run_path(sys.argv[0], run_name="__main__")
 weights = {f"{name} {key}": tensor for name in ("model", "policy", "critic") if name in end
            for key, tensor in end[name].state_dict().items()}
-batch = {name: end.get(name) for name in ("x", "y", "mine", "idx", "mask")}
+batch = {name: end.get(name) for name in ("x", "y", "mine")}
+batch["mask"] = end["r"].mask if "r" in end else None
 torch.save((weights, batch), out + os.environ.get("RANK", "0"))
 """
 # Runs a stage that is stopped, as by Ctrl-C, after its second step.

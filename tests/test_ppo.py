@@ -11,15 +11,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import rlhf_ppo
 from checkpoint import save_checkpoint
 from common import Runtime
 from data.formats import is_held_out
-from model import GPT, GPTConfig, ScalarGPT
-from reward import right_pad
-from rlhf_ppo import (Config, adapt, gae, get_lr, log_probs, policy_loss,
-                      response_mask, rollout, value_loss, whiten)
+from model import GPT, GPTConfig, ScalarGPT, complete, log_probs, right_pad
+from rlhf_ppo import (Config, adapt, assess, gae, get_lr, policy_loss, ppo_loss, response_mask,
+                      total, value_loss, whiten)
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 V = 20
@@ -200,7 +200,8 @@ def test_the_mask_covers_the_response_with_its_end_and_nothing_else():
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_log_probs_are_those_of_a_softmax_token_by_token(model, temperature):
     idx, _ = right_pad([p + r for p, r in zip(PROMPTS, RESPONSES)], 0, "cpu")
-    logp, entropy = log_probs(model, idx, response_mask(PROMPTS, RESPONSES, "cpu"), temperature)
+    logp, logp_all = log_probs(model, idx, response_mask(PROMPTS, RESPONSES, "cpu"), temperature)
+    entropy = -(logp_all.exp() * logp_all).sum(-1)
     expected = []
     for prompt, response in zip(PROMPTS, RESPONSES):
         for t, token in enumerate(response):
@@ -213,10 +214,8 @@ def test_log_probs_are_those_of_a_softmax_token_by_token(model, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_answers_are_sampled_from_the_distribution_that_log_probs_computes(model, temperature):
-    n, config = 4000, Config(max_new_tokens=1, temperature=temperature)
-    tok = SimpleNamespace(pad=0, end=1)
-    ENV.seed(0)
-    answers = rollout(model, tok, [PROMPTS[1]] * n, ENV, config)
+    n, tok = 4000, SimpleNamespace(pad=0, end=1)
+    answers = complete(model, tok, [PROMPTS[1]] * n, ENV, 1, temperature)
     seen = torch.bincount(torch.tensor(answers).flatten(), minlength=V) / n
     every = [[t] for t in range(V)]
     idx, _ = right_pad([PROMPTS[1] + r for r in every], 0, "cpu")
@@ -226,8 +225,7 @@ def test_answers_are_sampled_from_the_distribution_that_log_probs_computes(model
 
 
 def test_answers_are_cut_behind_their_end(model):
-    tok, config = SimpleNamespace(pad=0, end=1), Config(max_new_tokens=8)
-    answers = rollout(model, tok, PROMPTS * 50, ENV, config)
+    answers = complete(model, SimpleNamespace(pad=0, end=1), PROMPTS * 50, ENV, 8)
     assert {a.index(1) == len(a) - 1 if 1 in a else len(a) == 8 for a in answers} == {True}
     assert len({len(a) for a in answers}) > 1
 
@@ -276,7 +274,8 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
     optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], eps=1e-5)
     for step in range(config.steps):
         optimizer.param_groups[0]["lr"] = get_lr(step, config)
-        said = rollout(policy, SimpleNamespace(pad=0, end=end), [[0]] * n, ENV, config)
+        said = complete(policy, SimpleNamespace(pad=0, end=end), [[0]] * n, ENV, 2,
+                        temperature=1.0, seed=step)
         with torch.no_grad():
             idx, mask, last, old_logp = per_token(policy, said)
             rewards = -beta * (old_logp - per_token(reference, said)[3])
@@ -288,10 +287,10 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
             m = mask[part]
             logp, _ = log_probs(policy, idx[part], m, 1.0)
             values = critic(idx[part, :-1])[m]
-            pg, _, _ = policy_loss(logp, old_logp[part][m], advantages[part][m], config.clip)
-            vf = value_loss(values, old_values[part][m], returns[part][m], config.clip_value)
+            loss, info = ppo_loss(logp, values, *(a[part][m] for a in (
+                old_logp, old_values, advantages, returns)), config)
             optimizer.zero_grad()
-            (pg.mean() + vf.mean()).backward()
+            (loss / info["tokens"]).backward()
             optimizer.step()
     with torch.no_grad():
         assert distance() < 0.03                      # total variation; 0.01 with most seeds
@@ -449,3 +448,45 @@ def test_a_prompt_that_just_fits_may_get_an_answer_without_an_end(folder, tiny_t
     (folder / "fit.jsonl").write_text("".join(json.dumps(dict(prompt=t)) + "\n" for t in asked))
     train, _ = run(folder, "--data=fit.jsonl --reward=reward.pt --max_new_tokens=30")
     assert train[0]["ended"] < 1
+
+
+# ---------------------------------------------------------------------------------------------
+# a rollout
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8])
+@pytest.mark.parametrize("lm", [True, False])
+def test_assess_says_of_each_answer_what_the_models_say_of_it_alone(micro_batch, lm):
+    size = GPTConfig(block_size=12, vocab_size=V, n_layer=1, n_embd=32, n_hidden=64)
+    policy, reference = loud(GPT(size), 1), loud(GPT(size), 2)
+    critic, reward = loud(ScalarGPT(size, lm=lm), 3), loud(ScalarGPT(size, lm=lm), 4)
+    critic.lm = reward.lm
+    tok = SimpleNamespace(pad=0, end=1, decode=lambda ids: " ".join(map(str, ids)))
+    rows = [dict(ids=p, prompt=[dict(role="user", content="?")]) for p in PROMPTS]
+    config = Config(micro_batch=micro_batch, temperature=0.7, missing_end=3.0)
+    r = assess(rows, RESPONSES, policy, reference, critic, reward, tok, ENV, config)
+    for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES)):
+        ids, n, mask = torch.tensor([prompt + response]), len(response), r.mask[i]
+        assert mask.sum() == n and r.last[i] == mask.nonzero().max()
+        assert r.ids[i, 1:][mask].tolist() == response and r.ended[i] == (response[-1] == 1)
+        with torch.no_grad():
+            for model, found in ((policy, r.logp), (reference, r.ref_logp)):
+                logp = (model(ids)[0][0, -n - 1:-1] / 0.7).log_softmax(-1)
+                close(found[i][mask], logp[range(n), response])
+                if model is policy:
+                    close(r.entropy[i][mask], -(logp.exp() * logp).sum(-1))
+            close(r.values[i][mask], critic(ids)[0, -n - 1:-1])
+            whole = ids if r.ended[i] else F.pad(ids, (0, 1), value=1)
+            close(r.scores[i], reward(whole)[0, -1] - 3.0 * (not r.ended[i]))
+        assert r.texts[i] == " ".join(str(t) for t in response if t != 1)
+        for values in (r.logp, r.ref_logp, r.entropy, r.values):
+            assert not values[i][~mask].any()
+
+
+def test_the_loss_of_a_batch_is_the_sum_over_its_parts():
+    torch.manual_seed(0)
+    tokens = torch.randn(6, 40)
+    whole, info = ppo_loss(*tokens, Config())
+    parts = [ppo_loss(*part, Config()) for part in tokens.split((7, 1, 32), dim=1)]
+    close(whole, sum(loss for loss, _ in parts), atol=1e-4)
+    for name, mean in total([info for _, info in parts], ENV).items():
+        assert mean == pytest.approx((info[name] / 40).item(), rel=1e-5)

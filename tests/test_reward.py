@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from common import Runtime
-from model import GPTConfig, ScalarGPT
-from reward import (Config, encode_answer, evaluate, get_lr, ranking_loss, right_pad, score,
+from model import GPTConfig, ScalarGPT, right_pad
+from reward import (Config, encode_answer, evaluate, get_lr, ranking_loss, score,
                     score_all)
 from tokenizer import SPECIALS
 

@@ -6,7 +6,8 @@ import json
 import pytest
 import torch
 
-from rlhf_ppo import log_probs, policy_loss, value_loss
+from model import log_probs
+from rlhf_ppo import policy_loss, value_loss
 from test_chain import equal
 from tiny import FLAGS, build, run
 
@@ -87,9 +88,10 @@ def test_ppos_losses_in_both_precisions_agree_within_one_percent(go):
     found = torch.zeros(2, 3)                         # precision, loss
     for seed in range(4):
         _, end = go("rlhf_ppo", f"float32_{seed}", "--dtype=float32", "--steps=1", f"--seed={seed}")
-        idx, mask, config = end["idx"], end["mask"], end["config"]
-        old, advantages, returns, values = (
-            end[name][mask] for name in ("old_logp", "advantages", "returns", "old_values"))
+        r, config = end["r"], end["config"]
+        idx, mask = r.ids, r.mask
+        old, values, advantages, returns = (
+            a[mask] for a in (r.logp, r.values, end["advantages"], end["returns"]))
         for row, enabled in zip(found, (False, True)):
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
                 logp, _ = log_probs(end["policy"], idx, mask, config.temperature)

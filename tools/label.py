@@ -1,9 +1,9 @@
-"""Rank answers yourself: the terminal shows answers of a model, you type an order like 2>1=3.
+"""Rank answers yourself: the terminal shows a model's answers, you type an order like 2>1=3.
 
 reads   out/sft.pt, data/town/prompts.jsonl
-writes  out/mine.jsonl, a line per prompt, as compare.py does
+writes  out/mine.jsonl, one line per prompt, in the format of compare.py
 
-Every label is saved at once. The same command goes on where you stopped.
+Every label is saved at once. You can stop at any time; the same command continues there.
 
     python -m tools.label
     python -m tools.label --agree=out/mine.jsonl,out/yours.jsonl     # do two people agree?
@@ -11,7 +11,6 @@ Every label is saved at once. The same command goes on where you stopped.
 
 import json
 import math
-import os
 import random
 import signal
 import sys
@@ -21,11 +20,12 @@ from itertools import combinations
 from pathlib import Path
 from unicodedata import normalize
 
+from chat import paint, safe
 from checkpoint import Run, load_checkpoint
 from common import Runtime, fail, parse_config, wilson, writing
 from compare import different, respond
 from data.formats import DataError, read_comparisons, read_prompts, without
-from model import GPT, GPTConfig
+from model import GPT
 from tokenizer import Tokenizer
 
 
@@ -33,17 +33,17 @@ from tokenizer import Tokenizer
 class Config:
     data: str = "data/town/prompts.jsonl"    # prompts
     init: str = "out/sft.pt"                 # the model that answers
-    out: str = "out/mine.jsonl"              # your labels; its unfinished state stands beside it
-    agree: str = ""                          # FILE,FILE: only tell how well two people agree
+    out: str = "out/mine.jsonl"              # your labels; the unfinished state is saved beside it
+    agree: str = ""                          # FILE,FILE: only print how often two people agree
     n_prompts: int = 6000                    # how many of the prompts to use
-    k: int = 4                               # answers per prompt; equal ones count once
+    k: int = 4                               # answers per prompt; equal answers count once
     max_new_tokens: int = 64
     temperature: float = 1.0
     batch_size: int = 512                    # answers sampled at a time
     seed: int = 0
     device: str = "auto"                     # auto: cuda, else cpu; mps when asked
     dtype: str = "auto"                      # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                      # never deletes labels
+    fresh: bool = False                      # start over; refused if there are labels
     debug: bool = False                      # show tracebacks
 
 
@@ -51,29 +51,29 @@ class Config:
 # rankings
 
 def example(n):
-    """A ranking of n answers, for those who ask how: 2>1=3>4."""
+    """A ranking of n answers that shows the notation; n = 4: "2>1=3>4"."""
     return "2>1" + "".join(f"{'=' if i == 3 else '>'}{i}" for i in range(3, n + 1))
 
 
 def parse_ranking(text, n):
-    """The rank of each of n answers, 0 the best: "2>1=4>3", 4 -> [1, 0, 2, 1]. A ValueError says
-    in a few words what is wrong."""
-    # NFKC: a Chinese or Japanese keyboard writes ＞, ＝ and ２
+    """The rank of each of n answers, 0 is the best: "2>1=4>3", 4 -> [1, 0, 2, 1]. Raises a
+    ValueError with a short hint if the text is not a ranking."""
+    # NFKC turns ＞, ＝ and ２, which Chinese and Japanese keyboards write, into >, = and 2
     groups = [group.split("=") for group in normalize("NFKC", text).split(">")]
     names = [name.strip() for group in groups for name in group]
     if not all(name.isdecimal() for name in names):
-        raise ValueError(f"please write > for better and = for as good, like {example(n)}")
+        raise ValueError(f"write > for better and = for equally good, like {example(n)}")
     ranks = {}
     for rank, group in enumerate(groups):
         for number in map(int, group):
             if not 1 <= number <= n:
                 raise ValueError(f"there is no answer {number}, only 1 to {n}")
             if number in ranks:
-                raise ValueError(f"{number} is there twice")
+                raise ValueError(f"{number} occurs twice")
             ranks[number] = rank
     missing = [str(number) for number in range(1, n + 1) if number not in ranks]
     if missing:
-        raise ValueError(f"{', '.join(missing)} missing: all {n} answers need a place")
+        raise ValueError(f"{', '.join(missing)} missing: rank all {n} answers")
     return [ranks[number] for number in range(1, n + 1)]
 
 
@@ -81,8 +81,8 @@ def parse_ranking(text, n):
 # the terminal
 
 def ask(question):
-    """A line. The end of the input and Ctrl-C are "q"; Ctrl-C counts only while we wait, so that it
-    can't fall between an answer and its saving."""
+    """The line that the user types. The end of the input and Ctrl-C count as "q". Ctrl-C works only
+    during the question, so it cannot come between an answer and saving it."""
     before = signal.getsignal(signal.SIGINT)
     try:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -95,24 +95,21 @@ def ask(question):
 
 
 def visible(text, indent):
-    """A model of bytes can write ESC, and with it whatever a terminal obeys: it becomes \\x1b."""
-    text = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
-    return text.replace("\n", "\n" + " " * indent)
+    """Safe text, whose lines after the first one are indented."""
+    return safe(text).replace("\n", "\n" + " " * indent)
 
 
 def show(title, prompt, responses):
-    plain = os.environ.get("NO_COLOR") or not sys.stdout.isatty()
-    bold = "{}" if plain else "\033[1m{}\033[0m"
-    print("\n" + bold.format(title))
+    print("\n" + paint(title, 1))
     for turn in prompt:
         print(f"{turn['role']}: {visible(turn['content'], 4)}")
     print()
     for number, response in enumerate(responses, 1):
-        print(f"{bold.format(f'{number:4d}')}  {visible(response, 6)}")
+        print(f"{paint(f'{number:4d}', 1)}  {visible(response, 6)}")
 
 
 def ask_ranks(question, n):
-    """The ranks of n answers, [] if the item is skipped; or "u" or "q"."""
+    """The ranks of n answers; [] for a skipped item; "u" for undo, "q" for quit."""
     while (line := ask(question)) not in ("u", "q"):
         try:
             return [] if line == "s" else parse_ranking(line, n)
@@ -122,10 +119,10 @@ def ask_ranks(question, n):
 
 
 def label(n, item, labels, save, name=""):
-    """Ask a person about the items that have no label yet, len(labels) to n - 1; item(i) gives a
-    prompt and its responses. labels grows by the responses' ranks, or [] for an item that was
-    skipped or leaves no choice; save() is called whenever it has changed. Returns whether all is
-    done. The order on the screen hangs on `name`: two people with two files see two orders."""
+    """Ask a person about the items without a label, len(labels) to n - 1. item(i) gives a prompt
+    and its responses. Their ranks are appended to labels, or [] if the item was skipped or has only
+    one response; save() is called after every change. Returns whether all items are done. The order
+    on the screen depends on `name`, so two people with two files see different orders."""
     while True:
         while len(labels) < n and len(item(len(labels))[1]) < 2:
             labels.append([])
@@ -134,10 +131,10 @@ def label(n, item, labels, save, name=""):
             prompt, responses = item(i)
             order = random.Random(f"{name} {i}").sample(range(len(responses)), len(responses))
             show(f"{i + 1:,} of {n:,}", prompt, [responses[j] for j in order])
-            answer = ask_ranks(f"best first, like {example(len(order))}; s skip, u undo, q stop: ",
+            answer = ask_ranks(f"best first, like {example(len(order))}; s skip, u undo, q quit: ",
                                len(order))
         else:
-            answer = ask("\nThat was the last one. Enter to finish, u to undo: ")
+            answer = ask("\nThat was the last item. Enter to finish, u to undo: ")
         if answer == "u":
             shown = [j for j in range(i) if len(item(j)[1]) > 1]
             del labels[shown[-1] if shown else 0:]
@@ -152,7 +149,7 @@ def label(n, item, labels, save, name=""):
 # two people
 
 def verdicts(path):
-    """{(prompt, a, b): whether a is better than b}, for all pairs of answers that are not tied."""
+    """{(prompt, a, b): whether a is better than b} for all pairs of answers that are not tied."""
     found = {}
     for row in read_comparisons(path, dropped=Counter()):
         ranked = sorted(zip(row["responses"], row["ranks"]))
@@ -162,12 +159,12 @@ def verdicts(path):
 
 
 def report_agreement(first, second):
-    """A line on how often two files rank a pair the same way. The pairs of one prompt are not
-    independent draws, so the interval counts prompts: wide, but never too narrow."""
+    """One line: how often two files rank a pair the same way. The pairs of one prompt are not
+    independent, so the interval counts prompts: it may be too wide, but never too narrow."""
     a, b = verdicts(first), verdicts(second)
     both = a.keys() & b.keys()
     if not both:
-        raise DataError(f"{first} and {second} have no pair of answers that both rank")
+        raise DataError(f"{first} and {second} have no pair of answers that both have ranked")
     same, prompts = sum(a[pair] == b[pair] for pair in both), len({prompt for prompt, *_ in both})
     low, high = wilson(same / len(both), prompts)
     return (f"both rank {len(both):,} pairs of answers (prompts: {prompts:,}), {same:,} of them "
@@ -178,12 +175,12 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     if config.agree:
         if config.agree.count(",") != 1:
-            fail(f"--agree={config.agree} should be two files, FILE,FILE")
+            fail(f"--agree={config.agree} must be two files, FILE,FILE")
         print(report_agreement(*config.agree.split(",")))
         raise SystemExit
     if config.fresh and Path(config.out).exists():
-        fail(f"{config.out} is there already, and --fresh does not delete labels: go on without "
-             f"--fresh, or choose another --out")
+        fail(f"{config.out} exists, and --fresh does not delete labels: continue without --fresh, "
+             f"or choose another --out")
     rt, rows = Runtime(config), read_prompts(config.data)[:config.n_prompts]
     prompts = [r["prompt"] for r in rows for _ in range(config.k)]
     run = Run(config, rt, inputs=[config.data, config.init], total=len(rows), unit="prompt")
@@ -191,13 +188,11 @@ if __name__ == "__main__":
     run.seconds = -math.inf                           # save after every label
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    model = GPT(GPTConfig(**ckpt["model_config"]))
-    model.load_state_dict(ckpt["model"])
-    model.to(rt.device)
+    model = GPT.load(ckpt).to(rt.device)
     answers, labels = (run.state["answers"], run.state["labels"]) if run.state else ([], [])
 
     def item(i):
-        """Prompt i and its answers. They are sampled when they are first needed, many at a time."""
+        """Prompt i and its answers, which are sampled when first needed, batch_size at a time."""
         while len(answers) < (i + 1) * config.k:
             print(f"{config.init} answers the next prompts ...", flush=True)
             start = len(answers)
@@ -208,7 +203,7 @@ if __name__ == "__main__":
         return rows[i]["prompt"], different(answers[i * config.k:(i + 1) * config.k])
 
     def save():
-        """First the state, from which a run goes on, then the file."""
+        """Write the state, which the next run continues from, then the file."""
         run.save_state(len(labels), answers=answers, labels=labels)
         with writing(run.out) as f:
             for i, ranks in enumerate(labels):
@@ -220,7 +215,7 @@ if __name__ == "__main__":
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")          # a wrong byte must not stop the labeling
     if labels:
-        save()                                        # the last write may have been cut off
+        save()                                        # the last run may have ended before the file
     done = label(len(rows), item, labels, save, name=config.out)
     print(f"{run.out}: {sum(map(bool, labels)):,} labeled, {labels.count([]):,} left out")
-    run.finish() if done else print("the same command goes on from here")
+    run.finish() if done else print("the same command continues from here")
