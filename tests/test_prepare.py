@@ -1,4 +1,4 @@
-"""A server on this machine plays the hosts: it serves small files in the real formats or fails."""
+"""A local server stands in for the hosts: it serves small files in the real formats, or fails."""
 
 import gzip
 import importlib
@@ -23,7 +23,7 @@ URL = "https://example.org/some/where/book.bin"
 
 
 class Host(BaseHTTPRequestHandler):
-    """What it does is set by the test in server.play."""
+    """Does what the test has set in server.play."""
 
     def do_GET(self):
         play, asked = self.server.play, self.headers.get("Range")
@@ -114,49 +114,49 @@ def test_a_file_arrives_byte_for_byte(book):
     assert book() == book.path and book.path.read_bytes() == BOOK
 
 
-def test_no_part_is_left_beside_a_whole_file(book):
+def test_no_part_is_left_beside_a_complete_file(book):
     book()
     assert [p.name for p in book.path.parent.iterdir()] == ["book.bin"]
 
 
-def test_a_cut_download_goes_on_from_the_cut(book, host):
+def test_a_broken_download_continues_where_it_broke(book, host):
     host.cuts = [100_000, 50_000]
     assert book().read_bytes() == BOOK
     assert host.sent == len(BOOK)
     assert [asked for _, asked in host.asked] == ["bytes=0-", "bytes=100000-", "bytes=150000-"]
 
 
-def test_a_later_run_goes_on_from_the_cut(book, host, capsys):
+def test_a_later_run_continues_where_the_download_broke(book, host, capsys):
     host.cuts = [10_000] * prepare.TRIES
-    assert "same command goes on" in refusal(capsys, book)
+    assert "same command continues" in refusal(capsys, book)
     assert book.part.read_bytes() == BOOK[:50_000] and not book.path.exists()
     assert book().read_bytes() == BOOK
     assert host.sent == len(BOOK)
 
 
-def test_a_server_that_does_not_know_ranges_is_asked_for_all_again(book, host):
+def test_a_server_without_ranges_is_asked_for_the_whole_file_again(book, host):
     host.ranges, host.cuts = False, [100_000]
     assert book().read_bytes() == BOOK
 
 
-def test_a_server_that_does_not_tell_the_length_is_believed(book, host):
+def test_a_file_of_unknown_length_is_complete_when_the_connection_ends(book, host):
     host.ranges, host.length = False, False
     assert book().read_bytes() == BOOK
 
 
-def test_a_file_shorter_than_announced_is_never_called_whole(book, host, capsys):
+def test_a_file_shorter_than_announced_is_never_complete(book, host, capsys):
     host.ranges, host.lie = False, 10
-    assert "cut off 5 times" in refusal(capsys, book)
+    assert "the connection broke 5 times" in refusal(capsys, book)
     assert not book.path.exists()
 
 
-def test_a_file_that_was_whole_before_it_got_its_name_is_not_fetched_again(book, host):
+def test_a_complete_part_is_renamed_and_not_downloaded_again(book, host):
     book.part.parent.mkdir()
     book.part.write_bytes(BOOK)
     assert book().read_bytes() == BOOK and host.sent == 0
 
 
-def test_a_part_longer_than_the_file_is_thrown_away(book, host):
+def test_a_part_longer_than_the_file_is_deleted(book, host):
     book.part.parent.mkdir()
     book.part.write_bytes(BOOK + b"more")
     assert book().read_bytes() == BOOK
@@ -174,17 +174,17 @@ def test_a_file_placed_by_hand_is_used_as_it_is(book, host):
     assert book().read_bytes() == b"mine" and host.asked == []
 
 
-def test_the_first_bytes_can_be_had_alone(book, host):
+def test_the_first_bytes_can_be_downloaded_alone(book, host):
     assert book(first=1000).read_bytes() == BOOK[:1000] and host.sent == 1000
     assert not book.path.exists()
 
 
-def test_more_bytes_later_continue_the_first_ones(book, host):
+def test_a_later_download_continues_the_first_bytes(book, host):
     book(first=1000)
     assert book(first=5000).read_bytes() == BOOK[:5000] and host.sent == 5000
 
 
-def test_first_bytes_beyond_the_end_are_the_whole_file(book):
+def test_more_first_bytes_than_the_file_has_are_the_whole_file(book):
     assert book(first=10**9) == book.path and book.path.read_bytes() == BOOK
 
 
@@ -195,13 +195,13 @@ def test_first_bytes_from_a_server_without_ranges_end_the_download_early(book, h
 
 
 @pytest.mark.parametrize("status", [403, 404, 500, 503])
-def test_a_refusal_of_the_server_is_one_line(book, host, status, capsys):
+def test_an_error_of_the_server_is_one_line(book, host, status, capsys):
     host.status = status
     message = refusal(capsys, book)
     assert f"/some/where/book.bin: the server says {status} " in message
 
 
-def test_without_a_network_the_line_says_what_to_put_where(tmp_path, monkeypatch, capsys):
+def test_without_a_network_the_line_says_where_to_put_the_file(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
@@ -210,7 +210,7 @@ def test_without_a_network_the_line_says_what_to_put_where(tmp_path, monkeypatch
     assert f"put it at {tmp_path / 'download' / 'book.bin'}" in message
 
 
-# what becomes of it ----------------------------------------------------------
+# the data sets ---------------------------------------------------------------
 
 HF = "/datasets"
 STORIES = [f"Once there was a fox named {name}.\nIt slept." for name in "ABCDEFGH"]
@@ -240,7 +240,7 @@ def texts(path):
     return [document.text for document in read_texts(path)]
 
 
-def test_shakespeare_is_kept_to_the_letter(run, host, tmp_path):
+def test_shakespeare_is_not_changed(run, host, tmp_path):
     play = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n"
     host.files["/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"] = play.encode()
     run("shakespeare")
@@ -259,12 +259,12 @@ def test_tiny_stories_are_one_document_each(run, tinystories, tmp_path):
     assert texts(tmp_path / "tinystories") == STORIES
 
 
-def test_a_limit_takes_whole_stories_and_fetches_no_more_bytes(run, host, tinystories, tmp_path):
+def test_a_limit_takes_whole_stories_and_downloads_no_more_bytes(run, host, tinystories, tmp_path):
     run("tinystories", limit=150)
     assert texts(tmp_path / "tinystories") == STORIES[:2] and host.sent == 150
 
 
-def test_fineweb_is_read_shard_by_shard_until_it_is_enough(run, host, tmp_path):
+def test_fineweb_is_read_shard_by_shard_up_to_the_limit(run, host, tmp_path):
     shards = [[{"text": f"Page {i} of shard {s}. <|endoftext|> é", "score": 4.5} for i in range(3)]
               for s in range(3)]
     for s, rows in enumerate(shards):
@@ -275,7 +275,7 @@ def test_fineweb_is_read_shard_by_shard_until_it_is_enough(run, host, tmp_path):
     assert not any("shard_00002" in path for path, _ in host.asked)
 
 
-def test_wikitext_is_put_together_to_articles(run, host, tmp_path):
+def test_the_lines_of_wikitext_become_articles(run, host, tmp_path):
     lines = ["", " = Ada Lovelace = \n", "", " She was 1 @,@ 815 's well @-@ known child . \n",
              " = = Life = = \n", " She wrote . \n", " = Fox = \n", " A fox = an animal . \n"]
     for i, part in enumerate((lines[:5], lines[5:])):
@@ -347,7 +347,7 @@ def oasst(run, host, tmp_path):
     return tmp_path / "oasst"
 
 
-def test_oasst_gives_the_best_path_of_each_english_tree_up_to_an_answer(oasst):
+def test_oasst_gives_the_best_dialogue_of_each_english_tree(oasst):
     assert [row["messages"] for row in read_demonstrations(oasst / "sft.jsonl")] == [
         [user("Hi"), assistant("good"), user("And?"), assistant("So.")],
         [user("Who?"), assistant("Ada")]]
@@ -411,25 +411,25 @@ def test_help_lists_them_too(capsys):
     assert all(name in printed for name in prepare.DATASETS) and "--field=value" in printed
 
 
-def test_names_stand_beside_flags_in_any_order():
+def test_names_and_flags_can_have_any_order():
     for argv in (["alpaca", "--limit=2e3"], ["--limit", "2e3", "alpaca"]):
         config = parse_config(prepare.Config, "", argv, words="name")
         assert (config.name, config.limit) == ("alpaca", 2000)
 
 
-def test_several_names_are_prepared_in_turn(run, host, alpaca, tmp_path):
+def test_several_names_are_prepared_one_after_another(run, host, alpaca, tmp_path):
     host.files["/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"] = b"Speak.\n"
     run("alpaca,shakespeare")
     assert (tmp_path / "alpaca" / "sft.jsonl").exists()
     assert (tmp_path / "shakespeare" / "shakespeare.txt").exists()
 
 
-def test_an_unknown_name_is_refused_with_the_nearest(run, capsys):
+def test_an_unknown_name_is_refused_with_the_most_similar_one(run, capsys):
     assert "did you mean alpaca?" in refusal(capsys, run, "alpacca")
 
 
 @pytest.mark.parametrize("flags", [dict(limit=-1), dict(mirror="file:///etc"), dict(mirror="x")])
-def test_a_senseless_flag_is_refused(run, flags, capsys):
+def test_a_wrong_flag_is_refused(run, flags, capsys):
     assert f"--{[*flags][0]}" in refusal(capsys, run, "alpaca", **flags)
 
 
@@ -465,7 +465,7 @@ def test_ctrl_c_is_one_line(run, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
     monkeypatch.setitem(prepare.DATASETS, "alpaca", interrupted)
-    assert "the same command goes on" in refusal(capsys, run, "alpaca")
+    assert "the same command continues" in refusal(capsys, run, "alpaca")
 
 
 def test_half_an_emoji_does_not_stop_it(run, host, tmp_path):
@@ -476,13 +476,13 @@ def test_half_an_emoji_does_not_stop_it(run, host, tmp_path):
     assert row["messages"][-1]["content"] == "half ?"
 
 
-def test_without_pyarrow_one_line_names_the_command_before_anything_is_fetched(
+def test_without_pyarrow_one_line_names_the_command_before_any_download(
         run, host, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert "`pip install pyarrow`" in refusal(capsys, run, "fineweb") and host.asked == []
 
 
-def test_the_names_in_the_data_choose_no_path(run, host, tmp_path):
+def test_names_in_the_data_cannot_choose_a_path(run, host, tmp_path):
     host.files[f"{HF}/databricks/databricks-dolly-15k/resolve/main/databricks-dolly-15k.jsonl"] = \
         jsonl({"instruction": "/etc/x", "context": "../x", "response": "y", "category": "../z"})
     run("dolly")

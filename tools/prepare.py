@@ -1,12 +1,12 @@
-"""Fetch a public data set and write it in formats that the scripts read.
+"""Download a public data set and write it in a format that the scripts read.
 
-    python -m tools.prepare                              # the list
+    python -m tools.prepare                              # lists the data sets
     python -m tools.prepare shakespeare
     python -m tools.prepare tinystories --limit=2e7      # its first 20 MB
     python -m tools.prepare alpaca --mirror=https://mirror.example
 
-The files go to data/NAME, the downloads to data/NAME/download. A download that was cut off goes on
-where it stopped, and a file that you put there yourself is used as it is.
+The files go to data/NAME, the downloads to data/NAME/download. An interrupted download continues
+where it stopped. A file that you put there yourself is used as it is.
 """
 
 import difflib
@@ -32,15 +32,15 @@ from common import fail, parse_config
 from data.formats import split_documents
 
 HF, GITHUB = "https://huggingface.co/datasets", "https://raw.githubusercontent.com"
-TRIES, WAIT = 5, 1.0      # connections per file, and how much longer each waits than the last (s)
+TRIES, WAIT = 5, 1.0      # connections per file; the n-th retry waits n times WAIT seconds
 
 
 @dataclass
 class Config:
-    name: str = ""        # which data set: `python -m tools.prepare NAME` is shorter
-    limit: int = 0        # bytes of text, or else rows, to take (2e7 will do); 0: as the list says
-    mirror: str = ""      # a host that has the same paths, as https://…
-    out: str = "data"     # where the data sets get their folders
+    name: str = ""        # the data set; `python -m tools.prepare NAME` is shorter
+    limit: int = 0        # bytes of text, or rows of dialogues (2e7 is allowed); 0: see the list
+    mirror: str = ""      # another host with the same paths, as https://…
+    out: str = "data"     # the folder for the data sets' folders
     debug: bool = False   # show tracebacks
 
 
@@ -48,7 +48,7 @@ class Config:
 # downloading
 
 def fetch(folder, mirror, url, name="", first=math.inf):
-    """The path of the file at url, downloaded unless it is there; first: so many bytes suffice."""
+    """The path of the file at url, downloaded if missing. first: how many bytes are needed."""
     path = folder / "download" / (name or url.rpartition("/")[2])
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,15 +62,16 @@ def fetch(folder, mirror, url, name="", first=math.inf):
         except HTTPError as error:
             fail(f"{url}: the server says {error.code} {error.reason}")
         except URLError as error:
-            fail(f"{url}: no connection ({error.reason}); or get it elsewhere and put it at {path}")
+            fail(f"{url}: no connection ({error.reason}); try again, or put the file at {path}")
         except (http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError):
-            pass                                      # cut off: go on from there
-    fail(f"{url}: cut off {TRIES} times, now after {part.stat().st_size:,} bytes; the same command "
-         f"goes on from there")
+            pass                                      # the next attempt continues from there
+    fail(f"{url}: the connection broke {TRIES} times, now after {part.stat().st_size:,} bytes; the "
+         f"same command continues from there")
 
 
 def append(url, part, first):
-    """Ask once for what part lacks. True: the file is whole; False: its first bytes are there."""
+    """Request once the bytes that `part` lacks. Returns whether it is now the complete file; if
+    not, it has the `first` bytes."""
     part.touch()
     have = part.stat().st_size
     if have >= first:
@@ -79,14 +80,14 @@ def append(url, part, first):
     try:
         response = urlopen(Request(url, headers={"Range": f"bytes={have}-{last}"}), timeout=30)
     except HTTPError as error:
-        if error.code != 416:                         # nothing lies behind these bytes
+        if error.code != 416:                         # 416: the file has no more than `have` bytes
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return True
-        part.unlink()                                 # they are not of this file
+        part.unlink()                                 # these bytes belong to another file
         raise ConnectionError from None
     found = re.match(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    # a server that doesn't know ranges sends the whole file, from 0
+    # a server without range requests sends the whole file, from byte 0
     start, total = map(int, found.groups() if found else (0, response.length or 0))
     if response.status == 206 and not found or start > have:
         raise http.client.HTTPException
@@ -112,18 +113,18 @@ def read_jsonl(path):
 
 
 def read_parquet(get, urls, columns):
-    """The rows of several files, each downloaded when it is needed."""
+    """The rows of several files. Each file is downloaded only when it is needed."""
     try:
         import pyarrow.parquet
     except ImportError:
-        fail("this data set comes in Parquet files, which pyarrow reads: `pip install pyarrow`")
+        fail("this data set has Parquet files, which need pyarrow: `pip install pyarrow`")
     for url in urls:
         for batch in pyarrow.parquet.ParquetFile(get(url)).iter_batches(1000, columns=columns):
             yield from batch.to_pylist()
 
 
 def up_to(texts, limit):
-    """Rows of text until they have limit bytes: whole documents, so it may be one too many."""
+    """Rows of text until they have `limit` bytes. The last document stays whole."""
     for text in texts:
         if limit <= 0:
             return
@@ -132,20 +133,20 @@ def up_to(texts, limit):
 
 
 def write(path, rows):
-    """JSON lines, or text to a .txt: whole, or not at all."""
+    """Write JSON lines, or plain text to a .txt. The file gets its name when it is complete."""
     n, tmp = 0, path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(tmp, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         for n, row in enumerate(rows, 1):
             file.write(row if path.suffix == ".txt" else json.dumps(row, ensure_ascii=False) + "\n")
     if not n:
-        fail(f"nothing to write to {path}: the download is empty, or --limit too small")
+        fail(f"nothing to write to {path}: the download is empty, or --limit is too small")
     tmp.replace(path)
     print(f"{path}: {n:,} row{'s' * (n > 1)}, {path.stat().st_size / 1e6:.2f} MB")
 
 
 # ---------------------------------------------------------------------------------------------
-# the data sets: get(url) downloads, and {file: rows} is what to write
+# the data sets: get(url) downloads a file; the result is {file to write: rows}
 
 def shakespeare(get, limit):
     """text: Shakespeare's plays, in one file; 1 MB; public domain"""
@@ -161,14 +162,14 @@ def tinystories(get, limit):
 
     def stories():
         with open(path, encoding="utf-8", errors="replace") as file:
-            # the last story of a part is cut in two
+            # the last story of an incomplete file is incomplete: leave it out
             for story, _ in pairwise(chain(split_documents(file), [""] * (path.suffix == ".txt"))):
                 yield story
     return {"tinystories.jsonl": up_to(stories(), limit)}
 
 
 def fineweb(get, limit):
-    """text: web pages that teach; 200 MB, from files of 100 MB; ODC-By 1.0"""
+    """text: educational web pages; 200 MB, from files of 100 MB; ODC-By 1.0"""
     shards = (f"{HF}/karpathy/fineweb-edu-100b-shuffle/resolve/main/shard_{i:05d}.parquet"
               for i in range(1823))
     texts = (row["text"] for row in read_parquet(get, shards, ["text"]))
@@ -226,13 +227,13 @@ def turn(node):
 
 
 def replies(node):
-    """The best first, those that nobody ranked last."""
+    """A node's replies: the best first, unranked ones last."""
     rank = [math.inf if reply.get("rank") is None else reply["rank"] for reply in node["replies"]]
     return [node["replies"][i] for i in sorted(range(len(rank)), key=rank.__getitem__)]
 
 
 def best_dialogue(node):
-    """From a question down the best replies, to the last of the assistant's."""
+    """The dialogue that always takes the best reply. It ends with the assistant's last turn."""
     turns = [turn(node)]
     while node["replies"]:
         node = replies(node)[0]
@@ -241,7 +242,7 @@ def best_dialogue(node):
 
 
 def comparisons(node, before=()):
-    """A comparison for each turn of the user that was answered more than once."""
+    """A comparison for each turn of the user that has more than one ranked reply."""
     turns = [*before, turn(node)]
     ranked = [reply for reply in replies(node) if reply.get("rank") is not None]
     if node["role"] == "prompter" and len(ranked) > 1:
@@ -293,11 +294,11 @@ def prepare(name, config):
             write(folder / file, rows)
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error,
             gzip.BadGzipFile) as error:
-        fail(f"a file in {folder / 'download'} is not what it should be ({error!r:.80}); delete it "
-             f"and try again")
+        fail(f"a file in {folder / 'download'} is damaged or has another format ({error!r:.80}); "
+             f"delete it and try again")
     except KeyboardInterrupt:
-        fail("stopped; the same command goes on from there")
-    print("data/README.md has whole chains on real data; with what is here, next:")
+        fail("stopped; the same command continues from there")
+    print("data/README.md has complete chains on real data; for this data set, next:")
     for file in files:
         for command in NEXT.get(file, NEXT["text"]):
             print("   ", command.format(folder / file, name))
@@ -309,7 +310,7 @@ def main(config):
     if config.limit < 0:
         fail(f"--limit={config.limit} must be at least 0")
     if not re.fullmatch(r"(https?://\S+)?", config.mirror):
-        fail(f"--mirror={config.mirror} should begin with https://")
+        fail(f"--mirror={config.mirror} must begin with https://")
     for name in filter(None, config.name.split(",")):
         if name not in DATASETS:
             near = difflib.get_close_matches(name, DATASETS, 1)
