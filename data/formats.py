@@ -176,7 +176,7 @@ def text_and_logp(row, errors):
 # rows -> messages
 
 def string(value, name, errors="strict"):
-    """The value, if UTF-8 can encode it. JSON may contain half an emoji, "\\ud83d": it can't."""
+    """The value, if it is a string that UTF-8 can encode: not half an emoji, JSON's "\\ud83d"."""
     if not isinstance(value, str):
         raise DataError(f"{name} must be a string, not {value!r:.40}")
     return value.encode("utf-8", errors).decode()
@@ -232,8 +232,7 @@ def without(row, names):
 
 
 def prompt_and_pair(row):
-    """Chosen and rejected: answers to the row's prompt, or dialogues that differ in the last turn.
-    """
+    """Chosen and rejected: answers to the row's prompt, or dialogues with different last turns."""
     if not {"chosen", "rejected"} <= row.keys():
         raise DataError("chosen and rejected must come together: add the missing one")
     prompt = []
