@@ -2,9 +2,9 @@
 
 reads   out/ppo.pt or another checkpoint; with --compare also out/reward.pt
 
-A model remembers nothing: for every answer the whole dialogue goes in anew, as one sequence that
-the model continues until it says <|end|>. A pretrained model has never seen a dialogue; it is given
-plain text and continues that. /new starts over, /quit leaves, Ctrl-C cuts an answer short.
+A model has no memory. For every answer it reads the whole dialogue again, as one sequence, and
+continues that until it writes <|end|>. A pretrained model has never seen a dialogue: it gets plain
+text and continues it. /new starts a new dialogue, /quit ends the program, Ctrl-C stops an answer.
 
     python chat.py
     python chat.py --prompt="What is 3 + 4?"
@@ -12,6 +12,7 @@ plain text and continues that. /new starts over, /quit leaves, Ctrl-C cuts an an
 """
 
 import os
+import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import torch
 
 from checkpoint import load_checkpoint
 from common import Runtime, fail, parse_config
-from model import GPT, GPTConfig, ScalarGPT
+from model import GPT, ScalarGPT
 from reward import encode_answer, score_all
 from tokenizer import Tokenizer
 
@@ -33,14 +34,14 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     init: str = "out/ppo.pt"       # the checkpoint to talk to
-    prompt: str = ""               # answer this and leave; "": ask at the terminal, or read a pipe
-    compare: str = ""              # checkpoints, with commas between: all answer every question
-    reward: str = "out/reward.pt"  # the reward model that scores what --compare shows; "": none
+    prompt: str = ""               # one question; "": read questions from the terminal or a pipe
+    compare: str = ""              # checkpoints, separated by commas: all answer every question
+    reward: str = "out/reward.pt"  # the reward model that scores the answers of --compare; "": none
     system: str = ""               # a system message; "": none
     max_new_tokens: int = 64       # of one answer
-    temperature: float = 0.7       # 0: always the likeliest token
-    top_k: int = 0                 # sample among the k likeliest tokens; 0: among all
-    top_p: float = 1.0             # sample among the likeliest that reach this probability together
+    temperature: float = 0.7       # 0: always the most likely token
+    top_k: int = 0                 # sample from the k most likely tokens; 0: from all
+    top_p: float = 1.0             # sample from the most likely tokens with this total probability
     seed: int = 0                  # same seed, same text
     device: str = "auto"           # auto: cuda, else cpu; mps when asked
     dtype: str = "auto"            # auto: bfloat16 where it is fast, else float32
@@ -51,13 +52,14 @@ class Config:
 # the idea
 
 def as_text(tok, messages, end=""):
-    """What a base model gets: a document that begins like this, without a template."""
+    """The ids that a base model reads: the beginning of a document, without a template."""
     return [tok.eot] + tok.encode("\n".join(m["content"] for m in messages) + end)
 
 
 def as_dialogue(tok, messages, room):
-    """The ids of a dialogue, at most `room`, and what is left of its messages: the oldest questions
-    go, each with its answer; the system message and the last question stay, fit or not."""
+    """The ids of a dialogue, and the messages that are in them. If there are more than `room` ids,
+    the oldest questions are dropped, with their answers. The system message and the last question
+    always stay, even if they are too long."""
     first = messages[0]["role"] == "system"
     while len(ids := tok.encode_chat(messages, reply=True)[0]) > room and len(messages) > first + 1:
         messages = messages[:first] + messages[first + 2:]
@@ -65,50 +67,57 @@ def as_dialogue(tok, messages, room):
 
 
 def answer(model, tok, ids, rt, config, number):
-    """Yield the text that follows ids, as it arrives and in whole characters."""
+    """Yield the text that follows ids, piece by piece, in whole characters."""
     rt.seed(config.seed, number)
     tokens = model.stream(torch.tensor([ids], device=rt.device), config.max_new_tokens,
                           temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
-    # a chat model ends with <|end|>, a base model with <|endoftext|>; the others are no text either
+    # a chat model ends with <|end|>, a base model with <|endoftext|>; no special token is text
     ends = set(tok.specials.values())
     with rt.autocast():
         for text in tok.stream(takewhile(lambda id: id not in ends, (t.item() for t in tokens))):
-            yield text.translate(UNSAFE)
+            yield safe(text)
 
 
 # ---------------------------------------------------------------------------------------------
 # the terminal
 
-# a model of bytes can produce ESC, and with it whatever a terminal obeys
-UNSAFE = {i: "\ufffd" for i in range(160) if not chr(i).isprintable() and chr(i) not in "\n\t"}
+def safe(text):
+    """Make control characters visible, since a terminal would obey them: ESC becomes \\x1b. Data
+    and models of bytes can contain any. Line breaks and tabs stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
+def has_colours():
+    """Whether the output is a terminal and the user has not set NO_COLOR."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def paint(text, code, colours=None):
+    """The text in a colour or in bold, where there are colours. code: 1 bold, 2 dim, 36 cyan."""
+    return f"\033[{code}m{text}\033[0m" if (has_colours() if colours is None else colours) else text
+
+
+def note(text):
+    """Remarks go to stderr, so that a pipe gets only the answers."""
+    print(f"({text})", file=sys.stderr, flush=True)
 
 
 def questions(config):
-    """--prompt, or what is typed, line by line, until /quit, Ctrl-D or Ctrl-C."""
+    """--prompt, or the lines that a user types, until /quit, Ctrl-D or Ctrl-C."""
     if config.prompt:
         yield config.prompt
         return
     person = sys.stdin.isatty() and sys.stdout.isatty()
     if person:
-        with suppress(ImportError):                   # Windows has none
-            import readline                           # noqa: F401 (arrow keys, a history)
-        note("/new starts over, /quit leaves")
+        with suppress(ImportError):                   # Windows has no readline
+            import readline                           # noqa: F401 (arrow keys and a history)
+        note("/new starts a new dialogue, /quit ends the program")
     with suppress(EOFError, KeyboardInterrupt):
         while (line := input("> " if person else "").strip()) != "/quit":
             if line:
                 yield line
     if person:
         print("\nGoodbye.")
-
-
-def note(text):
-    """Remarks go to stderr, so that a pipe gets answers and nothing else."""
-    print(f"({text})", file=sys.stderr, flush=True)
-
-
-def paint(text, code):
-    plain = os.environ.get("NO_COLOR") or not sys.stdout.isatty()
-    return text if plain else f"\033[{code}m{text}\033[0m"
 
 
 if __name__ == "__main__":
@@ -120,26 +129,26 @@ if __name__ == "__main__":
         fail("--max_new_tokens must be at least 1, --temperature at least 0, --top_p in (0, 1]")
     rt = Runtime(config)
     for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")          # a wrong byte is no reason to leave
+        stream.reconfigure(errors="replace")          # a wrong byte must not end the program
 
     # -----------------------------------------------------------------------------------------
     # models
 
-    judge = reward = None
+    reward_ckpt = reward = None
     if config.compare and config.reward == Config.reward and not Path(config.reward).exists():
         note(f"{config.reward} is missing, so there are no scores: `python reward.py` makes it")
     elif config.compare and config.reward:
-        judge = load_checkpoint(config.reward, stage="reward")
-        reward = ScalarGPT.load(judge).to(rt.device)
+        reward_ckpt = load_checkpoint(config.reward, stage="reward")
+        reward = ScalarGPT.load(reward_ckpt).to(rt.device)
 
     paths, speakers = (config.compare or config.init).split(","), []
     for path in paths:
-        ckpt = load_checkpoint(path, ("ppo", "sft", "pretrain"), judge and judge["tokenizer"])
-        model = GPT(GPTConfig(**ckpt["model_config"])).to(rt.device).eval()
-        model.load_state_dict(ckpt["model"])
+        ckpt = load_checkpoint(path, ("ppo", "sft", "pretrain"),
+                               reward_ckpt and reward_ckpt["tokenizer"])
+        model = GPT.load(ckpt).to(rt.device).eval()
         base = ckpt["stage"] == "pretrain"
         if base:
-            note(f"{path} is a base model: it doesn't answer, it continues the text it is given")
+            note(f"{path} is a base model: it does not answer, it continues your text")
         speakers.append((path, model, Tokenizer.from_dict(ckpt["tokenizer"]), base))
     width = max(map(len, paths))
 
@@ -156,30 +165,30 @@ if __name__ == "__main__":
         for path, model, tok, base in speakers:
             T = model.config.block_size
             room = T - min(config.max_new_tokens, T // 2)
-            if base:                                  # a question to compare is a whole line
+            if base:                                  # with --compare, it continues on a new line
                 ids, kept = as_text(tok, asked, "\n" if config.compare else ""), asked
             else:
                 ids, kept = as_dialogue(tok, asked, room)
             if len(ids) > room:
-                (fail if config.prompt else note)(f"this takes {len(ids)} tokens, and {path} has "
-                                                  f"room for {room}: please say it in fewer words")
+                (fail if config.prompt else note)(f"this has {len(ids)} tokens, but {path} has "
+                                                  f"room for {room}: please use fewer words")
                 continue
             if len(kept) < len(asked):
-                note("the dialogue has grown too long: its beginning is forgotten")
+                note("the dialogue is too long: the model no longer sees its beginning")
 
             said = ""
-            with suppress(KeyboardInterrupt):         # what has been said, has been said
+            with suppress(KeyboardInterrupt):         # the text so far counts as the answer
                 for text in answer(model, tok, ids, rt, config, number):
                     said += text
                     if not config.compare:
                         print(paint(text, 36), end="", flush=True)
             if not config.compare:
                 print()
-                # a base model starts a new text every time
+                # a base model starts from an empty text every time
                 dialogue = system if base else kept + [dict(role="assistant", content=said)]
                 continue
 
-            # name, score and text in columns
+            # columns: the name, the score, the text
             score = ""
             if reward:
                 row = encode_answer(tok, asked, said, reward.gpt.config.block_size)

@@ -35,8 +35,8 @@ def system(text):
     return {"role": "system", "content": text}
 
 
-# checkpoints whose weights are random, but large: every token read matters to every one written.
-# They write small letters only, and never an end, so answers have a known length.
+# Checkpoints with large random weights: every token that is read changes the tokens written. They
+# write only lower-case letters, and never an end, so the length of an answer is known.
 
 def save(path, stage, seed, tok=TOK):
     torch.manual_seed(seed)
@@ -56,7 +56,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     for seed, stage in enumerate(("pretrain", "sft", "ppo")):
         save(folder / f"{stage}.pt", stage, seed)
-    save(folder / "judge.pt", "reward", 3)
+    save(folder / "scores.pt", "reward", 3)
     save(folder / "stranger.pt", "reward", 4, Tokenizer.train("another text", 262))
     return folder
 
@@ -106,7 +106,7 @@ def test_a_base_model_gets_plain_text():
 
 
 class Parrot:
-    """Says the tokens that it was given."""
+    """A model that writes the tokens it was given."""
     def __init__(self, ids):
         self.ids = ids
 
@@ -124,8 +124,14 @@ def test_text_arrives_in_whole_characters_until_the_end():
     assert pieces(ids + [TOK.end, 65]) == ["é", "🙂", "x"]
 
 
-def test_a_model_can_not_command_the_terminal():
-    assert "".join(pieces(b"\x1b[2Jred\r\x9b\n\tend")) == "\ufffd[2Jred\ufffd\ufffd\n\tend"
+def test_a_model_cannot_control_the_terminal():
+    ids = b"\x1b[2Jred\r\x07\x9b" + "\x9b\x7f\n\tend".encode()        # 0x9b alone is not UTF-8
+    assert "".join(pieces(ids)) == r"\x1b[2Jred\r\x07" + "\ufffd" + r"\x9b\x7f" + "\n\tend"
+
+
+def test_text_in_any_language_stays_as_it_is():
+    text = "é 你好\u3000王 می\u200cخواهم 👩\u200d👧"            # a wide space, two joiners
+    assert chat.safe(text) == text
 
 
 # the script ------------------------------------------------------------------
@@ -150,12 +156,12 @@ def test_the_model_reads_what_was_said_before_until_a_reset(session):
 
 
 def test_a_question_too_long_gets_one_line_and_no_answer(session):
-    assert session[2].count("please say it in fewer words") == 1
+    assert session[2].count("please use fewer words") == 1
 
 
-def test_a_dialogue_longer_than_the_window_goes_on(session):
+def test_a_dialogue_longer_than_the_context_goes_on(session):
     # 64 tokens, 12 of them for the answer: no more than two turns are remembered
-    assert 3 <= session[2].count("its beginning is forgotten") <= 6
+    assert 3 <= session[2].count("no longer sees its beginning") <= 6
     assert session[2].count("\n") == session[2].count("(")
 
 
@@ -172,7 +178,7 @@ def test_the_same_seed_gives_the_same_text_piped_or_as_a_flag(talk):
 
 
 def test_compare_shows_the_score_of_every_answer(talk, folder):
-    code, lines, errors = talk("--compare=pretrain.pt,sft.pt,ppo.pt", "--reward=judge.pt",
+    code, lines, errors = talk("--compare=pretrain.pt,sft.pt,ppo.pt", "--reward=scores.pt",
                                "--seed=1", typed="hi\nho\n")
     assert code == 0
     assert errors.count("\n") == errors.count("pretrain.pt is a base model") == 1
@@ -180,11 +186,12 @@ def test_compare_shows_the_score_of_every_answer(talk, folder):
     assert [row[1] for row in rows] == ["pretrain", "sft", "ppo"] * 2
     assert len({row.start(3) for row in rows}) == 1                   # aligned
 
-    judge = ScalarGPT(CONFIG)
-    judge.load_state_dict(load_checkpoint(folder / "judge.pt")["model"])
+    reward_model = ScalarGPT(CONFIG)
+    reward_model.load_state_dict(load_checkpoint(folder / "scores.pt")["model"])
     asked = ["hi"] * 3 + ["ho"] * 3
     answers = [encode_answer(TOK, [user(q)], row[3], 64) for q, row in zip(asked, rows)]
-    scores = score_all(judge, answers, TOK, Runtime(chat.Config(device="cpu", dtype="float32")))
+    rt = Runtime(chat.Config(device="cpu", dtype="float32"))
+    scores = score_all(reward_model, answers, TOK, rt)
     assert [float(row[2]) for row in rows] == pytest.approx(scores.tolist(), abs=0.006)
 
 
@@ -209,13 +216,13 @@ def interrupted(self, *args, **kwargs):
             signal.raise_signal(signal.SIGINT)
 
 model.GPT.stream = interrupted
-signal.signal(signal.SIGINT, signal.default_int_handler)   # a background job starts out deaf to it
+signal.signal(signal.SIGINT, signal.default_int_handler)   # a background job ignores it at first
 sys.argv[0] = "chat.py"
 runpy.run_path({!r}, run_name="__main__")
 """
 
 
-def test_ctrl_c_cuts_the_answer_short_and_the_dialogue_goes_on(talk):
+def test_ctrl_c_stops_the_answer_and_the_dialogue_goes_on(talk):
     run = ("-c", INTERRUPTED.format(SCRIPT))
     code, lines, errors = talk("--init=ppo.pt", "--temperature=0", typed="hi\nhi\n", run=run)
     assert (code, errors) == (0, "")
@@ -231,14 +238,14 @@ def test_a_missing_checkpoint_is_one_line_that_names_the_script_to_run(talk):
 @pytest.mark.parametrize("words, flags", {
     "nowhere/sft.pt is missing: `python sft.py` makes it": ["--compare=ppo.pt,nowhere/sft.pt",
                                                             "--reward="],
-    "judge.pt comes from stage 'reward'": ["--init=judge.pt"],
+    "scores.pt comes from stage 'reward'": ["--init=scores.pt"],
     "sft.pt comes from stage 'sft'": ["--compare=ppo.pt", "--reward=sft.pt"],
     "ppo.pt was trained with another tokenizer": ["--compare=ppo.pt", "--reward=stranger.pt"],
-    "please say it in fewer words": ["--init=ppo.pt", f"--prompt={LONG}"],
+    "please use fewer words": ["--init=ppo.pt", f"--prompt={LONG}"],
     "--top_p in (0, 1]": ["--top_p=0"],
-}.items(), ids=["missing", "stage", "judge", "tokenizer", "long", "flag"])
-def test_what_is_wrong_is_said_in_one_line(words, flags, folder, monkeypatch, capsys):
-    # in this process, which has torch already
+}.items(), ids=["missing", "stage", "reward", "tokenizer", "long", "flag"])
+def test_a_mistake_ends_in_one_line_that_names_it(words, flags, folder, monkeypatch, capsys):
+    # in this process, which has already imported torch
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", [SCRIPT, *flags])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)            # the script replaces it

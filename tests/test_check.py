@@ -16,7 +16,7 @@ from model import GPT, GPTConfig
 
 ROOT = Path(check.__file__).parents[1]
 QA = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
-# by the definition of the split, of which test_formats.py has its own tests
+# test_formats.py tests this split
 TRAIN, HELD_OUT = ([q for q in (f"Question {i}?" for i in range(400))
                     if is_held_out([{"role": "user", "content": q}]) == side]
                    for side in (False, True))
@@ -36,8 +36,8 @@ def write(tmp_path):
 
 @pytest.fixture
 def report(tmp_path, tiny_tokenizer, capsys):
-    """report(path, …) -> what check.py prints about the files; with stops=True, it must refuse
-    them: (that, the line on stderr)."""
+    """report(path, …) -> what check.py prints about the files; with stops=True it must refuse them:
+    (what it prints, the line on stderr)."""
     tiny_tokenizer.save(tmp_path / "tokenizer.json")
 
     def report(*paths, stops=False, **flags):
@@ -66,7 +66,7 @@ def length(tok, text):
 
 
 def line(printed, name):
-    """The words of the line that begins with name."""
+    """The words that follow `name` at the beginning of a line."""
     found, = (words.split() for words in printed.splitlines() if words.split()[:1] == [name])
     return found[1:]
 
@@ -110,7 +110,7 @@ def test_every_format_is_recognised(write, row, said):
     assert f"{kind} ({form})" == said
 
 
-def test_what_most_rows_look_like_decides(write):
+def test_the_format_of_most_rows_is_the_format_of_the_file(write):
     path = write("a.jsonl", {"prompt": "Hi"}, ["odd"], demo("a"), demo("b"), "no json\n")
     assert check.identify(path)[0] == "demonstrations"
 
@@ -159,29 +159,30 @@ def test_prompts_too_long_for_ppo_are_counted(write, report, tiny_tokenizer):
     fits = length(tiny_tokenizer, TRAIN[0]) + 4
     path = write("a.jsonl", {"prompt": TRAIN[0]}, {"prompt": TRAIN[0] + " x"})
     printed = report(path, block_size=fits + 65)
-    assert f"1 left out, whose prompt has more than {fits} tokens" in after(printed, "rlhf_ppo.py")
+    assert f"1 left out, since the prompt has more than {fits} tokens" in after(printed,
+                                                                                "rlhf_ppo.py")
     assert "0 left out" in after(report(path, block_size=fits + 74), "rlhf_ppo.py")
     assert "0 left out" in after(report(path, block_size=fits + 64, max_new_tokens=50),
                                  "rlhf_ppo.py")
 
 
-def test_too_few_rows_are_told_with_how_many_are_asked_for(write, report):
+def test_too_few_rows_are_reported_with_the_number_that_is_needed(write, report):
     printed = report(write("a.jsonl", *map(pair, TRAIN[:15]), pair(HELD_OUT[0])))
-    assert "15 to learn from, 1 held out (too few: it asks for 16 and 1)" in printed
+    assert "15 to learn from, 1 held out (too few: at least 16 and 1 are needed)" in printed
     printed = report(write("a.jsonl", *map(pair, TRAIN[:16]), pair(HELD_OUT[0])))
     assert "reward.py 16 to learn from, 1 held out of" in after(printed, "reward.py")
 
 
-def test_pairs_and_the_taste_for_length_are_shown(write, report):
+def test_pairs_and_the_preference_for_length_are_shown(write, report):
     rows = [{"prompt": "Hi", "responses": ["a b c", "a b", "a"], "ranks": [0, 1, 1]},
             pair("Ho", "a", "b c")]
     assert "3; in 67% the better response is longer" in report(write("a.jsonl", *rows))
 
 
-def test_repetitions_and_prompts_are_counted(write, report):
+def test_duplicates_and_different_prompts_are_counted(write, report):
     rows = [demo("a", "1"), demo("a", "1"), demo("a", "2"), demo("b", "1"), demo("a", "1")]
     printed = report(write("a.jsonl", *rows))
-    assert "5; 2 are repetitions; 2 different prompts, 0 on both sides" in printed
+    assert "5; 2 are duplicates; 2 different prompts, 0 on both sides" in printed
 
 
 def test_prompts_in_two_files_are_counted(write, report):
@@ -221,7 +222,7 @@ def test_an_epoch_of_text_is_what_is_not_held_out(write, report, tiny_tokenizer)
     assert f"an epoch is {n // 128} rows of 128" in printed
 
 
-def test_every_source_of_a_directory_has_its_line(write, report, tmp_path):
+def test_every_source_of_a_directory_has_a_line(write, report, tmp_path):
     write("d/one.txt", "<|endoftext|>".join(DOCUMENTS[:30]))
     write("d/two.jsonl", *({"text": text} for text in DOCUMENTS[30:]))
     printed = report(str(tmp_path / "d"))
@@ -231,7 +232,7 @@ def test_every_source_of_a_directory_has_its_line(write, report, tmp_path):
 
 def test_repeated_texts_are_counted(write, report):
     printed = report(write("a.jsonl", *({"text": text} for text in DOCUMENTS + DOCUMENTS[:4])))
-    assert "64 (long ones are cut at line ends); 4 are repetitions" in printed
+    assert "64 (long ones are split at line ends); 4 are duplicates" in printed
 
 
 def test_texts_in_two_files_are_counted(write, report):
@@ -246,7 +247,7 @@ def test_a_text_of_one_short_document_is_refused_as_pretraining_would(write, rep
     assert "too few" in out and "validation split" in err
 
 
-def test_nothing_is_left_in_the_folder_of_the_text(write, report, tmp_path):
+def test_no_file_is_left_beside_the_text(write, report, tmp_path):
     path = write("a.jsonl", *({"text": text} for text in DOCUMENTS))
     before = sorted(tmp_path.rglob("*"))
     report(path)
@@ -264,14 +265,14 @@ def test_every_malformed_row_is_named_with_file_line_and_reason(write, report):
     assert "3 malformed rows" in err
 
 
-def test_a_single_malformed_row_is_the_last_line_as_well(write, report):
+def test_a_single_malformed_row_is_also_the_last_line(write, report):
     path = write("a.jsonl", demo("a"), demo("b", 3))
     assert f"{path}, line 2: a response must be a string" in report(path, stops=True)[1]
 
 
-def test_the_sound_rows_beside_malformed_ones_are_reported(write, report):
+def test_well_formed_rows_beside_malformed_ones_are_reported(write, report):
     out, _ = report(write("a.jsonl", demo("a"), demo("b", 3), demo("c")), stops=True)
-    assert "2; 0 are repetitions" in out
+    assert "2; 0 are duplicates" in out
 
 
 def test_read_malformed_and_dropped_rows_add_up(write):
@@ -280,17 +281,17 @@ def test_read_malformed_and_dropped_rows_add_up(write):
     assert (len(rows), len(malformed), dropped) == (4, 3, {"with an empty answer": 2})
 
 
-def test_dropped_rows_are_counted_and_no_error(write, report):
+def test_dropped_rows_are_counted_and_are_no_error(write, report):
     printed = report(write("a.jsonl", demo("a"), demo("b", "")))
     assert "dropped       1 with an empty answer" in printed
 
 
-def test_dropped_texts_are_counted_and_told_once(write, report):
+def test_dropped_texts_are_counted_and_reported_once(write, report):
     rows = [{"text": text} for text in DOCUMENTS] + [{"text": " "}]
     assert report(write("a.jsonl", *rows)).count("1 without text") == 1
 
 
-def test_a_long_list_is_cut_and_says_so(write, report):
+def test_a_long_list_of_errors_is_cut_and_says_so(write, report):
     path = write("a.jsonl", demo("a"), *[demo("b", 3)] * 13)
     out, err = report(path, stops=True, malformed=5)
     assert out.count("a response must be") == 5 and "and 8 more (--malformed=13)" in out
@@ -316,14 +317,14 @@ def test_a_file_that_cannot_be_used_is_one_line(write, report, name, content, re
     assert path in err and reason in err
 
 
-def test_a_missing_file_is_told_after_the_others_are_looked_at(write, report):
+def test_a_missing_file_is_reported_after_the_others_were_checked(write, report):
     out, err = report("missing.jsonl", write("a.jsonl", demo("a")), stops=True)
     assert "'missing.jsonl': no such file" in err and "demonstrations" in out
 
 
 # examples --------------------------------------------------------------------
 
-def test_what_is_learned_stands_between_marks(write, report):
+def test_what_is_learned_is_between_marks(write, report):
     turn = "<|user|>Hi<|end|><|assistant|>«Hello<|end|>»"
     assert f"    <|endoftext|>{turn}{turn}\n" in report(write("a.jsonl", {"messages": QA * 2}))
 
@@ -335,18 +336,18 @@ def test_an_example_is_cut_where_training_cuts_it(write, report, tiny_tokenizer)
     assert length(tiny_tokenizer, shown) == 71 - prompt
 
 
-def test_of_a_comparison_the_place_of_the_score_is_marked(write, report):
+def test_in_a_comparison_the_place_of_the_score_is_marked(write, report):
     printed = report(write("a.jsonl", pair("Hi")))
     first, worse = "<|assistant|>Yes.«<|end|>»", "<|assistant|>No.«<|end|>»"
     assert printed.index(first) < printed.index("a worse response") < printed.index(worse)
 
 
-def test_of_a_prompt_the_place_of_the_answer_is_marked(write, report):
+def test_in_a_prompt_the_place_of_the_answer_is_marked(write, report):
     assert "<|user|>Hi<|end|><|assistant|>«…»\n" in report(write("a.jsonl", {"prompt": "Hi"}))
 
 
-def test_of_text_the_rows_are_those_that_pretraining_begins_with(write, report, tmp_path,
-                                                                 tiny_tokenizer):
+def test_examples_of_text_are_the_first_rows_of_pretraining(write, report, tmp_path,
+                                                            tiny_tokenizer):
     from data.corpus import Corpus
     path = write("a.jsonl", *({"text": text.replace("\n", " ")} for text in DOCUMENTS))
     corpus = Corpus(path, tiny_tokenizer, tmp_path / "cache", "print").shuffle(9999, seed=0)
@@ -361,7 +362,7 @@ def test_three_examples_are_spread_over_the_file(write, report):
 
 
 @pytest.mark.parametrize("wanted, shown", [(0, 0), (1, 1), (2, 2), (5, 2)])
-def test_as_many_examples_as_asked_for_and_there_are(write, report, wanted, shown):
+def test_the_number_of_examples_is_the_flag_or_all_there_are(write, report, wanted, shown):
     path = write("a.jsonl", demo("a"), demo("b"))
     assert report(path, examples=wanted).count("\n    example ") == shown
 
@@ -375,7 +376,7 @@ def test_without_a_terminal_there_are_no_colours(write, report):
     assert "\033" not in report(write("a.jsonl", demo("Hi")))
 
 
-def test_data_cannot_speak_to_the_terminal(write, report):
+def test_data_cannot_control_the_terminal(write, report):
     printed = report(write("a.jsonl", demo("\033[31mred\a\r", "tab\t")))
     assert not set("\033\a\r\t") & set(printed) and r"\x1b[31mred" in printed
 
@@ -388,14 +389,14 @@ def test_special_tokens_spelled_in_the_data_stay_text(write, report, tiny_tokeni
 
 # the command -----------------------------------------------------------------
 
-def test_a_checkpoint_brings_its_tokenizer_and_its_context(write, report, tmp_path, tiny_tokenizer):
+def test_a_checkpoint_sets_the_tokenizer_and_the_context(write, report, tmp_path, tiny_tokenizer):
     config = GPTConfig(vocab_size=tiny_tokenizer.vocab_size, block_size=96, n_layer=1, n_head=2,
                        n_embd=8)
     path = str(tmp_path / "model.pt")
     save_checkpoint(path, stage="pretrain", step=1, metrics={}, model=GPT(config), history=[],
                     model_config=config, tokenizer=tiny_tokenizer, config=check.Config())
     printed = report(write("a.jsonl", demo("Hi")), tokenizer=path)
-    assert "cut to 97 tokens" in printed and "more than 31 tokens (96 less" in printed
+    assert "cut to 97 tokens" in printed and "more than 31 tokens (96 minus" in printed
 
 
 @pytest.mark.parametrize("flags, reason", [
@@ -403,17 +404,17 @@ def test_a_checkpoint_brings_its_tokenizer_and_its_context(write, report, tmp_pa
     (dict(colour="red"), "--colour=red is not one of auto"),
     (dict(block_size=64), "--block_size=64 must be more than --max_new_tokens=64"),
 ])
-def test_a_senseless_flag_is_refused(write, report, flags, reason):
+def test_a_wrong_flag_is_refused(write, report, flags, reason):
     assert reason in report(write("a.jsonl", demo("a")), stops=True, **flags)[1]
 
 
-def test_without_a_file_it_asks_for_one(report):
-    assert "which file?" in report(stops=True)[1]
+def test_without_a_file_it_says_so(report):
+    assert "no file given" in report(stops=True)[1]
 
 
 @pytest.mark.parametrize("argv", [["a", "b", "--examples=1"], ["--examples=1", "a", "b"],
                                   ["a", "--examples", "1", "b"], ["--data=a,b", "--examples=1"]])
-def test_files_stand_beside_flags_in_any_order(argv):
+def test_files_and_flags_can_have_any_order(argv):
     config = parse_config(check.Config, "", argv, words="data")
     assert (config.data, config.examples) == ("a,b", 1)
 
@@ -423,7 +424,7 @@ def test_without_a_tokenizer_the_line_says_how_to_make_one(write, report):
         report(write("a.jsonl", demo("a")), tokenizer="none.json")
 
 
-def test_as_a_command_its_status_tells_that_the_data_is_broken(write, tmp_path, tiny_tokenizer):
+def test_the_exit_status_says_that_the_data_is_broken(write, tmp_path, tiny_tokenizer):
     tiny_tokenizer.save(tmp_path / "out" / "tokenizer.json")
     path = write("a.jsonl", demo("a"), "{")
     done = subprocess.run([sys.executable, check.__file__, path, "--examples=1"], cwd=tmp_path,

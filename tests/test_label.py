@@ -31,11 +31,11 @@ def test_a_ranking_of_any_length_is_read():
 
 
 @pytest.mark.parametrize("text, reason", [
-    ("2>1", "3, 4 missing"), ("1>2>2>3>4", "2 is there twice"), ("1=1>2>3>4", "1 is there twice"),
+    ("2>1", "3, 4 missing"), ("1>2>2>3>4", "2 occurs twice"), ("1=1>2>3>4", "1 occurs twice"),
     ("1>2>3>5", "there is no answer 5"), ("0>1>2>3>4", "there is no answer 0"), ("", "write >"),
     ("the second", "write >"), ("1>2>3>", "write >"), ("1>>2", "write >"), ("4 3 2 1", "write >"),
     ("1<2<3<4", "write >"), ("-1>2", "write >"), ("1.0>2", "write >"), ("1>\0", "write >")])
-def test_a_ranking_that_is_none_gets_a_short_hint(text, reason):
+def test_a_text_that_is_no_ranking_gets_a_short_hint(text, reason):
     with pytest.raises(ValueError, match=reason) as hint:
         parse_ranking(text, 4)
     assert len(str(hint.value)) < 150
@@ -50,7 +50,7 @@ def test_the_example_is_a_ranking(n):
 # the dialogue
 
 def alphabetical(screen):
-    """The ranking of one who reads the screen, and likes the letters early in the alphabet."""
+    """The ranking that puts the answers on the screen, which are letters, in alphabetical order."""
     shown = re.findall(r"^ +(\d+)  (\w)$", screen, re.M)
     return ">".join(number for number, _ in sorted(shown, key=lambda pair: pair[1]))
 
@@ -61,7 +61,7 @@ def ctrl_c(screen):
 
 @pytest.fixture
 def talk(capsys, monkeypatch):
-    """Label items with the answers of a person: lines, or functions of what the screen shows."""
+    """Label items as a person who types `answers`: lines, or functions of the screen's text."""
     def talk(items, *answers, labels=None, name=""):
         labels, saved, screens = labels if labels is not None else [], [], []
         answers = list(answers)
@@ -84,13 +84,13 @@ def talk(capsys, monkeypatch):
 FOUR = [list("dbca")] * 20
 
 
-def test_ranks_belong_to_the_answers_wherever_these_stand_on_the_screen(talk):
+def test_ranks_belong_to_the_answers_in_any_order_on_the_screen(talk):
     labels, _, screens, _ = talk(FOUR, *[alphabetical] * 20)
     assert labels == [[3, 1, 2, 0]] * 20
     assert len({alphabetical(screen) for screen in screens[:20]}) > 5
 
 
-def test_the_order_on_the_screen_is_the_same_when_one_comes_back(talk):
+def test_the_order_on_the_screen_is_the_same_in_the_next_session(talk):
     def orders(name):
         return [alphabetical(screen) for screen in talk(FOUR, *["s"] * 20, name=name)[2]]
 
@@ -106,12 +106,12 @@ def test_a_skipped_item_has_no_ranks(talk):
     assert talk(FOUR[:3], "s", alphabetical, "s")[0] == [[], [3, 1, 2, 0], []]
 
 
-def test_where_there_is_nothing_to_choose_nobody_is_asked(talk):
+def test_an_item_with_fewer_than_two_answers_is_not_shown(talk):
     labels, _, screens, _ = talk([["a"], [], ["a", "b"], ["b"]], alphabetical)
     assert labels == [[], [], [0, 1], []] and "3 of 4" in screens[0]
 
 
-def test_a_hint_is_followed_by_the_question_and_not_by_the_whole_item(talk):
+def test_after_a_hint_only_the_question_is_repeated(talk):
     labels, _, screens, _ = talk(FOUR[:1], "what?", "4=3>2>1", "q")
     assert len(labels) == 1 and screens[1].count("\n") == 1 and "write >" in screens[1]
 
@@ -122,7 +122,7 @@ def test_undo_asks_the_last_item_again(talk):
     assert ["Question 1" in screen for screen in screens] == [False, True, False, True, False]
 
 
-def test_undo_passes_over_items_that_nobody_was_asked_about(talk):
+def test_undo_skips_items_that_were_not_shown(talk):
     labels, *_ = talk([["a", "b"], ["a"], ["b"], ["a", "b"]], "2=1", "u", alphabetical)
     assert labels == [[0, 1], [], []]
 
@@ -137,14 +137,14 @@ def test_the_very_last_answer_can_be_undone(talk):
 
 
 @pytest.mark.parametrize("stop", [["q"], ["Q "], [], [ctrl_c]], ids=["q", "Q", "Ctrl-D", "Ctrl-C"])
-def test_whoever_stops_keeps_what_was_labeled(talk, stop):
+def test_labels_are_kept_when_the_person_stops(talk, stop):
     before = signal.getsignal(signal.SIGINT)
     labels, done, *_ = talk(FOUR, alphabetical, "s", *stop)
     assert labels == [[3, 1, 2, 0], []] and not done
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_one_goes_on_where_one_stopped(talk):
+def test_the_next_session_continues_where_the_last_one_stopped(talk):
     labels, done, screens, _ = talk(FOUR[:3], alphabetical, "q")
     labels, done, screens, _ = talk(FOUR[:3], "s", alphabetical, "", labels=labels)
     assert labels == [[3, 1, 2, 0], [], [3, 1, 2, 0]] and done and "2 of 3" in screens[0]
@@ -155,7 +155,7 @@ def test_every_change_is_saved_before_the_next_question(talk):
     assert [len(labels) for labels in saved] == [1, 2, 1, 2]
 
 
-def test_the_screen_obeys_no_answer(talk):
+def test_an_answer_cannot_control_the_terminal(talk):
     screens = talk([["\033[2J", "a\nb"]], "q")[2]
     assert "\033" not in screens[0] and "\\x1b[2J" in screens[0] and "a\n      b" in screens[0]
 
@@ -179,8 +179,8 @@ def row(prompt, **ranks):
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    """Both rank ab, ac and bc of prompt 1, the last in two ways, and xy and xz of prompt 2, in two
-    ways; not yz, nor ab of 3 or 4, where one of them has a tie or nothing."""
+    """Both files rank ab, ac and bc of prompt 1, and disagree on bc. Both rank xy and xz of prompt
+    2, and disagree on both. One file has a tie or nothing for yz and for ab of prompts 3 and 4."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "a.jsonl", row("1", a=0, b=1, c=2), row("2", x=0, y=1, z=1),
           row("3", a=0, b=1))
@@ -194,11 +194,11 @@ def test_agreement_counts_the_pairs_that_both_rank(files):
     assert "5 pairs" in said and "prompts: 2" in said and "2 of them the same way: 40.0%" in said
 
 
-def test_agreement_does_not_hang_on_who_comes_first(files):
+def test_agreement_does_not_depend_on_the_order_of_the_files(files):
     assert report_agreement(*files) == report_agreement(*reversed(files))
 
 
-def test_who_is_compared_with_himself_agrees_on_every_pair(files):
+def test_a_file_agrees_with_itself_on_every_pair(files):
     said = report_agreement("a.jsonl", "a.jsonl")     # bc is ranked, yz is a tie
     assert "6 pairs" in said and "6 of them the same way: 100.0%" in said
 
@@ -214,6 +214,6 @@ def test_the_interval_is_wilsons():
 
 
 @pytest.mark.parametrize("share, n", [(0.5, 1), (0.0, 7), (1.0, 7), (0.73, 200)])
-def test_at_the_intervals_ends_the_share_is_two_deviations_away(share, n):
+def test_the_ends_of_the_interval_are_two_deviations_from_the_share(share, n):
     for p in wilson(share, n):
         assert abs(share - p) == pytest.approx(1.96 * (p * (1 - p) / n) ** 0.5, abs=1e-9)

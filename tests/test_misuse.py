@@ -168,7 +168,7 @@ CASES = """
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: delete it
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
     chat --compare=sft.pt,bad/other_sft.pt --reward=reward.pt | another tokenizer
-    chat --prompt=why,why,why,why,why,why,why,why,why | has room for 28: please say it in fewer
+    chat --prompt=why,why,why,why,why,why,why,why,why | has room for 28: please use fewer words
     chat --top_p=0                        | --top_p in (0, 1]
     chat Hello                            | unknown flag Hello (-h lists them)
     tokenizer --data=nowhere.txt          | 'nowhere.txt': no such file
@@ -179,7 +179,7 @@ CASES = """
     tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt: File exists
     data/town --n_docs=-1                 | --n_docs=-1 must be at least 0
     data/town --out=bad/empty.txt/town    | Not a directory
-    tools/check                           | which file? As in `python -m tools.check
+    tools/check                           | no file given: try `python -m tools.check
     tools/check nowhere.jsonl             | 'nowhere.jsonl': no such file
     tools/check bad/broken.jsonl          | bad/broken.jsonl, line 2: not JSON
     tools/check text.jsonl --kind=poems   | not one of auto, text, demonstrations, comparisons
@@ -187,7 +187,7 @@ CASES = """
     tools/check text.jsonl --block_size=8 | --block_size=8 must be more than --max_new_tokens=64
     tools/prepare shakespear              | no data set shakespear; did you mean shakespeare?
     tools/prepare shakespeare --limit=-1  | --limit=-1 must be at least 0
-    tools/prepare alpaca --mirror=ftp://x | --mirror=ftp://x should begin with https://
+    tools/prepare alpaca --mirror=ftp://x | --mirror=ftp://x must begin with https://
     tools/hf import                       | usage: python -m tools.hf import
     tools/hf import bad new.pt            | bad/config.json is missing
     tools/hf export reward.pt new         | is a reward model

@@ -1,12 +1,13 @@
-"""Look at data before training on it: which format it is, and what the scripts will make of it.
+"""Check data before you train on it: its format, its errors, and how each script would use it.
 
     python -m tools.check data/town/sft.jsonl
-    python -m tools.check train.jsonl test.jsonl          # and which prompts they share
+    python -m tools.check train.jsonl test.jsonl          # also counts the prompts they share
     python -m tools.check book.txt --tokenizer=out/pretrain.pt
 
-For each file, or directory of pretraining text: the format, every malformed row, lengths in tokens,
-duplicates, what is held out, what would be cut or left out and why, and examples as the model will
-see them. The exit status is 1 if a row is malformed, since training would refuse the file.
+For each file, or directory of pretraining text, it prints: the format, every malformed row, lengths
+in tokens, duplicates, how many rows are held out, how many would be cut or left out and why, and
+examples as the model will see them. The exit status is 1 if a row is malformed, since training
+would refuse the file.
 """
 
 import io
@@ -25,6 +26,7 @@ import pretrain
 import reward
 import rlhf_ppo
 import sft
+from chat import has_colours, paint, safe
 from checkpoint import load_checkpoint
 from common import fail, parse_config
 from data.corpus import Corpus
@@ -35,22 +37,22 @@ from tokenizer import Tokenizer
 
 READERS = dict(text=lambda row: text_and_logp(row, "strict"), demonstrations=demonstration,
                comparisons=comparison, prompts=prompt_only)
-MARKED = dict(text="what it learns to predict, which is everything",
-              demonstrations="what it learns to say; the rest it only reads",
+MARKED = dict(text="what the model learns to predict, which is everything",
+              demonstrations="what the model learns to say; the rest it only reads",
               comparisons="where the score is read",
-              prompts="where its own answer will stand")
+              prompts="where the model's own answer will be")
 
 
 @dataclass
 class Config:
-    data: str = ""                         # the files; `python -m tools.check FILE FILE` is shorter
+    data: str = ""                         # files; `python -m tools.check FILE FILE` is shorter
     kind: str = "auto"                     # auto, text, demonstrations, comparisons or prompts
-    tokenizer: str = "out/tokenizer.json"  # or a checkpoint, which has a tokenizer inside
+    tokenizer: str = "out/tokenizer.json"  # or a checkpoint, which contains a tokenizer
     block_size: int = 0                    # the context in tokens; 0: the checkpoint's, or 128
-    max_new_tokens: int = 64               # of the context, what PPO keeps for its answer
+    max_new_tokens: int = 64               # the part of the context that PPO needs for the answer
     examples: int = 3                      # how many to show
     malformed: int = 10                    # how many malformed rows to list; all are counted
-    colour: str = "auto"                   # auto: on a terminal; true, false
+    colour: str = "auto"                   # auto: on a terminal without NO_COLOR; true, false
     debug: bool = False                    # show tracebacks
 
 
@@ -75,7 +77,7 @@ def form_of(row):
 
 
 def identify(path):
-    """(kind, form) of most of the first thousand rows."""
+    """(kind, form): the most frequent ones among the first thousand rows."""
     files, seen = list_files(path), Counter()
     if Path(path).is_dir() or files[0].suffix.lower() == ".txt":
         return "text", f"{len(files)} file{'s' * (len(files) > 1)}"
@@ -83,18 +85,19 @@ def identify(path):
         try:
             row = {name: value for name, value in row.items() if value is not None}
             seen[kind_of(row), form_of(row)] += 1
-        except (AttributeError, ValueError):          # not an object, or malformed: read() tells
+        except (AttributeError, ValueError):          # malformed rows are reported by read()
             pass
     return seen.most_common(1)[0][0] if seen else ("unknown", "no row is sound")
 
 
 def read(path, kind):
-    """What training would read, refuse and leave out: (rows, malformed, dropped)."""
+    """(rows, malformed, dropped): the rows that training would read, the errors of those it would
+    refuse, and the counts of those it would leave out."""
     rows, malformed, dropped = [], [], Counter()
     try:
         for file in list_files(path) if kind == "text" else [path]:
             rows += read_rows(file, READERS.get(kind, prompt_only), dropped, malformed=malformed)
-    except DataError as error:                        # not a row, but the file: it isn't UTF-8, say
+    except DataError as error:                        # the whole file is bad, e.g. not UTF-8
         malformed.append(str(error))
     return rows, malformed, dropped
 
@@ -107,7 +110,7 @@ def fact(name, text):
 
 
 def show_lengths(lengths):
-    """{name: numbers of tokens} -> a line each."""
+    """{name: numbers of tokens}: print one line for each name."""
     fact("tokens", f"{'min':>7}{'median':>8}{'mean':>9}{'p95':>8}{'max':>9}{'total':>13}")
     for name, n in lengths.items():
         n = np.array(n)
@@ -116,30 +119,30 @@ def show_lengths(lengths):
 
 
 def split(held, least=1):
-    """How a script splits its rows; held: for each whether it is held out."""
+    """How a script splits its rows. held: for each row, whether it is held out."""
     train, val = held.count(False), held.count(True)
-    few = f" (too few: it asks for {least:,} and 1)" if train < least or not val else ""
+    few = f" (too few: at least {least:,} and 1 are needed)" if train < least or not val else ""
     return f"{train:,} to learn from, {val:,} held out{few}"
 
 
 def render(tok, ids, mask, colour):
-    """The tokens as text. What the mask marks is green, or «so»; special tokens are bold."""
+    """The tokens as text: those with mask 1 green, or «so» without colours; special ones bold."""
     text = ""
     for marked, run in groupby(zip(ids, mask), key=lambda pair: bool(pair[1])):
         part = ""
         for special, same in groupby(run, key=lambda pair: pair[0] in tok.specials.values()):
-            piece = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1]
-                            for c in tok.decode([id for id, _ in same]))
+            piece = safe(tok.decode([id for id, _ in same])).replace("\t", "\\t")
             code = ("1;" if special else "") + ("32" if marked else "36" if special else "0")
-            part += f"\033[{code}m{piece}\033[0m" if colour else piece
+            part += paint(piece, code, colour)
         text += f"«{part}»" if marked and not colour else part
     return "    " + text.replace("\n", "\n    ")
 
 
 def show_examples(kind, examples, tok, config, colour):
-    """Some of the examples, each a list of (ids, mask): the responses to one prompt, best first."""
-    mark = "\033[32mgreen\033[0m" if colour else "between « and »"
-    print(f"\n    as the model sees it; {mark} is {MARKED[kind]}" if config.examples else "")
+    """Print some examples. Each is a list of (ids, mask), one for each response to the same prompt,
+    the best response first."""
+    mark = paint("green", 32, colour) if colour else "between « and »"
+    print(f"\n    as the model sees it; {mark}: {MARKED[kind]}" if config.examples else "")
     chosen = np.linspace(0, len(examples) - 1, min(config.examples, len(examples)), dtype=int)
     for number, i in enumerate(chosen, 1):
         for place, (ids, mask) in enumerate(examples[i]):
@@ -151,27 +154,28 @@ def show_examples(kind, examples, tok, config, colour):
 # the four kinds
 
 def look_at_text(path, tok, T, config, colour, quiet):
-    """As pretrain.py's Corpus has it, encoded in a folder that goes away; returns the texts."""
+    """Pretraining text, encoded in a temporary folder; returns hashes of the texts."""
     with TemporaryDirectory() as folder:
         with redirect_stderr(io.StringIO()) if quiet else nullcontext():
             corpus = Corpus(path, tok, folder, "check")
         texts = set(hashes := np.load(next(Path(folder).glob("*/docs.npz")))["hash"])
-        # the very rows with which `pretrain.py --seed=0` begins
+        # the first rows that `pretrain.py --seed=0` trains on
         rows = corpus.shuffle(config.examples * T + 1, seed=0).rows(0, config.examples, T).tolist()
     n = corpus.lengths
     lengths = {name: n[corpus.source == i] for i, name in enumerate(corpus.sources)}
     show_lengths(lengths | ({"all": n} if len(lengths) > 1 else {}))
-    fact("documents", f"{len(n):,} (long ones are cut at line ends); {len(hashes) - len(texts):,} "
-                      f"are repetitions; {corpus.n_bytes.sum() / n.sum():.2f} bytes per token")
+    fact("documents", f"{len(n):,} (long ones are split at line ends); "
+                      f"{len(hashes) - len(texts):,} are duplicates; "
+                      f"{corpus.n_bytes.sum() / n.sum():.2f} bytes per token")
     fact("pretrain.py", split(corpus.held_out.tolist()))
-    fact("", f"nothing is left out: an epoch is {n[~corpus.held_out].sum() // T:,} rows of {T} "
-             f"tokens, documents joined")
+    fact("", f"nothing is left out: documents are joined, and an epoch is "
+             f"{n[~corpus.held_out].sum() // T:,} rows of {T} tokens")
     show_examples("text", [[(row, [0] + [1] * T)] for row in rows], tok, config, colour)
     return texts
 
 
 def look_at_dialogues(kind, rows, tok, T, config, colour):
-    """Demonstrations, comparisons or prompts, and what PPO makes of them; returns the prompts."""
+    """Demonstrations, comparisons or prompts. PPO reads the prompts of all three; returns these."""
     demos = kind == "demonstrations"
     prompts = [row["messages"][:-1] if demos else row["prompt"] for row in rows]
     answers = [[row["messages"][-1]["content"]] if demos else row.get("responses", [])
@@ -184,7 +188,7 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
     held, keys = [is_held_out(prompt) for prompt in prompts], [*map(json.dumps, prompts)]
     both = set.intersection(*({k for k, h in zip(keys, held) if h == side} for side in (0, 1)))
     whole = {json.dumps([prompt, group]) for prompt, group in zip(prompts, answers)}
-    fact("rows", f"{len(rows):,}; {len(rows) - len(whole):,} are repetitions; {len(set(keys)):,} "
+    fact("rows", f"{len(rows):,}; {len(rows) - len(whole):,} are duplicates; {len(set(keys)):,} "
                  f"different prompts, {len(both):,} on both sides of the split")
     examples = [[(ids + dots, [0] * len(ids) + [1] * len(dots))]
                 for dots in [tok.encode("…")] for ids in asked]
@@ -195,8 +199,8 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
     room = T - config.max_new_tokens - 1
     fits = [h for ids, h in zip(asked, held) if len(ids) <= room]
     fact("rlhf_ppo.py", split(fits, rlhf_ppo.Config.batch_size))
-    fact("", f"{len(rows) - len(fits):,} left out, whose prompt has more than {room} tokens "
-             f"({T} less --max_new_tokens and the end)")
+    fact("", f"{len(rows) - len(fits):,} left out, since the prompt has more than {room} tokens "
+             f"({T} minus --max_new_tokens and the end)")
     show_examples(kind, examples, tok, config, colour)
     return set(keys)
 
@@ -205,8 +209,8 @@ def look_at_demonstrations(rows, held, tok, T):
     train, val = (sft.encode_dialogues([row for row, h in zip(rows, held) if h == side], tok, T)
                   for side in (False, True))
     fact("sft.py", split([False] * len(train[0]) + [True] * len(val[0])))
-    fact("", f"{train[1] + val[1]:,} cut to {T + 1} tokens; {train[2] + val[2]:,} left out, of "
-             f"whose answers nothing would remain")
+    fact("", f"{train[1] + val[1]:,} cut to {T + 1} tokens; {train[2] + val[2]:,} left out, since "
+             f"nothing of the answers would remain")
     return [[pair] for pair in train[0] + val[0]]
 
 
@@ -227,7 +231,8 @@ def look_at_comparisons(rows, held, said, tok, T):
 # ---------------------------------------------------------------------------------------------
 
 def look(path, config, tok, T, colour):
-    """Print all about one file: (its kind, why training would refuse it, its prompts or texts)."""
+    """Print the facts about one file. Returns its kind, the errors for which training would refuse
+    it, and its prompts or texts."""
     try:
         kind, form = identify(path)
     except DataError as error:
@@ -241,7 +246,7 @@ def look(path, config, tok, T, colour):
         fact("", f"and {len(malformed) - config.malformed:,} more (--malformed={len(malformed)})")
     for reason, count in dropped.most_common():
         fact("dropped", f"{count:,} {reason}")
-    if not rows or kind == "text" and malformed:      # a Corpus is made of files, not of rows
+    if not rows or kind == "text" and malformed:      # Corpus would refuse the file
         return kind, malformed, set()
     if kind != "text":
         return kind, malformed, look_at_dialogues(kind, rows, tok, T, config, colour)
@@ -254,7 +259,7 @@ def look(path, config, tok, T, colour):
 
 def main(config):
     if not config.data:
-        fail("which file? As in `python -m tools.check data/town/sft.jsonl` (-h explains)")
+        fail("no file given: try `python -m tools.check data/town/sft.jsonl` (-h explains)")
     for name, values in (("kind", ("auto", *READERS)), ("colour", ("auto", "true", "false"))):
         if getattr(config, name) not in values:
             fail(f"--{name}={getattr(config, name)} is not one of {', '.join(values)}")
@@ -267,7 +272,7 @@ def main(config):
     T = config.block_size or T
     if T <= config.max_new_tokens:
         fail(f"--block_size={T} must be more than --max_new_tokens={config.max_new_tokens}")
-    colour = sys.stdout.isatty() if config.colour == "auto" else config.colour == "true"
+    colour = has_colours() if config.colour == "auto" else config.colour == "true"
 
     seen = {path: look(path, config, tok, T, colour) for path in config.data.split(",")}
     for (a, (kind, _, in_a)), (b, (other, _, in_b)) in combinations(seen.items(), 2):
@@ -277,9 +282,9 @@ def main(config):
     refused = [reason for _, reasons, _ in seen.values() for reason in reasons]
     if refused:
         fail(refused[0] if len(refused) == 1 else
-             f"{len(refused):,} malformed rows, for which training would refuse the data")
+             f"{len(refused):,} malformed rows (listed above): training would refuse the data")
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")          # to a terminal without «, say
+    sys.stdout.reconfigure(errors="replace")          # for terminals that have no «
     main(parse_config(Config, __doc__, words="data"))
