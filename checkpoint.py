@@ -45,8 +45,8 @@ def atomic_save(obj, path):
 
 def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
                     **extra):
-    """model: a module or its state_dict; tokenizer: a Tokenizer; history: that of the checkpoint we
-    started from."""
+    """model: a module or its state_dict; history: that of the checkpoint that this stage started
+    from."""
     config = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("fresh", "debug")}
     weights = model if isinstance(model, dict) else model.state_dict()
     atomic_save({
@@ -58,8 +58,8 @@ def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenize
 
 
 def load_checkpoint(path, stage=None, tokenizer=None):
-    """The dict that save_checkpoint wrote. stage: a name or several; tokenizer: the one it must
-    have. Stops with one line that names the remedy if the file is not what was asked for."""
+    """The dict that save_checkpoint wrote. stage: the name it must have, or several; tokenizer: the
+    one it must have. Otherwise the program ends with one line that says what to do."""
     stages = (stage,) if isinstance(stage, str) else stage or tuple(MAKERS)
     named_after = Path(path).stem                     # out/ppo.pt is what rlhf_ppo.py makes
     maker = f"python {MAKERS[named_after if named_after in stages else stages[0]]}"
@@ -79,7 +79,7 @@ def load_checkpoint(path, stage=None, tokenizer=None):
 
 
 def is_sound(ckpt):
-    """Whether the weights are numbers, and of the shapes that a model of its config has."""
+    """Whether the weights are finite, and have the shapes that the config says."""
     try:
         with torch.device("meta"):                    # shapes without memory
             config = GPTConfig(**ckpt["model_config"])
@@ -102,7 +102,7 @@ def load_dict(path, maker):
                 raise ValueError
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:          # torch raises whatever the broken bytes lead it to
+    except Exception:          # broken bytes can raise anything
         fail(f"{path} is damaged or not a checkpoint: delete it and run `{maker}` again")
     if not isinstance(loaded, dict):
         fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
@@ -110,8 +110,8 @@ def load_dict(path, maker):
 
 
 class Whole:
-    """Saves and loads, as if it were in one piece, what Runtime.shard has split: the model, or its
-    optimizer if that is given. (Every rank must call it.)"""
+    """Saves and loads a model that Runtime.shard has split, or its optimizer, as if it were in one
+    piece. (Every rank must call it.)"""
 
     def __init__(self, model, optimizer=None):
         self.model, self.optimizer = model, optimizer
@@ -135,7 +135,7 @@ class Whole:
 # a run of one stage: its log, and its state, from which the same command goes on
 
 def fingerprint(path):
-    """Tells whether an input has changed: a hash of the files' names and bytes."""
+    """A hash of the files' names and bytes. It tells whether an input has changed."""
     digest = hashlib.sha256()
     for part in str(path).split(","):
         part = Path(part.strip())
@@ -149,17 +149,17 @@ def fingerprint(path):
 
 
 class Run:
-    """One run of one stage: `state` is what an interrupted run left, or None.
+    """One run of one stage. `state` is what an interrupted run left, or None.
 
-    The state stands beside the result (out/sft.state beside out/sft.pt), is written every
-    20 seconds and on Ctrl-C, and is deleted when the result is saved. out/sft.lock keeps a second
-    run away; out/sft.nan.pt is the batch that broke a run. Random numbers and data order
-    follow from (seed, step), so weights, optimizer and step are all that it needs.
+    The state is a file beside the result (out/sft.state beside out/sft.pt). It is written every 20
+    seconds and on Ctrl-C, and deleted when the result is saved. It holds weights, optimizer and
+    step; random numbers and the order of the data follow from (seed, step). out/sft.lock keeps a
+    second run away, and out/sft.nan.pt is the batch that led to a loss that is not finite.
     """
 
     def __init__(self, config, rt, inputs=(), total=None, unit="step"):
         self.config, self.rt, self.total = config, rt, total or config.steps
-        self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # the tests save at every step
+        self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # tests save at every step
         self.out, ending = Path(config.out), Path(type(config).out).suffix
         if self.out.suffix != ending:
             fail(f"--out={config.out} should end in {ending}")
@@ -188,8 +188,8 @@ class Run:
                         dynamic_ncols=True, disable=not (rt.main and sys.stderr.isatty()))
 
     def lock(self):
-        """Two runs must not write the same files. The lock is the system's, which frees it when
-        this process ends, in whatever way; the file that carries it means nothing by itself."""
+        """Two runs must not write the same files. The operating system frees the lock when this
+        process ends, even if it is killed; a lock file that is left over blocks nobody."""
         make_folder(self.out)
         self.locked = open(self.out.with_suffix(".lock"), "a")
         try:
@@ -207,7 +207,8 @@ class Run:
             Path(self.locked.name).unlink(missing_ok=True)
 
     def resume(self):
-        """The state to go on from, or None. A finished run, or one with other flags, ends here."""
+        """The state to continue from, or None. Ends the program if the run is finished, or if its
+        flags or inputs differ."""
         path = next((p for p in (self.state_file, self.out) if p.exists()), None)
         if path is None or self.config.fresh:
             return None
@@ -219,7 +220,7 @@ class Run:
             return None
         before = state.get("run", dict(flags={}, inputs={}))
         if self.config.dtype == "auto" and before["flags"].get("dtype") in DTYPES:
-            self.flags["dtype"] = before["flags"]["dtype"]            # whichever machine it was
+            self.flags["dtype"] = before["flags"]["dtype"]            # continue in the same dtype
             self.rt.dtype = DTYPES[self.flags["dtype"]]
         changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
                    for k, v in self.flags.items() if before["flags"].get(k) != v
@@ -237,12 +238,12 @@ class Run:
         raise SystemExit(0)
 
     def identity(self):
-        """Goes into the state and the result, so that a later run knows whose they are."""
+        """What a later run compares with its own flags and inputs."""
         return dict(flags=self.flags, inputs=self.inputs)
 
     def check(self, step, grad_norm, **batch):
-        """Call before the optimizer's step: a gradient that is not finite never reaches weights or
-        state. Its norm is the same on all ranks. (A GPU is waited for, once a step.)"""
+        """Call before the optimizer's step, so that a gradient that is not finite never reaches the
+        weights. Its norm is the same on all ranks. (On a GPU this waits for it, once a step.)"""
         if math.isfinite(grad_norm):
             return
         name = self.nan_file if self.rt.main else f"{self.nan_file}.{self.rt.rank}"
@@ -259,10 +260,10 @@ class Run:
         self.interrupted = True
 
     def save_state(self, step, **state):
-        """Call after every step: writes every 20 seconds, and after Ctrl-C, then stops."""
+        """Call after every step. Writes every 20 seconds, and after Ctrl-C, which ends the run."""
         self.bar.update(step - self.bar.n)
         self.trim_log()
-        # a large model takes seconds to write: then less often, so that it costs 2% of the time
+        # a large model takes seconds to write: saving less often keeps this at 2% of the time
         pause = self.seconds * max(1, 2.5 * self.cost)
         due = self.rt.main and time.time() - self.saved > pause
         due, self.interrupted = self.rt.any(due, self.interrupted)    # all stop at the same step
@@ -280,8 +281,8 @@ class Run:
             raise SystemExit(130)
 
     def finish(self):
-        """The result is saved. A checkpoint knows whose it is; beside other files the emptied state
-        stays, to know it."""
+        """Call when the result is saved. A checkpoint contains its run's flags and inputs; beside
+        other results the state file stays and keeps only these."""
         self.bar.close()
         if self.rt.main:
             if self.out.suffix == ".pt":
@@ -295,9 +296,9 @@ class Run:
         self.rt.close()
 
     def trim_log(self):
-        """Drop the lines that the resumed run is going to write again: those of later steps, and
-        PPO's evaluation of held-out prompts at this one, which comes before the step. Not before
-        there is something to write: a run that is refused has touched nothing."""
+        """Drop the lines that the resumed run will write again: those of later steps, and PPO's
+        evaluation at this step, which comes before it. Called when there is a line to write: a run
+        that is refused changes nothing."""
         if self.trimmed or not self.rt.main or self.log_file == self.out:
             return
         self.trimmed, kept = True, []
@@ -309,7 +310,7 @@ class Run:
             f.write("".join(line + "\n" for line in kept))
 
     def log(self, step, values, **more):
-        """values: one aligned line on the screen; with `more`, one line of out/<stage>.jsonl."""
+        """Print values as one line; write them and `more` as one line of out/<stage>.jsonl."""
         if not self.rt.main:
             return
         self.trim_log()
@@ -329,7 +330,7 @@ class Run:
 
 
 def is_log(path):
-    """Whether Run wrote this file, or nobody: out/sft.jsonl could be somebody's demonstrations."""
+    """Whether the file is a log, or missing. out/sft.jsonl could be a user's demonstrations."""
     with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
         return f.readline(100)[:9] in (b"", b'{"step": ')
     return True

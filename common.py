@@ -31,9 +31,9 @@ def fail(message):
 
 
 def tell(message, second_hand=False):
-    """The last line of a run that fails. Under torchrun rank 0 speaks at once. The others wait: if
-    it fails for the same reason, torchrun ends them before they say it again. So does who only
-    hears that another process is gone, which is never the cause."""
+    """Print the last line of a run that fails. Under torchrun, rank 0 prints at once. The others
+    wait: if rank 0 fails for the same reason, torchrun ends them before they repeat it. A process
+    that only lost its peer (second_hand) waits, too: it is never the cause."""
     rank = int(os.environ.get("RANK", 0))
     if rank or second_hand:
         time.sleep(5)
@@ -47,7 +47,7 @@ def tell(message, second_hand=False):
 
 def parse_config(Config, doc, argv=None, words=""):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
-    field that takes what is no flag, joined by commas; otherwise such words are refused."""
+    field that collects positional arguments, joined by commas; without it they are refused."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
         print(doc.strip() + "\n\nFlags are the fields of this class, as --field=value:\n")
@@ -89,7 +89,7 @@ def parse_config(Config, doc, argv=None, words=""):
 # Flags of earlier versions, and the commands that took their place.
 MOVED = dict(agree="python -m tools.label --agree=FILE,FILE", report="python -m tools.report")
 
-# The least and the most that a flag can be, wherever it occurs; its default is always allowed.
+# The smallest and largest value of a flag, in every script. Its default is always allowed.
 BOUNDS = {name: (1, math.inf) for name in (
     "steps", "batch_size", "micro_batch", "minibatch", "epochs", "eval_every", "eval_rows",
     "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k",
@@ -117,7 +117,7 @@ def parse_value(kind, text):
 
 
 def one_line(kind, error, trace):
-    """What is shown of an uncaught exception, unless --debug=true."""
+    """Print an uncaught exception as one line, unless --debug=true."""
     text = " ".join(str(error).split()) or kind.__name__
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
@@ -150,22 +150,23 @@ class Runtime:
             if device == "cuda":
                 device = f"cuda:{os.environ['LOCAL_RANK']}"
                 torch.cuda.set_device(device)
-            # tensors on the CPU, such as a flag to stop, travel by gloo
-            hook = sys.excepthook                     # which torch wraps, to name the rank again
-            # a large corpus takes the first rank hours to encode, while the others wait
+            hook = sys.excepthook                     # torch wraps it and would repeat the rank
+            # gloo carries tensors on the CPU, such as the flag to stop. The timeout is long because
+            # rank 0 may need hours to encode a large corpus, while the others wait
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
                                     timeout=timedelta(hours=6))
             sys.excepthook = sys.excepthook if config.debug else hook
         if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
             fail(f"--device={config.device} is not one of auto, cpu, cuda, mps")
         if sys.platform == "linux" and device == "cpu":
-            with suppress(AttributeError):            # keep freed memory: to get it anew from the
-                libc = ctypes.CDLL(None)              # system costs a tenth of a training step
+            with suppress(AttributeError):            # only glibc has mallopt
+                # keep freed memory: asking the system for it again takes a tenth of a training step
+                libc = ctypes.CDLL(None)
                 libc.mallopt(-3, 2**25), libc.mallopt(-1, 2**28)      # mmap and trim thresholds
         self.device = torch.device(device)
         self.dtype, self.peak = pick_dtype(config.dtype, self.device), 0.0
         if not self.main:
-            sys.stdout = open(os.devnull, "w")        # rank 0 speaks for all
+            sys.stdout = open(os.devnull, "w")        # only rank 0 prints
 
     def autocast(self):
         """Run the matrix multiplications in self.dtype; weights and losses stay in fp32."""
@@ -174,8 +175,8 @@ class Runtime:
         return torch.autocast(self.device.type, dtype=self.dtype)
 
     def compile(self, model, wanted):
-        """torch.compile where it pays: by itself on GPUs only, since on a laptop the half minute
-        it takes is about what it saves."""
+        """torch.compile; auto means only on GPUs. On a laptop it takes half a minute, about as long
+        as what it saves."""
         if wanted not in ("auto", "true", "false"):
             fail(f"--compile={wanted} is not auto, true or false")
         if wanted == "false" or (wanted == "auto" and self.device.type != "cuda"):
@@ -192,8 +193,8 @@ class Runtime:
         return torch.compile(model)
 
     def shard(self, model):
-        """FSDP2: split the weights, and with them gradients and optimizer state, among the ranks;
-        a layer's weights come together only while it computes."""
+        """FSDP2: split weights, gradients and optimizer state among the ranks. The weights of a
+        layer are collected only while it computes."""
         if not self.ddp:
             fail("--fsdp=true needs torchrun")
         for block in model.blocks:
@@ -202,9 +203,9 @@ class Runtime:
         register_fsdp_forward_method(model, "generate")
 
     def mfu(self, flops, seconds):
-        """The share of what this machine reaches in a large matrix product that so many
-        floating-point operations in so many seconds are. That is measured, and once more if it was
-        too low (beside another program it is); None, if even then the share can't be true."""
+        """Model FLOPs utilisation: floating-point operations a second, as a share of what a large
+        matrix product reaches here. That peak is measured, and measured again when a share is
+        above 1 (another program may have been running). None if the share is still above 1."""
         rate = flops / max(seconds, 1e-9) / self.world_size
         if rate > self.peak:
             self.peak = max(self.peak, self.peak_flops())
@@ -220,8 +221,21 @@ class Runtime:
             seconds.append(time.perf_counter() - start)
         return 2 * n**3 / min(seconds)
 
+    def split(self, config):
+        """How many rows this process takes in every step, and in every forward pass."""
+        rows = config.batch_size // self.world_size
+        micro_batch = min(config.micro_batch, rows)
+        if config.batch_size % self.world_size or rows % micro_batch:
+            fail(f"--batch_size={config.batch_size} must be a multiple of {self.world_size} "
+                 f"processes times --micro_batch={micro_batch}")
+        return rows, micro_batch
+
+    def describe(self, model):
+        n_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return f"{n_params / 1e6:.2f}M parameters on {self.device} in {str(self.dtype)[6:]}"
+
     def any(self, *flags):
-        """Is a flag set on any rank? (Every rank must call it.)"""
+        """For each flag, whether it is set on any rank. (Every rank must call it.)"""
         if not self.ddp:
             return flags
         t = torch.tensor(flags, dtype=torch.int32)
@@ -243,8 +257,8 @@ class Runtime:
         return [v / self.world_size for v in self.sum(*values)]
 
     def seed(self, *numbers):
-        """Seed torch from (seed, step, …) and the rank. Every step does it anew, so that an
-        interrupted run continues with the random numbers it would have had."""
+        """Seed torch from (seed, step, …) and the rank. Every step does this: a resumed run draws
+        the same random numbers as an uninterrupted one."""
         key = repr((*numbers, self.rank)).encode()
         torch.manual_seed(int.from_bytes(hashlib.sha256(key).digest()[:8], "little") >> 1)
 
@@ -258,8 +272,8 @@ class Runtime:
 
 
 def pick_dtype(name, device):
-    """auto is bf16 where the chip multiplies it natively, else fp32: emulated, a bf16 product takes
-    1.5 times as long (measured). DTYPE=float32 in the environment says what auto is."""
+    """auto: bf16 if the chip multiplies it natively, else fp32, since emulated bf16 takes 1.5 times
+    as long (measured). The environment variable DTYPE overrides auto: DTYPE=float32 bash run.sh"""
     if name == "auto":
         name = os.environ.get("DTYPE") or ("bfloat16" if native_bf16(device) else "float32")
     if name not in DTYPES:
@@ -282,7 +296,7 @@ def native_bf16(device):
 # files
 
 def make_folder(out):
-    """The folder that --out stands in: if it can't be had, better now than after an hour."""
+    """Make the folder of --out. A run that can't write its result fails now, not after an hour."""
     try:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         if not os.access(Path(out).parent, os.W_OK):
@@ -294,8 +308,8 @@ def make_folder(out):
 
 @contextmanager
 def writing(path, mode="w"):
-    """with writing(path) as f: the file at every moment is whole, old or new, or not there: it is
-    written beside the target, then renamed. A write that fails says why and leaves no trace."""
+    """with writing(path) as f: write a temporary file, then rename it. So path is always complete:
+    the old file or the new one. A write that fails says why and leaves nothing behind."""
     path = Path(path)
     tmp = path.with_name(path.name + ".tmp")
     make_folder(path)
@@ -308,7 +322,7 @@ def writing(path, mode="w"):
     except BaseException as error:
         with suppress(OSError):
             tmp.unlink()
-        # torch.save turns what the disk said into something about positions
+        # torch.save replaces the system's error by its own; __context__ still has the first one
         reason = error if isinstance(error, OSError) else error.__context__
         if not isinstance(reason, OSError):
             raise
@@ -321,7 +335,7 @@ def writing(path, mode="w"):
 # what people read
 
 def number(value):
-    """Five or six characters, whatever the size: 1234567 -> 1.23M, 0.00123 -> 1.2e-03."""
+    """A number in five or six characters: 1234567 -> 1.23M, 0.00123 -> 1.2e-03."""
     if isinstance(value, str) or value is None:
         return str(value)
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -337,7 +351,7 @@ def clock(seconds):
 
 
 def wilson(share, n, z=1.96):
-    """95% interval of a share that was seen in n independent draws (Wilson 1927)."""
+    """The 95% interval of a share seen in n independent draws (Wilson 1927)."""
     middle = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
     return max(middle - half, 0.0), min(middle + half, 1.0)
@@ -361,7 +375,7 @@ def load_function(spec):
 
 
 def get_scores(function, prompts, responses, name):
-    """What a function of one's own says, (N,); if it fails, the first answer that makes it fail."""
+    """Call a user's function -> (N,). If it fails, the error names the first answer it fails on."""
     try:
         scores = function(prompts, responses)
     except Exception as error:
@@ -371,7 +385,7 @@ def get_scores(function, prompts, responses, name):
 
 
 def first_failure(function, prompts, responses):
-    """The first pair with which the function fails when it is alone, in words; "" if none does."""
+    """The first pair on which the function fails when called with it alone; "" if none."""
     for prompt, response in zip(prompts, responses):
         try:
             function([prompt], [response])
@@ -385,7 +399,7 @@ def in_words(prompt, response):
 
 
 def check_scores(scores, prompts, responses, name):
-    """A reward of one's own must give one finite number per answer."""
+    """Check that a user's function gave one finite number per answer."""
     try:
         scores = torch.as_tensor(scores, dtype=torch.float32).cpu()
     except (TypeError, ValueError, RuntimeError) as error:
@@ -401,7 +415,7 @@ def check_scores(scores, prompts, responses, name):
 
 
 def verdicts_of(judge, prompts, responses, name):
-    """What a judge says of each: [{"grade", "right", "unsure", "refusal"}]."""
+    """Call a judge on each pair: [{"grade", "right", "unsure", "refusal"}]."""
     verdicts = []
     for prompt, response in zip(prompts, responses):
         try:

@@ -109,6 +109,7 @@ if __name__ == "__main__":
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     model = GPT.load(ckpt).to(rt.device)
+    print(rt.describe(model))
 
     # -----------------------------------------------------------------------------------------
     # sample k answers to each prompt

@@ -151,11 +151,7 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.tokenizer, config.init])
-    B = config.batch_size // rt.world_size            # rows of this process
-    micro_batch = min(config.micro_batch, B)
-    if config.batch_size % rt.world_size or B % micro_batch:
-        fail(f"--batch_size={config.batch_size} must be a multiple of {rt.world_size} processes "
-             f"times --micro_batch={micro_batch}")
+    B, micro_batch = rt.split(config)                 # rows of this process
     if config.style not in STYLES:
         fail(f"--style={config.style} is not one of {', '.join(STYLES)}")
 
@@ -210,8 +206,7 @@ if __name__ == "__main__":
     if run.state:
         for name, part in saved.items():
             part.load_state_dict(run.state[name])
-    n_params = sum(p.numel() for p in model.parameters())
-    print(f"{n_params / 1e6:.2f}M parameters on {rt.device} in {str(rt.dtype)[6:]}")
+    print(rt.describe(model))
 
     # -----------------------------------------------------------------------------------------
     # training loop

@@ -143,11 +143,7 @@ if __name__ == "__main__":
     if lm and lm["model_config"] != ckpt["model_config"]:
         fail(f"{config.lm} is a model of another size than {config.init or config.like}")
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
-    B = config.batch_size // rt.world_size            # prompts of this process
-    micro_batch = min(config.micro_batch, B)
-    if config.batch_size % rt.world_size or B % micro_batch:
-        fail(f"--batch_size={config.batch_size} must be a multiple of {rt.world_size} processes "
-             f"times --micro_batch={micro_batch}")
+    B, micro_batch = rt.split(config)                 # prompts of this process
 
     # -----------------------------------------------------------------------------------------
     # data
@@ -201,8 +197,7 @@ if __name__ == "__main__":
     if run.state:
         model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
-    n_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(f"{n_params / 1e6:.2f}M parameters on {rt.device} in {str(rt.dtype)[6:]}")
+    print(rt.describe(model))
 
     # -----------------------------------------------------------------------------------------
     # training loop

@@ -328,9 +328,7 @@ if __name__ == "__main__":
         kl_coef = run.state["kl_coef"]
     history = ckpt["history"]
     ckpt = ref_ckpt = r_ckpt = c_ckpt = None          # frees the memory: the models have copies
-    n_params = sum(p.numel() for p in policy.parameters())
-    print(f"4 models of about {n_params / 1e6:.2f}M parameters on {rt.device} in "
-          f"{str(rt.dtype)[6:]}; reward: {config.reward}")
+    print(f"4 models; the policy has {rt.describe(policy)}; reward: {config.reward}")
 
     # -----------------------------------------------------------------------------------------
     # training loop

@@ -153,11 +153,7 @@ if __name__ == "__main__":
     rt = Runtime(config)
     ptx = config.text if config.ptx > 0 else ""
     run = Run(config, rt, inputs=[config.data, ptx, config.init or config.like])
-    B = config.batch_size // rt.world_size            # rows of this process
-    micro_batch = min(config.micro_batch, B)
-    if config.batch_size % rt.world_size or B % micro_batch:
-        fail(f"--batch_size={config.batch_size} must be a multiple of {rt.world_size} processes "
-             f"times --micro_batch={micro_batch}")
+    B, micro_batch = rt.split(config)                 # rows of this process
     ckpt = load_checkpoint(config.init or config.like, stage=("pretrain", "sft"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
 
@@ -208,8 +204,7 @@ if __name__ == "__main__":
     if run.state:
         model.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
-    n_params = sum(p.numel() for p in model.parameters())
-    print(f"{n_params / 1e6:.2f}M parameters on {rt.device} in {str(rt.dtype)[6:]}")
+    print(rt.describe(model))
 
     # -----------------------------------------------------------------------------------------
     # training loop
