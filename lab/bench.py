@@ -1,12 +1,12 @@
 """Speed and memory, side by side with other implementations, in one run.
 
-Times on a shared machine mean little, ratios within one run mean something: the entrants of a race
-take turns, and the medians are compared. An entrant whose package or clone is missing is left out,
-with the reason.
+On a shared machine absolute times mean little, so the entrants of a race take turns and the ratios
+of their medians are printed. An entrant whose package or clone is missing is left out, with the
+reason.
 
-    python -m lab.bench                                # every race, against what is installed
-    python -m lab.bench --what=tokenizer --data=books/   # one of them, on your text
-    python -m lab.bench --peers=../peers      # ../peers has clones of nanoGPT, minbpe, trl
+    python -m lab.bench                                  # all races, with the installed packages
+    python -m lab.bench --what=tokenizer --data=books/   # one race, on your text
+    python -m lab.bench --peers=../peers                 # clones of nanoGPT, minbpe, trl are there
     python -m lab.bench --what=recipe --peers=../peers --data=shakespeare.txt
 """
 
@@ -40,9 +40,9 @@ from tokenizer import GPT4, Tokenizer
 @dataclass
 class Config:
     what: str = "tokenizer,train,recipe,sample,ppo,memory"  # which races
-    peers: str = ""                    # a folder with clones of the peers, under their own names
+    peers: str = ""                    # a folder with clones of nanoGPT, minbpe and trl
     runs: int = 5                      # turns of each entrant
-    data: str = "data/town/pretrain"   # text: for the tokenizers, and for the recipe
+    data: str = "data/town/pretrain"   # text for the tokenizers and the recipe
     device: str = "auto"               # auto: cuda, else cpu
     dtype: str = "auto"                # auto: bfloat16 where it is fast, else float32
     debug: bool = False                # show tracebacks
@@ -52,9 +52,9 @@ class Config:
 # how to measure
 
 def race(title, entrants, runs, amount=None, unit="s", warmup=True):
-    """Let the entrants, {name: function}, take turns; the first is ours, and the first turn warms
-    up. A string instead of a function is the reason why it is missing; a function that returns a
-    float has timed itself. With an amount, speeds are shown instead of times."""
+    """Let the entrants, {name: function}, take turns. The first entrant is ours; the first turn is
+    a warmup. A string instead of a function is the reason why an entrant is missing. A function
+    that returns a float has timed itself. With an amount, speeds are printed instead of times."""
     print(f"\n{title}")
     times = {name: [] for name, run in entrants.items() if callable(run)}
     for turn in range(-warmup, runs):
@@ -73,14 +73,14 @@ def race(title, entrants, runs, amount=None, unit="s", warmup=True):
             continue
         middle, low, high = median(times[name]), min(times[name]), max(times[name])
         values = [amount / t for t in (middle, high, low)] if amount else [middle, low, high]
-        middle_, *ends = (f"{v:,.{2 if values[0] < 100 else 0}f}" for v in values)
-        shown = f"{middle_:>8} {unit} [{', '.join(ends)}]"
+        center, *ends = (f"{v:,.{2 if values[0] < 100 else 0}f}" for v in values)
+        shown = f"{center:>8} {unit} [{', '.join(ends)}]"
         print(f"    {name:34} {shown:34} {middle / ours:6.2f} x our time")
     return {name: median(t) for name, t in times.items()}
 
 
 def peer(config, name, file):
-    """A module of a peer's clone, or the reason why there is none."""
+    """A module from a peer's clone, or the reason why it is missing."""
     path = Path(config.peers) / name / file
     if not config.peers or not path.is_file():
         return f"needs --peers=DIR with a clone of {name}"
@@ -92,7 +92,7 @@ def peer(config, name, file):
 
 
 def package(config, name, module):
-    """A package of a peer's clone, or the reason why there is none."""
+    """A package from a peer's clone, or the reason why it is missing."""
     folder = Path(config.peers) / name
     if not config.peers or not folder.is_dir():
         return f"needs --peers=DIR with a clone of {name}"
@@ -103,7 +103,7 @@ def package(config, name, module):
 
 
 def optional(package):
-    """A package that may be missing, or the reason."""
+    """An installed package, or the reason why it is missing."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -121,12 +121,12 @@ def peak_memory(command):
 
 
 def product_rate(config, device):
-    """Floating-point operations a second that one large product reaches in float32."""
+    """Floating-point operations a second in one large matrix product in float32."""
     return Runtime(replace(config, device=device, dtype="float32")).peak_flops()
 
 
 def small(vocab_size, block_size, device="cpu", n_layer=4, n_embd=128, **more):
-    """A GPT, by default the laptop's, and AdamW."""
+    """A GPT, by default of the laptop's size, and its AdamW."""
     model = GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=n_layer,
                           n_embd=n_embd, n_hidden=4 * n_embd, n_head=n_embd // 64,
                           n_kv_head=n_embd // 64, **more)).to(device)
@@ -135,7 +135,7 @@ def small(vocab_size, block_size, device="cpu", n_layer=4, n_embd=128, **more):
 
 
 def theirs(nano, vocab_size, block_size, betas, device="cpu", n_layer=4, n_head=4, n_embd=128):
-    """nanoGPT's model of the same size and its optimizer, as its train.py makes them."""
+    """nanoGPT's model of the same size and its optimizer, built as in its train.py."""
     with redirect_stdout(io.StringIO()):
         model = nano.GPT(nano.GPTConfig(
             block_size=block_size, vocab_size=vocab_size, n_layer=n_layer, n_head=n_head,
@@ -157,10 +157,10 @@ def update(model, optimizers, x, y):
 # the tokenizer
 
 def tokenizer(config):
-    """Learn 8,192 tokens from 5 MB; encode; and the memory that learning from 100 MB takes."""
+    """Learn 8,192 tokens from 5 MB; encode 5 MB; memory for learning from 100 MB."""
     lines = "\n".join(document.text for document in read_texts(config.data)).split("\n")
     text, copy = "\n".join(lines), 0
-    while len(text.encode()) < 5e6:                   # repeated with changes: new words appear
+    while len(text.encode()) < 5e6:                   # repeat it with changes, for new words
         copy += 1
         text += "\n".join(line.replace("e", "eaiou"[copy % 5] * (1 + copy // 5)) for line in lines)
     text = text.encode()[:5_000_000].decode(errors="ignore")
@@ -185,7 +185,7 @@ def tokenizer(config):
         "tokenizers (Rust)": hf if isinstance(hf, str) else learn_hf,
         "rustbpe (Rust)": rustbpe if isinstance(rustbpe, str) else learn_rust}, config.runs)
 
-    # minbpe counts all pairs anew for each merge: 16 merges show what 8,000 would take
+    # minbpe counts all pairs again for each merge, so 16 merges are enough to compare
     minbpe = package(config, "minbpe", "minbpe")
     race(f"the first 16 merges from {size:.1f} MB", {
         "tokenizer.py": lambda: Tokenizer.train(text, 262 + 16),
@@ -196,7 +196,7 @@ def tokenizer(config):
     bulk = tok.to_tiktoken()
 
     def encode():
-        tok.encode_chunk.cache_clear()                # every run starts with an empty memory
+        tok.encode_chunk.cache_clear()                # every run starts with an empty cache
         tok.encode(text)
 
     race(f"encoding {size:.1f} MB on one core", {
@@ -207,7 +207,7 @@ def tokenizer(config):
     with tempfile.TemporaryDirectory() as folder:
         big = Path(folder) / "big.txt"
         with open(big, "w", encoding="utf-8") as file:
-            for i in range(round(100 / size)):        # new words all the time, and wide characters
+            for i in range(round(100 / size)):        # each copy has new words and wide characters
                 file.write(text.replace("th", f"t{chr(0x4e00 + i)}h") + " 😊\n")
         peak = peak_memory(["tokenizer.py", f"--data={big}", "--vocab_size=8192",
                             "--pattern=gpt4", f"--out={folder}/tokenizer.json"])
@@ -219,9 +219,9 @@ def tokenizer(config):
 # training
 
 def train(config):
-    """A training step of 16 rows: of the laptop's model, 256 tokens long, in each dtype; on a GPU
-    of GPT-2's (124M parameters, 1,024 tokens), where all are compiled and in bf16. nanoGPT's is as
-    its train.py makes it: in float32 on a CPU."""
+    """A training step with 16 rows. CPU: the laptop's model, rows of 256 tokens, in each dtype;
+    nanoGPT in float32, the default of its train.py. GPU: GPT-2 (124M parameters), rows of 1,024
+    tokens; all entrants are compiled and in bf16."""
     gpu = Runtime(config).device.type == "cuda"
     V, T, n_layer, n_head, n_embd, style = ((50304, 1024, 12, 12, 768, "gpt2") if gpu else
                                             (1024, 256, 4, 2, 128, "laptop"))
@@ -298,7 +298,7 @@ def recipe(config):
         print(f"    {name:34} {seconds:6.1f} s, {steps} steps of {rows} rows: loss {loss:.3f}")
         return seconds
 
-    print("\nnanoGPT's recipe for a CPU, and ours, until about the same validation loss")
+    print("\nnanoGPT's recipe for a CPU and ours, until about the same validation loss")
     torch.manual_seed(0)
     model, optimizer = theirs(nano, len(chars), T, (0.9, 0.99))
     their_time = run("nanoGPT", model, [optimizer], 2000, 12)
@@ -319,7 +319,7 @@ def recipe(config):
 # sampling
 
 def sample(config):
-    """128 sequences of 48 tokens after 16, from one batch."""
+    """One batch of 128 sequences: 48 tokens after a prompt of 16."""
     transformers = optional("transformers")
     model, _ = small(1024, 128)
     model.eval()
@@ -347,9 +347,9 @@ def sample(config):
 # PPO
 
 def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=32, **size):
-    """The arguments of a run of rlhf_ppo.py that answers prompts of 24 tokens with 48, 128 at a
-    time; and, in the folder, what it reads: random models, and made-up prompts."""
-    pairs = islice(product(range(65, 123), repeat=2), 762)            # of letters: a digit stays
+    """The arguments for rlhf_ppo.py: 128 prompts of 24 tokens per step, answers of 48. Writes its
+    inputs to the folder: random models and prompts of digits."""
+    pairs = islice(product(range(65, 123), repeat=2), 762)            # no digits: 1 digit = 1 token
     tok = Tokenizer(GPT4, list(range(256)), {pair: 256 + i for i, pair in enumerate(pairs)})
     shape = GPTConfig(vocab_size=tok.vocab_size, block_size=128, **size)
     for stage, model in (("sft", GPT(shape)), ("reward", ScalarGPT(shape, lm=lm))):
@@ -365,9 +365,9 @@ def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=
 
 
 def ppo(config):
-    """Iterations of 128 episodes: prompts of 24 tokens, answers of 48, then 4 epochs of 4
-    minibatches, on the CPU. A turn is 4 of them, of which the last 3 count. One answer in 22 ends
-    early by chance, on our side, but a batch takes as long as its longest answer."""
+    """Iterations of 128 episodes on the CPU: prompts of 24 tokens, answers of 48, then 4 epochs of
+    4 minibatches. A turn is 4 iterations; the last 3 are timed. In ours, one answer in 22 ends
+    early by chance, but a batch takes as long as its longest answer."""
     trl = package(config, "trl", "trl.experimental.ppo")
     with tempfile.TemporaryDirectory() as folder:
         def ours(dtype):
@@ -382,15 +382,15 @@ def ppo(config):
         entrants |= {f"TRL's PPOTrainer, {dtype}": trl if isinstance(trl, str) else
                      partial(trl_ppo, trl, folder, dtype) for dtype in DTYPES}
         race("PPO, episodes a second", entrants, config.runs, 128, "/s", warmup=False)
-    # 4 epochs through policy and critic, forward and back; through 4 models forward; sampling
+    # 4 epochs forward and backward through 2 models, one pass forward through 4, and sampling
     work, rate = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2, product_rate(config, "cpu")
     print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
 
 
 def trl_ppo(trl, folder, dtype):
-    """The same by TRL, with GPT-2 of our size. Where its defaults are slower it gets our setting:
-    GELU itself, which costs less than GPT-2's approximation, and one batch of rollouts."""
+    """The same with TRL and a GPT-2 of our size. Where TRL's defaults are slower, it gets our
+    setting: exact GELU, which is faster than GPT-2's approximation, and one batch of rollouts."""
     import datasets
     import tokenizers
     import transformers as hf
@@ -425,15 +425,15 @@ def trl_ppo(trl, folder, dtype):
 # memory
 
 def memory(config):
-    """The peak of pretrain.py against 16 bytes per weight (itself, its gradient, AdamW's two means)
-    and 4 bytes times 18.3 n_layer n_embd + 3 vocab_size per token of a forward pass: what the
-    backward pass needs of each layer, and the logits, their softmax and their gradient.
+    """The measured peak of pretrain.py, and a formula. 16 bytes per weight: itself, its gradient,
+    AdamW's two means. Per token of a forward pass 4 bytes times (18.3 n_layer n_embd + 3
+    vocab_size): what each layer keeps for the backward pass; logits, their softmax, their gradient.
 
-    PPO trains policy and critic, 16 bytes per weight, and 4 models stay as they are, 4 bytes:
-    reference, reward model, and the language model that critic and reward model each read. A micro
-    batch needs twice 18.3 n_layer n_embd per token and 4 vocab_size per token of an answer; the
-    rollout before it, for keys and values, 2 n_layer n_embd per token of all answers."""
-    print("\nmemory of pretrain.py, beside that of a tiny model")
+    PPO trains policy and critic: 16 bytes per weight. 4 models are frozen, 4 bytes per weight:
+    reference, reward model, and the language models inside critic and reward model. A micro batch
+    keeps 2 times 18.3 n_layer n_embd numbers per token, and 4 vocab_size per token of an answer.
+    The rollout keeps keys and values: 2 n_layer n_embd per token of all answers."""
+    print("\nmemory of pretrain.py, minus that of a tiny model")
     with tempfile.TemporaryDirectory() as folder:
         texts = (document.text for document in read_texts(config.data))
         Tokenizer.train(texts, 1024).save(f"{folder}/tokenizer.json")
@@ -446,28 +446,29 @@ def memory(config):
                                 f"--out={folder}/pretrain.pt", "--device=cpu", "--dtype=float32"])
 
         peak(1, 4, 1)                                 # makes the token cache
-        base = peak(1, 4, 1)
+        tiny = peak(1, 4, 1)
         for n_layer, n_embd, rows in ((4, 128, 64), (8, 512, 4), (8, 256, 32)):
             n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
             expected = 16 * n_weights + 4 * rows * 256 * (18.3 * n_layer * n_embd + 3 * 1024)
-            measured = peak(n_layer, n_embd, rows) - base
+            measured = peak(n_layer, n_embd, rows) - tiny
             print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of 256: "
                   f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
 
-        print("\nmemory of rlhf_ppo.py, likewise, for 64 prompts of 24 tokens and answers of 48")
+        print("\nmemory of rlhf_ppo.py, minus that of tiny models: 64 prompts of 24 tokens, "
+              "answers of 48")
 
         def ppo_peak(n_layer, n_embd, rows):
             command = ppo_command(config, folder, lm=True, micro_batch=rows, n_layer=n_layer,
                                   n_embd=n_embd, n_hidden=4 * n_embd)
             return peak_memory([*command, "--batch_size=64", "--epochs=1"])
 
-        base = ppo_peak(1, 4, 1)
+        tiny = ppo_peak(1, 4, 1)
         for n_layer, n_embd, rows in ((4, 128, 32), (8, 512, 4), (8, 256, 32)):
             n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
             micro_batch = rows * (72 * 2 * 18.3 * n_layer * n_embd + 48 * 4 * 1024)
             cache = 64 * 72 * 2 * n_layer * n_embd
             expected = (2 * 16 + 4 * 4) * n_weights + 4 * max(micro_batch, cache)
-            measured = ppo_peak(n_layer, n_embd, rows) - base
+            measured = ppo_peak(n_layer, n_embd, rows) - tiny
             print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of  72: "
                   f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
 

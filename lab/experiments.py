@@ -1,16 +1,16 @@
-"""Experiments on finished chains: the bound, the reward model's starts, what each detail of PPO is
-worth, a second round of comparisons, and over-optimisation.
+"""Experiments on finished chains: starting points of the reward model, PPO with a perfect reward
+model, what each detail of PPO is worth, a second round of comparisons, and over-optimisation.
 
 reads   the folders of lab/seeds.py, out/seed0 …
 writes  its runs in a folder `experiments` in each of them, and tables on the screen
 
-    python -m lab.seeds --seeds=3                    # the chains come first
+    python -m lab.seeds --seeds=3                    # first: run the chains
     python -m lab.experiments --what=bound           # one experiment
     python -m lab.experiments                        # all of them, hours on a laptop
-    python -m lab.experiments --jobs=2               # two runs side by side, half the cores each
+    python -m lab.experiments --jobs=2               # two runs at a time, half the cores each
 
-What is finished is not run again: after a change of the code or the chains delete that folder.
-Tables show the median over the seeds [least, most].
+Finished runs are not repeated. After a change of the code or the chains, delete that folder. Tables
+show the median over the seeds [least, most].
 """
 
 import json
@@ -31,9 +31,9 @@ from tools.report import held_out, read_log
 @dataclass
 class Config:
     what: str = "starts,bound,details,rounds,overoptimise"   # which experiments
-    seeds: int = 3             # 0, 1, … of them
-    folder: str = "out/seed"   # the folders' names, before the number
-    jobs: int = 1              # runs side by side
+    seeds: int = 3             # how many: 0, 1, …
+    folder: str = "out/seed"   # the folders' names, without the number
+    jobs: int = 1              # runs at a time
     details_steps: int = 8     # iterations of PPO in `details`
     debug: bool = False        # show tracebacks
 
@@ -42,31 +42,31 @@ class Config:
 # running the stages
 
 def run(script, out, **flags):
-    """python <script> --out=<out> --flag=value …, unless that is finished. Its words go to a .txt
-    beside the result."""
+    """Run python <script> --out=<out> --flag=value …, unless `out` exists. What the script prints
+    goes to a .txt beside the result."""
     out.parent.mkdir(exist_ok=True)
     command = [sys.executable, script, f"--out={out}"] + [f"--{k}={v}" for k, v in flags.items()]
     if out.exists():
         return out
     threads = max(1, (os.cpu_count() or 1) // config.jobs)
-    with open(out.with_suffix(".txt"), "w") as words:
-        ended = subprocess.run(command, stdout=words, stderr=words,
+    with open(out.with_suffix(".txt"), "w") as printed:
+        ended = subprocess.run(command, stdout=printed, stderr=printed,
                                env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
     if ended.returncode:
-        raise ValueError(f"{' '.join(command[1:])} stopped: {out.with_suffix('.txt')} says why, "
-                         f"and the same command goes on there")
+        raise ValueError(f"{' '.join(command[1:])} stopped: {out.with_suffix('.txt')} says why; "
+                         f"the same command continues there")
     print(f"    {out}", flush=True)
     return out
 
 
 def ppo(folder, name, seed, **flags):
-    """PPO from the folder's SFT model under its reward model, unless told otherwise."""
+    """PPO; by default from the folder's SFT model, with the folder's reward model."""
     flags = dict(init=folder / "sft.pt", reward=folder / "reward.pt", seed=seed) | flags
     return run("rlhf_ppo.py", folder / "experiments" / f"{name}.pt", **flags)
 
 
 def scoreboard(folder, name, *models, **flags):
-    """evaluate.py's, on the test people."""
+    """The scoreboard of evaluate.py, on prompts about the test people."""
     flags = dict(models=",".join(map(str, models)), reward=folder / "reward.pt", best_of=0,
                  comparisons=folder / "comparisons.jsonl") | flags
     out = run("evaluate.py", folder / "experiments" / f"{name}.json", **flags)
@@ -74,18 +74,19 @@ def scoreboard(folder, name, *models, **flags):
 
 
 def evaluations(path):
-    """Those in PPO's log."""
+    """The evaluations in PPO's log."""
     return held_out(read_log(path.with_suffix(".jsonl")))
 
 
 def each(jobs, function):
-    """function(*job) for each job, config.jobs at a time: the results, in order."""
+    """Call function(*job) for each job, config.jobs at a time. Returns the results in order."""
     with ThreadPoolExecutor(config.jobs) as pool:
         return list(pool.map(lambda job: function(*job), jobs))
 
 
 def show(title, columns, labels, found):
-    """A table of medians. columns: (name, format); found: of each seed, a row of cells a label."""
+    """Print a table of medians. columns: [(name, format)]; found: for each seed, one row of values
+    for each label."""
     print(f"\n{title}\n" + " " * 44 + "".join(f"{name:>25}" for name, _ in columns))
     for label, *rows in zip(labels, *found):
         print(f"{label:44}" + "".join(
@@ -94,10 +95,10 @@ def show(title, columns, labels, found):
 
 
 # ---------------------------------------------------------------------------------------------
-# the experiments; chains: (seed, folder) of each
+# the experiments; chains: [(seed, folder)]
 
 def starts(chains):
-    """Where the reward model starts from, the same comparisons and steps for all."""
+    """Four starting points of the reward model, with the same comparisons and steps."""
     kinds = [("sft", "SFT", "sft.pt", True), ("pretrained", "pretrained", "pretrain.pt", True),
              ("scratch", "scratch", "", True),
              ("textbook", "SFT, without log-probabilities (InstructGPT's)", "sft.pt", False)]
@@ -120,7 +121,7 @@ def starts(chains):
 
 
 def bound(chains):
-    """PPO with the true grade as its reward: as far as a perfect reward model would bring it."""
+    """PPO with the true grade as its reward, as if the reward model were perfect."""
     def one(seed, folder):
         best = ppo(folder, "bound", seed, reward="data/town.py:grade", critic=folder / "reward.pt")
         models = scoreboard(folder, "bound", folder / "sft.pt", folder / "ppo.pt", best)["models"]
@@ -158,7 +159,7 @@ DETAILS = [
 
 def details(chains):
     """PPO with one detail switched off at a time, in short runs."""
-    def name(flags):                                  # not a number: the list may change
+    def name(flags):                                  # flags, not a number: DETAILS may change
         return "-".join([f"detail-steps={config.details_steps}",
                          *(f"{k}={v}" for k, v in flags.items())])
 
@@ -177,7 +178,7 @@ def details(chains):
          [[(row[0] - rows[0][0], *row) for row in rows] for rows in found])
 
     def forgotten(seed, folder):
-        """The loss on held-out pretraining text, with and without rehearsal, against SFT's."""
+        """The change of the loss on held-out pretraining text, with and without it in PPO."""
         names = [name({}), name(dict(ptx_coef=0))]
         models = scoreboard(folder, "forgotten", folder / "sft.pt", n_prompts=100, *(
             folder / "experiments" / f"{n}.pt" for n in names))["models"]
@@ -188,17 +189,17 @@ def details(chains):
 
 
 def rounds(chains):
-    """Comparisons of what PPO writes now, the reward model trained anew on both rounds, and PPO
-    goes on from where it was; beside it, PPO that goes on under the old reward model."""
+    """Compare the answers of PPO's model, train the reward model again on both rounds, and continue
+    PPO with it. For comparison: PPO continued with the old reward model."""
     def one(seed, folder):
         more = folder / "experiments"
         sft, first = folder / "sft.pt", folder / "comparisons.jsonl"
         second = run("compare.py", more / "comparisons2.jsonl", init=folder / "ppo.pt", seed=seed)
         reward = run("reward.py", more / "reward_round2.pt", data=f"{first},{second}", init=sft,
                      lm=sft, seed=seed)
-        on = dict(init=folder / "ppo.pt", reference=sft, steps=18)
-        same, new = (ppo(folder, "ppo_same_reward", seed, **on),
-                     ppo(folder, "ppo_round2", seed, reward=reward, **on))
+        flags = dict(init=folder / "ppo.pt", reference=sft, steps=18)
+        same, new = (ppo(folder, "ppo_same_reward", seed, **flags),
+                     ppo(folder, "ppo_round2", seed, reward=reward, **flags))
         models = scoreboard(folder, "rounds", sft, folder / "ppo.pt", same, new)["models"]
         return [(m["grade"][0], m["win_rate"][0], m["kl"])
                 for m in (models[n] for n in ("ppo", "ppo_same_reward", "ppo_round2"))]
@@ -210,17 +211,18 @@ def rounds(chains):
 
 
 def fit(distance, gain, form):
-    """Gao et al. 2022: alpha and beta of d (alpha - beta log d), or of d (alpha - beta d), d the
-    square root of the KL, by least squares; and the share of the variance that it explains."""
+    """Fit gain = d (alpha - beta log d) or d (alpha - beta d) by least squares, where d is the
+    square root of the KL (Gao et al. 2022). Returns alpha, beta and the share of the variance that
+    this explains."""
     d, gain = np.array(distance), np.array(gain)
     columns = np.stack([d, -d * (np.log(d) if form == "log" else d)], 1)
     (alpha, beta), *_ = np.linalg.lstsq(columns, gain, rcond=None)
-    left = gain - columns @ [alpha, beta]
-    return alpha, beta, 1 - left.var() / gain.var()
+    residual = gain - columns @ [alpha, beta]
+    return alpha, beta, 1 - residual.var() / gain.var()
 
 
 def overoptimise(chains):
-    """PPO without a KL penalty, for long: the score rises, the grade falls. And best of n."""
+    """A long PPO run without KL penalty, where the score rises and the grade falls; best of n."""
     def one(seed, folder):
         free = evaluations(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=4, lr=2e-4,
                                decay=False, ptx_coef=0))

@@ -1,9 +1,9 @@
-"""The whole chain with several seeds, and what it gave: median, least and most.
+"""Run the whole chain with several seeds; print the median, least and most of each result.
 
     python -m lab.seeds                # 5 seeds one after another, in out/seed0 … out/seed4
-    python -m lab.seeds --seeds=3      # what is finished already is not run again
+    python -m lab.seeds --seeds=3      # finished seeds are not run again
 
-One run shows what can happen; a claim needs the spread.
+One run can be luck. A claim needs the spread over seeds.
 """
 
 import json
@@ -19,8 +19,8 @@ from tools.report import read_log
 
 @dataclass
 class Config:
-    seeds: int = 5            # 0, 1, … of them
-    out: str = "out/seed"     # the folders' names, before the number
+    seeds: int = 5            # how many: 0, 1, …
+    out: str = "out/seed"     # the folders' names, without the number
     debug: bool = False       # show tracebacks
 
 
@@ -28,18 +28,19 @@ def kind(board, model, name, value):
     return board["models"][model]["by_kind"][name][value]
 
 
-def better_kinds(board):
+def kinds_no_worse(board):
+    """How many kinds of prompt have at least the grade after PPO that they had after SFT."""
     sft, ppo = (board["models"][m]["by_kind"] for m in ("sft", "ppo"))
     return sum(ppo[name]["grade"] >= sft[name]["grade"] for name in sft)
 
 
 def above_entropy(board):
-    """From the last evaluation in pretraining's log."""
+    """Loss / entropy - 1 at the last evaluation in the log of pretraining."""
     last = [row for row in read_log(board["folder"] / "pretrain.jsonl") if "entropy" in row][-1]
     return last["val_loss"] / last["entropy"] - 1
 
 
-# What is read from a scoreboard: a name, how to find it, and how to print it.
+# The numbers in the table: name, function of the scoreboard, format.
 FIGURES = [
     ("pretraining: loss above the town's entropy", above_entropy, "{:+.1%}"),
     ("SFT: facts nobody asked about in SFT", lambda b: kind(b, "sft", "fact", "right"), "{:.1%}"),
@@ -57,7 +58,7 @@ FIGURES = [
     ("grade after PPO, 200 prompts", lambda b: b["models"]["ppo"]["grade_same"], "{:.2f}"),
     ("grade of best-of-16 from SFT, the same", lambda b: b["best_of_n"][-1]["grade"], "{:.2f}"),
     ("win rate of PPO against SFT", lambda b: b["models"]["ppo"]["win_rate"][0], "{:.1%}"),
-    ("kinds of prompt no worse than after SFT", better_kinds, "{:.0f} of 6"),
+    ("kinds of prompt no worse than after SFT", kinds_no_worse, "{:.0f} of 6"),
     ("KL of PPO from SFT, nats", lambda b: b["models"]["ppo"]["kl"], "{:.2f}"),
     ("entropy, nats per token: pretrained", lambda b: b["models"]["pretrain"]["entropy"], "{:.3f}"),
     ("entropy: SFT", lambda b: b["models"]["sft"]["entropy"], "{:.3f}"),
@@ -80,7 +81,7 @@ if __name__ == "__main__":
             ended = subprocess.run(["bash", "run.sh"],
                                    env=dict(os.environ, OUT=str(folder), SEED=str(seed)))
             if ended.returncode:
-                fail(f"seed {seed} stopped; the same command goes on there")
+                fail(f"seed {seed} stopped; the same command continues there")
         boards.append(json.loads((folder / "scoreboard.json").read_text()) | dict(folder=folder))
 
     print(f"\n{'seeds 0 to ' + str(config.seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")

@@ -22,10 +22,11 @@ from reward import encode_answer, score
 from rlhf_ppo import Config
 from tokenizer import Tokenizer
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
+RT = Runtime(Config(device="cpu", dtype="float32"))
 
 
 def loud(model):
+    """Large random weights, so that every token read changes the result."""
     torch.manual_seed(0)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.3)
@@ -42,7 +43,7 @@ def reward_model(config):
     return loud(ScalarGPT(config))
 
 
-def test_the_interval_is_that_of_the_normal_distribution_for_many_values():
+def test_for_many_values_the_interval_is_the_normal_one():
     values = np.random.default_rng(0).normal(3, 2, size=4000)
     mean, low, high = interval(values, np.random.default_rng(1))
     assert mean == pytest.approx(values.mean())
@@ -69,7 +70,7 @@ def test_the_best_of_k_is_the_one_with_the_highest_score():
 
 
 def test_the_kl_of_best_of_n_is_that_of_its_distribution():
-    """Counted over a million equally likely answers, of which the best of 4 is kept."""
+    """Summed over a million equally likely answers, of which the best of 4 is kept."""
     n, N = 4, 10**6
     p = (np.arange(1, N + 1) / N) ** n - (np.arange(N) / N) ** n      # the k-th best is chosen
     assert best_of(np.zeros((1, n)), None, [n])[0]["kl"] == pytest.approx(
@@ -79,10 +80,10 @@ def test_the_kl_of_best_of_n_is_that_of_its_distribution():
 def test_log_probabilities_of_answers_equal_a_loop_over_tokens(config, tiny_tokenizer):
     tok, model = tiny_tokenizer, loud(GPT(config))
     prompts = [[dict(role="user", content=t)] for t in ("Who?", "What is 12 + 30?", "Ada lives")]
-    # what was sampled, not what its text encodes to: 42 is one token or two, and half an emoji none
+    # tokens as sampled, which encoding their text may not give: 42 as two tokens, half an emoji
     replies = [tok.encode("Ada Ashton") + [tok.end], list(b"42"), [0xf0, 0x9f], [tok.end], []]
     ids = [tok.encode_chat(p, reply=True)[0] for p in prompts + prompts[:2]]
-    total, count = response_logp(model, tok, ids, replies, ENV, temperature=0.7, batch_size=2)
+    total, count = response_logp(model, tok, ids, replies, RT, temperature=0.7, batch_size=2)
     for i, reply in enumerate(replies):
         expected = 0.0
         for t in range(len(reply)):
@@ -109,14 +110,14 @@ def test_the_reward_model_is_examined_pair_by_pair(reward_model, tiny_tokenizer)
     right, allowed, longer, facts = [], [], [], []
     for row in rows:
         ids = [encode_answer(tiny_tokenizer, row["prompt"], t, 64) for t in row["responses"]]
-        scores = [score(reward_model, [i], tiny_tokenizer, ENV).item() for i in ids]
+        scores = [score(reward_model, [i], tiny_tokenizer, RT).item() for i in ids]
         for a, b in combinations(range(len(ids)), 2):
             right.append(scores[a] > scores[b])
             longer.append(len(ids[a]) > len(ids[b]))
             facts.append(row["kind"] == "fact")
             gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
             allowed.append(1 / (1 + math.exp(-gap)))
-    found = examine_reward(reward_model, tiny_tokenizer, rows, ENV)
+    found = examine_reward(reward_model, tiny_tokenizer, rows, RT)
     assert found["pairs"] == len(right) and found["accuracy"] == pytest.approx(np.mean(right))
     assert found["ceiling"] == pytest.approx(np.mean(allowed))
     assert found["by_length"]["longer was preferred"] == pytest.approx(
@@ -133,15 +134,15 @@ def test_accuracy_is_counted_by_kind(reward_model, tiny_tokenizer):
 
     def scored(row, i):
         ids = encode_answer(tiny_tokenizer, row["prompt"], row["responses"][i], 64)
-        return score(reward_model, [ids], tiny_tokenizer, ENV).item()
+        return score(reward_model, [ids], tiny_tokenizer, RT).item()
 
     sums = float(scored(rows[1], 0) > scored(rows[1], 1))
     # of the two facts, which are each other's mirror image, one is right
-    assert examine_reward(reward_model, tiny_tokenizer, rows, ENV)["by_kind"] == {
+    assert examine_reward(reward_model, tiny_tokenizer, rows, RT)["by_kind"] == {
         "fact": (0.5, 2), "sum": (sums, 1)}
 
 
-def test_the_report_draws_what_there_is(tmp_path):
+def test_the_report_draws_the_logs_that_exist(tmp_path):
     (tmp_path / "sft.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')    # cut off
     (tmp_path / "ppo.jsonl").write_text(
         '{"step": 0, "score": 0.1, "kl": -0.01, "split": "held out"}\n')
@@ -150,11 +151,11 @@ def test_the_report_draws_what_there_is(tmp_path):
     assert (tmp_path / "report.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_intervals_lose_their_leading_zeros_and_no_other():
+def test_intervals_lose_only_their_leading_zeros():
     assert evaluate.cell([0.5, 0.25, 10.0]) == ".50 [.25, 10.00]" and evaluate.cell(0.5) == "0.50"
 
 
-def test_the_table_has_a_column_for_each_model_and_a_dash_for_what_is_unknown(capsys):
+def test_the_table_has_a_column_for_each_model_and_a_dash_where_a_value_is_missing(capsys):
     sft = dict(grade=(5.5, 5.0, 6.0), ended=0.987, by_kind={
         "sum": dict(n=3, right=1.0, right_sampled=0.5, grade=4.25, unsure=0.0)})
     board = dict(data="test.jsonl", prompts=3, temperature=0.7, reference="sft",
@@ -167,7 +168,7 @@ def test_the_table_has_a_column_for_each_model_and_a_dash_for_what_is_unknown(ca
                      "KL from SFT (nats) - 1.23", "ended by itself 98.7% 98.7%"]
 
 
-def test_contrasts_differ_in_their_value_only_and_are_held_out():
+def test_contrasts_differ_only_in_their_value_and_are_held_out():
     world, rng = town.World(0), random.Random(0)
     for row in (town.contrast(world, rng, "test") for _ in range(300)):
         right, wrong = (town.judge(row["prompt"], r, world.facts) for r in row["responses"])
@@ -182,11 +183,11 @@ def test_contrasts_differ_in_their_value_only_and_are_held_out():
 
 @pytest.mark.parametrize("form, law", [("log", lambda d: d * (1.5 - 0.7 * np.log(d))),
                                        ("linear", lambda d: d * (1.5 - 0.7 * d))])
-def test_gaos_laws_are_recovered_from_points_that_follow_them(form, law):
+def test_fit_recovers_gaos_laws_from_points_that_follow_them(form, law):
     d = np.linspace(0.2, 4, 9)
     assert experiments.fit(d, law(d), form) == pytest.approx((1.5, 0.7, 1.0))
 
 
-def test_tables_show_the_median_and_the_ends(capsys):
+def test_tables_show_the_median_the_least_and_the_most(capsys):
     experiments.show("title", [("grade", "{:.1f}")], ["a row"], [[[3.0]], [[1.0]], [[2.0]]])
     assert capsys.readouterr().out.splitlines()[-1].split() == ["a", "row", "2.0", "[1.0,", "3.0]"]

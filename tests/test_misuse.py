@@ -161,7 +161,7 @@ CASES = """
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
     lab/bench --what=poems                | --what=poems is not one of tokenizer, train, recipe
-    tools/report --folder=nowhere         | has no logs yet: the stages write them there
+    tools/report --folder=nowhere         | has no logs yet: run a stage, or choose
     lab/experiments --what=poems          | --what=poems is not one of starts, bound, details
     lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
     chat --init=nowhere.pt                | nowhere.pt is missing: `python rlhf_ppo.py` makes it

@@ -1,8 +1,8 @@
-"""The scoreboard as a table, and the curves of all stages in one picture, as far as they have come:
-look at it while they run.
+"""The scoreboard as a table, and the curves of all stages in one picture. It shows what exists so
+far, so you can run it while the stages run.
 
-reads   out/pretrain.jsonl, sft.jsonl, reward.jsonl, ppo.jsonl, scoreboard.json: what there is
-writes  the table, out/report.png
+reads   out/pretrain.jsonl, sft.jsonl, reward.jsonl, ppo.jsonl, scoreboard.json: those that exist
+writes  the table on the screen, out/report.png
 
     python -m tools.report
     python -m tools.report --folder=out/seed1
@@ -20,19 +20,19 @@ from evaluate import show
 
 @dataclass
 class Config:
-    folder: str = "out"       # what the stages wrote
+    folder: str = "out"       # where the stages write
     out: str = ""             # the picture; "": report.png in that folder
     debug: bool = False       # show tracebacks
 
 
 def read_log(path):
-    """The rows of out/<stage>.jsonl; a last line that is still being written does not count."""
+    """The rows of out/<stage>.jsonl, without a last line that is still being written."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def held_out(log):
-    """PPO's evaluations, which stand between its iterations."""
+    """The rows of PPO's log that are evaluations; the others are iterations."""
     return [row for row in log if row.get("split") == "held out"]
 
 
@@ -40,6 +40,7 @@ def held_out(log):
 # the picture
 
 def curve(ax, rows, key, x="step", **style):
+    """Plot row[key] against row[x], for the rows that have the key."""
     points = [(row[x], row[key]) for row in rows if row.get(key) is not None]
     if points:
         ax.plot(*zip(*points), **style)
@@ -102,7 +103,7 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     folder = Path(config.folder)
     if not any(folder.glob("*.jsonl")):
-        fail(f"--folder={folder} has no logs yet: the stages write them there")
+        fail(f"--folder={folder} has no logs yet: run a stage, or choose another --folder")
     scoreboard = folder / "scoreboard.json"
     board = json.loads(scoreboard.read_text()) if scoreboard.exists() else {}
     path = config.out or folder / "report.png"
