@@ -1,13 +1,13 @@
-"""From and to the Hugging Face format: start from GPT-2, serve elsewhere what was trained here.
+"""Convert to and from the Hugging Face format: start from GPT-2, or serve your model elsewhere.
 
-import  reads a folder with config.json, model.safetensors and the tokenizer's files, or the model
-        of that name on huggingface.co; writes a checkpoint, as pretrain.py does
+import  reads a folder with config.json, model.safetensors and the tokenizer's files, or downloads
+        a model from huggingface.co by its name; writes a checkpoint, as pretrain.py does
 export  reads a checkpoint; writes such a folder
 
-A model there is the same numbers under other names, some transposed, stacked or in another order.
-GPT2LMHeadModel and LlamaForCausalLM can be imported. The style laptop is exported as the one
-architecture that equals it, a GPTNeoXForCausalLM whose biases are 0.
-Needs: pip install safetensors, and huggingface_hub for a model by name
+Both formats hold the same numbers. Only the names of the tensors differ, and some tensors are
+transposed, stacked or in another order. GPT2LMHeadModel and LlamaForCausalLM can be imported.
+The style laptop is exported as GPTNeoXForCausalLM, with biases of 0.
+Needs: pip install safetensors; for models from huggingface.co also huggingface_hub
 
     python -m tools.hf import gpt2 out/gpt2.pt --block_size=256
     python -m tools.hf import HuggingFaceTB/SmolLM2-135M out/smol.pt --block_size=256
@@ -30,23 +30,23 @@ import torch
 from checkpoint import load_checkpoint, save_checkpoint
 from common import fail, parse_config
 from model import GPT, GPTConfig
-from tokenizer import BYTE_CHARS, GPT2, Tokenizer
+from tokenizer import GPT2, Tokenizer, merge
 
 
 @dataclass
 class Config:
-    init: str = ""        # what to read: the second word
-    out: str = ""         # what to write: the third
-    block_size: int = 0   # import: the context to keep, in tokens; 0: all that the model has
-    fresh: bool = False   # import: replace the checkpoint that is there
+    init: str = ""        # what to read: the second word of the command
+    out: str = ""         # what to write: the third word
+    block_size: int = 0   # import: shorten the context to so many tokens; 0: keep all of it
+    fresh: bool = False   # import: replace an existing checkpoint
     debug: bool = False   # show tracebacks
 
 
 # ---------------------------------------------------------------------------------------------
-# a dictionary: our words and theirs
+# our names and theirs
 
 def dictionary(table):
-    """{architecture: {our word: theirs}}"""
+    """-> {architecture: {our name: their name}}"""
     head, *rows = (line.split() for line in table.strip().split("\n"))
     return {arch: {row[0]: row[i] for row in rows if row[i] != "-"}
             for i, arch in enumerate(head[1:], start=1)}
@@ -85,7 +85,7 @@ MLPS = {GPT_2: {"gelu_tanh": "gelu_new", "gelu": "gelu"}, LLAMA: {"swiglu": "sil
 MLPS[NEOX] = MLPS[GPT_2]
 PARTS = {GPT_2: dict(pos="learned", norm="layer"), NEOX: dict(pos="rope", norm="layer"),
          LLAMA: dict(pos="rope", norm="rms", bias=False)}
-# what else makes their models equal to ours
+# These settings make their models compute what ours computes.
 FIXED = {GPT_2: dict(model_type="gpt2", scale_attn_weights=True, add_cross_attention=False,
                      scale_attn_by_inverse_layer_idx=False),
          LLAMA: dict(model_type="llama", rope_scaling=None, attention_bias=False, mlp_bias=False),
@@ -109,23 +109,23 @@ def turn(arch, name, w):
 
 
 def swap(heads, a, b):
-    """(heads, a * b, …) -> (heads, b * a, …). Rotary pairs: ours are the rows 2i and
-    2i + 1, D/2 groups of 2; theirs are i and i + D/2, 2 groups of D/2."""
+    """(heads, a * b, …) -> (heads, b * a, …). RoPE rotates rows in pairs: our pairs are the rows
+    2i and 2i + 1 (D/2 groups of 2), their pairs are i and i + D/2 (2 groups of D/2)."""
     return heads.unflatten(1, (a, b)).transpose(1, 2).flatten(1, 2)
 
 
 def split_heads(arch, config, w):
-    """Our attn.qkv has the rows of all queries, then keys, then values -> what they have."""
+    """Our attn.qkv: the rows of all queries, then all keys, then all values -> their tensors."""
     G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.n_embd // config.n_head
     q, k, v = w.unflatten(0, (-1, D)).split((G * K, K, K))            # (heads, D, C) or (heads, D)
     if arch != GPT_2:
         q, k = (swap(t, D // 2, 2) for t in (q, k))
     if arch == LLAMA:
         return [t.flatten(0, 1) for t in (q, k, v)]
-    k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # the others share no keys
+    k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # no shared keys there
     if arch == GPT_2:
         return [torch.cat((q, k, v)).flatten(0, 1)]
-    return [torch.stack((q, k, v), dim=1).flatten(0, 2)]              # q k v of head 0, of head 1
+    return [torch.stack((q, k, v), dim=1).flatten(0, 2)]              # q, k, v of head 0, then of 1
 
 
 def to_theirs(arch, config, weights):
@@ -142,8 +142,9 @@ def to_theirs(arch, config, weights):
 
 
 def from_theirs(arch, config, theirs, folder):
-    """The inverse, for GPT-2 and LLaMA: every tensor must be there, in its shape, and no other."""
-    with torch.device("meta"):                        # shapes without numbers
+    """The inverse of to_theirs(), for GPT-2 and LLaMA. Fails if a tensor is missing, unknown, or
+    of another shape."""
+    with torch.device("meta"):                        # only shapes, no memory
         blank = GPT(config).state_dict()
     expected = to_theirs(arch, config, blank)
     for name in [*expected, *theirs]:
@@ -167,7 +168,7 @@ def from_theirs(arch, config, theirs, folder):
 # their files
 
 def need(module, purpose):
-    """An optional library, imported only when it is used."""
+    """Import an optional library, or say how to install it."""
     try:
         return import_module(module)
     except ImportError:
@@ -179,15 +180,15 @@ def brief(error):
 
 
 def find(source):
-    """The folder of that name, or a download of the model of that name."""
+    """-> the folder `source`, or a folder with the model of that name from huggingface.co."""
     if Path(source).is_dir():
         return Path(source)
-    hub = need("huggingface_hub", f"{source} is no folder; to fetch it from huggingface.co")
+    hub = need("huggingface_hub", f"{source} is no folder; to download it from huggingface.co")
     files = ["config.json", "model*.safetensors*", "tokenizer.json", "vocab.json", "merges.txt"]
     try:
         return Path(hub.snapshot_download(source, allow_patterns=files))
-    except Exception as error:                        # of the name, or of the network
-        fail(f"{source} is no folder, and huggingface.co did not give it: {brief(error)}")
+    except Exception as error:                        # a wrong name, or no network
+        fail(f"{source} is no folder, and the download from huggingface.co failed: {brief(error)}")
 
 
 def read_json(path):
@@ -200,13 +201,13 @@ def read_json(path):
 
 
 def read_config(path):
-    """config.json -> the architecture and our GPTConfig. What model.py lacks is refused."""
+    """config.json -> the architecture and our GPTConfig. Fails for settings that model.py lacks."""
     theirs = {key: value for key, value in read_json(path).items() if value is not None}
     arch, *_ = theirs.get("architectures") or ["a model without architecture"]
     if arch not in (GPT_2, LLAMA):
         fail(f"{path}: {arch} is not supported, only {GPT_2} and {LLAMA} are")
     try:
-        # what is left out has its default; newer files have all about rotary positions in a dict
+        # Missing settings have defaults. Newer files keep the settings of RoPE in a dict.
         rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
         theirs = dict(
             tie_word_embeddings=arch == GPT_2, n_inner=4 * theirs.get("n_embd", 0), rope_theta=1e4,
@@ -233,7 +234,7 @@ def read_config(path):
 
 
 def read_weights(folder, arch, config):
-    """{name: tensor} of all files, without what some of them keep twice or for nothing."""
+    """-> {name: tensor} from all files, without constants and without a second copy of wte."""
     for name in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{name}.index.json"
         if index.is_file() or (folder / name).is_file():
@@ -244,7 +245,7 @@ def read_weights(folder, arch, config):
     for file in set(read_json(index)["weight_map"].values()) if index.is_file() else [name]:
         weights |= read_tensors(folder / file)
 
-    if arch == GPT_2:                                 # OpenAI's models lack the first word
+    if arch == GPT_2:                                 # OpenAI's own files lack "transformer."
         weights = {n if n.startswith(("transformer.", "lm_head.")) else f"transformer.{n}": w
                    for n, w in weights.items()}
     constants = re.compile(r".*(\.attn\.(masked_)?bias|\.rotary_emb\.inv_freq)")
@@ -262,32 +263,46 @@ def read_tensors(path):
         if path.suffix == ".bin":
             return torch.load(path, map_location="cpu", weights_only=True)
         return need("safetensors.torch", f"to read {path}").load_file(path)
-    except Exception as error:                        # whatever the broken bytes lead to
+    except Exception as error:                        # damaged files raise many kinds of errors
         fail(f"{path} is damaged: {brief(error)}")
 
 
+# ---------------------------------------------------------------------------------------------
+# tokenizers
+
+# GPT-2's and Hugging Face's files write a byte as one printable character: 97 as "a", 32 as "Ġ".
+others = map(chr, range(256, 324))
+BYTE_CHARS = [chr(b) if 33 <= b < 127 or 161 <= b != 173 else next(others) for b in range(256)]
+
+
 def read_tokenizer(folder):
-    """-> our Tokenizer with their ids, and how many those are; new ids come after all of them."""
-    path, merges = folder / "tokenizer.json", folder / "merges.txt"
-    if path.is_file():
-        saved = read_json(path)
-    elif merges.is_file():
-        path, lines = folder / "vocab.json", merges.read_text(encoding="utf-8").split("\n")
-        lines = [line for line in lines if line and not line.startswith("#version")]
-        saved = dict(model=dict(type="BPE", vocab=read_json(path), merges=lines),
-                     pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False))
-    else:
-        fail(f"{folder} has neither tokenizer.json nor GPT-2's vocab.json and merges.txt")
+    """-> our Tokenizer with their ids, and the number of their ids. Our new ids follow them."""
+    path = folder / "tokenizer.json"
     try:
-        return build_tokenizer(saved)
+        if path.is_file():
+            return tokenizer_from_hf(read_json(path))
+        path = folder / "merges.txt"
+        if path.is_file():
+            return tokenizer_from_gpt2(folder / "vocab.json", path)
     except ValueError as error:
         fail(f"{path}: {error}")
     except (AttributeError, KeyError, TypeError, regex.error) as error:
         fail(f"{path} is damaged: {error!r}")
+    fail(f"{folder} has neither tokenizer.json nor GPT-2's vocab.json and merges.txt")
 
 
-def build_tokenizer(saved):
-    """ValueError where ours could not give the same ids for every text."""
+def tokenizer_from_gpt2(encoder_json, vocab_bpe):
+    """The two files that OpenAI published -> as read_tokenizer(). <|endoftext|> is 50256."""
+    lines = Path(vocab_bpe).read_text(encoding="utf-8").split("\n")
+    lines = [line for line in lines if line and not line.startswith("#version")]
+    return tokenizer_from_hf(dict(
+        model=dict(type="BPE", vocab=read_json(Path(encoder_json)), merges=lines),
+        pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False)))
+
+
+def tokenizer_from_hf(saved):
+    """The content of a tokenizer.json -> our Tokenizer and the number of their ids.
+    Raises ValueError if ours would give other ids for some texts."""
     model, added, merges = saved["model"], saved.get("added_tokens") or [], {}
     vocab = model["vocab"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
@@ -297,21 +312,21 @@ def build_tokenizer(saved):
         a, b = pair.split(" ") if isinstance(pair, str) else pair
         merges[vocab[a], vocab[b]] = vocab[a + b]
 
-    # SmolLM has no token for some rare bytes, and drops them; here they get new ids
+    # SmolLM has no tokens for some rare bytes and drops them. Here they get new ids.
     names = vocab | {token["content"]: token["id"] for token in added}
     known = max(names.values()) + 1
     lacking = [char for char in BYTE_CHARS if char not in vocab]
     ids = vocab | {char: known + i for i, char in enumerate(lacking)}
     byte_ids = [ids[char] for char in BYTE_CHARS]
-    made = {*byte_ids, *merges.values()}              # what a text becomes; the rest is special
+    made = {*byte_ids, *merges.values()}              # the ids in a text; all others are special
 
     odd = [key for key in ("ignore_merges", "dropout", "continuing_subword_prefix",
                            "end_of_word_suffix") if model.get(key)]
     odd += ["normalizer"] if saved.get("normalizer") else []
-    odd += [f"the added token {token['content']!r}, found in plain text," for token in added
+    odd += [f"the added token {token['content']!r} inside plain text" for token in added
             if token["id"] in made or not token.get("special")]
     if len(merges) < len(model["merges"]) or [*merges.values()] != sorted({*merges.values()}):
-        odd.append("an order of merges other than that of their ids")
+        odd.append("an order of merges that differs from the order of their ids,")
     if odd:
         raise ValueError(f"{odd[0]} is not supported")
     specials = {name: id for name, id in names.items() if id not in made}
@@ -319,14 +334,14 @@ def build_tokenizer(saved):
 
 
 def split_pattern(steps):
-    """Their way of cutting a text into words, as one regex."""
+    """-> one regex that splits a text into words as their pre_tokenizer does."""
     *cuts, level = steps.get("pretokenizers", [steps])
     kinds, gpt2 = [cut["type"] for cut in cuts], level.get("use_regex", True)
     if level["type"] == "ByteLevel" and not level["add_prefix_space"]:
         if gpt2 and not cuts:
             return GPT2
         if gpt2 and kinds == ["Digits"] and cuts[0]["individual_digits"]:
-            # digits are cut out first: what GPT-2's regex does at the end, it does before a digit
+            # Digits are split off first. So GPT-2's regex sees the end of a text before each digit.
             return GPT2.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
         if not gpt2 and kinds == ["Split"] and cuts[0]["behavior"] == "Isolated":
             pattern = cuts[0]["pattern"].get("Regex", "")
@@ -336,14 +351,40 @@ def split_pattern(steps):
     raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
 
 
+def tokenizer_from_tiktoken(encoding):
+    """tiktoken stores only tokens, no pairs. The merges before a token turn its bytes into two
+    parts: these are its pair."""
+    ranks, merges = encoding._mergeable_ranks, {}
+    byte_ids = [ranks[bytes([byte])] for byte in range(256)]
+    for token in sorted(ranks, key=ranks.get):
+        if len(token) > 1:
+            left, right = merge([byte_ids[byte] for byte in token], merges)
+            merges[left, right] = ranks[token]
+    return Tokenizer(encoding._pat_str, byte_ids, merges, encoding._special_tokens)
+
+
+def tokenizer_to_hf(tok, path):
+    """Write a tokenizer.json for Hugging Face. Unlike ours, it finds special tokens in a text."""
+    names = {id: "".join(BYTE_CHARS[b] for b in token) for token, id in tok.ranks.items()}
+    off = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
+    split = dict(type="Split", pattern={"Regex": tok.pattern}, behavior="Isolated", invert=False)
+    Path(path).write_text(json.dumps({
+        "model": {"type": "BPE", "vocab": {n: id for id, n in names.items()} | tok.specials,
+                  "merges": [f"{names[left]} {names[right]}" for left, right in tok.merges]},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}, "decoder": level,
+        "added_tokens": [dict(id=id, content=name, special=True, **off)
+                         for name, id in tok.specials.items()]}), encoding="utf-8")
+
+
 # ---------------------------------------------------------------------------------------------
 # import
 
 def new_rows(w, known, size):
     """w (V, C) -> (size, C): the first `known` rows, then rows for new tokens.
 
-    In the output layer a random row could outbid all that the model has learned to say; the mean
-    of all rows has a middling logit everywhere. A little noise lets the new tokens part.
+    A random row in the output layer could give a new token the highest logit. The mean of all
+    rows gives it an average logit. A little noise makes the new rows differ.
     """
     noise = torch.randn(size - known, w.size(1), generator=torch.Generator().manual_seed(0))
     return torch.cat((w[:known], w[:known].mean(0) + 0.1 * w[:known].std(0) * noise))
@@ -351,18 +392,18 @@ def new_rows(w, known, size):
 
 def import_model(config):
     if Path(config.out).exists() and not config.fresh:
-        fail(f"{config.out} is there already; --fresh replaces it")
+        fail(f"{config.out} is there already: add --fresh to replace it")
     folder = find(config.init)
     arch, theirs = read_config(folder / "config.json")
     tok, known = read_tokenizer(folder)
     T = config.block_size or theirs.block_size
     if not 0 < T <= theirs.block_size:
-        fail(f"--block_size={T} must be between 1 and the model's {theirs.block_size}")
+        fail(f"--block_size={T} must be between 1 and {theirs.block_size}, the model's context")
     if known > theirs.vocab_size:
         fail(f"{folder}: the tokenizer has {known} ids, but the embedding {theirs.vocab_size} rows")
 
     weights = from_theirs(arch, theirs, read_weights(folder, arch, theirs), folder)
-    for name in ("wte.weight", "lm_head.weight"):     # rows that only pad are cut off
+    for name in ("wte.weight", "lm_head.weight"):     # rows without a token are dropped
         weights[name] = new_rows(weights[name], known, tok.vocab_size)
     if arch == GPT_2:
         weights["wpe.weight"] = weights["wpe.weight"][:T]
@@ -371,7 +412,7 @@ def import_model(config):
     save_checkpoint(config.out, stage="pretrain", step=0, metrics={}, model=model, history=[],
                     model_config=model.config, tokenizer=tok, config=config)
     n_params = sum(p.numel() for p in model.parameters())
-    print(f"{config.out}: {arch} of {n_params / 1e6:.2f}M parameters, a context of {T} tokens, "
+    print(f"{config.out}: {arch}, {n_params / 1e6:.2f}M parameters, a context of {T} tokens, "
           f"{known:,} tokens and {tok.vocab_size - known} new ones")
     print(f"next: python sft.py --init={config.out} --lr=5e-5")
 
@@ -379,7 +420,7 @@ def import_model(config):
 # ---------------------------------------------------------------------------------------------
 # export
 
-# encode_chat() as a template, with the same ids. But special tokens that a user types work there.
+# encode_chat() as a template: the same ids. But there a special token that a user types counts.
 CHAT = ("{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + "
         "message['content'] + '<|end|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
@@ -388,19 +429,19 @@ CHAT = ("{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['ro
 def export_model(config):
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        fail(f"{out} is there already; name a folder that is new or empty")
+        fail(f"{out} is there already: choose a new or an empty folder")
     ckpt = load_checkpoint(config.init)
     if ckpt["stage"] == "reward":
-        fail(f"{config.init} is a reward model: it has a score instead of words, as none there has")
+        fail(f"{config.init} is a reward model: export a model that writes text, as out/sft.pt")
     ours, tok = GPTConfig(**ckpt["model_config"]), Tokenizer.from_dict(ckpt["tokenizer"])
     arch = next((arch for arch in FIELDS if PARTS[arch].items() <= vars(ours).items()
                  and ours.mlp in MLPS[arch]), None)
     if arch is None:
-        fail(f"{config.init}: no architecture there has pos={ours.pos}, norm={ours.norm}, "
+        fail(f"{config.init}: no supported architecture has pos={ours.pos}, norm={ours.norm}, "
              f"mlp={ours.mlp} and bias={ours.bias}")
     save_file = need("safetensors.torch", "to write model.safetensors").save_file
 
-    # biases that we don't have are 0 there, as those of a new model are
+    # Where we have no biases, theirs are 0. A new model has such biases.
     filled = GPT(dataclasses.replace(ours, bias=arch != LLAMA)).state_dict() | ckpt["model"]
     weights = to_theirs(arch, ours, filled)
     chat = ckpt["stage"] != "pretrain"
@@ -416,17 +457,17 @@ def export_model(config):
             clean_up_tokenization_spaces=False, **dict(chat_template=CHAT) if chat else {})}
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
-        whole = Path(tmp, "whole")                    # takes its name when it is
+        whole = Path(tmp, "whole")                    # renamed when it is complete
         whole.mkdir()
         for name, content in files.items():
             (whole / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        tok.to_hf(whole / "tokenizer.json")
+        tokenizer_to_hf(tok, whole / "tokenizer.json")
         save_file({name: w.contiguous() for name, w in weights.items()},
                   whole / "model.safetensors", metadata={"format": "pt"})
         if out.exists():
             out.rmdir()
         whole.rename(out)
-    print(f"{out}: {arch} of {sum(w.numel() for w in weights.values()) / 1e6:.2f}M parameters")
+    print(f"{out}: {arch}, {sum(w.numel() for w in weights.values()) / 1e6:.2f}M parameters")
     print(f"next: transformers.AutoModelForCausalLM.from_pretrained('{out}')")
 
 
