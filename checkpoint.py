@@ -231,7 +231,8 @@ class Run:
             fail(f"{path} is from another run ({'; '.join(changed[:3])}): --fresh starts over, "
                  f"--out=... keeps both")
         if path == self.state_file and not state.get("finished"):
-            print(f"resuming from {state['step']} of {self.total} ({path})")
+            of = f" of {self.total}" if self.total else ""
+            print(f"resuming from {state['step']}{of} ({path})")
             return state
         print(f"{self.out} is finished; --fresh makes it again")
         self.rt.close()

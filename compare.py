@@ -3,13 +3,13 @@
 reads   out/sft.pt, data/town/prompts.jsonl
 writes  out/comparisons.jsonl, a line per prompt: prompt, responses (best first), ranks
 
-The labelers are simulated: each likes what the town likes (data/town.py:grade), with noise. Noise
-that follows Gumbel's distribution makes the preference between two answers the Bradley-Terry model,
+The labelers are simulated: each ranks by the town's true grade (data/town.py:grade) plus noise.
+With noise from Gumbel's distribution, the preference between two answers follows Bradley and Terry:
 
     P(a is ranked above b) = sigmoid((grade(a) - grade(b)) / noise)
 
-and `noise` is set so that two labelers agree on 73% of pairs, as InstructGPT's did. So even a
-perfect reward model is right on some share of labels only: the ceiling, which is printed.
+`noise` is set so that two labelers agree on 73% of pairs, as InstructGPT's did. So even a perfect
+reward model agrees with only some of the labels. This share, the ceiling, is printed.
 
 laptop   python compare.py
 a second round, from PPO's model   python compare.py --init=out/ppo.pt --out=out/round2.jsonl
@@ -73,8 +73,8 @@ def agreement(differences, noise):
 
 
 def ceiling(differences):
-    """How often a labeler's order is the true one, the best accuracy that labels allow, for the
-    differences of the true grades, divided by the noise."""
+    """How often a labeler ranks a pair in the true order: the best accuracy that such labels allow.
+    differences: of the true grades, divided by the noise."""
     return np.mean(1 / (1 + np.exp(-np.abs(differences))))
 
 
@@ -89,8 +89,8 @@ def find_noise(differences, target):
 
 def rank(grades, noise, rng):
     """One labeler's order of the responses, best first: sort by grade + Gumbel noise."""
-    felt = np.array(grades) / noise + rng.gumbel(size=len(grades))
-    return np.argsort(-felt).tolist()
+    utility = np.array(grades) / noise + rng.gumbel(size=len(grades))
+    return np.argsort(-utility).tolist()
 
 
 if __name__ == "__main__":
@@ -145,7 +145,7 @@ if __name__ == "__main__":
         agreed += [(first.index(a) < first.index(b)) == (second.index(a) < second.index(b))
                    for a, b in combinations(range(len(first)), 2)]
         row["responses"] = [row["responses"][i] for i in first]
-        # for the analysis only: what the labeler truly felt, and how loud the noise was
+        # for the analysis only; the reward model never reads them
         row["grades"] = [row["grades"][i] for i in first]
         row.update(ranks=list(range(len(first))), noise=noise)
 

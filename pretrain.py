@@ -5,9 +5,9 @@ writes  out/pretrain.pt
 
     loss = -1/N sum_t log p(x_t | x_<t)          cross-entropy of the next token, in nats
 
-On the town the loss has a known floor, the entropy of the generator; what a model is above it is
-what it has not learned. The text contains everything the assistant will ever know: the later
-stages teach it how to behave, not what is true.
+In the town the lowest possible loss is known: the entropy of the generator. The difference is what
+the model has not learned. The assistant knows only what is in this text: the later stages teach it
+how to behave, not what is true.
 
 laptop   python pretrain.py
 GPUs     torchrun --nproc_per_node=8 pretrain.py --batch_size=512 --micro_batch=32 --muon=0 \
@@ -118,7 +118,7 @@ def evaluate(model, rows, n_sources, micro_batch, rt):
     model.eval()
     total = torch.zeros(2, n_sources, dtype=torch.float64)
     for i in range(0, len(rows[0]), rt.world_size * micro_batch):
-        # all processes take equally many turns, which FSDP needs; rows past the end don't count
+        # every process takes equally many turns, as FSDP needs; rows past the end don't count
         at = torch.arange(i + rt.rank * micro_batch, i + (rt.rank + 1) * micro_batch)
         x, y, source = (r[at % len(r)] for r in rows)
         y = y.masked_fill((at >= len(rows[1]))[:, None], -1)
@@ -201,8 +201,8 @@ if __name__ == "__main__":
     if config.muon:
         optimizers["muon"] = Muon(matrices, config.weight_decay, dtype=rt.dtype)
     saved = dict(model=model, **optimizers)
-    if config.fsdp:                                   # saved as if they were in one piece
-        saved = dict(model=Whole(model), **{k: Whole(model, o) for k, o in optimizers.items()})
+    if config.fsdp:                                   # saved as if they were not split
+        saved = {name: Whole(model, optimizers.get(name)) for name in saved}
     if run.state:
         for name, part in saved.items():
             part.load_state_dict(run.state[name])

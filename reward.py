@@ -6,9 +6,9 @@ writes  out/reward.pt
     loss = -1/pairs sum over (w, l) of log sigmoid(r_w - r_l)     w was ranked above l
                                        (InstructGPT, eq. 1; mean over the pairs of each prompt)
 
-The language model's output layer is replaced by one number, read at the last token. All answers
-to a prompt go through the model once and are compared within the same batch. Beside every token
-the model is told how probable the (frozen) SFT model found it: without that, a network this small
+A layer with one output, read at the last token, replaces the language model's output layer. All
+answers to a prompt go through the model once and are compared within the same batch. Beside every
+token the model reads how probable the frozen SFT model finds it. Without that, a network this small
 learns style and can't tell a true answer from a false one (--lm="" shows it).
 
 laptop   python reward.py
@@ -81,16 +81,16 @@ def ranking_loss(scores, ranks):
 
 
 def encode_answer(tok, prompt, response, T):
-    """The ids of prompt, response and <|end|>, at most T. A response that is too long loses its end,
-    but keeps at least half of T; a prompt that does not fit into the rest loses its beginning."""
+    """The ids of prompt, response and <|end|>, at most T. A response that is too long loses its
+    end, but keeps at least half of T; a prompt that is longer than the rest loses its beginning."""
     ids = tok.encode_chat(prompt, reply=True)[0]
     answer = tok.encode(response)[:max(T - len(ids), T - T // 2) - 1] + [tok.end]
     return ids[-(T - len(answer)):] + answer
 
 
 def score(model, rows, tok, rt):
-    """[[ids]] -> (B,): the model's number at the last token of each. What is padded behind it is in
-    its future, and so changes nothing."""
+    """[[ids]] -> (B,): the model's number at the last token of each row. Padding comes after that
+    token, so it changes nothing."""
     idx, last = right_pad(rows, tok.pad, rt.device)
     with rt.autocast():
         return model(idx)[torch.arange(len(rows), device=rt.device), last]
@@ -110,7 +110,8 @@ def score_all(model, rows, tok, rt, batch_size=64):
 
 
 def evaluate(model, items, tok, rt):
-    """Held-out loss, accuracy over pairs, and what the labels' noise allows (None if unknown)."""
+    """Held-out loss, accuracy over pairs, and the best accuracy that the labels' noise allows (None
+    if it is unknown)."""
     items = items[rt.rank::rt.world_size]
     flat = score_all(model, [r for item in items for r in item["ids"]], tok, rt)
     losses, right, gaps, at = [], [], [], 0
@@ -121,10 +122,10 @@ def evaluate(model, items, tok, rt):
         i, j = torch.nonzero(ranks[:, None] < ranks[None, :], as_tuple=True)
         margin = scores[i] - scores[j]
         right += (margin > 0).double().add(0.5 * (margin == 0)).tolist()
-        if item["felt"] is not None:                  # the simulated labelers' grades / noise
-            gaps += (item["felt"][i] - item["felt"][j]).tolist()
+        if item["utility"] is not None:               # known for simulated labelers only
+            gaps += (item["utility"][i] - item["utility"][j]).tolist()
     top = ceiling(np.array(gaps)) if gaps else 0.0
-    n, loss, pairs, right, gaps, top = rt.average(
+    n, loss, pairs, right, gaps, top = rt.sum(
         len(items), sum(losses), len(right), sum(right), len(gaps), len(gaps) * top)
     return dict(val_loss=loss / n, val_accuracy=right / pairs,
                 ceiling=top / gaps if gaps == pairs else None)
@@ -136,6 +137,9 @@ if __name__ == "__main__":
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
+    run = Run(config, rt, inputs=[config.data, config.demos, config.lm,
+                                  config.init or config.like])
+    B, micro_batch = rt.split(config)                 # prompts of this process
     ckpt = load_checkpoint(config.init or config.like, stage=("sft", "pretrain", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
     lm = load_checkpoint(config.lm, stage=("sft", "pretrain", "ppo"),
@@ -143,7 +147,6 @@ if __name__ == "__main__":
     if lm and lm["model_config"] != ckpt["model_config"]:
         fail(f"{config.lm} is a model of another size than {config.init or config.like}")
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
-    B, micro_batch = rt.split(config)                 # prompts of this process
 
     # -----------------------------------------------------------------------------------------
     # data
@@ -151,15 +154,16 @@ if __name__ == "__main__":
     T = model_config.block_size
     items = []
     for row in read_comparisons(config.data):
-        felt = torch.tensor(row["grades"]) / row["noise"] if {"grades", "noise"} <= {*row} else None
+        simulated = {"grades", "noise"} <= {*row}
+        utility = torch.tensor(row["grades"]) / row["noise"] if simulated else None
         items.append(dict(ids=[encode_answer(tok, row["prompt"], r, T) for r in row["responses"]],
-                          ranks=torch.tensor(row["ranks"]), felt=felt,
+                          ranks=torch.tensor(row["ranks"]), utility=utility,
                           held_out=is_held_out(row["prompt"], config.held_out)))
     train, val = ([i for i in items if i["held_out"] == side] for side in (False, True))
     if len(train) < config.batch_size or not val:
         fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
              f"{config.batch_size} and 1 are needed")
-    scored = [r for item in train[:1000] for r in item["ids"]]        # they set zero and scale
+    scored = [r for item in train[:1000] for r in item["ids"]]        # set mean 0, deviation 1
     if config.demos:
         scored = [encode_answer(tok, r["messages"][:-1], r["messages"][-1]["content"], T)
                   for r in read_demonstrations(config.demos)[:2000]]
@@ -168,7 +172,7 @@ if __name__ == "__main__":
                  f"takes the responses instead")
     # batches of prompts of similar length, in random order, a new one each epoch
     rng, per_epoch = np.random.default_rng(config.seed), len(train) // config.batch_size
-    config.steps = config.steps or per_epoch
+    config.steps = run.total = run.bar.total = config.steps or per_epoch
     plan, longest = [], np.array([max(map(len, item["ids"])) for item in train])
     while len(plan) < config.steps:
         order = rng.permutation(len(train))[:per_epoch * config.batch_size]
@@ -177,8 +181,6 @@ if __name__ == "__main__":
     pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
     print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held "
           f"out; {config.steps / per_epoch:.1f} epochs")
-    run = Run(config, rt, inputs=[config.data, config.demos, config.lm,
-                                   config.init or config.like])
 
     # -----------------------------------------------------------------------------------------
     # model and optimizer
@@ -237,11 +239,11 @@ if __name__ == "__main__":
         run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
 
     # -----------------------------------------------------------------------------------------
-    # save: scores are shifted and scaled so that demonstrations have mean 0 and deviation 1
+    # save: shift and scale the scores, so that demonstrations have mean 0 and deviation 1
 
     scores = score_all(compiled, scored, tok, rt)
     normalisation = dict(mean=scores.mean().item(), std=scores.std().item())
-    with torch.no_grad():                             # into the weights: it can't be forgotten
+    with torch.no_grad():                             # in the weights, every user gets it
         model.head.bias.sub_(normalisation["mean"]).div_(normalisation["std"])
         model.head.weight.div_(normalisation["std"])
     if rt.main:

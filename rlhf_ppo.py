@@ -17,7 +17,7 @@ network, which both share, and it is asked once for each answer.
 
 laptop   python rlhf_ppo.py
 GPUs     torchrun --nproc_per_node=8 rlhf_ppo.py --batch_size=512
-a reward of one's own    python rlhf_ppo.py --reward=data/town.py:grade --out=out/gold.pt
+your own reward   python rlhf_ppo.py --reward=data/town.py:grade --out=out/gold.pt
 """
 
 import time
@@ -192,7 +192,7 @@ def value_loss(values, old_values, returns, clip):
 
 
 def adapt(kl_coef, kl, target, n, horizon=10000):
-    """Ziegler et al. 2019: raise beta where the KL is above its target; n answers were seen."""
+    """Raise beta if the KL is above its target (Ziegler et al. 2019); n answers were seen."""
     error = min(max(kl / target - 1, -0.2), 0.2)
     return kl_coef * (1 + error * n / horizon)
 
@@ -350,8 +350,8 @@ if __name__ == "__main__":
         responses = complete(policy, tok, [row["ids"] for row in rows], rt, config.max_new_tokens,
                              config.temperature, seed=(config.seed, step))
 
-        # b. score the answers, and pass them once through each of the models; sorted by length,
-        # since a batch costs what its longest row costs
+        # b. score the answers, and pass them once through each of the models. They are sorted by
+        # length: a batch costs what its longest row costs
         rows, responses = zip(*sorted(zip(rows, responses),
                                       key=lambda pair: len(pair[0]["ids"]) + len(pair[1])))
         r = assess(rows, responses, **models, tok=tok, rt=rt, config=config)
@@ -361,7 +361,7 @@ if __name__ == "__main__":
         rewards = -kl_coef * kl
         rewards[range(B), r.last] += r.scores
         reward_sum = rewards.sum()
-        if config.whiten_rewards:                     # the mean stays: it tells good from bad
+        if config.whiten_rewards:                     # keeps the mean: it tells good from bad
             rewards = whiten(rewards, r.mask, rt, shift=False)
 
         # d. advantages: how much better than the critic expected, and whitened

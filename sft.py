@@ -5,8 +5,9 @@ writes  out/sft.pt
 
     loss = -1/N sum_t mask_t log p(x_t | x_<t)     mask: 1 on the assistant's words and their end
 
-The user's words are read but not learned. A quarter of every batch is pretraining text, without
-which the model forgets what it knew (try --ptx=0).
+The model reads the user's words but does not learn to write them. A quarter of every batch is
+pretraining text: without it the model forgets what it knew (try --ptx=0). Dialogues packed into one
+row attend to each other, as documents do in pretraining; <|endoftext|> tells them apart.
 
 laptop   python sft.py
 GPUs     torchrun --nproc_per_node=8 sft.py --batch_size=256
@@ -68,7 +69,7 @@ def get_lr(step, config):
 
 def encode_dialogues(rows, tok, T):
     """[{"messages"}] -> [(ids, mask)], cut to T + 1 tokens, and how many were cut and dropped.
-    A dialogue of which nothing that the assistant says remains is dropped."""
+    A dialogue is dropped if no word of the assistant remains."""
     dialogues, cut, dropped = [], 0, 0
     for row in rows:
         ids, mask = tok.encode_chat(row["messages"])
@@ -81,9 +82,9 @@ def encode_dialogues(rows, tok, T):
 
 
 def pack(lengths, T, n_rows, rng):
-    """Fill n_rows rows of T + 1 tokens with whole dialogues: a list of rows, each a list of
-    indices. Every epoch is a new permutation; a dialogue goes into the first of a few open rows
-    that has room, which leaves about 5% of the town's rows empty."""
+    """Fill n_rows rows of T + 1 tokens with whole dialogues -> a list of rows, each a list of
+    indices. Every epoch is a new permutation. A dialogue goes into the first of a few open rows
+    that has room; in the town about 5% of the space stays empty."""
     rows, open_rows, order = [], [], []
     while len(rows) < n_rows:
         if not order:
@@ -119,8 +120,8 @@ def batch(dialogues, rows, T, pad):
 
 @torch.no_grad()
 def evaluate(model, dialogues, pad, micro_batch, rt):
-    """Loss per token of what the assistant says (nats), and how often its likeliest token is the
-    demonstration's. One dialogue a row, sorted by length; the rows are shared among the ranks."""
+    """Loss per token of the assistant's words (nats), and how often the most probable token is the
+    right one. One dialogue per row, sorted by length; the ranks share the rows."""
     model.eval()
     total = torch.zeros(3, dtype=torch.float64)
     order = sorted(range(len(dialogues)), key=lambda i: len(dialogues[i][0]))
@@ -133,7 +134,7 @@ def evaluate(model, dialogues, pad, micro_batch, rt):
         right = (logits.argmax(-1) == y).sum()
         total += torch.tensor([loss.item(), right.item(), (y >= 0).sum().item()])
     model.train()
-    loss, right, count = rt.average(*total.tolist())
+    loss, right, count = rt.sum(*total.tolist())
     return loss / count, right / count
 
 

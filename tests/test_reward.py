@@ -183,7 +183,7 @@ def items(rng, graded):
         grades = sorted((rng.choice([1.0, 2.5, 4.0, 6.0]) for _ in range(k)), reverse=True)
         found.append(dict(ids=[rng.choices(range(256), k=rng.randint(2, 20)) for _ in range(k)],
                           ranks=torch.tensor(sorted(rng.choices(range(3), k=k - 1)) + [3]),
-                          felt=torch.tensor(grades) / 1.5 if graded else None))
+                          utility=torch.tensor(grades) / 1.5 if graded else None))
     return found
 
 
@@ -192,12 +192,12 @@ def test_evaluation_equals_a_loop_over_prompts_and_pairs(model, tiny_tokenizer):
     for item in data:
         with torch.no_grad():
             scores = [score(model, [ids], tiny_tokenizer, ENV).item() for ids in item["ids"]]
-        mine, ranks, felt = [], item["ranks"].tolist(), item["felt"].tolist()
+        mine, ranks, utility = [], item["ranks"].tolist(), item["utility"].tolist()
         for i, j in combinations(range(len(ranks)), 2):
             if ranks[i] < ranks[j]:
                 mine.append(math.log(1 + math.exp(scores[j] - scores[i])))
                 right.append(scores[i] > scores[j])
-                allowed.append(1 / (1 + math.exp(-abs(felt[i] - felt[j]))))
+                allowed.append(1 / (1 + math.exp(-abs(utility[i] - utility[j]))))
         losses.append(np.mean(mine))
     got = evaluate(model, data, tiny_tokenizer, ENV)
     assert got == pytest.approx(dict(val_loss=np.mean(losses), val_accuracy=np.mean(right),
