@@ -28,8 +28,7 @@ from reward import encode_answer, score_all
 from tokenizer import Tokenizer
 
 
-# ---------------------------------------------------------------------------------------------
-# config
+# ---- config ---------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -48,8 +47,7 @@ class Config:
     debug: bool = False            # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# the idea
+# ---- the idea -------------------------------------------------------------------------------
 
 def as_text(tok, messages, end=""):
     """The ids that a base model reads: the beginning of a document, without a template."""
@@ -78,8 +76,7 @@ def answer(model, tok, ids, rt, config, number):
             yield safe(text)
 
 
-# ---------------------------------------------------------------------------------------------
-# the terminal
+# ---- the terminal ---------------------------------------------------------------------------
 
 def safe(text):
     """Make control characters visible, since a terminal would obey them: ESC becomes \\x1b. Data
@@ -121,8 +118,7 @@ def questions(config):
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------
-    # setup
+    # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
     if config.max_new_tokens < 1 or config.temperature < 0 or not 0 < config.top_p <= 1:
@@ -131,8 +127,7 @@ if __name__ == "__main__":
     for stream in (sys.stdin, sys.stdout):
         stream.reconfigure(errors="replace")          # a wrong byte must not end the program
 
-    # -----------------------------------------------------------------------------------------
-    # models
+    # ---- models -----------------------------------------------------------------------------
 
     reward_ckpt = reward = None
     if config.compare and config.reward == Config.reward and not Path(config.reward).exists():
@@ -152,8 +147,7 @@ if __name__ == "__main__":
         speakers.append((path, model, Tokenizer.from_dict(ckpt["tokenizer"]), base))
     width = max(map(len, paths))
 
-    # -----------------------------------------------------------------------------------------
-    # questions and answers
+    # ---- questions and answers --------------------------------------------------------------
 
     system = [dict(role="system", content=config.system)] if config.system else []
     dialogue = system

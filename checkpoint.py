@@ -131,8 +131,7 @@ class Whole:
             whole_state.set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
 
 
-# ---------------------------------------------------------------------------------------------
-# a run of one stage: its log, and its state, from which the same command goes on
+# ---- a run of one stage: its log, and its state, from which the same command goes on --------
 
 def fingerprint(path):
     """A hash of the files' names and bytes. It tells whether an input has changed."""

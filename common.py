@@ -126,8 +126,7 @@ def one_line(kind, error, trace):
     tell(text if known else f"{kind.__name__}: {text} (--debug=true shows where)", bool(gone))
 
 
-# ---------------------------------------------------------------------------------------------
-# devices and ranks
+# ---- devices and ranks ----------------------------------------------------------------------
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -292,8 +291,7 @@ def native_bf16(device):
     return torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-# ---------------------------------------------------------------------------------------------
-# files
+# ---- files ----------------------------------------------------------------------------------
 
 def make_folder(out):
     """Make the folder of --out. A run that can't write its result fails now, not after an hour."""
@@ -331,8 +329,7 @@ def writing(path, mode="w"):
                       ) from error
 
 
-# ---------------------------------------------------------------------------------------------
-# what people read
+# ---- what people read -----------------------------------------------------------------------
 
 def number(value):
     """A number in five or six characters: 1234567 -> 1.23M, 0.00123 -> 1.2e-03."""
@@ -357,8 +354,7 @@ def wilson(share, n, z=1.96):
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
-# ---------------------------------------------------------------------------------------------
-# functions of your own, given as FILE.py:name: a labeler, a reward, a judge
+# ---- functions of your own, given as FILE.py:name: a labeler, a reward, a judge -------------
 
 def load_function(spec):
     """"FILE.py:name" -> the function."""

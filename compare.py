@@ -29,8 +29,7 @@ from model import GPT, answer_text, complete, prompt_ids
 from tokenizer import Tokenizer
 
 
-# ---------------------------------------------------------------------------------------------
-# config
+# ---- config ---------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -51,8 +50,7 @@ class Config:
     debug: bool = False                      # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# the idea
+# ---- the idea -------------------------------------------------------------------------------
 
 def respond(model, tok, prompts, rt, max_new_tokens, temperature=1.0, batch_size=512, seed=0):
     """Answer each prompt: [(text, ended)]; ended: the model produced <|end|>."""
@@ -94,8 +92,7 @@ def rank(grades, noise, rng):
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------
-    # setup
+    # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
     if config.labeler == "human":
@@ -111,8 +108,7 @@ if __name__ == "__main__":
     model = GPT.load(ckpt).to(rt.device)
     print(rt.describe(model))
 
-    # -----------------------------------------------------------------------------------------
-    # sample k answers to each prompt
+    # ---- sample k answers to each prompt ----------------------------------------------------
 
     answers = run.state["answers"] if run.state else []
     for start in range(len(answers), len(prompts), config.batch_size):
@@ -121,8 +117,7 @@ if __name__ == "__main__":
                            seed=(config.seed, start))
         run.save_state(len(answers), answers=answers)
 
-    # -----------------------------------------------------------------------------------------
-    # the labelers rank them
+    # ---- the labelers rank them -------------------------------------------------------------
 
     for i, row in enumerate(rows):
         row["responses"] = different(answers[i * config.k:(i + 1) * config.k])
@@ -149,8 +144,7 @@ if __name__ == "__main__":
         row["grades"] = [row["grades"][i] for i in first]
         row.update(ranks=list(range(len(first))), noise=noise)
 
-    # -----------------------------------------------------------------------------------------
-    # save
+    # ---- save -------------------------------------------------------------------------------
 
     with writing(run.out) as f:
         f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows)

@@ -35,8 +35,7 @@ from rlhf_ppo import response_mask
 from tokenizer import Tokenizer
 
 
-# ---------------------------------------------------------------------------------------------
-# config
+# ---- config ---------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -62,8 +61,7 @@ class Config:
     debug: bool = False                  # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# the answers
+# ---- the answers ----------------------------------------------------------------------------
 
 @dataclass
 class Answers:
@@ -120,8 +118,7 @@ def answer(model, base, tok, ids, temperature, rt, config):
     return Answers(ids, replies, [t.split("\n")[0] for t in texts] if base else texts, ended)
 
 
-# ---------------------------------------------------------------------------------------------
-# what can be measured without a judge
+# ---- what can be measured without a judge ---------------------------------------------------
 
 @torch.no_grad()
 def response_logp(model, tok, ids, replies, rt, temperature=1.0, batch_size=64):
@@ -169,8 +166,7 @@ def text_losses(models, tok, rt, config):
             for name, model in models.items()}
 
 
-# ---------------------------------------------------------------------------------------------
-# what the judge says
+# ---- what the judge says --------------------------------------------------------------------
 
 def interval(values, rng, n=1000):
     """Mean and 95% bootstrap interval: (mean, low, high)."""
@@ -194,8 +190,7 @@ def wins(ours, theirs):
     return (ours > theirs) + 0.5 * (ours == theirs)
 
 
-# ---------------------------------------------------------------------------------------------
-# the reward model
+# ---- the reward model -----------------------------------------------------------------------
 
 def compared_pairs(model, tok, comparisons, rt):
     """All pairs that are not tied, the better response first. Arrays with one value per pair: the
@@ -267,8 +262,7 @@ def sample_best_of(model, reward, judge, tok, prompts, rt, config):
     return best_of(scores, grades, [2**i for i in range(config.best_of.bit_length())])
 
 
-# ---------------------------------------------------------------------------------------------
-# the table
+# ---- the table ------------------------------------------------------------------------------
 
 def cell(value, form="{:.2f}"):
     """A number, or a mean with its interval; "-" if there is none."""
@@ -335,8 +329,7 @@ def show_reward(board):
         print("on the same prompts: " + ", ".join(f"{name} {g:.2f}" for name, g in same.items()))
 
 
-# ---------------------------------------------------------------------------------------------
-# setup
+# ---- setup ----------------------------------------------------------------------------------
 
 def load_models(paths, device):
     """{name: model}, {name: stage}, and the tokenizer, which all of them must share."""
@@ -370,8 +363,7 @@ if __name__ == "__main__":
         examples = [row for row in read_demonstrations(config.examples)
                     if not is_held_out(row["messages"])]
 
-    # -----------------------------------------------------------------------------------------
-    # each model: its answers, and what the judge says about them
+    # ---- each model: its answers, and what the judge says about them ------------------------
 
     results, grades = {}, {}
     for name, model in models.items():
@@ -391,8 +383,7 @@ if __name__ == "__main__":
             result["by_kind"] = by_kind(kinds, *verdicts)
         print(f"{name}: answered {len(prompts)} prompts twice")
 
-    # -----------------------------------------------------------------------------------------
-    # win rates, loss on text, the reward model, best of n
+    # ---- win rates, loss on text, the reward model, best of n -------------------------------
 
     board = dict(data=config.data, prompts=len(rows), temperature=config.temperature,
                  reference=reference, models=results)
@@ -419,8 +410,7 @@ if __name__ == "__main__":
         for name in grades:                           # to compare with best of n
             results[name]["grade_same"] = np.mean(grades[name][:few])
 
-    # -----------------------------------------------------------------------------------------
-    # save, show
+    # ---- save, show -------------------------------------------------------------------------
 
     with writing(config.out) as f:
         json.dump(board, f, indent=1, default=float)

@@ -411,8 +411,7 @@ def optimizer_groups(model, weight_decay, without=()):
             {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
 
 
-# ---------------------------------------------------------------------------------------------
-# what all stages do with a model: log-probabilities, padding, answering
+# ---- what all stages do with a model: log-probabilities, padding, answering -----------------
 
 def log_probs(model, idx, mask=None, temperature=1.0):
     """log p(token | the tokens before it) of idx[:, 1:], (B, T - 1), and the distributions that

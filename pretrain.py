@@ -28,8 +28,7 @@ from model import GPT, STYLES, GPTConfig, optimizer_groups
 from tokenizer import Tokenizer
 
 
-# ---------------------------------------------------------------------------------------------
-# config
+# ---- config ---------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -62,8 +61,7 @@ class Config:
     debug: bool = False                  # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# the idea
+# ---- the idea -------------------------------------------------------------------------------
 
 def get_lr(step, config):
     """Linear warmup, then a cosine down to a hundredth of the peak."""
@@ -145,8 +143,7 @@ def show_sample(model, tok, rt, n_tokens=48):
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------
-    # setup
+    # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
@@ -155,8 +152,7 @@ if __name__ == "__main__":
     if config.style not in STYLES:
         fail(f"--style={config.style} is not one of {', '.join(STYLES)}")
 
-    # -----------------------------------------------------------------------------------------
-    # data
+    # ---- data -------------------------------------------------------------------------------
 
     ckpt = load_checkpoint(config.init, stage="pretrain") if config.init else None
     tok = Tokenizer.from_dict(ckpt["tokenizer"]) if ckpt else Tokenizer.load(config.tokenizer)
@@ -175,8 +171,7 @@ if __name__ == "__main__":
           f"of {bytes_per_token:.2f} bytes; this run reads "
           f"{config.steps * config.batch_size * T / n_tokens:.2f} epochs")
 
-    # -----------------------------------------------------------------------------------------
-    # model and optimizer
+    # ---- model and optimizer ----------------------------------------------------------------
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
     if ckpt:
@@ -208,8 +203,7 @@ if __name__ == "__main__":
             part.load_state_dict(run.state[name])
     print(rt.describe(model))
 
-    # -----------------------------------------------------------------------------------------
-    # training loop
+    # ---- training loop ----------------------------------------------------------------------
 
     micro_steps = B // micro_batch
     clock, losses = time.time(), []
@@ -262,8 +256,7 @@ if __name__ == "__main__":
             clock += time.time() - paused             # evaluation is not training
         run.save_state(step + 1, **saved, metrics=metrics)
 
-    # -----------------------------------------------------------------------------------------
-    # save
+    # ---- save -------------------------------------------------------------------------------
 
     weights = saved["model"].state_dict()             # with FSDP, every process has a part of them
     if rt.main:
@@ -271,8 +264,7 @@ if __name__ == "__main__":
                         model=weights, model_config=model.config, tokenizer=tok, config=config,
                         history=ckpt["history"] if ckpt else [], run=run.identity())
 
-    # -----------------------------------------------------------------------------------------
-    # cleanup
+    # ---- cleanup ----------------------------------------------------------------------------
 
     for (source, value), low in zip(metrics["by_source"].items(), floor[tested]):
         known = f"   entropy {low:.3f}   {100 * (value / low - 1):+.1f}%"

@@ -32,8 +32,7 @@ from model import GPTConfig, ScalarGPT, optimizer_groups, right_pad
 from tokenizer import Tokenizer
 
 
-# ---------------------------------------------------------------------------------------------
-# config
+# ---- config ---------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -59,8 +58,7 @@ class Config:
     debug: bool = False                  # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# the idea
+# ---- the idea -------------------------------------------------------------------------------
 
 def get_lr(step, config):
     """Linear warmup, then a cosine down to a hundredth of the peak."""
@@ -132,8 +130,7 @@ def evaluate(model, items, tok, rt):
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------
-    # setup
+    # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
@@ -148,8 +145,7 @@ if __name__ == "__main__":
         fail(f"{config.lm} is a model of another size than {config.init or config.like}")
     model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
 
-    # -----------------------------------------------------------------------------------------
-    # data
+    # ---- data -------------------------------------------------------------------------------
 
     T = model_config.block_size
     items = []
@@ -182,8 +178,7 @@ if __name__ == "__main__":
     print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held "
           f"out; {config.steps / per_epoch:.1f} epochs")
 
-    # -----------------------------------------------------------------------------------------
-    # model and optimizer
+    # ---- model and optimizer ----------------------------------------------------------------
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
     model = ScalarGPT(model_config, lm=bool(lm))
@@ -201,8 +196,7 @@ if __name__ == "__main__":
         optimizer.load_state_dict(run.state["optimizer"])
     print(rt.describe(model))
 
-    # -----------------------------------------------------------------------------------------
-    # training loop
+    # ---- training loop ----------------------------------------------------------------------
 
     micro_steps = B // micro_batch
     clock, losses, n_tokens = time.time(), [], 0
@@ -252,8 +246,7 @@ if __name__ == "__main__":
                         normalisation=normalisation, lm=bool(lm), run=run.identity(),
                         history=ckpt["history"] if config.init else [])
 
-    # -----------------------------------------------------------------------------------------
-    # cleanup
+    # ---- cleanup ----------------------------------------------------------------------------
 
     share = f", {100 * metrics['val_accuracy'] / metrics['ceiling']:.1f}% of the ceiling " \
             f"{metrics['ceiling']:.3f}" if metrics["ceiling"] else ""

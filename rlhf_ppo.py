@@ -36,8 +36,7 @@ from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, log_probs, 
 from tokenizer import Tokenizer
 
 
-# ---------------------------------------------------------------------------------------------
-# config
+# ---- config ---------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -78,8 +77,7 @@ class Config:
     debug: bool = False                    # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# the idea
+# ---- the idea -------------------------------------------------------------------------------
 
 def get_lr(step, config):
     """One iteration of warmup (Adam's first steps are its wildest), then linearly to 0."""
@@ -235,8 +233,7 @@ def evaluate(rows, judge, models, tok, rt, config):
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------
-    # setup
+    # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
@@ -257,8 +254,7 @@ if __name__ == "__main__":
         c_ckpt = load_checkpoint(config.critic, tokenizer=ckpt["tokenizer"])
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
 
-    # -----------------------------------------------------------------------------------------
-    # data
+    # ---- data -------------------------------------------------------------------------------
 
     T = min(c["model_config"]["block_size"] for c in (ckpt, ref_ckpt, r_ckpt, c_ckpt) if c)
     B = config.batch_size // rt.world_size            # answers of this process
@@ -291,8 +287,7 @@ if __name__ == "__main__":
     print(f"{len(train):,} prompts ({n_all - len(rows)} left out, longer than {room} tokens), "
           f"{len(val)} held out; {config.steps * config.batch_size / len(train):.1f} epochs")
 
-    # -----------------------------------------------------------------------------------------
-    # model and optimizer
+    # ---- model and optimizer ----------------------------------------------------------------
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
     policy = GPT.load(ckpt, dropout=0.0).to(rt.device)
@@ -330,8 +325,7 @@ if __name__ == "__main__":
     ckpt = ref_ckpt = r_ckpt = c_ckpt = None          # frees the memory: the models have copies
     print(f"4 models; the policy has {rt.describe(policy)}; reward: {config.reward}")
 
-    # -----------------------------------------------------------------------------------------
-    # training loop
+    # ---- training loop ----------------------------------------------------------------------
 
     for step in range(run.start, config.steps):
         if step % config.eval_every == 0:
@@ -431,8 +425,7 @@ if __name__ == "__main__":
         run.save_state(step + 1, model=policy, critic=critic, optimizer=optimizer,
                        kl_coef=kl_coef)
 
-    # -----------------------------------------------------------------------------------------
-    # save
+    # ---- save -------------------------------------------------------------------------------
 
     metrics, held_out = evaluate(val, judge, models, tok, rt, config)
     run.log(config.steps, metrics, split="held out")
@@ -443,7 +436,6 @@ if __name__ == "__main__":
                         model_config=policy.config, tokenizer=tok, config=config,
                         history=history, run=run.identity())
 
-    # -----------------------------------------------------------------------------------------
-    # cleanup
+    # ---- cleanup ----------------------------------------------------------------------------
 
     run.finish()

@@ -29,8 +29,7 @@ from model import GPT, GPTConfig, answer_text, complete, optimizer_groups, promp
 from tokenizer import Tokenizer
 
 
-# ---------------------------------------------------------------------------------------------
-# config
+# ---- config ---------------------------------------------------------------------------------
 
 @dataclass
 class Config:
@@ -56,8 +55,7 @@ class Config:
     debug: bool = False                  # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# the idea
+# ---- the idea -------------------------------------------------------------------------------
 
 def get_lr(step, config):
     """Linear warmup, then a cosine down to a hundredth of the peak."""
@@ -147,8 +145,7 @@ def show_sample(model, tok, messages, rt, n_tokens=64):
 
 
 if __name__ == "__main__":
-    # -----------------------------------------------------------------------------------------
-    # setup
+    # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
@@ -158,8 +155,7 @@ if __name__ == "__main__":
     ckpt = load_checkpoint(config.init or config.like, stage=("pretrain", "sft"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
 
-    # -----------------------------------------------------------------------------------------
-    # data
+    # ---- data -------------------------------------------------------------------------------
 
     T = ckpt["model_config"]["block_size"]
     rows = read_demonstrations(config.data)
@@ -189,8 +185,7 @@ if __name__ == "__main__":
           f"dropped), {len(val)} held out; {sum(map(len, plan)) / len(train):.1f} epochs, rows "
           f"{100 * filled:.0f}% full, {n_text} of {B} are pretraining text")
 
-    # -----------------------------------------------------------------------------------------
-    # model and optimizer
+    # ---- model and optimizer ----------------------------------------------------------------
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
     if config.init:
@@ -207,8 +202,7 @@ if __name__ == "__main__":
         optimizer.load_state_dict(run.state["optimizer"])
     print(rt.describe(model))
 
-    # -----------------------------------------------------------------------------------------
-    # training loop
+    # ---- training loop ----------------------------------------------------------------------
 
     micro_steps = B // micro_batch
     clock, losses = time.time(), []
@@ -258,15 +252,13 @@ if __name__ == "__main__":
             clock += time.time() - paused             # evaluation is not training
         run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
 
-    # -----------------------------------------------------------------------------------------
-    # save
+    # ---- save -------------------------------------------------------------------------------
 
     if rt.main:
         save_checkpoint(config.out, stage="sft", step=config.steps, metrics=metrics, model=model,
                         model_config=model.config, tokenizer=tok, config=config,
                         history=ckpt["history"] if config.init else [], run=run.identity())
 
-    # -----------------------------------------------------------------------------------------
-    # cleanup
+    # ---- cleanup ----------------------------------------------------------------------------
 
     run.finish()

@@ -45,8 +45,7 @@ class Document(NamedTuple):
     logp: float | None  # the text's exact log-probability in nats, if its generator knows it
 
 
-# -----------------------------------------------------------------------------
-# files -> rows
+# ---- files -> rows --------------------------------------------------------------------------
 
 @contextmanager
 def open_text(path, errors):
@@ -135,8 +134,7 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None):
         print(report, file=sys.stderr)
 
 
-# -----------------------------------------------------------------------------
-# pretraining text
+# ---- pretraining text -----------------------------------------------------------------------
 
 def read_texts(paths, errors="strict", dropped=None):
     """Yield the documents of comma-separated files and directories (their .txt and .jsonl files).
@@ -172,8 +170,7 @@ def text_and_logp(row, errors):
     return text, row.get("logp")
 
 
-# -----------------------------------------------------------------------------
-# rows -> messages
+# ---- rows -> messages -----------------------------------------------------------------------
 
 def string(value, name, errors="strict"):
     """The value, if it is a string that UTF-8 can encode: not half an emoji, JSON's "\\ud83d"."""

@@ -58,8 +58,7 @@ class Dice:
         return [items.pop(items.index(self.pick(items))) for _ in range(k)]
 
 
-# ---------------------------------------------------------------------------------------------
-# the world
+# ---- the world ------------------------------------------------------------------------------
 
 WOMEN = "Ada Bea Cora Dora Edna Fay Gina Hilda Ida Jane Kate Lena Mona Nora Olga Pia".split()
 MEN = "Abel Bert Carl Dean Emil Finn Gus Hugo Ivan Jack Karl Leo Max Noel Otto Paul".split()
@@ -184,8 +183,7 @@ def ask(dice, name, attr):
     return dice.pick(QUESTIONS[attr]).format(N=name, p=pronouns(name)[1])
 
 
-# ---------------------------------------------------------------------------------------------
-# pretraining text: four sources, each a function of (world, dice)
+# ---- pretraining text: four sources, each a function of (world, dice) -----------------------
 
 def encyclopedia(world, dice):
     """An article: some facts about one person, in random order and wording. Without this variety
@@ -267,8 +265,7 @@ def pretraining_text(world, n_docs, seed):
         yield source.__name__, docs
 
 
-# ---------------------------------------------------------------------------------------------
-# prompts and demonstrations
+# ---- prompts and demonstrations -------------------------------------------------------------
 
 KINDS = {"fact": 35, "follow-up": 10, "sum": 20, "unknown": 15, "wish": 10, "story": 10}
 
@@ -344,8 +341,7 @@ def contrast(world, rng, split):
     return dict(prompt=[dict(role="user", content=question)], responses=answers, kind=kind)
 
 
-# ---------------------------------------------------------------------------------------------
-# the true preference: grades from 1 to 7, like InstructGPT's rating scale
+# ---- the true preference: grades from 1 to 7, like InstructGPT's rating scale ---------------
 
 RIGHT, EVASIVE, WRONG = 5.5, 3.0, 1.5     # what the content of a response is worth
 NAME = r"[A-Z][a-z]+ [A-Z][a-z]+"

@@ -48,8 +48,7 @@ class Config:
     debug: bool = False                # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# how to measure
+# ---- how to measure -------------------------------------------------------------------------
 
 def race(title, entrants, runs, amount=None, unit="s", warmup=True):
     """Let the entrants, {name: function}, take turns. The first entrant is ours; the first turn is
@@ -153,8 +152,7 @@ def update(model, optimizers, x, y):
         optimizer.zero_grad(set_to_none=True)
 
 
-# ---------------------------------------------------------------------------------------------
-# the tokenizer
+# ---- the tokenizer --------------------------------------------------------------------------
 
 def tokenizer(config):
     """Learn 8,192 tokens from 5 MB; encode 5 MB; memory for learning from 100 MB."""
@@ -215,8 +213,7 @@ def tokenizer(config):
               f"memory at the peak, {peak / big.stat().st_size:.1f} x the text")
 
 
-# ---------------------------------------------------------------------------------------------
-# training
+# ---- training -------------------------------------------------------------------------------
 
 def train(config):
     """A training step with 16 rows. CPU: the laptop's model, rows of 256 tokens, in each dtype;
@@ -315,8 +312,7 @@ def recipe(config):
         print(f"    ours takes {ours / their_time:.2f} of its time")
 
 
-# ---------------------------------------------------------------------------------------------
-# sampling
+# ---- sampling -------------------------------------------------------------------------------
 
 def sample(config):
     """One batch of 128 sequences: 48 tokens after a prompt of 16."""
@@ -343,8 +339,7 @@ def sample(config):
     race("sampling, thousands of tokens a second", entrants, config.runs, 128 * 48 / 1e3, "k/s")
 
 
-# ---------------------------------------------------------------------------------------------
-# PPO
+# ---- PPO ------------------------------------------------------------------------------------
 
 def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=32, **size):
     """The arguments for rlhf_ppo.py: 128 prompts of 24 tokens per step, answers of 48. Writes its
@@ -421,8 +416,7 @@ def trl_ppo(trl, folder, dtype):
     return median(end - start for start, end in zip(ends, ends[1:]))
 
 
-# ---------------------------------------------------------------------------------------------
-# memory
+# ---- memory ---------------------------------------------------------------------------------
 
 def memory(config):
     """The measured peak of pretrain.py, and a formula. 16 bytes per weight: itself, its gradient,

@@ -38,8 +38,7 @@ class Config:
     debug: bool = False        # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# running the stages
+# ---- running the stages ---------------------------------------------------------------------
 
 def run(script, out, **flags):
     """Run python <script> --out=<out> --flag=value …, unless `out` exists. What the script prints
@@ -94,8 +93,7 @@ def show(title, columns, labels, found):
             for v, (_, form) in zip(zip(*rows), columns)))
 
 
-# ---------------------------------------------------------------------------------------------
-# the experiments; chains: [(seed, folder)]
+# ---- the experiments; chains: [(seed, folder)] ----------------------------------------------
 
 def starts(chains):
     """Four starting points of the reward model, with the same comparisons and steps."""

@@ -56,8 +56,7 @@ class Config:
     debug: bool = False                    # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# which format
+# ---- which format ---------------------------------------------------------------------------
 
 def kind_of(row):
     if "text" in row:
@@ -102,8 +101,7 @@ def read(path, kind):
     return rows, malformed, dropped
 
 
-# ---------------------------------------------------------------------------------------------
-# what to print
+# ---- what to print --------------------------------------------------------------------------
 
 def fact(name, text):
     print(f"    {name:<14}{text}")
@@ -150,8 +148,7 @@ def show_examples(kind, examples, tok, config, colour):
             print(render(tok, ids, mask, colour))
 
 
-# ---------------------------------------------------------------------------------------------
-# the four kinds
+# ---- the four kinds -------------------------------------------------------------------------
 
 def look_at_text(path, tok, T, config, colour, quiet):
     """Pretraining text, encoded in a temporary folder; returns hashes of the texts."""

@@ -42,8 +42,7 @@ class Config:
     debug: bool = False   # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# our names and theirs
+# ---- our names and theirs -------------------------------------------------------------------
 
 def dictionary(table):
     """-> {architecture: {our name: their name}}"""
@@ -164,8 +163,7 @@ def from_theirs(arch, config, theirs, folder):
     return ours
 
 
-# ---------------------------------------------------------------------------------------------
-# their files
+# ---- their files ----------------------------------------------------------------------------
 
 def need(module, purpose):
     """Import an optional library, or say how to install it."""
@@ -267,8 +265,7 @@ def read_tensors(path):
         fail(f"{path} is damaged: {brief(error)}")
 
 
-# ---------------------------------------------------------------------------------------------
-# tokenizers
+# ---- tokenizers -----------------------------------------------------------------------------
 
 # GPT-2's and Hugging Face's files write a byte as one printable character: 97 as "a", 32 as "Ġ".
 others = map(chr, range(256, 324))
@@ -377,8 +374,7 @@ def tokenizer_to_hf(tok, path):
                          for name, id in tok.specials.items()]}), encoding="utf-8")
 
 
-# ---------------------------------------------------------------------------------------------
-# import
+# ---- import ---------------------------------------------------------------------------------
 
 def new_rows(w, known, size):
     """w (V, C) -> (size, C): the first `known` rows, then rows for new tokens.
@@ -417,8 +413,7 @@ def import_model(config):
     print(f"next: python sft.py --init={config.out} --lr=5e-5")
 
 
-# ---------------------------------------------------------------------------------------------
-# export
+# ---- export ---------------------------------------------------------------------------------
 
 # encode_chat() as a template: the same ids. But there a special token that a user types counts.
 CHAT = ("{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + "

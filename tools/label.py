@@ -47,8 +47,7 @@ class Config:
     debug: bool = False                      # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# rankings
+# ---- rankings -------------------------------------------------------------------------------
 
 def example(n):
     """A ranking of n answers that shows the notation; n = 4: "2>1=3>4"."""
@@ -77,8 +76,7 @@ def parse_ranking(text, n):
     return [ranks[number] for number in range(1, n + 1)]
 
 
-# ---------------------------------------------------------------------------------------------
-# the terminal
+# ---- the terminal ---------------------------------------------------------------------------
 
 def ask(question):
     """The line that the user types. The end of the input and Ctrl-C count as "q". Ctrl-C works only
@@ -145,8 +143,7 @@ def label(n, item, labels, save, name=""):
         save()
 
 
-# ---------------------------------------------------------------------------------------------
-# two people
+# ---- two people -----------------------------------------------------------------------------
 
 def verdicts(path):
     """{(prompt, a, b): whether a is better than b} for all pairs of answers that are not tied."""

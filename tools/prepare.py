@@ -44,8 +44,7 @@ class Config:
     debug: bool = False   # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# downloading
+# ---- downloading ----------------------------------------------------------------------------
 
 def fetch(folder, mirror, url, name="", first=math.inf):
     """The path of the file at url, downloaded if missing. first: how many bytes are needed."""
@@ -104,8 +103,7 @@ def append(url, part, first):
     return got == total or not total
 
 
-# ---------------------------------------------------------------------------------------------
-# reading what was downloaded, and writing
+# ---- reading what was downloaded, and writing -----------------------------------------------
 
 def read_jsonl(path):
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
@@ -145,8 +143,7 @@ def write(path, rows):
     print(f"{path}: {n:,} row{'s' * (n > 1)}, {path.stat().st_size / 1e6:.2f} MB")
 
 
-# ---------------------------------------------------------------------------------------------
-# the data sets: get(url) downloads a file; the result is {file to write: rows}
+# ---- the data sets: get(url) downloads a file; the result is {file to write: rows} ----------
 
 def shakespeare(get, limit):
     """text: Shakespeare's plays, in one file; 1 MB; public domain"""

@@ -36,8 +36,7 @@ def held_out(log):
     return [row for row in log if row.get("split") == "held out"]
 
 
-# ---------------------------------------------------------------------------------------------
-# the picture
+# ---- the picture ----------------------------------------------------------------------------
 
 def curve(ax, rows, key, x="step", **style):
     """Plot row[key] against row[x], for the rows that have the key."""
