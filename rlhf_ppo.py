@@ -46,7 +46,7 @@ class Config:
     reference: str = ""                    # the model to stay near; "": the one it starts from
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
     critic: str = ""                       # where its trunk is from; "": reward model, else policy
-    watch: str = "data/town.py:grade"      # a judge that is shown, never trained on; "": none
+    watch: str = "data/town.py:grade"      # FILE.py:function, to watch, not to train on; "": none
     out: str = "out/ppo.pt"                # its log and unfinished state stand beside it
     steps: int = 36                        # iterations: rollout, then updates
     batch_size: int = 256                  # answers per iteration, over all processes
@@ -218,16 +218,16 @@ def example(r, i):
     return f"    {r.rows[i]['prompt'][-1]['content']} -> {r.texts[i]}   ({r.scores[i].item():.2f})"
 
 
-def evaluate(rows, judge, models, tok, rt, config):
-    """Held-out prompts: the score, the distance from the reference, the judge's grade."""
+def evaluate(rows, grader, models, tok, rt, config):
+    """Held-out prompts: the score, the distance from the reference, the true grade."""
     rows = rows[rt.rank::rt.world_size]
     responses = complete(models["policy"], tok, [row["ids"] for row in rows], rt,
                          config.max_new_tokens, config.temperature, seed="evaluate")
     r = assess(rows, responses, **models, tok=tok, rt=rt, config=config)
     found = dict(score=r.scores, kl=r.logp - r.ref_logp, ended=r.ended, length=r.mask)
-    if judge:
+    if grader:
         prompts = [row["prompt"] for row in rows]
-        found["grade"] = get_scores(judge, prompts, r.texts, config.watch)
+        found["grade"] = get_scores(grader, prompts, r.texts, config.watch)
     n, *sums = rt.sum(len(rows), *(values.sum() for values in found.values()))
     return {name: value / n for name, value in zip(found, sums)}, r
 
@@ -265,11 +265,10 @@ if __name__ == "__main__":
     if room < 8:
         fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the models' {T} tokens "
              f"for the prompt")
-    rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
-            for row in read_prompts(config.data)]
-    n_all = len(rows)
-    rows = [row for row in rows if len(row["ids"]) <= room]
-    train, val = ([r for r in rows if is_held_out(r["prompt"]) == side] for side in (False, True))
+    prompts = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
+               for row in read_prompts(config.data)]
+    short = [p for p in prompts if len(p["ids"]) <= room]
+    train, val = ([p for p in short if is_held_out(p["prompt"]) == side] for side in (False, True))
     val = val[:config.n_eval]
     if len(train) < config.batch_size or len(val) < rt.world_size:
         fail(f"{config.data}: {len(train)} prompts of at most {room} tokens to train on and "
@@ -284,8 +283,8 @@ if __name__ == "__main__":
         n_updates = config.steps * config.epochs * (config.batch_size // config.minibatch)
         n_text = max(1, mb // 16)                     # rows of text per update and process
         corpus.shuffle(n_updates * n_text * rt.world_size * T + 1, config.seed)
-    print(f"{len(train):,} prompts ({n_all - len(rows)} left out, longer than {room} tokens), "
-          f"{len(val)} held out; {config.steps * config.batch_size / len(train):.1f} epochs")
+    print(f"{len(train):,} prompts ({len(prompts) - len(short)} left out, longer than {room} "
+          f"tokens), {len(val)} held out; {config.steps * config.batch_size / len(train):.1f} epochs")
 
     # ---- model and optimizer ----------------------------------------------------------------
 
@@ -310,7 +309,7 @@ if __name__ == "__main__":
         critic.lm = reward.lm                         # one frozen language model serves both
     critic.to(rt.device)
     models = dict(policy=policy, reference=reference, critic=critic, reward=reward)
-    judge = load_function(config.watch) if config.watch else None
+    grader = load_function(config.watch) if config.watch else None
     policy_ddp, critic_ddp = (DDP(m) if rt.ddp else m for m in (policy, critic))
     groups = optimizer_groups(policy, 0.0) + optimizer_groups(critic, 0.0)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), eps=1e-5,
@@ -329,7 +328,7 @@ if __name__ == "__main__":
 
     for step in range(run.start, config.steps):
         if step % config.eval_every == 0:
-            metrics, held_out = evaluate(val, judge, models, tok, rt, config)
+            metrics, held_out = evaluate(val, grader, models, tok, rt, config)
             run.log(step, metrics, split="held out")
             run.say(example(held_out, step // config.eval_every % len(held_out.rows)))
         if step == 0:
@@ -427,7 +426,7 @@ if __name__ == "__main__":
 
     # ---- save -------------------------------------------------------------------------------
 
-    metrics, held_out = evaluate(val, judge, models, tok, rt, config)
+    metrics, held_out = evaluate(val, grader, models, tok, rt, config)
     run.log(config.steps, metrics, split="held out")
     for k in range(min(4, len(held_out.rows))):
         run.say(example(held_out, k))
