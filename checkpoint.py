@@ -22,7 +22,8 @@ import torch
 from torch.distributed.checkpoint import state_dict as whole_state
 from tqdm import tqdm
 
-from common import DTYPES, clock, fail, make_folder, number, writing
+from common import DTYPES, check_writable, clock, fail, make_folder, number, writing
+from data.formats import text_files
 from model import GPT, GPTConfig, ScalarGPT
 from tokenizer import Tokenizer
 
@@ -138,7 +139,7 @@ def fingerprint(path):
     digest = hashlib.sha256()
     for part in str(path).split(","):
         part = Path(part.strip())
-        files = sorted(p for p in part.rglob("*") if p.is_file()) if part.is_dir() else [part]
+        files = text_files(part) if part.is_dir() else [part]
         for file in (f for f in files if f.is_file()):
             digest.update(f"{file.name} {file.stat().st_size} ".encode())
             with open(file, "rb") as f:
@@ -174,6 +175,7 @@ class Run:
         flags = dataclasses.asdict(config) | dict(dtype=str(rt.dtype)[6:])
         self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
         self.flags["processes"] = rt.world_size
+        check_writable(self.out)
         if rt.main:
             self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}

@@ -3,12 +3,14 @@
 Nothing here would be on a slide. Every loop, loss, batch and mask stands in its script.
 """
 
+import atexit
 import ctypes
 import dataclasses
 import difflib
 import hashlib
 import importlib.util
 import inspect
+import io
 import math
 import os
 import platform
@@ -34,7 +36,8 @@ def tell(message, second_hand=False):
     """Print the last line of a run that fails. Under torchrun, rank 0 prints at once. The others
     wait: if rank 0 fails for the same reason, torchrun ends them before they repeat it. A process
     that only lost its peer (second_hand) waits, too: it is never the cause."""
-    rank = int(os.environ.get("RANK", 0))
+    rank = os.environ.get("RANK", "")
+    rank = int(rank) if rank.isdigit() else 0
     if rank or second_hand:
         time.sleep(5)
     sys.stdout.flush()
@@ -48,6 +51,10 @@ def tell(message, second_hand=False):
 def parse_config(Config, doc, argv=None, words=""):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
     field that collects positional arguments, joined by commas; without it they are refused."""
+    for stream in (sys.stdout, sys.stderr):           # a character that a terminal does not have
+        if isinstance(stream, io.TextIOWrapper):      # must not stop a run
+            stream.reconfigure(errors="replace")
+    atexit.register(flush)
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
         print(doc.strip() + "\n\nFlags are the fields of this class, as --field=value:\n")
@@ -116,8 +123,18 @@ def parse_value(kind, text):
     return value
 
 
+def flush():
+    """Write out what is printed. A reader that has gone, as in `… | head`, is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def one_line(kind, error, trace):
     """Print an uncaught exception as one line, unless --debug=true."""
+    if kind is BrokenPipeError:
+        return
     text = " ".join(str(error).split()) or kind.__name__
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
@@ -128,6 +145,21 @@ def one_line(kind, error, trace):
 
 # ---- devices and ranks ----------------------------------------------------------------------
 
+def ranks():
+    """(rank, world_size, whether torchrun has started this process). Its variables may be left over
+    in an environment; one process that trains on its share of a batch would not be noticed."""
+    needed = "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"
+    there = {name: os.environ[name] for name in needed if os.environ.get(name)}
+    if "RANK" not in there and there.get("WORLD_SIZE", "1") == "1":
+        return 0, 1, False
+    numbers = all(there.get(name, "").isdigit() for name in needed if name != "MASTER_ADDR")
+    if not numbers or "MASTER_ADDR" not in there:
+        found = " ".join(f"{name}={value}" for name, value in there.items())
+        fail(f"the environment has {found}, but a distributed run needs {', '.join(needed)}: start "
+             f"it with torchrun, or `unset {' '.join(there)}`")
+    return int(there["RANK"]), int(there["WORLD_SIZE"]), True
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -135,9 +167,8 @@ class Runtime:
     """Where this process runs: rank, world_size, device, precision."""
 
     def __init__(self, config):
-        self.rank = int(os.environ.get("RANK", 0))
-        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
-        self.ddp, self.main = "RANK" in os.environ, self.rank == 0
+        self.rank, self.world_size, self.ddp = ranks()
+        self.main = self.rank == 0
         device = config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -165,7 +196,7 @@ class Runtime:
         self.device = torch.device(device)
         self.dtype, self.peak = pick_dtype(config.dtype, self.device), 0.0
         if not self.main:
-            sys.stdout = open(os.devnull, "w")        # only rank 0 prints
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")      # only rank 0 prints
 
     def autocast(self):
         """Run the matrix multiplications in self.dtype; weights and losses stay in fp32."""
@@ -304,11 +335,19 @@ def make_folder(out):
              f"--out")
 
 
+def check_writable(path):
+    """A file that is marked as read-only is not replaced, even where the system would allow it."""
+    if Path(path).exists() and not Path(path).stat().st_mode & 0o222:
+        fail(f"{path} is read-only: allow writing (chmod u+w), or choose another --out")
+
+
 @contextmanager
 def writing(path, mode="w"):
     """with writing(path) as f: write a temporary file, then rename it. So path is always complete:
-    the old file or the new one. A write that fails says why and leaves nothing behind."""
-    path = Path(path)
+    the old file or the new one. A write that fails says why and leaves nothing behind. A link stays
+    a link: the file that it points to is replaced."""
+    path = Path(os.path.realpath(path))
+    check_writable(path)
     tmp = path.with_name(path.name + ".tmp")
     make_folder(path)
     try:

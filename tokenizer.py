@@ -26,6 +26,8 @@ import regex
 import tiktoken
 from tqdm import tqdm
 
+from common import fail, parse_config, writing
+
 
 def bpe(words, n_merges):
     """BPE by its definition: [list(b"aaabdaaabac")], 3 -> each pair and its new id, in order:
@@ -232,14 +234,12 @@ class Tokenizer:
 
     def save(self, path):
         """Write the file path, and a .vocab beside it for people: [the] = [th] + [e]"""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         parents = {id: f" = {self.show(a)} + {self.show(b)}" for (a, b), id in self.merges.items()}
         lines = [f"{id:>6}  {self.show(id)}{parents.get(id, '')}\n" for id in sorted(self.tokens)]
-        path.with_suffix(".vocab").write_text("".join(lines), encoding="utf-8")
-        # Rename a complete file, so that a crash never leaves half of one.
-        Path(f"{path}.tmp").write_text(json.dumps(self.to_dict()), encoding="utf-8")
-        Path(f"{path}.tmp").replace(path)
+        with writing(Path(path).with_suffix(".vocab")) as f:
+            f.writelines(lines)
+        with writing(path) as f:
+            json.dump(self.to_dict(), f)
 
     @classmethod
     def load(cls, path):
@@ -267,7 +267,6 @@ class Config:
 
 
 if __name__ == "__main__":
-    from common import fail, parse_config
     from data.formats import read_texts
 
     config = parse_config(Config, __doc__)

@@ -146,13 +146,20 @@ def read_texts(paths, errors="strict", dropped=None):
             yield Document(path.stem, text, logp)
 
 
+def text_files(folder):
+    """The .txt and .jsonl files in a folder and its subfolders, without hidden ones, such as
+    macOS's ._book.txt."""
+    return sorted(file for file in folder.rglob("*")
+                  if file.is_file() and file.suffix.lower() in (".txt", ".jsonl")
+                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+
+
 def list_files(paths):
     """All files. A wrong name is reported before the first file is read, not an hour later."""
     files = []
     for name in str(paths).split(","):
         path = Path(name.strip())
-        inside = sorted(path.iterdir()) if path.is_dir() else []
-        found = [file for file in inside if file.suffix.lower() in (".txt", ".jsonl")] or [path]
+        found = (text_files(path) if path.is_dir() else []) or [path]
         if not name.strip() or not found[0].is_file():
             raise DataError(f"'{name}': no such file, or no directory with .txt or .jsonl files")
         files += found

@@ -1,4 +1,5 @@
 import math
+import os
 import runpy
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 import common
-from common import DTYPES, Runtime, clock, number, one_line, parse_config, pick_dtype
+from common import DTYPES, Runtime, clock, number, one_line, parse_config, pick_dtype, writing
 
 ROOT = Path(common.__file__).parent
 
@@ -173,6 +174,25 @@ def test_a_utilisation_above_1_is_measured_again_or_not_told(monkeypatch):
     assert rt.mfu(500.0, 1.0) is None and rt.mfu(1.0, 0.0) is None
 
 
+@pytest.mark.parametrize("variables, said", [
+    (dict(WORLD_SIZE="2"), "the environment has WORLD_SIZE=2, but"),
+    (dict(RANK="0"), "MASTER_ADDR, MASTER_PORT: start it with torchrun, or `unset RANK`"),
+    (dict(RANK="a", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_ADDR="h", MASTER_PORT="1"), "RANK=a "),
+    (dict(RANK="0", WORLD_SIZE="2", LOCAL_RANK="0", MASTER_PORT="1"), "MASTER_ADDR")])
+def test_half_of_torchruns_variables_are_refused(monkeypatch, refused, variables, said):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert said in refused(Runtime, Config())
+
+
+@pytest.mark.parametrize("variables", [dict(), dict(RANK="", WORLD_SIZE=""), dict(WORLD_SIZE="1")])
+def test_without_torchruns_variables_there_is_one_process(monkeypatch, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    rt = Runtime(Config())
+    assert (rt.rank, rt.world_size, rt.ddp, rt.main) == (0, 1, False, True)
+
+
 def test_random_numbers_follow_from_seed_step_and_rank_alone():
     def draw(*numbers, rank=0):
         rt.rank = rank
@@ -188,6 +208,61 @@ def test_random_numbers_follow_from_seed_step_and_rank_alone():
 
 def test_without_other_ranks_an_average_is_the_value():
     assert Runtime(Config()).average(1, torch.tensor(2.5)) == [1.0, 2.5]
+
+
+# ---------------------------------------------------------------------------------------------
+# files and streams
+
+def test_a_link_stays_a_link_and_its_target_gets_the_result(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "result").symlink_to(tmp_path / "disk" / "result")
+    for text in ("new", "newer"):
+        with writing(tmp_path / "result") as f:
+            f.write(text)
+        assert (tmp_path / "result").is_symlink()
+        assert (tmp_path / "disk" / "result").read_text() == text
+    assert len(list(tmp_path.rglob("*"))) == 3        # no .tmp is left
+
+
+def test_a_file_that_is_read_only_is_not_replaced(tmp_path, refused):
+    file = tmp_path / "result"
+    file.write_text("old")
+    file.chmod(0o444)
+
+    def write():
+        with writing(file) as f:
+            f.write("new")
+
+    assert f"{file} is read-only" in refused(write) and file.read_text() == "old"
+
+
+PRINTER = """
+import sys
+from dataclasses import dataclass
+from common import Runtime, parse_config
+@dataclass
+class Config:
+    device: str = "cpu"
+    dtype: str = "float32"
+    debug: bool = False
+parse_config(Config, "")
+print("\\ufffd caf\\xe9 \\u4f60 " * 20000)
+print("done", file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "utf-8"])
+def test_a_character_that_the_terminal_lacks_stops_nothing(encoding):
+    done = subprocess.run([sys.executable, "-c", PRINTER], cwd=ROOT, capture_output=True,
+                          env=dict(os.environ, PYTHONIOENCODING=encoding))
+    assert (done.returncode, done.stderr.strip()) == (0, b"done")
+    assert done.stdout.count(b"caf") == 20000
+
+
+def test_a_reader_that_has_gone_is_no_error():
+    command = f"{sys.executable} -c '{PRINTER}' | head -c 1; exit ${{PIPESTATUS[1]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True)
+    assert b"Error" not in done.stderr and b"Broken" not in done.stderr
 
 
 # ---------------------------------------------------------------------------------------------

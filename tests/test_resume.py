@@ -57,6 +57,14 @@ def test_a_folders_fingerprint_changes_with_its_files(texts, change):
     assert fingerprint(texts) != before[0]
 
 
+@pytest.mark.parametrize("name", [".DS_Store", "._a.txt", ".cache/a.txt", "notes.md"])
+def test_a_file_that_is_not_read_does_not_change_a_folders_fingerprint(texts, name):
+    before = fingerprint(texts)
+    (texts / name).parent.mkdir(exist_ok=True)
+    (texts / name).write_bytes(b"\0")
+    assert fingerprint(texts) == before
+
+
 @pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])
 def test_a_files_fingerprint_changes_with_any_of_its_bytes(tmp_path, place):
     content = bytearray(3_000_000)

@@ -31,7 +31,7 @@ def allowed(file):
     if folder:
         return {*CHAIN, *PLUMBING, *FOLDERS}
     return {"model": set(), "common": set(), "tokenizer": {"common", "data"},
-            "checkpoint": {"common", "model", "tokenizer"}}.get(
+            "checkpoint": {"common", "data", "model", "tokenizer"}}.get(
         name, {*PLUMBING, "data", *CHAIN[:CHAIN.index(name)]} if name in CHAIN else set())
 
 
