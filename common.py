@@ -346,7 +346,7 @@ def writing(path, mode="w"):
     """with writing(path) as f: write a temporary file, then rename it. So path is always complete:
     the old file or the new one. A write that fails says why and leaves nothing behind. A link stays
     a link: the file that it points to is replaced."""
-    path = Path(os.path.realpath(path))
+    path = Path(os.path.realpath(path) if Path(path).is_symlink() else path)
     check_writable(path)
     tmp = path.with_name(path.name + ".tmp")
     make_folder(path)

@@ -176,7 +176,7 @@ CASES = """
     tokenizer --vocab_size=10             | vocab_size=10: the least is 262
     tokenizer --pattern=(                 | pattern=(
     tokenizer --errors=ignore             | --errors=ignore is not strict or replace
-    tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt: File exists
+    tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt can't be used (File exists)
     data/town --n_docs=-1                 | --n_docs=-1 must be at least 0
     data/town --out=bad/empty.txt/town    | Not a directory
     tools/check                           | no file given: try `python -m tools.check
