@@ -69,11 +69,11 @@ def learn_merges(chunks, n_merges, progress=False):
     # A word is a str with one character per token, chr(id), because str.replace is fast.
     words = [clean(chunk).encode().decode("latin-1") for chunk in chunks]
     freqs, merges = list(chunks.values()), {}
-    counts, where = defaultdict(int), defaultdict(list)  # of each pair: its frequency, its words
+    counts, where = defaultdict(int), defaultdict(dict)  # of each pair: its frequency, its words
     for i, word in enumerate(words):
         for left, right in zip(word, word[1:]):
             counts[left + right] += freqs[i]
-            where[left + right].append(i)
+            where[left + right][i] = True
 
     # The heap gives the most frequent pair. Later merges lower some counts, so an entry may be
     # too high: then it goes back with its current count. The entry (0, "") comes last.
@@ -95,13 +95,16 @@ def learn_merges(chunks, n_merges, progress=False):
             if pair not in words[i]:
                 continue  # an earlier merge used up one of the two tokens
             word = words[i] = words[i].replace(pair, new)
-            for left, right in zip(word, word[1:]):
-                if left == new or right == new:
+            at = word.find(new)
+            while at >= 0:  # a word may be a million letters long: look only around the new token
+                first = at - (at > 0 and word[at - 1] != new)
+                for left, right in zip(word[first:at + 1], word[first + 1:at + 2]):
                     lost = (b if left == new else left) + (a if right == new else right)
                     counts[lost] -= freqs[i]
                     counts[left + right] += freqs[i]
-                    where[left + right].append(i)
+                    where[left + right][i] = True
                     created.add(left + right)
+                at = word.find(new, at + 1)
         for pair in created:
             heappush(heap, (-counts[pair], pair))
     return merges

@@ -15,6 +15,7 @@ import importlib.util
 import io
 import json
 import math
+import random
 import subprocess
 import sys
 import tempfile
@@ -182,6 +183,10 @@ def tokenizer(config):
         "tokenizer.py": lambda: Tokenizer.train(text, 8192),
         "tokenizers (Rust)": hf if isinstance(hf, str) else learn_hf,
         "rustbpe (Rust)": rustbpe if isinstance(rustbpe, str) else learn_rust}, config.runs)
+
+    letters = "".join(random.Random(0).choices("acgt", k=1_000_000))
+    race("learning 1,024 tokens from one word of a million letters", {
+        "tokenizer.py": lambda: Tokenizer.train(letters, 1024)}, 1, warmup=False)
 
     # minbpe counts all pairs again for each merge, so 16 merges are enough to compare
     minbpe = package(config, "minbpe", "minbpe")

@@ -464,3 +464,9 @@ def test_without_the_town_the_error_names_its_command(run, tmp_path, monkeypatch
     with pytest.raises(SystemExit):
         run(f"--out={tmp_path}/t.json")
     assert "python data/town.py" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("alphabet", ["ab", "acgt", "abcdefghij"])
+def test_the_merges_of_one_very_long_word_are_those_of_the_definition(alphabet):
+    word = "".join(random.Random(alphabet).choices(alphabet, k=3000))
+    assert learn_merges({word: 2}, 60) == bpe([list(word.encode())] * 2, 60)
