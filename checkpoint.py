@@ -179,8 +179,17 @@ class Run:
         if rt.main:
             self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}
-        self.state = self.resume()
+        self.state, finished = self.resume()
         self.start = self.last = self.state["step"] if self.state else 0
+        at = -1 if finished else self.start
+        if rt.sum(at)[0] != at * rt.world_size:
+            fail(f"the processes do not continue from the same step, since their machines have "
+                 f"different files: copy {self.out.parent} from the first to the others, or use "
+                 f"--fresh on all")
+        if finished:
+            print(f"{self.out} is finished; --fresh makes it again")
+            rt.close()
+            raise SystemExit(0)
         self.saved = self.began = time.time()
         self.cost = 0                                 # seconds that the last save took
         self.interrupted = self.trimmed = False
@@ -208,17 +217,17 @@ class Run:
             Path(self.locked.name).unlink(missing_ok=True)
 
     def resume(self):
-        """The state to continue from, or None. Ends the program if the run is finished, or if its
-        flags or inputs differ."""
+        """(the state to continue from, or None; whether the run is finished). Refuses a run with
+        other flags or inputs."""
         path = next((p for p in (self.state_file, self.out) if p.exists()), None)
         if path is None or self.config.fresh:
-            return None
+            return None, False
         again = f"python {Path(sys.argv[0]).name} --fresh"
         if path == self.out != self.out.with_suffix(".pt"):
             fail(f"{path} is there already, but not from this script; --fresh replaces it")
         state = load_dict(path, again)
         if state.get("finished") and not self.out.exists():
-            return None
+            return None, False
         before = state.get("run", dict(flags={}, inputs={}))
         if self.config.dtype == "auto" and before["flags"].get("dtype") in DTYPES:
             self.flags["dtype"] = before["flags"]["dtype"]            # continue in the same dtype
@@ -234,10 +243,8 @@ class Run:
         if path == self.state_file and not state.get("finished"):
             of = f" of {self.total}" if self.total else ""
             print(f"resuming from {state['step']}{of} ({path})")
-            return state
-        print(f"{self.out} is finished; --fresh makes it again")
-        self.rt.close()
-        raise SystemExit(0)
+            return state, False
+        return None, True
 
     def identity(self):
         """What a later run compares with its own flags and inputs."""

@@ -169,6 +169,7 @@ class Runtime:
     def __init__(self, config):
         self.rank, self.world_size, self.ddp = ranks()
         self.main = self.rank == 0
+        self.local_main = not self.ddp or os.environ["LOCAL_RANK"] == "0"     # of this machine
         device = config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -8,6 +8,9 @@ ACTIVATE=""                                           # what a person needs to d
 if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
     ACTIVATE="source .venv/bin/activate && "
     if [ ! -x .venv/bin/python ]; then
+        if [ "$(uname -sm)" = "Darwin x86_64" ]; then
+            die "PyTorch has no packages for Intel Macs since 2.2, and 2.9 is needed: use another machine, or Docker"
+        fi
         command -v python3 >/dev/null || die "python3 is missing: install Python 3.10 or newer"
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||
             die "Python 3.10 or newer is needed, this is $(python3 -V)"

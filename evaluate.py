@@ -27,7 +27,7 @@ from checkpoint import fingerprint, load_checkpoint
 from common import Runtime, load_function, make_folder, parse_config, verdicts_of, writing
 from compare import ceiling, respond
 from data.corpus import Corpus
-from data.formats import is_held_out, read_comparisons, read_demonstrations, read_prompts
+from data.formats import held_out, read_comparisons, read_demonstrations, read_prompts
 from model import GPT, ScalarGPT, complete, log_probs, prompt_ids, right_pad
 from pretrain import evaluate as text_loss
 from reward import encode_answer, score_all
@@ -360,8 +360,9 @@ if __name__ == "__main__":
         reward = ScalarGPT.load(reward_ckpt).to(rt.device)
     examples = []
     if config.examples and "pretrain" in stages.values():
-        examples = [row for row in read_demonstrations(config.examples)
-                    if not is_held_out(row["messages"])]
+        demonstrations = read_demonstrations(config.examples)
+        held = held_out([row["messages"] for row in demonstrations])
+        examples = [row for row, h in zip(demonstrations, held) if not h]
 
     # ---- each model: its answers, and what the judge says about them ------------------------
 
@@ -396,8 +397,9 @@ if __name__ == "__main__":
             results[name]["text_loss"] = loss
     if reward and Path(config.comparisons).exists():
         share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
-        unseen = [row for row in read_comparisons(config.comparisons)
-                  if is_held_out(row["prompt"], share)]
+        compared = read_comparisons(config.comparisons)
+        held = held_out([row["prompt"] for row in compared], share)
+        unseen = [row for row, h in zip(compared, held) if h]
         if unseen:
             board["reward_model"] = examine_reward(reward, tok, unseen, rt)
     if reward and Path(config.contrasts).is_file():

@@ -157,7 +157,7 @@ if __name__ == "__main__":
     ckpt = load_checkpoint(config.init, stage="pretrain") if config.init else None
     tok = Tokenizer.from_dict(ckpt["tokenizer"]) if ckpt else Tokenizer.load(config.tokenizer)
     corpus = Corpus(config.data, tok, run.out.parent / "cache", run.inputs.get(config.data),
-                    main=rt.main, wait=rt.barrier)
+                    main=rt.local_main, wait=rt.barrier)
     T = config.block_size
     if ckpt and T > ckpt["model_config"]["block_size"]:
         fail(f"--block_size={T}, but {config.init} reads {ckpt['model_config']['block_size']} "

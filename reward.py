@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, parse_config, wilson
 from compare import ceiling
-from data.formats import is_held_out, read_comparisons, read_demonstrations
+from data.formats import held_out, read_comparisons, read_demonstrations
 from model import GPTConfig, ScalarGPT, optimizer_groups, right_pad
 from tokenizer import Tokenizer
 
@@ -84,6 +84,19 @@ def encode_answer(tok, prompt, response, T):
     ids = tok.encode_chat(prompt, reply=True)[0]
     answer = tok.encode(response)[:max(T - len(ids), T - T // 2) - 1] + [tok.end]
     return ids[-(T - len(answer)):] + answer
+
+
+def encode_comparison(tok, row, T):
+    """A row of comparisons as ids, ranks and, for simulated labelers, utility; None if its
+    responses are equal once they are cut to T tokens."""
+    ids = [encode_answer(tok, row["prompt"], response, T) for response in row["responses"]]
+    kept = [i for i, answer in enumerate(ids) if answer not in ids[:i]]
+    ranks = torch.tensor([row["ranks"][i] for i in kept])
+    if len(ranks.unique()) < 2:
+        return None
+    simulated = {"grades", "noise"} <= {*row}
+    utility = torch.tensor(row["grades"])[kept] / row["noise"] if simulated else None
+    return dict(ids=[ids[i] for i in kept], ranks=ranks, utility=utility)
 
 
 def score(model, rows, tok, rt):
@@ -148,14 +161,11 @@ if __name__ == "__main__":
     # ---- data -------------------------------------------------------------------------------
 
     T = model_config.block_size
-    items = []
-    for row in read_comparisons(config.data):
-        simulated = {"grades", "noise"} <= {*row}
-        utility = torch.tensor(row["grades"]) / row["noise"] if simulated else None
-        items.append(dict(ids=[encode_answer(tok, row["prompt"], r, T) for r in row["responses"]],
-                          ranks=torch.tensor(row["ranks"]), utility=utility,
-                          held_out=is_held_out(row["prompt"], config.held_out)))
-    train, val = ([i for i in items if i["held_out"] == side] for side in (False, True))
+    rows = read_comparisons(config.data)
+    items = [encode_comparison(tok, row, T) for row in rows]
+    held = held_out([row["prompt"] for row in rows], config.held_out)
+    train, val = ([item for item, h in zip(items, held) if item and h == side]
+                  for side in (False, True))
     if len(train) < config.batch_size or not val:
         fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
              f"{config.batch_size} and 1 are needed")
@@ -176,7 +186,8 @@ if __name__ == "__main__":
         plan += rng.permutation(order.reshape(per_epoch, config.batch_size)).tolist()
     pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
     print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held "
-          f"out; {config.steps / per_epoch:.1f} epochs")
+          f"out ({items.count(None)} left out, equal once cut to {T} tokens); "
+          f"{config.steps / per_epoch:.1f} epochs")
 
     # ---- model and optimizer ----------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, get_scores, load_function, parse_config
 from data.corpus import Corpus
-from data.formats import is_held_out, read_prompts
+from data.formats import held_out, read_prompts
 from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, log_probs, optimizer_groups,
                    right_pad, token_logp)
 from tokenizer import Tokenizer
@@ -268,7 +268,8 @@ if __name__ == "__main__":
     prompts = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
                for row in read_prompts(config.data)]
     short = [p for p in prompts if len(p["ids"]) <= room]
-    train, val = ([p for p in short if is_held_out(p["prompt"]) == side] for side in (False, True))
+    held = held_out([p["prompt"] for p in short])
+    train, val = ([p for p, h in zip(short, held) if h == side] for side in (False, True))
     val = val[:config.n_eval]
     if len(train) < config.batch_size or len(val) < rt.world_size:
         fail(f"{config.data}: {len(train)} prompts of at most {room} tokens to train on and "
@@ -278,7 +279,7 @@ if __name__ == "__main__":
     while len(plan) < config.steps * config.batch_size:
         plan += rng.permutation(len(train)).tolist()
     if ptx:
-        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=rt.main,
+        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=rt.local_main,
                         wait=rt.barrier)
         n_updates = config.steps * config.epochs * (config.batch_size // config.minibatch)
         n_text = max(1, mb // 16)                     # rows of text per update and process
@@ -328,9 +329,9 @@ if __name__ == "__main__":
 
     for step in range(run.start, config.steps):
         if step % config.eval_every == 0:
-            metrics, held_out = evaluate(val, grader, models, tok, rt, config)
+            metrics, seen = evaluate(val, grader, models, tok, rt, config)
             run.log(step, metrics, split="held out")
-            run.say(example(held_out, step // config.eval_every % len(held_out.rows)))
+            run.say(example(seen, step // config.eval_every % len(seen.rows)))
         if step == 0:
             torch.nn.init.constant_(critic.head.bias, metrics["score"])
         for group in optimizer.param_groups:
@@ -426,10 +427,10 @@ if __name__ == "__main__":
 
     # ---- save -------------------------------------------------------------------------------
 
-    metrics, held_out = evaluate(val, grader, models, tok, rt, config)
+    metrics, seen = evaluate(val, grader, models, tok, rt, config)
     run.log(config.steps, metrics, split="held out")
-    for k in range(min(4, len(held_out.rows))):
-        run.say(example(held_out, k))
+    for k in range(min(4, len(seen.rows))):
+        run.say(example(seen, k))
     if rt.main:
         save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=metrics, model=policy,
                         model_config=policy.config, tokenizer=tok, config=config,

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, parse_config
 from data.corpus import Corpus
-from data.formats import is_held_out, read_demonstrations
+from data.formats import held_out, read_demonstrations
 from model import GPT, GPTConfig, answer_text, complete, optimizer_groups, prompt_ids
 from tokenizer import Tokenizer
 
@@ -159,10 +159,10 @@ if __name__ == "__main__":
 
     T = ckpt["model_config"]["block_size"]
     rows = read_demonstrations(config.data)
-    held_out, rest = ([r for r in rows if is_held_out(r["messages"]) == side]
-                      for side in (True, False))
+    held = held_out([row["messages"] for row in rows])
+    unseen, rest = ([r for r, h in zip(rows, held) if h == side] for side in (True, False))
     train, cut, dropped = encode_dialogues(rest, tok, T)
-    val, *_ = encode_dialogues(held_out, tok, T)
+    val, *_ = encode_dialogues(unseen, tok, T)
     if not train or not val:
         fail(f"{config.data}: {len(train)} dialogues to train on and {len(val)} to evaluate; both "
              f"must be more than 0 ({dropped} were left out, longer than the model's {T} tokens)")
@@ -177,7 +177,7 @@ if __name__ == "__main__":
     n_rows = config.steps * n_chat * rt.world_size
     plan = pack(lengths, T, n_rows, np.random.default_rng(config.seed))
     if ptx:
-        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=rt.main,
+        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=rt.local_main,
                         wait=rt.barrier)
         corpus.shuffle(config.steps * n_text * rt.world_size * T + 1, config.seed)
     filled = sum(lengths[i] for r in plan for i in r) / (len(plan) * (T + 1))
@@ -247,7 +247,7 @@ if __name__ == "__main__":
             val_loss, val_accuracy = evaluate(compiled, val, tok.pad, micro_batch, rt)
             metrics = dict(val_loss=val_loss, val_token_accuracy=val_accuracy)
             run.log(step + 1, metrics)
-            prompt = held_out[step // config.eval_every % len(held_out)]["messages"][:-1]
+            prompt = unseen[step // config.eval_every % len(unseen)]["messages"][:-1]
             run.say(f"    sample: {show_sample(model, tok, prompt, rt)}")
             clock += time.time() - paused             # evaluation is not training
         run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)

@@ -214,7 +214,8 @@ class Tokenizer:
             if role not in ("system", "user", "assistant"):
                 raise ValueError(f"a role must be system, user or assistant, not {role!r}")
             ids += [self.specials[f"<|{role}|>"], *turn]
-            mask += [0] + [int(role == "assistant")] * len(turn)
+            learned = role == "assistant" and message["content"].strip() != ""
+            mask += [0] + [int(learned)] * len(turn)
         return (ids + [self.assistant], mask + [0]) if reply else (ids, mask)
 
     def to_dict(self):

@@ -35,7 +35,7 @@ class Corpus:
         if main and not (cache / "docs.npz").exists():
             encode(paths, tok, cache)
         if wait is not None:
-            wait()                                    # the other ranks wait for rank 0's file
+            wait()                                    # the other processes wait for the files
         docs = np.load(cache / "docs.npz")
         self.sources = json.loads((cache / "sources.json").read_text())
         self.starts, self.source = docs["starts"], docs["source"]
@@ -44,10 +44,13 @@ class Corpus:
         self.lengths = np.diff(self.starts)
         # the split goes by the text's hash, so two copies of a text are on the same side
         self.held_out = docs["hash"] < val_share
-        for split, mask in (("train", ~self.held_out), ("validation", self.held_out)):
-            if not mask.any():
-                raise ValueError(f"{paths}: no document falls into the {split} split: "
-                                 f"{len(self.source)} are too few, use more text")
+        if len(self.lengths) < 2:
+            raise ValueError(f"{paths}: a single short document can't be split into text to learn "
+                             f"from and text to evaluate on: use more text")
+        if not self.held_out.any():                   # of a few documents, the shortest
+            self.held_out[self.lengths.argmin()] = True
+        if self.held_out.all():
+            self.held_out[self.lengths.argmax()] = False
 
     def mixture(self, mix=""):
         """The probability that a document comes from each source, (n_sources,). mix "a=0.5,b=0.2"
@@ -212,6 +215,11 @@ def write(paths, tok, folder):
                 batch.append((sources.index(name), piece, logp if known else float("nan")))
             if len(batch) >= 1000:
                 flush()
+        if not rows and len(batch) == 1 and len(batch[0][1]) >= 200:
+            # one document: learn from its first nine tenths
+            (name, text, _), = batch
+            cut = text.rfind("\n", 1, len(text) * 9 // 10) + 1 or len(text) * 9 // 10
+            batch[:] = [(name, part, float("nan")) for part in (text[:cut], text[cut:]) if part]
         flush()
     source, logp, n_bytes, h = map(np.array, zip(*rows))
     np.savez(folder / "docs.npz", starts=np.concatenate([[0], np.cumsum(lengths)]), source=source,

@@ -5,9 +5,11 @@
     read_comparisons("pairs.jsonl")    [{"prompt": messages, "responses": [...], "ranks": [0, 1]}]
     read_prompts("prompts.jsonl")      [{"prompt": messages, the last of them the user's}, ...]
 
-Rows are JSON lines or a JSON list, and keep their other fields (a kind, an id). A malformed row
-raises a DataError with its place and the reason. A well-formed row with nothing to learn from is
-dropped; the number of dropped rows is printed, or added to the Counter `dropped`.
+Rows are JSON lines, a JSON list, or a JSON object with one list. They keep their other fields (a
+kind, an id). A malformed row raises a DataError with its place and the reason. A well-formed row
+with nothing to learn from is dropped, and a row that can be mended is mended (turns of one role in
+a row are joined, a user turn at the end is cut). Both are counted; the numbers are printed, or
+added to the Counters `dropped` and `mended`.
 """
 
 import hashlib
@@ -15,20 +17,24 @@ import json
 import re
 import sys
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 SEPARATOR = "<|endoftext|>"
 LONGEST_DOCUMENT = 1 << 20  # characters; the rest of a longer document becomes the next one
 LONGEST_LINE = 1 << 26  # characters; a longer line could fill the memory, and is refused
 ROLES = {"system": "system", "user": "user", "assistant": "assistant",
          "human": "user", "gpt": "assistant"}  # ShareGPT's names for them
-QUESTIONS = ("messages", "conversations", "prompt", "instruction")  # a row's first one is used
-ANSWERS = {"prompt": "response", "instruction": "output"}
+# A row asks in the first of these fields that it has, and answers in the first of those.
+QUESTIONS = ("messages", "conversations", "prompt", "instruction", "question", "input")
+ANSWERS = ("response", "completion", "output", "answer")
+EXTRA = ("input", "context", "system", "history")  # what may be added to the question
 COMPARED = ("responses", "ranks", "chosen", "rejected")
 # the fields that the readers convert; all other fields of a row are kept
-CONTENT = (*QUESTIONS, *ANSWERS.values(), *COMPARED, "input", "system")
+CONTENT = (*QUESTIONS, *ANSWERS, *EXTRA, *COMPARED)
 
 
 class DataError(ValueError):
@@ -72,32 +78,59 @@ def parse(text):
         return DataError(f"not JSON: {error}".replace("line 1 column", "column"))
 
 
+def is_text(path, start):
+    """Whether a file is plain text. start: its first bytes. A name that does not tell, such as
+    notes.md or a name without a suffix, is text unless it begins like JSON."""
+    suffix = Path(path).suffix.lower()
+    json_like = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+    return suffix == ".txt" or suffix not in (".json", ".jsonl") and not json_like
+
+
+def is_one_value(start):
+    """Whether JSON is one list, or one object over several lines. JSONL has an object per line."""
+    start = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    first = start.partition(b"\n")[0].strip()
+    return start[:1] == b"[" or first in (b"{", b"{\r") or (
+        first[:1] == b"{" and first[-1:] in b",[{:" and b"\n" in start)
+
+
+def list_of(value):
+    """The rows in a JSON value: a list, or an object with one list, such as {"data": […]}."""
+    if isinstance(value, dict) and not any(name in CONTENT or name == "text" for name in value):
+        lists = [v for v in value.values() if isinstance(v, list)]
+        value = lists[0] if len(lists) == 1 else value
+    return value if isinstance(value, list) else [value]
+
+
 def places_and_rows(path, errors):
-    """Yield (place, row) for each document of a .txt, item of a JSON list or line of a JSONL."""
+    """Yield (place, row) for each document of a text, item of a JSON list or line of a JSONL."""
     with open_text(path, errors) as file:
-        if Path(path).suffix.lower() == ".txt":
+        start = file.buffer.peek()
+        if is_text(path, start):
             for number, text in enumerate(split_documents(file), 1):
                 yield f"{path}, document {number:,}", {"text": text}
-        elif file.buffer.peek().lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"["):
-            rows = parse(file.read())
-            if isinstance(rows, DataError):
-                raise DataError(f"{path}: {rows}")
-            for number, row in enumerate(rows, 1):
+        elif is_one_value(start):
+            value = parse(file.read())
+            if isinstance(value, DataError):
+                raise DataError(f"{path}: {value}")
+            for number, row in enumerate(list_of(value), 1):
                 yield f"{path}, record {number:,}", row
         else:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
                 if len(line) == LONGEST_LINE:
                     raise DataError(f"{path}, line {number:,}: over {LONGEST_LINE:,} characters: "
                                     "write one row per line")
-                if line.strip():
-                    yield f"{path}, line {number:,}", parse(line.rstrip())
+                if line.strip("\ufeff \t\r\n"):  # joined files have a BOM in the middle
+                    row = parse(line.strip("\ufeff \t\r\n"))
+                    for row in list_of(row) if isinstance(row, dict) else [row]:
+                        yield f"{path}, line {number:,}", row
 
 
 def split_documents(file):
     """Yield the documents between the separators. Reads a megabyte at a time."""
     rest = ""
     while piece := file.read(1 << 20):
-        *documents, rest = (rest + piece).split(SEPARATOR)
+        *documents, rest = (rest + piece.replace("\ufeff", "")).split(SEPARATOR)
         if len(rest) > LONGEST_DOCUMENT:
             head, _, rest = rest.rpartition("\n")  # no separator contains a line's end
             documents.append(head)
@@ -106,17 +139,22 @@ def split_documents(file):
         yield rest.strip("\n")
 
 
-def read_rows(path, convert, dropped=None, errors="strict", malformed=None):
-    """Yield convert(row) for every row. A Drop is counted. A malformed row raises a DataError, or
-    is added to the list `malformed`, with which tools/check.py shows all of them."""
-    total, reasons = 0, Counter()
+def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mended=None):
+    """Yield convert(row, notes) for every row; notes counts what was mended. A Drop is counted. A
+    malformed row raises a DataError, or is added to the list `malformed` (tools/check.py)."""
+    total, reasons, notes = 0, Counter(), Counter()
     for total, (place, row) in enumerate(places_and_rows(path, errors), 1):
         try:
             if isinstance(row, DataError):
                 raise row
             if not isinstance(row, dict):
                 raise DataError(f"a row must be an object {{...}}, not {row!r:.40}")
-            yield convert({name: value for name, value in row.items() if value is not None})
+            # exporters write null or NaN for an empty cell
+            filled = {k: v for k, v in row.items() if v is not None and v == v}
+            changes = Counter()
+            converted = convert(filled, changes)
+            notes.update(set(changes))                # rows, not changes
+            yield converted
         except Drop as reason:
             reasons[str(reason)] += 1
         except ValueError as reason:
@@ -132,6 +170,12 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None):
         dropped.update(reasons)
     elif reasons:
         print(report, file=sys.stderr)
+    if mended is not None:
+        mended.update(notes)
+    elif notes and dropped is None:
+        print(f"{path}: mended: "
+              + ", ".join(f"{count:,} {note}" for note, count in notes.most_common()),
+              file=sys.stderr)
 
 
 # ---- pretraining text -----------------------------------------------------------------------
@@ -142,7 +186,8 @@ def read_texts(paths, errors="strict", dropped=None):
     A JSON row has a `text`, or is a demonstration: a tokenizer learns from its messages as well.
     """
     for path in list_files(paths):
-        for text, logp in read_rows(path, lambda row: text_and_logp(row, errors), dropped, errors):
+        for text, logp in read_rows(path, lambda row, notes: text_and_logp(row, errors, notes),
+                                    dropped, errors):
             yield Document(path.stem, text, logp)
 
 
@@ -166,9 +211,9 @@ def list_files(paths):
     return files
 
 
-def text_and_logp(row, errors):
+def text_and_logp(row, errors="strict", notes=None):
     if "text" not in row:
-        return "\n".join(turn["content"] for turn in demonstration(row)["messages"]), None
+        return "\n".join(turn["content"] for turn in demonstration(row, notes)["messages"]), None
     if not isinstance(row.get("logp", 0.0), (int, float)):
         raise DataError(f"logp must be a number, not {row['logp']!r:.40}")
     text = string(row["text"], "text", errors)
@@ -189,7 +234,18 @@ def string(value, name, errors="strict"):
 def message(role, content):
     if str(role) not in ROLES:
         raise DataError(f"a role must be system, user or assistant, not {role!r:.40}")
+    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text"
+                                         for part in content):
+        content = "".join(string(part.get("text"), "text") for part in content)
     return {"role": ROLES[role], "content": string(content, "content")}
+
+
+def deserialised(value):
+    """A list of turns that was written as a string, as table formats do."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(value)
+    return value
 
 
 def as_messages(prompt):
@@ -202,27 +258,59 @@ def as_messages(prompt):
             for turn in prompt]
 
 
-def prompt_and_responses(row):
+def tidy(turns, notes):
+    """Join neighbours of one role, and remove the assistant's turns before the first question."""
+    joined = []
+    for turn in turns:
+        if joined and joined[-1]["role"] == turn["role"]:
+            joined[-1]["content"] += "\n\n" + turn["content"]
+            notes["with turns of one role in a row, which were joined"] += 1
+        elif turn["role"] == "assistant" and not any(t["role"] == "user" for t in joined):
+            notes["that began with an answer, which was cut"] += 1
+        else:
+            joined.append(turn)
+    return joined
+
+
+def prompt_and_responses(row, notes=None):
     """Any row as (prompt, responses): one response is a demonstration, several are a comparison."""
+    notes = Counter() if notes is None else notes
     if "chosen" in row or "rejected" in row:
-        return prompt_and_pair(row)
+        return prompt_and_pair(row, notes)
     name = next((name for name in QUESTIONS if name in row), None)
     if name is None:
-        raise DataError(f"needs one of {', '.join(QUESTIONS)}: data/README.md lists the formats")
-    prompt, responses = as_messages(row[name]), row.get("responses", [])
-    if name == "instruction" and row.get("input"):
-        prompt[-1]["content"] += "\n\n" + string(row["input"], "input")
+        raise DataError(f"needs one of {', '.join(QUESTIONS)}, as in "
+                        '{"prompt": "Hi", "response": "Hello"}: data/README.md lists the formats')
+    dialogue = name in ("messages", "conversations")
+    prompt = as_messages(deserialised(row[name]) if dialogue else row[name])
+    for extra in ("input", "context"):
+        if row.get(extra) and extra != name and not dialogue:
+            prompt[-1]["content"] += "\n\n" + string(row[extra], extra)
+    if row.get("history"):
+        prompt = as_history(row["history"]) + prompt
     if row.get("system"):
         prompt.insert(0, message("system", row["system"]))
-    # The answer has its own field, or is the last turn of the dialogue.
-    if ANSWERS.get(name) in row and not responses:
-        responses = [row[ANSWERS[name]]]
-    elif prompt[-1]["role"] == "assistant" and name != "prompt":
-        *prompt, answer = prompt
-        responses = responses or [answer["content"]]
+    prompt, responses = tidy(prompt, notes), row.get("responses", [])
     if not isinstance(responses, list):
         raise DataError("responses must be a list of strings, the best first")
+    # The answer is the last turn of the dialogue, or has its own field.
+    answer = next((row[name] for name in ANSWERS if name in row), None)
+    if dialogue and prompt and prompt[-1]["role"] == "assistant":
+        *prompt, last = prompt
+        responses = responses or [last["content"]]
+    elif answer is not None and not responses:
+        if isinstance(answer, list):                  # TRL: a list of one message
+            answer = "".join(turn["content"] for turn in as_messages(answer))
+        responses = [answer]
     return ends_with_user(prompt), [string(response, "a response") for response in responses]
+
+
+def as_history(pairs):
+    """Alpaca's earlier turns, [[question, answer], …] -> messages."""
+    if not (isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 for p in pairs)):
+        raise DataError(f"history must be a list of [question, answer], not {pairs!r:.40}")
+    return [message(role, text) for pair in pairs
+            for role, text in zip(("user", "assistant"), pair)]
 
 
 def ends_with_user(prompt):
@@ -235,14 +323,15 @@ def without(row, names):
     return {name: value for name, value in row.items() if name not in names}
 
 
-def prompt_and_pair(row):
+def prompt_and_pair(row, notes):
     """Chosen and rejected: answers to the row's prompt, or dialogues with different last turns."""
     if not {"chosen", "rejected"} <= row.keys():
         raise DataError("chosen and rejected must come together: add the missing one")
     prompt = []
     if any(name in row for name in QUESTIONS):
-        prompt, _ = prompt_and_responses(without(row, COMPARED))
-    chosen, rejected = (whole_dialogue(prompt, row[name]) for name in ("chosen", "rejected"))
+        prompt, _ = prompt_and_responses(without(row, COMPARED), notes)
+    chosen, rejected = (whole_dialogue(prompt, deserialised(row[name]))
+                        for name in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
         raise Drop("whose dialogues differ before the last answer")
     return ends_with_user(chosen[:-1]), [chosen[-1]["content"], rejected[-1]["content"]]
@@ -288,13 +377,23 @@ def read_demonstrations(paths, dropped=None):
     return read_all(paths, demonstration, dropped)
 
 
-def demonstration(row):
-    prompt, responses = prompt_and_responses(without(row, COMPARED))
+def demonstration(row, notes=None):
+    notes = Counter() if notes is None else notes
+    prompt, responses = prompt_and_responses(without(row, COMPARED), notes)
+    if not responses and ("messages" in row or "conversations" in row):
+        # a dialogue whose last question nobody has answered
+        while prompt and prompt[-1]["role"] != "assistant":
+            prompt.pop()
+        if prompt:
+            notes["that ended with a user turn, which was cut"] += 1
+            responses = [prompt.pop()["content"]]
     if not responses:
         raise DataError("a demonstration must end with the assistant's answer")
     if not responses[0].strip():
         raise Drop("with an empty answer")
     messages = prompt + [message("assistant", responses[0])]
+    if any(t["role"] == "assistant" and not t["content"].strip() for t in messages):
+        notes["with an empty answer in the middle, which is not learned"] += 1
     return {"messages": messages, **without(row, CONTENT)}
 
 
@@ -303,13 +402,23 @@ def read_comparisons(paths, dropped=None):
     return read_all(paths, comparison, dropped)
 
 
-def comparison(row):
-    prompt, responses = prompt_and_responses(row)
+def comparison(row, notes=None):
+    notes = Counter() if notes is None else notes
+    prompt, responses = prompt_and_responses(row, notes)
     if len(responses) < 2:
         raise DataError("a comparison needs two responses, or chosen and rejected")
     ranks = dense_ranks(row.get("ranks", list(range(len(responses)))), len(responses))
-    if len(set(responses)) == 1 or len(set(ranks)) == 1:
+    # the same answer with another space at its end is the same answer
+    first = {response.strip(): i for i, response in reversed([*enumerate(responses)])}
+    kept = sorted(first.values())
+    if len(kept) < 2 or len({ranks[i] for i in kept}) == 1:
         raise Drop("with equal responses")
+    if not responses[0].strip():
+        raise Drop("whose best response is empty")
+    if len(kept) < len(responses):
+        notes["with equal responses, of which the best was kept"] += 1
+        responses = [responses[i] for i in kept]
+        ranks = dense_ranks([ranks[i] for i in kept], len(kept))
     return {"prompt": prompt, "responses": responses, "ranks": ranks, **without(row, CONTENT)}
 
 
@@ -327,18 +436,30 @@ def read_prompts(paths, dropped=None):
     return read_all(paths, prompt_only, dropped)
 
 
-def prompt_only(row):
-    return {"prompt": prompt_and_responses(row)[0], **without(row, CONTENT)}
+def prompt_only(row, notes=None):
+    return {"prompt": prompt_and_responses(row, notes)[0], **without(row, CONTENT)}
 
 
-def is_held_out(messages, share=0.05):
-    """Whether a prompt or dialogue belongs to the held-out share. A hash of the text up to the
-    first user turn decides, so the answer is the same in every file and run, and dialogues that
-    begin alike are never split between training and evaluation."""
+def mark(messages):
+    """A number in [0, 1) that follows from the text up to the first user turn."""
     opening = []
     for turn in messages:
         opening.append(turn["content"])
         if turn["role"] == "user":
             break
     digest = hashlib.sha256(json.dumps(opening).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def is_held_out(messages, share=0.05):
+    """Whether a prompt or dialogue belongs to the held-out share. A hash decides, so the answer is
+    the same in every file and run, and dialogues that begin alike are never split."""
+    return mark(messages) < share
+
+
+def held_out(prompts, share=0.05):
+    """is_held_out of each. If that holds out none of a few prompts, the one with the lowest mark
+    is held out (with its copies): there is always something to evaluate."""
+    marks = [mark(prompt) for prompt in prompts]
+    limit = max(share, np.nextafter(min(marks, default=0.0), 1))
+    return [m < limit for m in marks]

@@ -153,6 +153,13 @@ def test_cut_comparisons_are_counted_as_the_reward_model_does(write, report):
     printed = report(write("a.jsonl", *rows), block_size=100)
     assert after(printed, "reward.py").endswith(
         "of 6 responses 1 lose their end, 2 the prompt's beginning (100 tokens)")
+    assert "0 left out, since their responses are equal once cut" in printed
+
+
+def test_pairs_that_are_equal_once_cut_are_counted(write, report):
+    rows = [pair(TRAIN[0]), pair(TRAIN[1], "a" * 150 + "b", "a" * 150 + "c")]
+    printed = report(write("a.jsonl", *rows), block_size=100)
+    assert "1 left out, since their responses are equal once cut" in printed
 
 
 def test_prompts_too_long_for_ppo_are_counted(write, report, tiny_tokenizer):
@@ -244,7 +251,7 @@ def test_texts_in_two_files_are_counted(write, report):
 
 def test_a_text_of_one_short_document_is_refused_as_pretraining_would(write, report):
     out, err = report(write("a.txt", "one"), stops=True)
-    assert "too few" in out and "validation split" in err
+    assert "too few" in out and "a single short document can't be split" in err
 
 
 def test_no_file_is_left_beside_the_text(write, report, tmp_path):
@@ -277,7 +284,7 @@ def test_well_formed_rows_beside_malformed_ones_are_reported(write, report):
 
 def test_read_malformed_and_dropped_rows_add_up(write):
     path = write("a.jsonl", *[demo("a")] * 4, *[demo("b", 3)] * 3, *[demo("c", " ")] * 2)
-    rows, malformed, dropped = check.read(path, "demonstrations")
+    rows, malformed, dropped, _ = check.read(path, "demonstrations")
     assert (len(rows), len(malformed), dropped) == (4, 3, {"with an empty answer": 2})
 
 

@@ -185,10 +185,30 @@ def test_two_copies_of_a_text_are_on_the_same_side_of_the_split(tmp_path, tiny_t
     assert np.array_equal(first, second) and np.array_equal(first, third)
 
 
-@pytest.mark.parametrize("share, side", [(0.0, "validation"), (1.0, "train")])
-def test_a_split_without_documents_is_a_value_error(share, side, data, tmp_path, tiny_tokenizer):
-    with pytest.raises(ValueError, match=f"no document falls into the {side} split"):
-        Corpus(data, tiny_tokenizer, tmp_path / "cache", "print", share)
+@pytest.mark.parametrize("share, n_held_out", [(0.0, 1), (1.0, -1)])
+def test_neither_side_of_the_split_is_empty(share, n_held_out, data, tmp_path, tiny_tokenizer):
+    corpus = Corpus(data, tiny_tokenizer, tmp_path / "cache", "print", share)
+    assert corpus.held_out.sum() == n_held_out % len(corpus.source)
+    chosen, = corpus.lengths[corpus.held_out == (n_held_out > 0)]
+    assert chosen == (corpus.lengths.min() if n_held_out > 0 else corpus.lengths.max())
+
+
+def test_a_single_book_is_cut_into_text_to_learn_from_and_text_to_evaluate_on(tmp_path,
+                                                                              tiny_tokenizer):
+    book = "".join(f"Line {i} of the book.\n" for i in range(300))   # 6 kB
+    (tmp_path / "book.txt").write_text(book)
+    corpus = Corpus(tmp_path / "book.txt", tiny_tokenizer, tmp_path / "cache", "print")
+    assert corpus.held_out.tolist() == [False, True]
+    first, second = (tiny_tokenizer.decode(corpus.tokens[a + 1:b].tolist())
+                     for a, b in zip(corpus.starts, corpus.starts[1:]))
+    assert first + second == book.strip("\n") and 0.85 < len(first) / len(book) < 0.95
+    assert first.endswith("\n")
+
+
+def test_a_text_too_short_to_be_cut_is_refused(tmp_path, tiny_tokenizer):
+    (tmp_path / "a.txt").write_text("H")
+    with pytest.raises(ValueError, match="a single short document can't be split"):
+        Corpus(tmp_path / "a.txt", tiny_tokenizer, tmp_path / "cache", "print")
 
 
 # ---------------------------------------------------------------------------------------------

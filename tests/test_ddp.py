@@ -208,3 +208,45 @@ def test_fsdp_keeps_a_part_of_the_optimizer_on_each_process(folder):
     n_weights = sum(w.numel() for w in weights(folder / "parts.pt").values())
     parts = [torch.load(folder / f"parts{rank}")[0][0] for rank in range(2)]
     assert sum(parts) >= 2 * (n_weights - 1000 * 32) and max(parts) < 0.6 * sum(parts)
+
+
+# ---------------------------------------------------------------------------------------------
+# two machines without a common disk: two copies of a folder
+
+MACHINES = """
+import os
+os.chdir(f"machine{os.environ['RANK']}")
+os.environ["LOCAL_RANK"] = "0"
+"""
+
+
+@pytest.fixture
+def machines(folder, tmp_path):
+    """A folder with two copies of the data, and scripts in which each process works in its own."""
+    for rank in range(2):
+        (tmp_path / f"machine{rank}").mkdir()
+        for name in ("text.jsonl", "tok.json"):
+            (tmp_path / f"machine{rank}" / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "whole.py").write_text(MACHINES + WRAPPER)
+    (tmp_path / "stopped.py").write_text(MACHINES + STOPPED)
+    return tmp_path
+
+
+def test_each_machine_makes_its_own_cache(machines):
+    done = torchrun(machines, "whole.py", *arguments("pretrain", "new"))
+    assert done.returncode == 0, done.stderr
+    assert all(list((machines / f"machine{rank}").rglob("docs.npz")) for rank in range(2))
+    assert (machines / "machine0/new.pt").exists() and not (machines / "machine1/new.pt").exists()
+
+
+def test_machines_that_do_not_all_have_the_state_are_refused(machines):
+    assert "stopped after step 2" in torchrun(machines, "stopped.py",
+                                              *arguments("pretrain", "new")).stdout
+    done = torchrun(machines, "whole.py", *arguments("pretrain", "new"))
+    assert done.returncode != 0 and "do not continue from the same step" in done.stderr
+    state = (machines / "machine0/new.state").read_bytes()
+    (machines / "machine1/new.state").write_bytes(state)
+    done = torchrun(machines, "whole.py", *arguments("pretrain", "new"))
+    assert done.returncode == 0 and "resuming from 2 of 3" in done.stdout
+    done = torchrun(machines, "whole.py", *arguments("pretrain", "new"))
+    assert done.returncode != 0 and "do not continue from the same step" in done.stderr

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from data import formats
-from data.formats import (DataError, as_messages, is_held_out, read_comparisons,
+from data.formats import (DataError, as_messages, held_out, is_held_out, read_comparisons,
                           read_demonstrations, read_prompts, read_texts)
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
@@ -274,10 +274,74 @@ def test_an_invalid_prompt_is_refused(prompt):
     ({"prompt": "Hi", "response": "Hello", "messages": None}, QA),  # exported from a table
     ({"prompt": "Hi", "messages": [*QA, *QA]}, [*QA, *QA]),  # as UltraChat has them
     ({"instruction": "Hi", "output": "Hello", "chosen": "a", "rejected": "b"}, QA),
+    ({"prompt": "Hi", "completion": "Hello"}, QA),
+    ({"prompt": [user("Hi")], "completion": [assistant("Hello")]}, QA),               # TRL
+    ({"question": "Hi", "answer": "Hello"}, QA),
+    ({"input": "Hi", "output": "Hello"}, QA),
+    ({"instruction": "Who?", "context": "Ada.", "response": "Ada"},                   # Dolly
+     [user("Who?\n\nAda."), assistant("Ada")]),
+    ({"instruction": "How?", "output": "So", "history": [["Hi", "Hello"]]},           # Alpaca
+     [*QA, user("How?"), assistant("So")]),
+    ({"messages": json.dumps(QA)}, QA),                                               # a CSV's
+    ({"messages": [user([{"type": "text", "text": "Hi"}]), QA[1]]}, QA),              # OpenAI's
+    ({"prompt": "Hi", "response": "Hello", "input": float("nan")}, QA),               # pandas'
 ], ids=lambda value: "+".join(value) if isinstance(value, dict) else "")
 def test_demonstrations_come_in_many_forms(write, row, messages):
     assert read_demonstrations(write("a.jsonl", row)) == [{"messages": messages}]
     assert read_demonstrations(write("a.json", json.dumps([row]))) == [{"messages": messages}]
+
+
+@pytest.mark.parametrize("messages, mended, note", [
+    ([*QA, user("And?")], QA, "ended with a user turn, which was cut"),
+    ([*QA, user("And?"), user("Well?")], QA, "ended with a user turn, which was cut"),
+    ([assistant("Welcome"), *QA], QA, "began with an answer, which was cut"),
+    ([system("Be kind"), assistant("Welcome"), *QA], [system("Be kind"), *QA], "began with an"),
+    ([user("Hi"), user("there"), assistant("Hello")], [user("Hi\n\nthere"), assistant("Hello")],
+     "turns of one role in a row"),
+    ([user("Hi"), assistant("Hello"), assistant("you")], [user("Hi"), assistant("Hello\n\nyou")],
+     "turns of one role in a row"),
+    ([user("Hi"), assistant(" "), *QA], [user("Hi"), assistant(" "), *QA], "an empty answer in")])
+def test_a_dialogue_that_can_be_mended_is_mended_and_counted(write, capsys, messages, mended, note):
+    path = write("a.jsonl", {"messages": messages}, {"messages": QA})
+    assert [row["messages"] for row in read_demonstrations(path)] == [mended, QA]
+    said = capsys.readouterr().err
+    assert said.startswith(f"{path}: mended: 1 ") and note in said and said.count("\n") == 1
+
+
+def test_a_question_at_the_end_of_a_dialogue_is_a_prompt(write):
+    path = write("a.jsonl", {"messages": [*QA, user("And?")]})
+    assert read_prompts(path) == [{"prompt": [*QA, user("And?")]}]
+
+
+@pytest.mark.parametrize("text", [
+    json.dumps({"data": [{"prompt": "Hi", "response": "Hello"}]}),
+    json.dumps({"version": 1, "train": [{"prompt": "Hi", "response": "Hello"}]}),
+    json.dumps({"prompt": "Hi", "response": "Hello"}, indent=2),
+    json.dumps([{"prompt": "Hi", "response": "Hello"}], indent=2),
+    json.dumps({"data": [{"prompt": "Hi", "response": "Hello"}]}, indent=4),
+    '\ufeff{"prompt": "Hi", "response": "Hello"}'], ids=range(6))
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a"])
+def test_rows_are_found_in_every_layout_of_json(write, name, text):
+    assert read_demonstrations(write(name, text)) == [{"messages": QA}]
+
+
+def test_joined_files_may_have_byte_order_marks_in_the_middle(write):
+    line = '\ufeff{"prompt": "Hi", "response": "Hello"}\n'
+    assert len(read_demonstrations(write("a.jsonl", line * 2))) == 2
+    assert texts(write("a.txt", "\ufeffOne.\n\ufeffTwo.")) == ["One.\nTwo."]
+
+
+@pytest.mark.parametrize("name", ["notes.md", "README", "book.text"])
+def test_a_file_whose_name_does_not_tell_is_text_unless_it_looks_like_json(write, name):
+    assert texts(write(name, "# Once\nupon a time")) == ["# Once\nupon a time"]
+    assert texts(write(name, '{"text": "Once"}\n')) == ["Once"]
+
+
+def test_folders_inside_a_folder_are_read_and_hidden_files_are_not(write, tmp_path):
+    for name in ("texts/a.txt", "texts/deep/er/b.txt", "texts/._a.txt", "texts/.git/c.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert texts(str(tmp_path / "texts")) == ["texts/a.txt", "texts/deep/er/b.txt"]
 
 
 def test_other_fields_of_a_row_are_kept(write):
@@ -295,14 +359,18 @@ def test_chinese_dialogues_are_read_as_they_are(write):
 
 @pytest.mark.parametrize("row, reason", [
     ({"messages": [user("Hi")]}, "must end with the assistant's answer"),
-    ({"messages": [*QA, user("And?")]}, "must end with the assistant's answer"),
     ({"messages": [assistant("Hello")]}, "must end with a user turn"),
     ({"messages": [user("Hi"), {"role": "bot", "content": "Hello"}]}, "role must be"),
     ({"messages": [user("Hi"), assistant(["Hello"])]}, "content must be a string"),
     ({"prompt": "Hi"}, "must end with the assistant's answer"),
     ({"prompt": "Hi", "response": 3}, "must be a string"),
     ({"instruction": "Hi", "input": 3, "output": "Hello"}, "input must be a string"),
-    ({"question": "Hi", "answer": "Hello"}, "needs one of messages"),
+    ({"prompt": [*QA, user("How?")]}, "must end with the assistant's answer"),
+    ({"ask": "Hi", "say": "Hello"}, "needs one of messages"),
+    ({"ask": "Hi", "say": "Hello"}, '{"prompt": "Hi", "response": "Hello"}'),
+    ({"prompt": "Hi", "response": "Hello", "history": ["Hi"]}, "history must be a list of"),
+    ({"messages": "Hi, hello"}, "must end with the assistant's answer"),
+    ({"messages": [user("Hi"), assistant([{"type": "image"}])]}, "content must be a string"),
     ("Hi", "must be an object"),
 ])
 def test_a_malformed_demonstration_is_refused_with_file_line_and_reason(write, row, reason):
@@ -539,11 +607,41 @@ def test_sharegpt_preferences_are_complete():
 def test_hh_transcripts_can_be_rebuilt_from_their_turns():
     path = REAL / "hh_harmless_1100.jsonl"
     rows = [json.loads(line) for line in open(path, encoding="utf-8")]
-    found = read_comparisons(path)
-    assert len(found) == len(read_prompts(path)) == len(rows) == 1100
+    dropped = Counter()
+    found = read_comparisons(path, dropped)
+    assert len(read_prompts(path)) == len(rows) == 1100
+    empty = [row for row in rows if row["chosen"].rstrip().endswith("Assistant:")]
+    assert dropped == {"whose best response is empty": len(empty)} and len(empty) == 3
+    rows = [row for row in rows if row not in empty]
+    assert len(found) == len(rows)
     names = {"user": "Human", "assistant": "Assistant"}
     for row, comparison in zip(rows, found):
         for name, response in zip(("chosen", "rejected"), comparison["responses"]):
             turns = comparison["prompt"] + [assistant(response)]
             again = "\n\n".join(f"{names[turn['role']]}: {turn['content']}" for turn in turns)
             assert re.sub(r"\s+", " ", again).strip() == re.sub(r"\s+", " ", row[name]).strip()
+
+
+def test_of_a_few_prompts_one_is_always_held_out():
+    prompts = [[user(f"Question {i}")] for i in range(12)]
+    for n in range(1, 12):
+        held = held_out(prompts[:n])
+        assert sum(held) == max(1, sum(is_held_out(p) for p in prompts[:n]))
+    assert held_out(prompts[::-1]) == held_out(prompts)[::-1]
+    assert held_out([prompts[0]] * 3) == [True] * 3   # copies stay together
+    assert held_out([]) == [] and sum(held_out(prompts, 0.0)) == 1
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"prompt": "Hi", "chosen": "Hello", "rejected": "Hello "}, "with equal responses"),
+    ({"prompt": "Hi", "chosen": "", "rejected": "Go away"}, "whose best response is empty"),
+    ({"prompt": "Hi", "responses": ["a", "a ", "a"]}, "with equal responses")])
+def test_a_pair_that_teaches_nothing_is_dropped(write, capsys, row, reason):
+    path = write("a.jsonl", row, {"prompt": "Hi", "chosen": "Hello", "rejected": ""})
+    assert len(read_comparisons(path)) == 1 and f"1 {reason}" in capsys.readouterr().err
+
+
+def test_of_equal_responses_the_best_is_kept(write):
+    row = {"prompt": "Hi", "responses": ["a", "b", "a ", "c"], "ranks": [0, 1, 2, 3]}
+    found, = read_comparisons(write("a.jsonl", row))
+    assert (found["responses"], found["ranks"]) == (["a", "b", "c"], [0, 1, 2])

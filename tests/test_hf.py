@@ -559,19 +559,23 @@ def test_without_huggingface_hub_the_error_names_the_command_that_installs_it(re
     assert "no/where is no folder" in line and "pip install huggingface_hub" in line
 
 
-def test_a_model_is_downloaded_by_its_name(folder, run, monkeypatch):
+@pytest.mark.parametrize("files, weights", [
+    (["model.safetensors", "pytorch_model.bin"], "model*.safetensors*"),
+    (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model*.bin*")])
+def test_a_model_is_downloaded_by_its_name(folder, run, monkeypatch, files, weights):
     def snapshot_download(name, allow_patterns):
-        assert name == "someone/gpt2" and "config.json" in allow_patterns
+        assert name == "someone/gpt2" and {"config.json", weights} <= {*allow_patterns}
+        assert sum("*" in pattern for pattern in allow_patterns) == 1
         return str(folder)
-    hub = SimpleNamespace(snapshot_download=snapshot_download)
+    hub = SimpleNamespace(snapshot_download=snapshot_download, list_repo_files=lambda name: files)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert run("import", "someone/gpt2", "p.pt")[0] == 0 and load("p.pt")
 
 
 def test_a_name_that_huggingface_does_not_know_is_refused(refused, monkeypatch):
-    def snapshot_download(name, allow_patterns):
+    def list_repo_files(name):
         raise RuntimeError("404\nnot found")
-    hub = SimpleNamespace(snapshot_download=snapshot_download)
+    hub = SimpleNamespace(list_repo_files=list_repo_files)
     monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
     assert "no/where is no folder" in refused("import", "no/where", "p.pt")
 

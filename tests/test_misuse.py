@@ -51,7 +51,7 @@ CASES = """
     pretrain --data=bad/empty.txt         | bad/empty.txt: is empty
     pretrain --data=bad/latin.txt         | not UTF-8 at byte 3: save it as UTF-8
     pretrain --data=bad/utf16.txt         | has NUL bytes: unpack it, or save it as UTF-8
-    pretrain --data=bad/few.jsonl         | no document falls into the validation split
+    pretrain --data=bad/few.jsonl             | a single short document can't be split
     pretrain --data=sft.pt                | sft.pt: has NUL bytes
     pretrain --mix=forum=1                | name sources as in text=0.5
     pretrain --mix=text=-1                | the shares must be numbers of at least 0

@@ -335,9 +335,9 @@ def test_a_message_keeps_its_spaces(tok):
     assert tok.decode(ids) == "<|endoftext|><|user|>  Hi \n<|end|>"
 
 
-def test_an_empty_answer_is_only_its_end_token(tok):
+def test_an_empty_answer_is_read_and_not_learned(tok):
     ids, mask = tok.encode_chat([{"role": "assistant", "content": ""}])
-    assert ids == [tok.eot, tok.assistant, tok.end] and mask == [0, 0, 1]
+    assert ids == [tok.eot, tok.assistant, tok.end] and mask == [0, 0, 0]
 
 
 def test_a_user_cannot_end_the_turn(tok):

@@ -30,13 +30,13 @@ from chat import has_colours, paint, safe
 from checkpoint import load_checkpoint
 from common import fail, parse_config
 from data.corpus import Corpus
-from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, comparison,
-                          demonstration, is_held_out, list_files, places_and_rows, prompt_only,
-                          prompt_and_responses, read_rows, text_and_logp)
+from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, comparison, demonstration,
+                          held_out, is_text, list_files, places_and_rows, prompt_and_responses,
+                          prompt_only, read_rows, text_and_logp)
 from tokenizer import Tokenizer
 
-READERS = dict(text=lambda row: text_and_logp(row, "strict"), demonstrations=demonstration,
-               comparisons=comparison, prompts=prompt_only)
+READERS = dict(text=lambda row, notes: text_and_logp(row, "strict", notes),
+               demonstrations=demonstration, comparisons=comparison, prompts=prompt_only)
 MARKED = dict(text="what the model learns to predict, which is everything",
               demonstrations="what the model learns to say; the rest it only reads",
               comparisons="where the score is read",
@@ -59,10 +59,10 @@ class Config:
 # ---- which format ---------------------------------------------------------------------------
 
 def kind_of(row):
-    if "text" in row:
-        return "text"
     if any(name in row for name in COMPARED):
         return "comparisons"
+    if "text" in row and not any(name in row for name in QUESTIONS):
+        return "text"
     return "demonstrations" if prompt_and_responses(row)[1] else "prompts"
 
 
@@ -78,7 +78,7 @@ def form_of(row):
 def identify(path):
     """(kind, form): the most frequent ones among the first thousand rows."""
     files, seen = list_files(path), Counter()
-    if Path(path).is_dir() or files[0].suffix.lower() == ".txt":
+    if Path(path).is_dir() or is_text(files[0], files[0].open("rb").read(4096)):
         return "text", f"{len(files)} file{'s' * (len(files) > 1)}"
     for _, row in islice(places_and_rows(path, "strict"), 1000):
         try:
@@ -90,15 +90,16 @@ def identify(path):
 
 
 def read(path, kind):
-    """(rows, malformed, dropped): the rows that training would read, the errors of those it would
-    refuse, and the counts of those it would leave out."""
-    rows, malformed, dropped = [], [], Counter()
+    """(rows, malformed, dropped, mended): the rows that training would read, the errors of those it
+    would refuse, and the counts of those it would leave out or mend."""
+    rows, malformed, dropped, mended = [], [], Counter(), Counter()
     try:
         for file in list_files(path) if kind == "text" else [path]:
-            rows += read_rows(file, READERS.get(kind, prompt_only), dropped, malformed=malformed)
+            rows += read_rows(file, READERS.get(kind, prompt_only), dropped, malformed=malformed,
+                              mended=mended)
     except DataError as error:                        # the whole file is bad, e.g. not UTF-8
         malformed.append(str(error))
-    return rows, malformed, dropped
+    return rows, malformed, dropped, mended
 
 
 # ---- what to print --------------------------------------------------------------------------
@@ -182,7 +183,7 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
     lengths = {"prompt": [*map(len, asked)], "response": [len(s) for group in said for s in group]}
     show_lengths({name: n for name, n in lengths.items() if n})
 
-    held, keys = [is_held_out(prompt) for prompt in prompts], [*map(json.dumps, prompts)]
+    held, keys = held_out(prompts), [*map(json.dumps, prompts)]
     both = set.intersection(*({k for k, h in zip(keys, held) if h == side} for side in (0, 1)))
     whole = {json.dumps([prompt, group]) for prompt, group in zip(prompts, answers)}
     fact("rows", f"{len(rows):,}; {len(rows) - len(whole):,} are duplicates; {len(set(keys)):,} "
@@ -218,10 +219,12 @@ def look_at_comparisons(rows, held, said, tok, T):
     pairs = [len(a) > len(b) for row, group in zip(rows, said) for (a, i), (b, j)
              in combinations(zip(group, row["ranks"]), 2) if i < j]
     fact("pairs", f"{len(pairs):,}; in {100 * np.mean(pairs):.0f}% the better response is longer")
-    fact("reward.py", split(held, reward.Config.batch_size))
+    alike = [reward.encode_comparison(tok, row, T) is None for row in rows]
+    fact("reward.py", split([h for h, a in zip(held, alike) if not a], reward.Config.batch_size))
     fact("", f"of {len(flat):,} responses {sum(ids[-len(s):] != s for ids, s in flat):,} lose "
              f"their end, {sum(ids[0] != tok.eot for ids, _ in flat):,} the prompt's beginning "
              f"({T} tokens)")
+    fact("", f"{sum(alike):,} left out, since their responses are equal once cut")
     return [[(ids, [0] * (len(ids) - 1) + [1]) for ids in group] for group in encoded]
 
 
@@ -236,13 +239,15 @@ def look(path, config, tok, T, colour):
         return "", [str(error)], set()
     kind = kind if config.kind == "auto" else config.kind
     print(f"\n{path}: {'pretraining ' * (kind == 'text')}{kind} ({form})\n")
-    rows, malformed, dropped = read(path, kind)
+    rows, malformed, dropped, mended = read(path, kind)
     for reason in malformed[:config.malformed]:
         fact("malformed", reason)
     if len(malformed) > config.malformed:
         fact("", f"and {len(malformed) - config.malformed:,} more (--malformed={len(malformed)})")
     for reason, count in dropped.most_common():
         fact("dropped", f"{count:,} {reason}")
+    for note, count in mended.most_common():
+        fact("mended", f"{count:,} {note}")
     if not rows or kind == "text" and malformed:      # Corpus would refuse the file
         return kind, malformed, set()
     if kind != "text":

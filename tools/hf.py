@@ -182,8 +182,11 @@ def find(source):
     if Path(source).is_dir():
         return Path(source)
     hub = need("huggingface_hub", f"{source} is no folder; to download it from huggingface.co")
-    files = ["config.json", "model*.safetensors*", "tokenizer.json", "vocab.json", "merges.txt"]
+    files = ["config.json", "tokenizer.json", "vocab.json", "merges.txt"]
     try:
+        there = hub.list_repo_files(source)           # the weights once, not in every format
+        safe = any(name.endswith(".safetensors") for name in there)
+        files.append("model*.safetensors*" if safe else "pytorch_model*.bin*")
         return Path(hub.snapshot_download(source, allow_patterns=files))
     except Exception as error:                        # a wrong name, or no network
         fail(f"{source} is no folder, and the download from huggingface.co failed: {brief(error)}")
