@@ -428,8 +428,8 @@ def memory(config):
     AdamW's two means. Per token of a forward pass 4 bytes times (18.3 n_layer n_embd + 3
     vocab_size): what each layer keeps for the backward pass; logits, their softmax, their gradient.
 
-    PPO trains policy and critic: 16 bytes per weight. 4 models are frozen, 4 bytes per weight:
-    reference, reward model, and the language models inside critic and reward model. A micro batch
+    PPO trains policy and critic: 16 bytes per weight. 3 models are frozen, 4 bytes per weight:
+    reference, reward model, and the language model that critic and reward model share. A micro batch
     keeps 2 times 18.3 n_layer n_embd numbers per token, and 4 vocab_size per token of an answer.
     The rollout keeps keys and values: 2 n_layer n_embd per token of all answers."""
     print("\nmemory of pretrain.py, minus that of a tiny model")
@@ -466,7 +466,7 @@ def memory(config):
             n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
             micro_batch = rows * (72 * 2 * 18.3 * n_layer * n_embd + 48 * 4 * 1024)
             cache = 64 * 72 * 2 * n_layer * n_embd
-            expected = (2 * 16 + 4 * 4) * n_weights + 4 * max(micro_batch, cache)
+            expected = (2 * 16 + 3 * 4) * n_weights + 4 * max(micro_batch, cache)
             measured = ppo_peak(n_layer, n_embd, rows) - tiny
             print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of  72: "
                   f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
