@@ -19,7 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from torch.distributed.checkpoint import state_dict as whole_state
 from tqdm import tqdm
 
 from common import DTYPES, check_writable, clock, fail, make_folder, number, writing
@@ -115,21 +114,22 @@ class Whole:
     piece. (Every rank must call it.)"""
 
     def __init__(self, model, optimizer=None):
-        self.model, self.optimizer = model, optimizer
-        self.options = whole_state.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        from torch.distributed.checkpoint import state_dict            # not in every build of torch
+        self.model, self.optimizer, self.lib = model, optimizer, state_dict
+        self.options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
     def state_dict(self):
         if self.optimizer is None:
-            return whole_state.get_model_state_dict(self.model, options=self.options)
-        return whole_state.get_optimizer_state_dict(self.model, self.optimizer,
+            return self.lib.get_model_state_dict(self.model, options=self.options)
+        return self.lib.get_optimizer_state_dict(self.model, self.optimizer,
                                                     options=self.options)
 
     def load_state_dict(self, state):
-        options = whole_state.StateDictOptions(full_state_dict=True)
+        options = self.lib.StateDictOptions(full_state_dict=True)
         if self.optimizer is None:
-            whole_state.set_model_state_dict(self.model, state, options=options)
+            self.lib.set_model_state_dict(self.model, state, options=options)
         else:
-            whole_state.set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
+            self.lib.set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
 
 
 # ---- a run of one stage: its log, and its state, from which the same command goes on --------
@@ -190,7 +190,7 @@ class Run:
             print(f"{self.out} is finished; --fresh makes it again")
             rt.close()
             raise SystemExit(0)
-        self.saved = self.began = time.time()
+        self.saved = self.began = time.monotonic()
         self.cost = 0                                 # seconds that the last save took
         self.interrupted = self.trimmed = False
         signal.signal(signal.SIGINT, self.interrupt)
@@ -274,14 +274,14 @@ class Run:
         self.trim_log()
         # a large model takes seconds to write: saving less often keeps this at 2% of the time
         pause = self.seconds * max(1, 2.5 * self.cost)
-        due = self.rt.main and time.time() - self.saved > pause
+        due = self.rt.main and time.monotonic() - self.saved > pause
         due, self.interrupted = self.rt.any(due, self.interrupted)    # all stop at the same step
         if due or self.interrupted:
-            began = time.time()
+            began = time.monotonic()
             state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
             if self.rt.main:
                 atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
-            self.saved, self.last = time.time(), step
+            self.saved, self.last = time.monotonic(), step
             self.cost = self.saved - began
         if self.interrupted:
             self.bar.close()
@@ -301,7 +301,7 @@ class Run:
             for file in self.out.parent.glob(f"{glob.escape(self.nan_file.name)}*"):
                 file.unlink()
             self.unlock()
-            print(f"saved {self.out} after {clock(time.time() - self.began)}")
+            print(f"saved {self.out} after {clock(time.monotonic() - self.began)}")
         self.rt.close()
 
     def trim_log(self):
@@ -326,7 +326,7 @@ class Run:
         with open(self.log_file, "a") as f:
             f.write(json.dumps(dict(step=step, **values, **more)) + "\n")
         done = max(step - self.start, 1)
-        left = (time.time() - self.began) / done * (self.total - step)
+        left = (time.monotonic() - self.began) / done * (self.total - step)
         cells = [f"step {step:>{len(str(self.total))}}/{self.total}"]
         cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()
                   if v is not None]

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
 
 def fail(message):
@@ -228,16 +227,17 @@ class Runtime:
         layer are collected only while it computes."""
         if not self.ddp:
             fail("--fsdp=true needs torchrun")
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
         for block in model.blocks:
             fully_shard(block)
         fully_shard(model)
         register_fsdp_forward_method(model, "generate")
 
-    def mfu(self, flops, seconds):
-        """Model FLOPs utilisation: floating-point operations a second, as a share of what a large
-        matrix product reaches here. That peak is measured, and measured again when a share is
-        above 1 (another program may have been running). None if the share is still above 1."""
-        rate = flops / max(seconds, 1e-9) / self.world_size
+    def mfu(self, rate):
+        """Model FLOPs utilisation: rate, in floating-point operations a second, as a share of what
+        a large matrix product reaches here. That peak is measured, and measured again when a share
+        is above 1 (another program may have been running). None if it is still above 1."""
+        rate /= self.world_size
         if rate > self.peak:
             self.peak = max(self.peak, self.peak_flops())
         return rate / self.peak if rate <= self.peak else None
@@ -385,6 +385,11 @@ def number(value):
 
 def clock(seconds):
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def per_second(count, began):
+    """count divided by the seconds since began (time.monotonic), also where a clock is coarse."""
+    return int(count / max(time.monotonic() - began, 1e-3))
 
 
 def wilson(share, n, z=1.96):

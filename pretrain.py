@@ -22,7 +22,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, Whole, load_checkpoint, save_checkpoint
-from common import Runtime, fail, parse_config
+from common import Runtime, fail, parse_config, per_second
 from data.corpus import Corpus
 from model import GPT, STYLES, GPTConfig, optimizer_groups
 from tokenizer import Tokenizer
@@ -206,7 +206,7 @@ if __name__ == "__main__":
     # ---- training loop ----------------------------------------------------------------------
 
     micro_steps = B // micro_batch
-    clock, losses = time.time(), []
+    clock, losses = time.monotonic(), []
     metrics = run.state["metrics"] if run.state else {}
     for step in range(run.start, config.steps):
         for name, optimizer in optimizers.items():
@@ -236,14 +236,13 @@ if __name__ == "__main__":
 
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
             loss, = rt.average(torch.stack(losses).mean().item())
-            seconds = time.time() - clock
-            count = len(losses) * micro_batch * T * rt.world_size
-            mfu = rt.mfu(count * model.flops_per_token(T), seconds)
+            speed = per_second(len(losses) * micro_batch * T * rt.world_size, clock)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
-                                   tokens_per_s=int(count / seconds), mfu=mfu))
-            clock, losses = time.time(), []
+                                   tokens_per_s=speed,
+                                   mfu=rt.mfu(speed * model.flops_per_token(T))))
+            clock, losses = time.monotonic(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            paused = time.time()
+            paused = time.monotonic()
             val, by_source = evaluate(compiled, val_rows, len(corpus.sources), micro_batch, rt)
             metrics = dict(val_loss=val.item(),
                            bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
@@ -253,7 +252,7 @@ if __name__ == "__main__":
             run.log(step + 1, metrics, by_source=by_source)
             metrics = dict(metrics, by_source=by_source)
             run.say(f"    sample: {show_sample(model, tok, rt)}")
-            clock += time.time() - paused             # evaluation is not training
+            clock += time.monotonic() - paused             # evaluation is not training
         run.save_state(step + 1, **saved, metrics=metrics)
 
     # ---- save -------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, parse_config, wilson
+from common import Runtime, fail, parse_config, per_second, wilson
 from compare import ceiling
 from data.formats import held_out, read_comparisons, read_demonstrations
 from model import GPTConfig, ScalarGPT, optimizer_groups, right_pad
@@ -210,7 +210,7 @@ if __name__ == "__main__":
     # ---- training loop ----------------------------------------------------------------------
 
     micro_steps = B // micro_batch
-    clock, losses, n_tokens = time.time(), [], 0
+    clock, losses, n_tokens = time.monotonic(), [], 0
     metrics = run.state["metrics"] if run.state else {}
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
@@ -237,10 +237,10 @@ if __name__ == "__main__":
 
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             loss, = rt.average(torch.stack(losses).mean().item())
-            speed, metrics = n_tokens / (time.time() - clock), evaluate(compiled, val, tok, rt)
+            speed, metrics = per_second(n_tokens, clock), evaluate(compiled, val, tok, rt)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
-                                   tokens_per_s=int(speed), **metrics))
-            clock, losses, n_tokens = time.time(), [], 0
+                                   tokens_per_s=speed, **metrics))
+            clock, losses, n_tokens = time.monotonic(), [], 0
         run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
 
     # -----------------------------------------------------------------------------------------

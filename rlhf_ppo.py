@@ -285,7 +285,8 @@ if __name__ == "__main__":
         n_text = max(1, mb // 16)                     # rows of text per update and process
         corpus.shuffle(n_updates * n_text * rt.world_size * T + 1, config.seed)
     print(f"{len(train):,} prompts ({len(prompts) - len(short)} left out, longer than {room} "
-          f"tokens), {len(val)} held out; {config.steps * config.batch_size / len(train):.1f} epochs")
+          f"tokens), {len(val)} held out; "
+          f"{config.steps * config.batch_size / len(train):.1f} epochs")
 
     # ---- model and optimizer ----------------------------------------------------------------
 
@@ -338,7 +339,7 @@ if __name__ == "__main__":
             group["lr"] = get_lr(step, config)
 
         # a. rollout: this process answers its share of the prompts
-        began = time.time()
+        began = time.monotonic()
         chosen = plan[step * config.batch_size:(step + 1) * config.batch_size]
         rows = [train[i] for i in chosen[rt.rank::rt.world_size]]
         responses = complete(policy, tok, [row["ids"] for row in rows], rt, config.max_new_tokens,
@@ -421,7 +422,7 @@ if __name__ == "__main__":
             "objective/rlhf_reward": rlhf_reward / n, "ppo/loss/policy": means["policy_loss"],
             "ppo/loss/value": means["value_loss"], "ppo/val/ratio": means["ratio"],
             "kl_coef": kl_coef, "ptx_loss": ptx_loss.item() if ptx else None, "updates": updates,
-            "lr": get_lr(step, config), "seconds": time.time() - began})
+            "lr": get_lr(step, config), "seconds": time.monotonic() - began})
         run.save_state(step + 1, model=policy, critic=critic, optimizer=optimizer,
                        kl_coef=kl_coef)
 

@@ -22,7 +22,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, parse_config
+from common import Runtime, fail, parse_config, per_second
 from data.corpus import Corpus
 from data.formats import held_out, read_demonstrations
 from model import GPT, GPTConfig, answer_text, complete, optimizer_groups, prompt_ids
@@ -205,7 +205,7 @@ if __name__ == "__main__":
     # ---- training loop ----------------------------------------------------------------------
 
     micro_steps = B // micro_batch
-    clock, losses = time.time(), []
+    clock, losses = time.monotonic(), []
     metrics = run.state["metrics"] if run.state else {}
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
@@ -238,18 +238,18 @@ if __name__ == "__main__":
 
         if (step + 1) % 100 == 0 or step + 1 == config.steps:
             loss, = rt.average(torch.stack(losses).mean().item() * micro_steps)
-            speed = len(losses) * micro_batch * T * rt.world_size / (time.time() - clock)
+            speed = per_second(len(losses) * micro_batch * T * rt.world_size, clock)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config),
-                                   grad_norm=grad_norm.item(), tokens_per_s=int(speed)))
-            clock, losses = time.time(), []
+                                   grad_norm=grad_norm.item(), tokens_per_s=speed))
+            clock, losses = time.monotonic(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            paused = time.time()
+            paused = time.monotonic()
             val_loss, val_accuracy = evaluate(compiled, val, tok.pad, micro_batch, rt)
             metrics = dict(val_loss=val_loss, val_token_accuracy=val_accuracy)
             run.log(step + 1, metrics)
             prompt = unseen[step // config.eval_every % len(unseen)]["messages"][:-1]
             run.say(f"    sample: {show_sample(model, tok, prompt, rt)}")
-            clock += time.time() - paused             # evaluation is not training
+            clock += time.monotonic() - paused             # evaluation is not training
         run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
 
     # ---- save -------------------------------------------------------------------------------

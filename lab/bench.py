@@ -429,9 +429,9 @@ def memory(config):
     vocab_size): what each layer keeps for the backward pass; logits, their softmax, their gradient.
 
     PPO trains policy and critic: 16 bytes per weight. 3 models are frozen, 4 bytes per weight:
-    reference, reward model, and the language model that critic and reward model share. A micro batch
-    keeps 2 times 18.3 n_layer n_embd numbers per token, and 4 vocab_size per token of an answer.
-    The rollout keeps keys and values: 2 n_layer n_embd per token of all answers."""
+    reference, reward model, and the language model that critic and reward model share. A micro
+    batch keeps 2 times 18.3 n_layer n_embd numbers per token, and 4 vocab_size per token of an
+    answer. The rollout keeps keys and values: 2 n_layer n_embd per token of all answers."""
     print("\nmemory of pretrain.py, minus that of a tiny model")
     with tempfile.TemporaryDirectory() as folder:
         texts = (document.text for document in read_texts(config.data))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import common
-from common import DTYPES, Runtime, clock, number, one_line, parse_config, pick_dtype, writing
+from common import (DTYPES, Runtime, clock, number, one_line, parse_config, per_second, pick_dtype,
+                    writing)
 
 ROOT = Path(common.__file__).parent
 
@@ -169,9 +170,9 @@ def test_a_utilisation_above_1_is_measured_again_or_not_told(monkeypatch):
     measured = iter([100.0, 400.0, 300.0, 300.0])
     monkeypatch.setattr(Runtime, "peak_flops", lambda rt: next(measured))
     rt = Runtime(Config())
-    assert rt.mfu(100.0, 2.0) == 0.5                  # the peak is 100 a second
-    assert rt.mfu(400.0, 2.0) == 0.5                  # it was too low: 400
-    assert rt.mfu(500.0, 1.0) is None and rt.mfu(1.0, 0.0) is None
+    assert rt.mfu(50.0) == 0.5                        # the peak is 100 a second
+    assert rt.mfu(200.0) == 0.5                       # it was too low: 400
+    assert rt.mfu(500.0) is None and rt.mfu(1e9) is None
 
 
 @pytest.mark.parametrize("variables, said", [
@@ -273,6 +274,28 @@ def test_a_reader_that_has_gone_is_no_error():
     (0.0, "0.000"), (-2.25, "-2.250"), (123456, "123.5k"), (math.nan, "nan")])
 def test_a_number_is_short_whatever_its_size(value, text):
     assert number(value).strip() == text
+
+
+@pytest.mark.parametrize("passed", [0.0, -3600.0, 2.0])
+def test_a_speed_does_not_depend_on_how_fine_or_right_the_clock_is(monkeypatch, passed):
+    monkeypatch.setattr(common.time, "monotonic", lambda: 100.0 + passed)
+    assert per_second(10, 100.0) == (5 if passed == 2 else 10_000)
+
+
+WITHOUT = """
+import runpy, sys
+for name in ("torch.distributed.fsdp", "torch.distributed.checkpoint"):
+    sys.modules[name] = None
+sys.path.insert(0, ".")
+sys.argv = ["sft.py", "--init=nowhere.pt", "--data=README.md", "--text=", "--out=" + sys.argv[1]]
+runpy.run_path("sft.py", run_name="__main__")
+"""
+
+
+def test_a_build_of_torch_without_sharding_runs_the_stages(tmp_path):
+    done = subprocess.run([sys.executable, "-c", WITHOUT, tmp_path / "new.pt"], cwd=ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("sft.py: nowhere.pt is missing")
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61.7, "1:01"), (3600, "60:00")])

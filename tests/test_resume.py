@@ -157,7 +157,7 @@ def test_saving_costs_a_fiftieth_of_the_time_at_most(config, monkeypatch):
         now[0] += 4
         saves.append(now[0])
 
-    monkeypatch.setattr(checkpoint.time, "time", lambda: now[0])
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(checkpoint, "atomic_save", slow)
     run = start(config)
     while now[0] < 2000:
