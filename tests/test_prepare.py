@@ -83,7 +83,7 @@ def host(monkeypatch):
 def book(host, tmp_path):
     """Fetches BOOK; returns the path."""
     def fetch(**how):
-        return prepare.fetch(tmp_path, host.address, URL, **how)
+        return prepare.fetch(tmp_path / "download", host.address, URL, **how)
     fetch.path = tmp_path / "download" / "book.bin"
     fetch.part = tmp_path / "download" / "book.bin.part"
     return fetch
@@ -437,7 +437,7 @@ def test_a_wrong_flag_is_refused(run, flags, capsys):
 def test_a_download_that_is_something_else_is_one_line(run, host, tmp_path, capsys, body):
     host.files["/tatsu-lab/stanford_alpaca/main/alpaca_data.json"] = body
     message = refusal(capsys, run, "alpaca")
-    assert str(tmp_path / "alpaca" / "download") in message and "delete it" in message
+    assert str(tmp_path / "download" / "alpaca") in message and "delete it" in message
 
 
 def test_a_damaged_archive_is_one_line(run, host, capsys):
@@ -456,7 +456,7 @@ def test_a_damaged_parquet_file_is_one_line(run, host, capsys):
 def test_an_interrupted_conversion_leaves_the_old_file(run, host, alpaca, tmp_path, capsys):
     run("alpaca")
     before = (tmp_path / "alpaca" / "sft.jsonl").read_bytes()
-    (tmp_path / "alpaca" / "download" / "alpaca_data.json").write_text("[")
+    (tmp_path / "download" / "alpaca" / "alpaca_data.json").write_text("[")
     refusal(capsys, run, "alpaca")
     assert (tmp_path / "alpaca" / "sft.jsonl").read_bytes() == before
 
@@ -487,7 +487,7 @@ def test_names_in_the_data_cannot_choose_a_path(run, host, tmp_path):
         jsonl({"instruction": "/etc/x", "context": "../x", "response": "y", "category": "../z"})
     run("dolly")
     written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()}
-    assert written == {"dolly/sft.jsonl", "dolly/download/databricks-dolly-15k.jsonl"}
+    assert written == {"dolly/sft.jsonl", "download/dolly/databricks-dolly-15k.jsonl"}
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "alpaca", "hh"])

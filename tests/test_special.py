@@ -61,7 +61,8 @@ def test_a_dialogue_has_only_the_templates_special_tokens(tiny_tokenizer, attack
                                                 dict(role="assistant", content=three)])
         assert specials(tiny_tokenizer, ids) == ["endoftext", "system", "end", "user", "end",
                                                  "assistant", "end"]
-        assert sum(mask) == len(tiny_tokenizer.encode(three)) + 1
+        learned = len(tiny_tokenizer.encode(three)) + 1 if three.strip() else 0
+        assert sum(mask) == learned
 
 
 def spelled(texts):

@@ -328,7 +328,8 @@ def tokenizer_from_hf(saved):
     if len(merges) < len(model["merges"]) or [*merges.values()] != sorted({*merges.values()}):
         odd.append("an order of merges that differs from the order of their ids,")
     if odd:
-        raise ValueError(f"{odd[0]} is not supported")
+        way = ' (if your texts do not contain it, set "special": true for it in the file)'
+        raise ValueError(f"{odd[0]} is not supported{way if 'added token' in odd[0] else ''}")
     specials = {name: id for name, id in names.items() if id not in made}
     return Tokenizer(split_pattern(saved["pre_tokenizer"]), byte_ids, merges, specials), known
 

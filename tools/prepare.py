@@ -5,7 +5,7 @@
     python -m tools.prepare tinystories --limit=2e7      # its first 20 MB
     python -m tools.prepare alpaca --mirror=https://mirror.example
 
-The files go to data/NAME, the downloads to data/NAME/download. An interrupted download continues
+The files go to data/NAME, the downloads to data/download/NAME. An interrupted download continues
 where it stopped. A file that you put there yourself is used as it is.
 """
 
@@ -48,7 +48,7 @@ class Config:
 
 def fetch(folder, mirror, url, name="", first=math.inf):
     """The path of the file at url, downloaded if missing. first: how many bytes are needed."""
-    path = folder / "download" / (name or url.rpartition("/")[2])
+    path = folder / (name or url.rpartition("/")[2])
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     url = mirror.rstrip("/") + urlsplit(url).path if mirror else url
@@ -285,13 +285,14 @@ NEXT = {
 
 def prepare(name, config):
     folder, files = Path(config.out) / name, {}
+    download = Path(config.out) / "download" / name   # not inside: a folder of text is read whole
     try:
-        files = DATASETS[name](partial(fetch, folder, config.mirror), config.limit)
+        files = DATASETS[name](partial(fetch, download, config.mirror), config.limit)
         for file, rows in files.items():
             write(folder / file, rows)
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error,
             gzip.BadGzipFile) as error:
-        fail(f"a file in {folder / 'download'} is damaged or has another format ({error!r:.80}); "
+        fail(f"a file in {download} is damaged or has another format ({error!r:.80}); "
              f"delete it and try again")
     except KeyboardInterrupt:
         fail("stopped; the same command continues from there")
