@@ -205,7 +205,7 @@ def test_without_a_network_the_line_says_where_to_put_the_file(tmp_path, monkeyp
     monkeypatch.setenv("no_proxy", "*")
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"http://127.0.0.1:{closed.getsockname()[1]}"
-    message = refusal(capsys, prepare.fetch, tmp_path, address, URL)
+    message = refusal(capsys, prepare.fetch, tmp_path / "download", address, URL)
     assert f"{address}/some/where/book.bin: no connection" in message
     assert f"put the file at {tmp_path / 'download' / 'book.bin'}" in message
 
