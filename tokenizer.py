@@ -303,7 +303,8 @@ if __name__ == "__main__":
         sample = islice(read_texts(config.data, config.errors, Counter()), 0, None, 10)
         sizes = [(len(text.encode()), len(tok.encode(text))) for _, text, _ in sample]
         n_bytes, n_tokens = map(sum, zip(*sizes))
-        learned = [tok.show(id) for id in tok.merges.values()]
+        learned = [text if len(text) < 40 else text[:38] + "…]"
+                   for text in map(tok.show, tok.merges.values())]
         print(f"vocabulary       {tok.vocab_size:,}, in {config.out}")
         print(f"bytes per token  {n_bytes / n_tokens:.2f}")
         print("first merges    ", *learned[:10])
