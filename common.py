@@ -44,8 +44,7 @@ def tell(message, second_hand=False):
           file=sys.stderr, flush=True)
 
 
-# ---------------------------------------------------------------------------------------------
-# flags: every field of a script's Config is --field=value, and the class itself is the help
+# ---- flags: each field of a script's Config is --field=value --------------------------------
 
 def parse_config(Config, doc, argv=None, words=""):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the

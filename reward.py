@@ -243,9 +243,9 @@ if __name__ == "__main__":
             clock, losses, n_tokens = time.monotonic(), [], 0
         run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
 
-    # -----------------------------------------------------------------------------------------
-    # save: shift and scale the scores, so that demonstrations have mean 0 and deviation 1
+    # ---- save -------------------------------------------------------------------------------
 
+    # shift and scale the scores, so that demonstrations have mean 0 and deviation 1
     scores = score_all(compiled, scored, tok, rt)
     normalisation = dict(mean=scores.mean().item(), std=scores.std().item())
     with torch.no_grad():                             # in the weights, every user gets it

@@ -364,8 +364,7 @@ def hh_transcript(text):
     return turns
 
 
-# -----------------------------------------------------------------------------
-# demonstrations, comparisons, prompts: each from one file or from several, separated by commas
+# ---- demonstrations, comparisons, prompts, from files separated by commas -------------------
 
 def read_all(paths, convert, dropped):
     return [row for path in str(paths).split(",")

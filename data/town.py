@@ -37,8 +37,7 @@ class Config:
     debug: bool = False        # show tracebacks
 
 
-# ---------------------------------------------------------------------------------------------
-# dice: the log-probability of a text is the sum over the random choices that made it
+# ---- dice: a text's log-probability is the sum over its random choices ----------------------
 
 class Dice:
     """pick() draws one of the options and adds its log-probability to .logp (nats)."""
@@ -483,7 +482,7 @@ def grade(prompt, response):
     return [judge(p, r)["grade"] for p, r in zip(prompt, response, strict=True)]
 
 
-# ---------------------------------------------------------------------------------------------
+# ---- files ----------------------------------------------------------------------------------
 
 def write(path, text):
     """Write atomically, and only if the text has changed: another run may be reading the file."""

@@ -228,7 +228,7 @@ def look_at_comparisons(rows, held, said, tok, T):
     return [[(ids, [0] * (len(ids) - 1) + [1]) for ids in group] for group in encoded]
 
 
-# ---------------------------------------------------------------------------------------------
+# ---- one file -------------------------------------------------------------------------------
 
 def look(path, config, tok, T, colour):
     """Print the facts about one file. Returns its kind, the errors for which training would refuse
