@@ -32,7 +32,7 @@ ROLES = {"system": "system", "user": "user", "assistant": "assistant",
 QUESTIONS = ("messages", "conversations", "prompt", "instruction", "question", "input")
 ANSWERS = ("response", "completion", "output", "answer")
 EXTRA = ("input", "context", "system", "history")  # what may be added to the question
-COMPARED = ("responses", "ranks", "chosen", "rejected")
+COMPARED = ("responses", "ranks", "chosen", "rejected", "rejected_response")
 # the fields that the readers convert; all other fields of a row are kept
 CONTENT = (*QUESTIONS, *ANSWERS, *EXTRA, *COMPARED)
 
@@ -299,9 +299,12 @@ def prompt_and_responses(row, notes=None):
         *prompt, last = prompt
         responses = responses or [last["content"]]
     elif answer is not None and not responses:
-        if isinstance(answer, list):                  # TRL: a list of one message
-            answer = "".join(turn["content"] for turn in as_messages(answer))
-        responses = [answer]
+        if isinstance(answer, list) and not all(isinstance(a, str) for a in answer):
+            answer = [turn["content"] for turn in as_messages(answer)]            # TRL: one message
+        # LLaMA-Factory: a list of answers, the best first
+        responses = answer if isinstance(answer, list) else [answer]
+    if "rejected_response" in row:                    # ms-swift: beside a demonstration
+        responses = [*responses[:1], row["rejected_response"]]
     return ends_with_user(prompt), [string(response, "a response") for response in responses]
 
 

@@ -275,6 +275,8 @@ def test_an_invalid_prompt_is_refused(prompt):
     ({"prompt": "Hi", "messages": [*QA, *QA]}, [*QA, *QA]),  # as UltraChat has them
     ({"instruction": "Hi", "output": "Hello", "chosen": "a", "rejected": "b"}, QA),
     ({"prompt": "Hi", "completion": "Hello"}, QA),
+    ({"prompt": "Hi", "response": "Hello", "history": []}, QA),                       # ChatGLM
+    ({"messages": QA, "rejected_response": "Go away"}, QA),
     ({"prompt": [user("Hi")], "completion": [assistant("Hello")]}, QA),               # TRL
     ({"question": "Hi", "answer": "Hello"}, QA),
     ({"input": "Hi", "output": "Hello"}, QA),
@@ -405,6 +407,8 @@ GOOD, BAD = assistant("Hello"), assistant("Go away")
     {"prompt": "Hi", "responses": ["Hello", "Go away"]},
     {"prompt": [user("Hi")], "responses": ["Hello", "Go away"], "ranks": [1, 2]},
     {"prompt": "Hi", "response": "x", "responses": ["Hello", "Go away"]},
+    {"instruction": "Hi", "input": "", "output": ["Hello", "Go away"]},
+    {"messages": [user("Hi"), GOOD], "rejected_response": "Go away"},
     {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"},
     {"prompt": "Hi", "chosen": GOOD, "rejected": BAD},
     {"prompt": "Hi", "chosen": [GOOD], "rejected": [BAD]},
