@@ -2,7 +2,7 @@
 # The whole chain on a laptop, from nothing to an assistant and its scoreboard.
 #
 #   bash run.sh                   results in out/
-#   bash run.sh --size=small      in half the time, for a class: out/small/, unless OUT says other
+#   bash run.sh --size=small      in half of the time, for a class: out/small/, unless OUT says other
 #   OUT=dir SEED=1 bash run.sh    with other random numbers, results in dir/
 #
 # Interrupt it whenever you like: the same command goes on where it stopped.
@@ -12,7 +12,7 @@ case "${1:-}" in
     "") PRETRAIN="" SFT="" COMPARE="" PPO="" EVALUATE="" OUT="${OUT:-out}" ;;
     --size=small)
         PRETRAIN="--steps=1500 --eval_every=750" SFT="--steps=400" COMPARE="--n_prompts=2000"
-        PPO="--steps=12" EVALUATE="--n_prompts=400 --best_of=4" OUT="${OUT:-out/small}" ;;
+        PPO="--steps=18" EVALUATE="--n_prompts=400 --best_of=4" OUT="${OUT:-out/small}" ;;
     *) echo "run.sh: $1 is not --size=small" >&2; exit 1 ;;
 esac
 SEED="${SEED:-0}"
