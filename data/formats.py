@@ -79,11 +79,16 @@ def parse(text):
 
 
 def is_text(path, start):
-    """Whether a file is plain text. start: its first bytes. A name that does not tell, such as
-    notes.md or a name without a suffix, is text unless it begins like JSON."""
+    """Whether a file is plain text. start: its first bytes. notes.md, or a name without a suffix,
+    is text unless it begins like JSON."""
     suffix = Path(path).suffix.lower()
+    if suffix in (".txt", ".json", ".jsonl"):
+        return suffix == ".txt"
     json_like = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
-    return suffix == ".txt" or suffix not in (".json", ".jsonl") and not json_like
+    if not json_like and suffix not in ("", ".md", ".text"):
+        raise DataError(f"{path}: {suffix} files are not read: save it as text (.txt, .md) or as "
+                        'rows (.jsonl: {"prompt": "Hi", "response": "Hello"})')
+    return not json_like
 
 
 def is_one_value(start):
@@ -151,6 +156,8 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mend
                 raise DataError(f"a row must be an object {{...}}, not {row!r:.40}")
             # exporters write null or NaN for an empty cell
             filled = {k: v for k, v in row.items() if v is not None and v == v}
+            if "text" in row and not any(name in filled for name in QUESTIONS):
+                filled.setdefault("text", "")
             changes = Counter()
             converted = convert(filled, changes)
             notes.update(set(changes))                # rows, not changes
@@ -232,6 +239,7 @@ def string(value, name, errors="strict"):
 
 
 def message(role, content):
+    role = role.lower() if isinstance(role, str) else role
     if str(role) not in ROLES:
         raise DataError(f"a role must be system, user or assistant, not {role!r:.40}")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text"

@@ -284,6 +284,8 @@ def test_an_invalid_prompt_is_refused(prompt):
      [user("Who?\n\nAda."), assistant("Ada")]),
     ({"instruction": "How?", "output": "So", "history": [["Hi", "Hello"]]},           # Alpaca
      [*QA, user("How?"), assistant("So")]),
+    ({"messages": [{"role": "User", "content": "Hi"},
+                   {"role": "ASSISTANT", "content": "Hello"}]}, QA),
     ({"messages": json.dumps(QA)}, QA),                                               # a CSV's
     ({"messages": [user([{"type": "text", "text": "Hi"}]), QA[1]]}, QA),              # OpenAI's
     ({"prompt": "Hi", "response": "Hello", "input": float("nan")}, QA),               # pandas'
@@ -337,6 +339,17 @@ def test_joined_files_may_have_byte_order_marks_in_the_middle(write):
 def test_a_file_whose_name_does_not_tell_is_text_unless_it_looks_like_json(write, name):
     assert texts(write(name, "# Once\nupon a time")) == ["# Once\nupon a time"]
     assert texts(write(name, '{"text": "Once"}\n')) == ["Once"]
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv", "a.yaml", "a.html"])
+@pytest.mark.parametrize("read", [read_demonstrations, texts])
+def test_a_file_of_another_kind_is_refused_with_the_kinds_that_are_read(write, name, read):
+    said = refusal(read, write(name, "prompt,response\nHi,Hello"))
+    assert f"{name[1:]} files are not read" in said and ".jsonl" in said and ".txt" in said
+
+
+def test_an_empty_text_cell_is_left_out(write):
+    assert texts(write("a.jsonl", {"text": None, "id": 5}, {"text": "Ada", "id": 6})) == ["Ada"]
 
 
 def test_folders_inside_a_folder_are_read_and_hidden_files_are_not(write, tmp_path):
