@@ -91,7 +91,7 @@ class Rollout:
     rows: list                 # the prompts
     texts: list                # the answers
     ids: torch.Tensor          # (B, T) prompt and answer, padded on the right
-    mask: torch.Tensor         # (B, T - 1) 1 on the answer's tokens; what follows is 0 elsewhere
+    mask: torch.Tensor         # (B, T - 1) 1 on the answer's tokens, elsewhere the next four are 0
     logp: torch.Tensor         # (B, T - 1) log p under the policy that sampled them
     ref_logp: torch.Tensor     # (B, T - 1) log p under the reference
     entropy: torch.Tensor      # (B, T - 1) of the policy, in nats
@@ -115,12 +115,12 @@ def assess(rows, responses, policy, reference, critic, reward, tok, rt, config):
     function of prompts and texts."""
     policy.eval(), critic.eval()
     ended = torch.tensor([r[-1] == tok.end for r in responses], device=rt.device)
-    # the reward model has seen only whole answers: one without an end is scored as if it had one
+    # the reward model has seen only whole answers: an answer without an end gets one to be scored
     whole = [r if r[-1] == tok.end else r + [tok.end] for r in responses]
     ids, end = right_pad([row["ids"] + r for row, r in zip(rows, whole)], tok.pad, rt.device)
     mask = response_mask([row["ids"] for row in rows], whole, rt.device)
     last = end - 2 + ended.long()
-    mask[range(len(rows)), end - 1] = ended           # nobody has sampled an end that was added
+    mask[range(len(rows)), end - 1] = ended           # the policy has not sampled an added end
     lm, lm_logp = critic.lm, torch.zeros(ids.shape, device=rt.device)
     per_token = torch.zeros(4, *mask.shape, device=rt.device)
     scores = torch.zeros(len(rows), device=rt.device)
@@ -168,8 +168,7 @@ def gae(rewards, values, mask, gamma, lam):
 
 def whiten(x, mask, rt, shift=True):
     """Mean 0 (if shifted) and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
-    count, total, squares = rt.average(mask.sum().item(), x[mask].sum().item(),
-                                        (x[mask] ** 2).sum().item())
+    count, total, squares = rt.sum(mask.sum(), x[mask].sum(), (x[mask] ** 2).sum())
     mean = total / count
     var = max(squares / count - mean ** 2, 0.0)
     return (x - mean * shift) * (var + 1e-8) ** -0.5 * mask
