@@ -53,6 +53,7 @@ def parse_config(Config, doc, argv=None, words=""):
         if isinstance(stream, io.TextIOWrapper):      # must not stop a run
             stream.reconfigure(errors="replace")
     atexit.register(flush)
+    sys.excepthook = one_line
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
         print(doc.strip() + "\n\nFlags are the fields of this class, as --field=value:\n")
@@ -87,7 +88,8 @@ def parse_config(Config, doc, argv=None, words=""):
             fail(f"--{name}={value} must be " + (f"at least {low}" if value < low else
                                                  f"at most {high}"))
     config = Config(**values)
-    sys.excepthook = sys.__excepthook__ if config.debug else one_line
+    if config.debug:
+        sys.excepthook = sys.__excepthook__
     return config
 
 

@@ -260,6 +260,12 @@ def test_a_character_that_the_terminal_lacks_stops_nothing(encoding):
     assert done.stdout.count(b"caf") == 20000
 
 
+def test_help_may_be_cut_off_by_its_reader():
+    command = f"{sys.executable} sft.py -h | head -c 1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True)
+    assert done.stderr == b""
+
+
 def test_a_reader_that_has_gone_is_no_error():
     command = f"{sys.executable} -c '{PRINTER}' | head -c 1; exit ${{PIPESTATUS[1]}}"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True)
