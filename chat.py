@@ -23,7 +23,7 @@ import torch
 
 from checkpoint import load_checkpoint
 from common import Runtime, fail, parse_config
-from model import GPT, ScalarGPT
+from model import GPT, ScalarGPT, prompt_room
 from reward import encode_answer, score_all
 from tokenizer import Tokenizer
 
@@ -124,8 +124,6 @@ if __name__ == "__main__":
     if config.max_new_tokens < 1 or config.temperature < 0 or not 0 < config.top_p <= 1:
         fail("--max_new_tokens must be at least 1, --temperature at least 0, --top_p in (0, 1]")
     rt = Runtime(config)
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")          # a wrong byte must not end the program
 
     # ---- models -----------------------------------------------------------------------------
 
@@ -158,7 +156,7 @@ if __name__ == "__main__":
         asked = dialogue + [dict(role="user", content=question)]
         for path, model, tok, base in speakers:
             T = model.config.block_size
-            room = T - min(config.max_new_tokens, T // 2)
+            room = prompt_room(T, config.max_new_tokens)
             if base:                                  # with --compare, it continues on a new line
                 ids, kept = as_text(tok, asked, "\n" if config.compare else ""), asked
             else:

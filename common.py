@@ -39,7 +39,7 @@ def tell(message, second_hand=False):
     rank = int(rank) if rank.isdigit() else 0
     if rank or second_hand:
         time.sleep(5)
-    sys.stdout.flush()
+    flush()
     print(f"{Path(sys.argv[0]).name}: {f'process {rank}: ' if rank else ''}{message}",
           file=sys.stderr, flush=True)
 
@@ -49,9 +49,9 @@ def tell(message, second_hand=False):
 def parse_config(Config, doc, argv=None, words=""):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
     field that collects positional arguments, joined by commas; without it they are refused."""
-    for stream in (sys.stdout, sys.stderr):           # a character that a terminal does not have
-        if isinstance(stream, io.TextIOWrapper):      # must not stop a run
-            stream.reconfigure(errors="replace")
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):      # a wrong byte, or a character that the
+            stream.reconfigure(errors="replace")      # terminal does not have, must not stop a run
     atexit.register(flush)
     sys.excepthook = one_line
     argv = list(sys.argv[1:] if argv is None else argv)

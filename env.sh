@@ -9,7 +9,7 @@ if [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then
     ACTIVATE="source .venv/bin/activate && "
     if [ ! -x .venv/bin/python ]; then
         if [ "$(uname -sm)" = "Darwin x86_64" ]; then
-            die "PyTorch has no packages for Intel Macs since 2.2, and 2.9 is needed: use another machine, or Docker"
+            die "PyTorch 2.9 is needed, but its last package for Intel Macs is 2.2: use Docker"
         fi
         command -v python3 >/dev/null || die "python3 is missing: install Python 3.10 or newer"
         python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' ||

@@ -27,8 +27,9 @@ from checkpoint import fingerprint, load_checkpoint
 from common import Runtime, load_function, make_folder, parse_config, verdicts_of, writing
 from compare import ceiling, respond
 from data.corpus import Corpus
-from data.formats import held_out, read_comparisons, read_demonstrations, read_prompts
-from model import GPT, ScalarGPT, complete, log_probs, prompt_ids, right_pad
+from data.formats import read_comparisons, read_demonstrations, read_prompts, split
+from model import (GPT, ScalarGPT, answer_text, complete, log_probs, prompt_ids,
+                   right_pad)
 from pretrain import evaluate as text_loss
 from reward import encode_answer, score_all
 from rlhf_ppo import response_mask
@@ -113,7 +114,7 @@ def answer(model, base, tok, ids, temperature, rt, config):
                        seed=config.seed)
     if base:
         replies = [first_line(tok, reply) for reply in replies]
-    texts = [tok.decode([id for id in reply if id != stop]) for reply in replies]
+    texts = [answer_text(tok, reply, stop) for reply in replies]
     ended = [reply[-1] == stop or base and "\n" in text for reply, text in zip(replies, texts)]
     return Answers(ids, replies, [t.split("\n")[0] for t in texts] if base else texts, ended)
 
@@ -360,9 +361,7 @@ if __name__ == "__main__":
         reward = ScalarGPT.load(reward_ckpt).to(rt.device)
     examples = []
     if config.examples and "pretrain" in stages.values():
-        demonstrations = read_demonstrations(config.examples)
-        held = held_out([row["messages"] for row in demonstrations])
-        examples = [row for row, h in zip(demonstrations, held) if not h]
+        examples, _ = split(read_demonstrations(config.examples), "messages")
 
     # ---- each model: its answers, and what the judge says about them ------------------------
 
@@ -397,9 +396,7 @@ if __name__ == "__main__":
             results[name]["text_loss"] = loss
     if reward and Path(config.comparisons).exists():
         share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
-        compared = read_comparisons(config.comparisons)
-        held = held_out([row["prompt"] for row in compared], share)
-        unseen = [row for row, h in zip(compared, held) if h]
+        _, unseen = split(read_comparisons(config.comparisons), share=share)
         if unseen:
             board["reward_model"] = examine_reward(reward, tok, unseen, rt)
     if reward and Path(config.contrasts).is_file():

@@ -443,11 +443,15 @@ def right_pad(rows, pad, device):
     return idx, torch.tensor([len(r) - 1 for r in rows], device=device)
 
 
+def prompt_room(T, max_new_tokens):
+    """How many of the T tokens of the context a prompt may have: an answer gets max_new_tokens, but
+    at most half of them."""
+    return T - min(max_new_tokens, T // 2)
+
+
 def prompt_ids(tok, messages, T, max_new_tokens):
-    """The ids of a dialogue, ready to be answered. The rule for what is too long: the answer gets
-    max_new_tokens, but at most half of the T tokens of the context; a prompt that does not fit into
-    the rest loses its beginning."""
-    return tok.encode_chat(messages, reply=True)[0][-(T - min(max_new_tokens, T // 2)):]
+    """The ids of a dialogue, ready to be answered. One that is too long loses its beginning."""
+    return tok.encode_chat(messages, reply=True)[0][-prompt_room(T, max_new_tokens):]
 
 
 @torch.no_grad()
@@ -471,6 +475,7 @@ def complete(model, tok, prompts, rt, max_new_tokens, temperature=1.0, stop=None
     return replies
 
 
-def answer_text(tok, ids):
-    """The text of an answer, without <|end|>."""
-    return tok.decode([i for i in ids if i != tok.end])
+def answer_text(tok, ids, stop=None):
+    """The text of an answer, without the token that ends it: `stop`, by default <|end|>."""
+    stop = tok.end if stop is None else stop
+    return tok.decode([i for i in ids if i != stop])

@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, parse_config, per_second, wilson
 from compare import ceiling
-from data.formats import held_out, read_comparisons, read_demonstrations
+from data.formats import read_comparisons, read_demonstrations, split
 from model import GPTConfig, ScalarGPT, optimizer_groups, right_pad
 from tokenizer import Tokenizer
 
@@ -162,10 +162,8 @@ if __name__ == "__main__":
 
     T = model_config.block_size
     rows = read_comparisons(config.data)
-    items = [encode_comparison(tok, row, T) for row in rows]
-    held = held_out([row["prompt"] for row in rows], config.held_out)
-    train, val = ([item for item, h in zip(items, held) if item and h == side]
-                  for side in (False, True))
+    train, val = ([item for row in part if (item := encode_comparison(tok, row, T))]
+                  for part in split(rows, share=config.held_out))
     if len(train) < config.batch_size or not val:
         fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
              f"{config.batch_size} and 1 are needed")
@@ -186,7 +184,7 @@ if __name__ == "__main__":
         plan += rng.permutation(order.reshape(per_epoch, config.batch_size)).tolist()
     pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
     print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held "
-          f"out ({items.count(None)} left out, equal once cut to {T} tokens); "
+          f"out ({len(rows) - len(train) - len(val)} left out, equal once cut to {T} tokens); "
           f"{config.steps / per_epoch:.1f} epochs")
 
     # ---- model and optimizer ----------------------------------------------------------------

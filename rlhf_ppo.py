@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, get_scores, load_function, parse_config
 from data.corpus import Corpus
-from data.formats import held_out, read_prompts
+from data.formats import read_prompts, split
 from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, log_probs, optimizer_groups,
                    right_pad, token_logp)
 from tokenizer import Tokenizer
@@ -267,8 +267,7 @@ if __name__ == "__main__":
     prompts = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
                for row in read_prompts(config.data)]
     short = [p for p in prompts if len(p["ids"]) <= room]
-    held = held_out([p["prompt"] for p in short])
-    train, val = ([p for p, h in zip(short, held) if h == side] for side in (False, True))
+    train, val = split(short)
     val = val[:config.n_eval]
     if len(train) < config.batch_size or len(val) < rt.world_size:
         fail(f"{config.data}: {len(train)} prompts of at most {room} tokens to train on and "

@@ -2,7 +2,7 @@
 # The whole chain on a laptop, from nothing to an assistant and its scoreboard.
 #
 #   bash run.sh                   results in out/
-#   bash run.sh --size=small      in half of the time, for a class: out/small/, unless OUT says other
+#   bash run.sh --size=small      in half of the time, for a class; results in out/small/, or OUT
 #   OUT=dir SEED=1 bash run.sh    with other random numbers, results in dir/
 #
 # Interrupt it whenever you like: the same command goes on where it stopped.

@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, parse_config, per_second
 from data.corpus import Corpus
-from data.formats import held_out, read_demonstrations
+from data.formats import read_demonstrations, split
 from model import GPT, GPTConfig, answer_text, complete, optimizer_groups, prompt_ids
 from tokenizer import Tokenizer
 
@@ -158,10 +158,8 @@ if __name__ == "__main__":
     # ---- data -------------------------------------------------------------------------------
 
     T = ckpt["model_config"]["block_size"]
-    rows = read_demonstrations(config.data)
-    held = held_out([row["messages"] for row in rows])
-    unseen, rest = ([r for r, h in zip(rows, held) if h == side] for side in (True, False))
-    train, cut, dropped = encode_dialogues(rest, tok, T)
+    seen, unseen = split(read_demonstrations(config.data), "messages")
+    train, cut, dropped = encode_dialogues(seen, tok, T)
     val, *_ = encode_dialogues(unseen, tok, T)
     if not train or not val:
         fail(f"{config.data}: {len(train)} dialogues to train on and {len(val)} to evaluate; both "

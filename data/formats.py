@@ -21,9 +21,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 SEPARATOR = "<|endoftext|>"
+BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before JSON: a BOM, white space
 LONGEST_DOCUMENT = 1 << 20  # characters; the rest of a longer document becomes the next one
 LONGEST_LINE = 1 << 26  # characters; a longer line could fill the memory, and is refused
 ROLES = {"system": "system", "user": "user", "assistant": "assistant",
@@ -78,13 +77,14 @@ def parse(text):
         return DataError(f"not JSON: {error}".replace("line 1 column", "column"))
 
 
-def is_text(path, start):
-    """Whether a file is plain text. start: its first bytes. notes.md, or a name without a suffix,
-    is text unless it begins like JSON."""
+def is_text(path):
+    """Whether a file is plain text. notes.md, or a name without a suffix, is text unless it begins
+    like JSON."""
     suffix = Path(path).suffix.lower()
     if suffix in (".txt", ".json", ".jsonl"):
         return suffix == ".txt"
-    json_like = start.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+    with open(path, "rb") as file:
+        json_like = file.read(4096).lstrip(BLANK)[:1] in (b"{", b"[")
     if not json_like and suffix not in ("", ".md", ".text"):
         raise DataError(f"{path}: {suffix} files are not read: save it as text (.txt, .md) or as "
                         'rows (.jsonl: {"prompt": "Hi", "response": "Hello"})')
@@ -93,7 +93,7 @@ def is_text(path, start):
 
 def is_one_value(start):
     """Whether JSON is one list, or one object over several lines. JSONL has an object per line."""
-    start = start.lstrip(b"\xef\xbb\xbf \t\r\n")
+    start = start.lstrip(BLANK)
     first = start.partition(b"\n")[0].strip()
     return start[:1] == b"[" or first in (b"{", b"{\r") or (
         first[:1] == b"{" and first[-1:] in b",[{:" and b"\n" in start)
@@ -110,11 +110,10 @@ def list_of(value):
 def places_and_rows(path, errors):
     """Yield (place, row) for each document of a text, item of a JSON list or line of a JSONL."""
     with open_text(path, errors) as file:
-        start = file.buffer.peek()
-        if is_text(path, start):
+        if is_text(path):
             for number, text in enumerate(split_documents(file), 1):
                 yield f"{path}, document {number:,}", {"text": text}
-        elif is_one_value(start):
+        elif is_one_value(file.buffer.peek()):
             value = parse(file.read())
             if isinstance(value, DataError):
                 raise DataError(f"{path}: {value}")
@@ -218,7 +217,7 @@ def list_files(paths):
     return files
 
 
-def text_and_logp(row, errors="strict", notes=None):
+def text_and_logp(row, errors, notes):
     if "text" not in row:
         return "\n".join(turn["content"] for turn in demonstration(row, notes)["messages"]), None
     if not isinstance(row.get("logp", 0.0), (int, float)):
@@ -280,9 +279,8 @@ def tidy(turns, notes):
     return joined
 
 
-def prompt_and_responses(row, notes=None):
+def prompt_and_responses(row, notes):
     """Any row as (prompt, responses): one response is a demonstration, several are a comparison."""
-    notes = Counter() if notes is None else notes
     if "chosen" in row or "rejected" in row:
         return prompt_and_pair(row, notes)
     name = next((name for name in QUESTIONS if name in row), None)
@@ -387,8 +385,7 @@ def read_demonstrations(paths, dropped=None):
     return read_all(paths, demonstration, dropped)
 
 
-def demonstration(row, notes=None):
-    notes = Counter() if notes is None else notes
+def demonstration(row, notes):
     prompt, responses = prompt_and_responses(without(row, COMPARED), notes)
     if not responses and ("messages" in row or "conversations" in row):
         # a dialogue whose last question nobody has answered
@@ -412,8 +409,7 @@ def read_comparisons(paths, dropped=None):
     return read_all(paths, comparison, dropped)
 
 
-def comparison(row, notes=None):
-    notes = Counter() if notes is None else notes
+def comparison(row, notes):
     prompt, responses = prompt_and_responses(row, notes)
     if len(responses) < 2:
         raise DataError("a comparison needs two responses, or chosen and rejected")
@@ -446,7 +442,7 @@ def read_prompts(paths, dropped=None):
     return read_all(paths, prompt_only, dropped)
 
 
-def prompt_only(row, notes=None):
+def prompt_only(row, notes):
     return {"prompt": prompt_and_responses(row, notes)[0], **without(row, CONTENT)}
 
 
@@ -470,6 +466,14 @@ def is_held_out(messages, share=0.05):
 def held_out(prompts, share=0.05):
     """is_held_out of each. If that holds out none of a few prompts, the one with the lowest mark
     is held out (with its copies): there is always something to evaluate."""
-    marks = [mark(prompt) for prompt in prompts]
-    limit = max(share, np.nextafter(min(marks, default=0.0), 1))
-    return [m < limit for m in marks]
+    held = [is_held_out(prompt, share) for prompt in prompts]
+    if prompts and not any(held):
+        marks = [mark(prompt) for prompt in prompts]
+        held = [m == min(marks) for m in marks]
+    return held
+
+
+def split(rows, field="prompt", share=0.05):
+    """(rows to train on, rows held out). field: where the messages of a row are."""
+    held = held_out([row[field] for row in rows], share)
+    return [[row for row, h in zip(rows, held) if h == side] for side in (False, True)]

@@ -8,7 +8,7 @@ import pytest
 
 from data import formats
 from data.formats import (DataError, as_messages, held_out, is_held_out, read_comparisons,
-                          read_demonstrations, read_prompts, read_texts)
+                          read_demonstrations, read_prompts, read_texts, split)
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
 on_real_data = pytest.mark.skipif(not REAL.exists(), reason=f"no real data in {REAL}")
@@ -647,6 +647,14 @@ def test_of_a_few_prompts_one_is_always_held_out():
     assert held_out(prompts[::-1]) == held_out(prompts)[::-1]
     assert held_out([prompts[0]] * 3) == [True] * 3   # copies stay together
     assert held_out([]) == [] and sum(held_out(prompts, 0.0)) == 1
+
+
+def test_a_split_has_every_row_once_in_its_order():
+    rows = [dict(messages=[user(f"Question {i}"), assistant("So")], i=i) for i in range(200)]
+    train, val = split(rows, "messages", 0.1)
+    assert train and val and sorted(train + val, key=lambda row: row["i"]) == rows
+    assert all(is_held_out(row["messages"], 0.1) == (row in val) for row in rows)
+    assert train == sorted(train, key=lambda row: row["i"]) and split([], "messages") == [[], []]
 
 
 @pytest.mark.parametrize("row, reason", [

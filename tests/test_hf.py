@@ -580,7 +580,8 @@ def test_a_name_that_huggingface_does_not_know_is_refused(refused, monkeypatch):
     assert "no/where is no folder" in refused("import", "no/where", "p.pt")
 
 
-def test_without_safetensors_the_error_names_the_command_that_installs_it(folder, refused, monkeypatch):
+def test_without_safetensors_the_error_names_the_command_that_installs_it(folder, refused,
+                                                                          monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     save("sft.pt", "laptop")
     (folder / "model.safetensors").write_bytes(b"")

@@ -83,8 +83,8 @@ def test_the_losses_in_both_precisions_agree_within_half_a_percent(go, stage, mo
 
 
 def test_ppos_losses_in_both_precisions_agree_within_one_percent(go):
-    """On the same answers: drawn in another precision, they would be others. The mean of four seeds,
-    since in a handful of answers the errors of the squared values do not cancel."""
+    """On the same answers: drawn in another precision, they would be others. The mean of four
+    seeds, since in a handful of answers the errors of the squared values do not cancel."""
     found = torch.zeros(2, 3)                         # precision, loss
     for seed in range(4):
         _, end = go("rlhf_ppo", f"float32_{seed}", "--dtype=float32", "--steps=1", f"--seed={seed}")

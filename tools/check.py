@@ -12,7 +12,6 @@ would refuse the file.
 
 import io
 import json
-import sys
 from collections import Counter
 from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
@@ -63,7 +62,7 @@ def kind_of(row):
         return "comparisons"
     if "text" in row and not any(name in row for name in QUESTIONS):
         return "text"
-    return "demonstrations" if prompt_and_responses(row)[1] else "prompts"
+    return "demonstrations" if prompt_and_responses(row, Counter())[1] else "prompts"
 
 
 def form_of(row):
@@ -78,7 +77,7 @@ def form_of(row):
 def identify(path):
     """(kind, form): the most frequent ones among the first thousand rows."""
     files, seen = list_files(path), Counter()
-    if Path(path).is_dir() or is_text(files[0], files[0].open("rb").read(4096)):
+    if Path(path).is_dir() or is_text(files[0]):
         return "text", f"{len(files)} file{'s' * (len(files) > 1)}"
     for _, row in islice(places_and_rows(path, "strict"), 1000):
         try:
@@ -288,5 +287,4 @@ def main(config):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")          # for terminals that have no «
     main(parse_config(Config, __doc__, words="data"))

@@ -13,7 +13,6 @@ import json
 import math
 import random
 import signal
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from itertools import combinations
@@ -209,8 +208,6 @@ if __name__ == "__main__":
                            responses=[item(i)[1][j] for j in order])
                 f.write(json.dumps(row, ensure_ascii=False) + "\n" if ranks else "")
 
-    for stream in (sys.stdin, sys.stdout):
-        stream.reconfigure(errors="replace")          # a wrong byte must not stop the labeling
     if labels:
         save()                                        # the last run may have ended before the file
     done = label(len(rows), item, labels, save, name=config.out)
