@@ -425,6 +425,8 @@ def comparison(row, notes):
         notes["with equal responses, of which the best was kept"] += 1
         responses = [responses[i] for i in kept]
         ranks = dense_ranks([ranks[i] for i in kept], len(kept))
+        if "grades" in row:                           # compare.py's, one for each response
+            row = row | {"grades": [row["grades"][i] for i in kept]}
     return {"prompt": prompt, "responses": responses, "ranks": ranks, **without(row, CONTENT)}
 
 

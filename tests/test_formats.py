@@ -667,6 +667,8 @@ def test_a_pair_that_teaches_nothing_is_dropped(write, capsys, row, reason):
 
 
 def test_of_equal_responses_the_best_is_kept(write):
-    row = {"prompt": "Hi", "responses": ["a", "b", "a ", "c"], "ranks": [0, 1, 2, 3]}
+    row = {"prompt": "Hi", "responses": ["a", "b", "a ", "c"], "ranks": [0, 1, 2, 3],
+           "grades": [7, 5, 3, 1]}
     found, = read_comparisons(write("a.jsonl", row))
     assert (found["responses"], found["ranks"]) == (["a", "b", "c"], [0, 1, 2])
+    assert found["grades"] == [7, 5, 1]
