@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import sys
+from ast import literal_eval
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ ROLES = {"system": "system", "user": "user", "assistant": "assistant",
 # A row asks in the first of these fields that it has, and answers in the first of those.
 QUESTIONS = ("messages", "conversations", "prompt", "instruction", "question", "input")
 ANSWERS = ("response", "completion", "output", "answer")
-EXTRA = ("input", "context", "system", "history")  # what may be added to the question
+EXTRA = ("input", "context", "system", "system_prompt", "history")  # added to the question
 COMPARED = ("responses", "ranks", "chosen", "rejected", "rejected_response")
 # the fields that the readers convert; all other fields of a row are kept
 CONTENT = (*QUESTIONS, *ANSWERS, *EXTRA, *COMPARED)
@@ -56,9 +57,12 @@ class Document(NamedTuple):
 def open_text(path, errors):
     """Open a UTF-8 file; BOM and Windows line endings disappear. A bad file raises a DataError."""
     try:
-        with open(path, encoding="utf-8-sig", errors=errors) as file:
-            if b"\0" in file.buffer.peek():
+        with open(path, buffering=2**20, encoding="utf-8-sig", errors=errors) as file:
+            start = file.buffer.peek()
+            if b"\0" in start:
                 raise DataError(f"{path}: has NUL bytes: unpack it, or save it as UTF-8 text")
+            if start.startswith(b"version https://git-lfs"):
+                raise DataError(f"{path}: is a pointer of Git LFS: `git lfs pull` gets the file")
             try:
                 yield file
             except UnicodeDecodeError as error:  # error.start counts within the last piece read
@@ -83,8 +87,8 @@ def is_text(path):
     suffix = Path(path).suffix.lower()
     if suffix in (".txt", ".json", ".jsonl"):
         return suffix == ".txt"
-    with open(path, "rb") as file:
-        json_like = file.read(4096).lstrip(BLANK)[:1] in (b"{", b"[")
+    with open(path, "rb") as file:                    # not a link: [home](…), [[home]]
+        json_like = re.match(rb'[\s\[]*{\s*"', file.read(4096).lstrip(BLANK))
     if not json_like and suffix not in ("", ".md", ".text"):
         raise DataError(f"{path}: {suffix} files are not read: save it as text (.txt, .md) or as "
                         'rows (.jsonl: {"prompt": "Hi", "response": "Hello"})')
@@ -94,9 +98,10 @@ def is_text(path):
 def is_one_value(start):
     """Whether JSON is one list, or one object over several lines. JSONL has an object per line."""
     start = start.lstrip(BLANK)
-    first = start.partition(b"\n")[0].strip()
-    return start[:1] == b"[" or first in (b"{", b"{\r") or (
-        first[:1] == b"{" and first[-1:] in b",[{:" and b"\n" in start)
+    first, _, rest = map(bytes.strip, start.partition(b"\n"))
+    if start[:1] == b"[":
+        return first[-1:] != b"]" or not rest         # nanochat has a list per line
+    return first == b"{" or first[:1] == b"{" and first[-1:] in b",[{:" and b"\n" in start
 
 
 def list_of(value):
@@ -104,7 +109,14 @@ def list_of(value):
     if isinstance(value, dict) and not any(name in CONTENT or name == "text" for name in value):
         lists = [v for v in value.values() if isinstance(v, list)]
         value = lists[0] if len(lists) == 1 else value
-    return value if isinstance(value, list) else [value]
+    value = [value] if is_dialogue(value) or not isinstance(value, list) else value
+    return [{"messages": row} if is_dialogue(row) else row for row in value]
+
+
+def is_dialogue(value):
+    """Whether it is a list of turns. nanochat's files have one per line, without a name."""
+    return isinstance(value, list) and bool(value) and all(
+        isinstance(turn, dict) and (turn.keys() & {"role", "from"}) for turn in value)
 
 
 def places_and_rows(path, errors):
@@ -126,7 +138,7 @@ def places_and_rows(path, errors):
                                     "write one row per line")
                 if line.strip("\ufeff \t\r\n"):  # joined files have a BOM in the middle
                     row = parse(line.strip("\ufeff \t\r\n"))
-                    for row in list_of(row) if isinstance(row, dict) else [row]:
+                    for row in list_of(row):
                         yield f"{path}, line {number:,}", row
 
 
@@ -164,6 +176,9 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mend
         except Drop as reason:
             reasons[str(reason)] += 1
         except ValueError as reason:
+            if isinstance(row, dict) and has_gap(row, filled):
+                reasons["with an empty cell"] += 1
+                continue
             if malformed is None:
                 raise DataError(f"{place}: {reason}") from None
             malformed.append(f"{place}: {reason}")
@@ -182,6 +197,12 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mend
         print(f"{path}: mended: "
               + ", ".join(f"{count:,} {note}" for note, count in notes.most_common()),
               file=sys.stderr)
+
+
+def has_gap(row, filled):
+    """Whether the row lacks what it should ask or answer, since the cell is null."""
+    return any(row.keys() & names and not filled.keys() & names
+               for names in (set(QUESTIONS), set(ANSWERS), {"chosen"}, {"rejected"}))
 
 
 # ---- pretraining text -----------------------------------------------------------------------
@@ -248,10 +269,12 @@ def message(role, content):
 
 
 def deserialised(value):
-    """A list of turns that was written as a string, as table formats do."""
+    """A list of turns that was written as a string, as table formats do, in JSON or in Python."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
-        with suppress(ValueError, RecursionError):
-            return json.loads(value)
+        for read in (json.loads, literal_eval):
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+                if is_dialogue(turns := read(value)):
+                    return turns
     return value
 
 
@@ -261,8 +284,19 @@ def as_messages(prompt):
         return [message("user", prompt)]
     if not (isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)):
         raise DataError(f"expected a string or a list of messages, not {prompt!r:.40}")
-    return [message(turn.get("role", turn.get("from")), turn.get("content", turn.get("value")))
-            for turn in prompt]
+    turns = [{k: v for k, v in turn.items() if v is not None} for turn in prompt]
+    messages = [message(turn.get("role", turn.get("from")), turn.get("content", turn.get("value")))
+                for turn in turns]
+    for turn, said in zip(turns, messages):
+        if said["role"] == "assistant" and (turn.get("weight") == 0 or turn.get("tool_calls")
+                                            or turn.get("train") is False):
+            raise DataError("answers with weight=0, train=false or tool_calls can't be learned "
+                            "as they are meant: leave such rows out")
+    return messages
+
+
+def join(*texts):
+    return "\n\n".join(text for text in texts if text.strip())
 
 
 def tidy(turns, notes):
@@ -270,7 +304,7 @@ def tidy(turns, notes):
     joined = []
     for turn in turns:
         if joined and joined[-1]["role"] == turn["role"]:
-            joined[-1]["content"] += "\n\n" + turn["content"]
+            joined[-1]["content"] = join(joined[-1]["content"], turn["content"])
             notes["with turns of one role in a row, which were joined"] += 1
         elif turn["role"] == "assistant" and not any(t["role"] == "user" for t in joined):
             notes["that began with an answer, which was cut"] += 1
@@ -288,14 +322,14 @@ def prompt_and_responses(row, notes):
         raise DataError(f"needs one of {', '.join(QUESTIONS)}, as in "
                         '{"prompt": "Hi", "response": "Hello"}: data/README.md lists the formats')
     dialogue = name in ("messages", "conversations")
-    prompt = as_messages(deserialised(row[name]) if dialogue else row[name])
+    prompt = as_messages(deserialised(row[name]))
     for extra in ("input", "context"):
         if row.get(extra) and extra != name and not dialogue:
-            prompt[-1]["content"] += "\n\n" + string(row[extra], extra)
+            prompt[-1]["content"] = join(prompt[-1]["content"], string(row[extra], extra))
     if row.get("history"):
         prompt = as_history(row["history"]) + prompt
-    if row.get("system"):
-        prompt.insert(0, message("system", row["system"]))
+    if rules := row.get("system") or row.get("system_prompt"):
+        prompt.insert(0, message("system", rules))
     prompt, responses = tidy(prompt, notes), row.get("responses", [])
     if not isinstance(responses, list):
         raise DataError("responses must be a list of strings, the best first")
@@ -305,8 +339,11 @@ def prompt_and_responses(row, notes):
         *prompt, last = prompt
         responses = responses or [last["content"]]
     elif answer is not None and not responses:
-        if isinstance(answer, list) and not all(isinstance(a, str) for a in answer):
-            answer = [turn["content"] for turn in as_messages(answer)]            # TRL: one message
+        if is_dialogue(answer):                       # TRL: the last turns of the dialogue
+            *prompt, last = tidy(prompt + as_messages(answer), notes)
+            if last["role"] != "assistant":
+                raise DataError("an answer must end with an assistant turn")
+            answer = [last["content"]]
         # LLaMA-Factory: a list of answers, the best first
         responses = answer if isinstance(answer, list) else [answer]
     if "rejected_response" in row:                    # ms-swift: beside a demonstration
@@ -325,6 +362,8 @@ def as_history(pairs):
 def ends_with_user(prompt):
     if not prompt or prompt[-1]["role"] != "user":
         raise DataError("the prompt must end with a user turn, and the assistant answers next")
+    if not prompt[-1]["content"].strip():
+        raise Drop("with an empty question")
     return prompt
 
 
@@ -398,6 +437,8 @@ def demonstration(row, notes):
         raise DataError("a demonstration must end with the assistant's answer")
     if not responses[0].strip():
         raise Drop("with an empty answer")
+    if row.get("label") is False:                     # TRL's KTO
+        raise Drop("whose answer is labelled as bad")
     messages = prompt + [message("assistant", responses[0])]
     if any(t["role"] == "assistant" and not t["content"].strip() for t in messages):
         notes["with an empty answer in the middle, which is not learned"] += 1

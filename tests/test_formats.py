@@ -288,7 +288,18 @@ def test_an_invalid_prompt_is_refused(prompt):
                    {"role": "ASSISTANT", "content": "Hello"}]}, QA),
     ({"messages": json.dumps(QA)}, QA),                                               # a CSV's
     ({"messages": [user([{"type": "text", "text": "Hi"}]), QA[1]]}, QA),              # OpenAI's
-    ({"prompt": "Hi", "response": "Hello", "input": float("nan")}, QA),               # pandas'
+    ({"messages": str(QA)}, QA),                                                      # pandas'
+    ({"prompt": json.dumps([*QA, user("How?")]), "response": "So"},
+     [*QA, user("How?"), assistant("So")]),
+    ({"prompt": "A list", "response": '[{"a": 1}]'}, [user("A list"), assistant('[{"a": 1}]')]),
+    ({"prompt": "Hi", "response": "Hello", "input": float("nan")}, QA),
+    ({"messages": [{"role": None, "content": None, "from": "human", "value": "Hi"},   # joined
+                   {"role": None, "content": None, "from": "gpt", "value": "Hello"}]}, QA),
+    ({"system_prompt": "Be kind", "question": "Hi", "response": "Hello"},             # OpenOrca
+     [system("Be kind"), *QA]),
+    ({"instruction": "", "input": "Hi", "output": "Hello"}, QA),                      # LIMA
+    ({"prompt": [user("Hi")], "completion": [assistant("Hello"), *QA]},               # TRL
+     [*QA, *QA]),
 ], ids=lambda value: "+".join(value) if isinstance(value, dict) else "")
 def test_demonstrations_come_in_many_forms(write, row, messages):
     assert read_demonstrations(write("a.jsonl", row)) == [{"messages": messages}]
@@ -323,7 +334,8 @@ def test_a_question_at_the_end_of_a_dialogue_is_a_prompt(write):
     json.dumps({"prompt": "Hi", "response": "Hello"}, indent=2),
     json.dumps([{"prompt": "Hi", "response": "Hello"}], indent=2),
     json.dumps({"data": [{"prompt": "Hi", "response": "Hello"}]}, indent=4),
-    '\ufeff{"prompt": "Hi", "response": "Hello"}'], ids=range(6))
+    json.dumps(QA), json.dumps(QA, indent=2), json.dumps([QA]),                       # nanochat
+    '\ufeff{"prompt": "Hi", "response": "Hello"}'], ids=range(9))
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a"])
 def test_rows_are_found_in_every_layout_of_json(write, name, text):
     assert read_demonstrations(write(name, text)) == [{"messages": QA}]
@@ -337,7 +349,8 @@ def test_joined_files_may_have_byte_order_marks_in_the_middle(write):
 
 @pytest.mark.parametrize("name", ["notes.md", "README", "book.text"])
 def test_a_file_whose_name_does_not_tell_is_text_unless_it_looks_like_json(write, name):
-    assert texts(write(name, "# Once\nupon a time")) == ["# Once\nupon a time"]
+    for text in ("# Once\nupon a time", "[home](a.md), a link", "[[home]]\n", "{{ a template }}"):
+        assert texts(write(name, text)) == [text.strip()]
     assert texts(write(name, '{"text": "Once"}\n')) == ["Once"]
 
 
@@ -346,6 +359,30 @@ def test_a_file_whose_name_does_not_tell_is_text_unless_it_looks_like_json(write
 def test_a_file_of_another_kind_is_refused_with_the_kinds_that_are_read(write, name, read):
     said = refusal(read, write(name, "prompt,response\nHi,Hello"))
     assert f"{name[1:]} files are not read" in said and ".jsonl" in said and ".txt" in said
+
+
+def test_a_file_may_have_a_dialogue_on_each_line(write):
+    path = write("a.jsonl", f"{json.dumps(QA)}\n{json.dumps([*QA, *QA])}\n")
+    assert [row["messages"] for row in read_demonstrations(path)] == [QA, [*QA, *QA]]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_a_pointer_of_git_lfs_is_no_text(write, name):
+    path = write(name, "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    assert "git lfs pull" in refusal(texts, path)
+
+
+@pytest.mark.parametrize("read, good, row", [
+    (read_demonstrations, {"prompt": "Hi", "response": "Hello"}, row) for row in (
+        {"prompt": "Hi", "response": None}, {"prompt": None, "response": "Hello"},
+        {"input": float("nan"), "output": "Hello"}, {"messages": None})] + [
+    (read_comparisons, {"prompt": "Hi", "chosen": "a", "rejected": "b"}, row) for row in (
+        {"prompt": "Hi", "chosen": None, "rejected": "b"},
+        {"prompt": "Hi", "chosen": "a", "rejected": None})])
+def test_a_row_with_an_empty_cell_is_dropped_and_counted(write, capsys, read, good, row):
+    path = write("a.jsonl", row, good)
+    assert len(read(path)) == 1
+    assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 with an empty cell\n"
 
 
 def test_an_empty_text_cell_is_left_out(write):
@@ -386,6 +423,9 @@ def test_chinese_dialogues_are_read_as_they_are(write):
     ({"prompt": "Hi", "response": "Hello", "history": ["Hi"]}, "history must be a list of"),
     ({"messages": "Hi, hello"}, "must end with the assistant's answer"),
     ({"messages": [user("Hi"), assistant([{"type": "image"}])]}, "content must be a string"),
+    ({"messages": [user("Hi"), {**assistant("No"), "weight": 0}, *QA]}, "weight=0"),
+    ({"messages": [user("Hi"), {**assistant(""), "tool_calls": [{"id": 1}]}]}, "tool_calls"),
+    ({"prompt": [user("Hi")], "completion": [*QA, user("So?")]}, "end with an assistant turn"),
     ("Hi", "must be an object"),
 ])
 def test_a_malformed_demonstration_is_refused_with_file_line_and_reason(write, row, reason):
@@ -403,6 +443,14 @@ def test_empty_answers_are_dropped_and_counted(write, capsys):
     path = write("a.jsonl", {"messages": QA}, {"prompt": "Hi", "response": " "})
     assert len(read_demonstrations(path)) == 1
     assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 with an empty answer\n"
+
+
+@pytest.mark.parametrize("row, reason", [
+    ({"instruction": "", "input": "", "output": "Hello"}, "with an empty question"),
+    ({"prompt": "Hi", "completion": "Go away", "label": False}, "whose answer is labelled as bad")])
+def test_rows_that_teach_nothing_good_are_dropped_and_counted(write, capsys, row, reason):
+    assert len(read_demonstrations(write("a.jsonl", row, {"messages": QA}))) == 1
+    assert f"dropped 1 of 2 rows: 1 {reason}\n" in capsys.readouterr().err
 
 
 def test_a_file_whose_rows_are_all_dropped_is_refused(write):
@@ -427,6 +475,7 @@ GOOD, BAD = assistant("Hello"), assistant("Go away")
     {"prompt": "Hi", "chosen": [GOOD], "rejected": [BAD]},
     {"prompt": [user("Hi")], "chosen": [GOOD], "rejected": [BAD]},
     {"prompt": "Hi", "chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD]},
+    {"prompt": json.dumps([user("Hi")]), "chosen": str([GOOD]), "rejected": json.dumps([BAD])},
     {"chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD]},
     {"prompt": "Hi", "messages": QA, "chosen": [*QA], "rejected": [user("Hi"), BAD]},
     {"messages": [user("Hi")], "chosen": "Hello", "rejected": "Go away"},
@@ -452,6 +501,11 @@ def test_an_hh_transcript_becomes_turns_without_surrounding_blanks(write):
     comparison, = read_comparisons(write("a.jsonl", row))
     assert comparison["prompt"] == [*QA, user("A list?")]
     assert comparison["responses"] == ["1. a\n\n2. b", ""]  # an empty answer may be compared
+
+
+def test_an_answer_in_json_stays_text(write):
+    row = {"prompt": "A list?", "chosen": '[{"a": 1}]', "rejected": "No"}
+    assert read_comparisons(write("a.jsonl", row))[0]["responses"] == ['[{"a": 1}]', "No"]
 
 
 def test_many_responses_may_share_ranks(write):

@@ -29,8 +29,8 @@ from chat import has_colours, paint, safe
 from checkpoint import load_checkpoint
 from common import fail, parse_config
 from data.corpus import Corpus
-from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, comparison, demonstration,
-                          held_out, is_text, list_files, places_and_rows, prompt_and_responses,
+from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, Drop, comparison,
+                          demonstration, held_out, is_text, list_files, places_and_rows, prompt_and_responses,
                           prompt_only, read_rows, text_and_logp)
 from tokenizer import Tokenizer
 
@@ -83,7 +83,7 @@ def identify(path):
         try:
             row = {name: value for name, value in row.items() if value is not None}
             seen[kind_of(row), form_of(row)] += 1
-        except (AttributeError, ValueError):          # malformed rows are reported by read()
+        except (AttributeError, Drop, ValueError):    # malformed rows are reported by read()
             pass
     return seen.most_common(1)[0][0] if seen else ("unknown", "no row is sound")
 
