@@ -9,6 +9,7 @@ interrupted run can continue where it stopped.
 import hashlib
 import json
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -60,17 +61,16 @@ class Corpus:
         docs = np.bincount(self.source, ~self.held_out, n)
         weights = tokens / tokens.sum()
         if mix:
-            named = {k.strip(): v for k, _, v in (part.partition("=") for part in mix.split(","))}
-            if set(named) - set(self.sources):
-                raise ValueError(f"--mix={mix}: name sources as in {self.sources[0]}=0.5; "
-                                 f"the text has {', '.join(self.sources)}")
+            parts = [part.partition("=") for part in mix.split(",")]
             try:
-                weights = np.array([float(named.get(s, 0)) for s in self.sources])
+                named = {name.strip(): float(weight) for name, _, weight in parts}
             except ValueError:
-                weights = np.array([np.nan])
-            if not (np.isfinite(weights).all() and weights.min() >= 0 and weights.sum() > 0):
-                raise ValueError(f"--mix={mix}: the shares must be numbers of at least 0, "
-                                 "and not all 0")
+                named = {}
+            weights = np.array([named.pop(s, 0) for s in self.sources])
+            if named or not (0 <= weights.min() and 0 < weights.sum() < np.inf):
+                raise ValueError(f"--mix={mix}: name sources as in {self.sources[0]}=0.5; the text has "
+                                 f"{', '.join(self.sources)}; the shares must be numbers of at "
+                                 "least 0, and not all 0")
         # from shares of tokens to shares of documents: divide by the source's mean length
         share = np.where(docs > 0, weights / np.maximum(tokens / np.maximum(docs, 1), 1e-9), 0)
         return share / share.sum()
@@ -126,27 +126,24 @@ class Corpus:
         new row; one longer than T continues in the next. Documents attend to each other here, too.
         """
         docs = np.random.default_rng(0).permutation(np.flatnonzero(self.held_out))
-        x = np.full((n_rows, T), self.tok.pad)
-        y, source = np.full((n_rows, T), -1), np.zeros((n_rows, T), dtype=np.int64)
-        row, at, used = 0, 0, []
+        # in one long row first, since a long document continues at the beginning of the next row
+        x, y = np.full(n_rows * T, self.tok.pad), np.full(n_rows * T, -1)
+        source, at, used = np.zeros(n_rows * T, dtype=np.int64), 0, []
         for d in docs:
             ids = np.append(self.tokens[self.starts[d]:self.starts[d + 1]], self.tok.eot)
-            if at and at + len(ids) - 1 > T:
-                row, at = row + 1, 0
-            if row + (len(ids) - 2) // T >= n_rows:
+            n = len(ids) - 1
+            if at % T and at % T + n > T:
+                at += T - at % T                      # a new row
+            if at + n > len(x):
                 break
-            for i in range(0, len(ids) - 1, T):
-                row, at = (row + 1, 0) if i else (row, at)
-                n = min(T, len(ids) - 1 - i)
-                x[row, at:at + n], y[row, at:at + n] = ids[i:i + n], ids[i + 1:i + n + 1]
-                source[row, at:at + n] = self.source[d]
-                at += n
+            x[at:at + n], y[at:at + n], source[at:at + n] = ids[:-1], ids[1:], self.source[d]
+            at += n
             used.append(d)
         if not used:
             raise ValueError(f"{n_rows} rows of {T} tokens are too few for a held-out document: "
                              f"raise --eval_rows")
-        rows = row + 1 if at else row
-        return *(torch.from_numpy(a[:rows]) for a in (x, y, source)), np.array(used)
+        rows = -(-at // T)
+        return *(torch.from_numpy(a.reshape(-1, T)[:rows]) for a in (x, y, source)), np.array(used)
 
     def entropy(self, docs, mix=""):
         """The lowest possible loss on these documents, (n_sources,) in nats per token; NaN where
@@ -190,38 +187,37 @@ def encode(paths, tok, cache):
                 Path(tmp, name).replace(cache / name)
 
 
+def documents(paths, sources):
+    """Yield (source, text, logp): source is an index into `sources`, to which new names are added.
+    A long text comes in pieces. logp is NaN where it is unknown."""
+    for name, text, logp in read_texts(paths):
+        if name not in sources:
+            sources.append(name)
+        known = logp is not None and len(text) <= PIECE
+        for piece in pieces(text):
+            yield sources.index(name), piece, logp if known else float("nan")
+
+
 def write(paths, tok, folder):
     """Write tokens.bin, docs.npz and sources.json."""
-    sources, rows, lengths = [], [], []
+    sources, rows = [], []
+    docs = documents(paths, sources)
     with open(folder / "tokens.bin", "wb") as f, tqdm(unit="doc", desc="encoding", leave=False,
-                                                       disable=None) as bar:
-        batch = []
-
-        def flush():
-            for (source, text, logp), ids in zip(batch, tok.encode_batch([b[1] for b in batch])):
-                ids = [tok.eot] + ids
-                np.array(ids, dtype=id_type(tok)).tofile(f)
-                h = int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "little") / 2**48
-                rows.append((source, logp, len(text.encode()), h))
-                lengths.append(len(ids))
+                                                      disable=None) as bar:
+        while batch := list(islice(docs, 1000)):
+            (source, text, _), *others = batch
+            if not others and not rows and len(text) >= 200:
+                # one document: learn from its first nine tenths
+                cut = text.rfind("\n", 1, len(text) * 9 // 10) + 1 or len(text) * 9 // 10
+                batch = [(source, part, float("nan")) for part in (text[:cut], text[cut:])]
+            encoded = tok.encode_batch([text for _, text, _ in batch])
+            for (source, text, logp), ids in zip(batch, encoded):
+                np.array([tok.eot] + ids, dtype=id_type(tok)).tofile(f)
+                data = text.encode()
+                h = int.from_bytes(hashlib.sha256(data).digest()[:6], "little") / 2**48
+                rows.append((1 + len(ids), source, logp, len(data), h))
             bar.update(len(batch))
-            batch.clear()
-
-        for name, text, logp in read_texts(paths):
-            if name not in sources:
-                sources.append(name)
-            for piece in pieces(text):
-                known = logp is not None and len(text) <= PIECE
-                batch.append((sources.index(name), piece, logp if known else float("nan")))
-            if len(batch) >= 1000:
-                flush()
-        if not rows and len(batch) == 1 and len(batch[0][1]) >= 200:
-            # one document: learn from its first nine tenths
-            (name, text, _), = batch
-            cut = text.rfind("\n", 1, len(text) * 9 // 10) + 1 or len(text) * 9 // 10
-            batch[:] = [(name, part, float("nan")) for part in (text[:cut], text[cut:]) if part]
-        flush()
-    source, logp, n_bytes, h = map(np.array, zip(*rows))
+    lengths, source, logp, n_bytes, h = map(np.array, zip(*rows))
     np.savez(folder / "docs.npz", starts=np.concatenate([[0], np.cumsum(lengths)]), source=source,
-             logp=logp.astype(float), n_bytes=n_bytes, hash=h)
+             logp=logp, n_bytes=n_bytes, hash=h)
     (folder / "sources.json").write_text(json.dumps(sources))
