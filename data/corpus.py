@@ -68,8 +68,8 @@ class Corpus:
                 named = {}
             weights = np.array([named.pop(s, 0) for s in self.sources])
             if named or not (0 <= weights.min() and 0 < weights.sum() < np.inf):
-                raise ValueError(f"--mix={mix}: name sources as in {self.sources[0]}=0.5; the text has "
-                                 f"{', '.join(self.sources)}; the shares must be numbers of at "
+                raise ValueError(f"--mix={mix}: name sources as in {self.sources[0]}=0.5; the text "
+                                 f"has {', '.join(self.sources)}; the shares must be numbers of at "
                                  "least 0, and not all 0")
         # from shares of tokens to shares of documents: divide by the source's mean length
         share = np.where(docs > 0, weights / np.maximum(tokens / np.maximum(docs, 1), 1e-9), 0)

@@ -96,12 +96,12 @@ def is_text(path):
 
 
 def is_one_value(start):
-    """Whether JSON is one list, or one object over several lines. JSONL has an object per line."""
-    start = start.lstrip(BLANK)
-    first, _, rest = map(bytes.strip, start.partition(b"\n"))
-    if start[:1] == b"[":
-        return first[-1:] != b"]" or not rest         # nanochat has a list per line
-    return first == b"{" or first[:1] == b"{" and first[-1:] in b",[{:" and b"\n" in start
+    """Whether a file that begins so is one JSON value: a list, or an object over several lines,
+    such as {"data": [. In JSONL each line is an object, or a list in nanochat's files."""
+    first, _, rest = map(bytes.strip, start.lstrip(BLANK).partition(b"\n"))
+    if first.startswith(b"["):
+        return not rest or not first.endswith(b"]")
+    return rest and first.startswith(b"{") and first.endswith((b"{", b"[", b":", b","))
 
 
 def list_of(value):
@@ -109,8 +109,8 @@ def list_of(value):
     if isinstance(value, dict) and not any(name in CONTENT or name == "text" for name in value):
         lists = [v for v in value.values() if isinstance(v, list)]
         value = lists[0] if len(lists) == 1 else value
-    value = [value] if is_dialogue(value) or not isinstance(value, list) else value
-    return [{"messages": row} if is_dialogue(row) else row for row in value]
+    rows = value if isinstance(value, list) and not is_dialogue(value) else [value]
+    return [{"messages": row} if is_dialogue(row) else row for row in rows]
 
 
 def is_dialogue(value):
@@ -136,9 +136,8 @@ def places_and_rows(path, errors):
                 if len(line) == LONGEST_LINE:
                     raise DataError(f"{path}, line {number:,}: over {LONGEST_LINE:,} characters: "
                                     "write one row per line")
-                if line.strip("\ufeff \t\r\n"):  # joined files have a BOM in the middle
-                    row = parse(line.strip("\ufeff \t\r\n"))
-                    for row in list_of(row):
+                if line := line.strip("\ufeff \t\r\n"):  # joined files have a BOM in the middle
+                    for row in list_of(parse(line)):
                         yield f"{path}, line {number:,}", row
 
 
@@ -183,8 +182,7 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mend
                 raise DataError(f"{place}: {reason}") from None
             malformed.append(f"{place}: {reason}")
 
-    report = f"{path}: dropped {reasons.total():,} of {total:,} rows: "
-    report += ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+    report = f"{path}: dropped {reasons.total():,} of {total:,} rows: {listed(reasons)}"
     if reasons.total() == total:
         raise DataError(report if total else f"{path}: is empty")
     if dropped is not None:
@@ -194,9 +192,11 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mend
     if mended is not None:
         mended.update(notes)
     elif notes and dropped is None:
-        print(f"{path}: mended: "
-              + ", ".join(f"{count:,} {note}" for note, count in notes.most_common()),
-              file=sys.stderr)
+        print(f"{path}: mended: {listed(notes)}", file=sys.stderr)
+
+
+def listed(counts):
+    return ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
 
 
 def has_gap(row, filled):
