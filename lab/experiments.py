@@ -133,26 +133,26 @@ def bound(chains):
          ("PPO, the learned reward model", "PPO, the true grade"), each(chains, one))
 
 
-DETAILS = [
-    ("as shipped", {}),
-    ("no KL penalty", dict(kl_coef=0)),
-    ("adaptive KL penalty, target 2 nats", dict(kl_target=2)),
-    ("the policy's ratio is not clipped", dict(clip=1e9)),
-    ("values are not clipped", dict(clip_value=1e9)),
-    ("no limit on the KL within an iteration", dict(max_kl=1e9)),
-    ("advantages are not whitened", dict(whiten_advantages=False)),
-    ("rewards are whitened", dict(whiten_rewards=True)),
-    ("the critic starts from the policy", dict(critic="sft.pt")),
-    ("lambda 1: no bootstrapping", dict(lam=1)),
-    ("lambda 0: the critic alone", dict(lam=0)),
-    ("1 epoch", dict(epochs=1)),
-    ("4 epochs", dict(epochs=4)),
-    ("1 minibatch of 256", dict(minibatch=256)),
-    ("learning rate does not decay", dict(decay=False)),
-    ("no penalty for a missing end", dict(missing_end=0)),
-    ("no pretraining text", dict(ptx_coef=0)),
-    ("samples at temperature 1", dict(temperature=1)),
-]
+DETAILS = {
+    "as shipped": {},
+    "no KL penalty": dict(kl_coef=0),
+    "adaptive KL penalty, target 2 nats": dict(kl_target=2),
+    "the policy's ratio is not clipped": dict(clip=1e9),
+    "values are not clipped": dict(clip_value=1e9),
+    "no limit on the KL within an iteration": dict(max_kl=1e9),
+    "advantages are not whitened": dict(whiten_advantages=False),
+    "rewards are whitened": dict(whiten_rewards=True),
+    "the critic starts from the policy": dict(critic="sft.pt"),
+    "lambda 1: no bootstrapping": dict(lam=1),
+    "lambda 0: the critic alone": dict(lam=0),
+    "1 epoch": dict(epochs=1),
+    "4 epochs": dict(epochs=4),
+    "1 minibatch of 256": dict(minibatch=256),
+    "learning rate does not decay": dict(decay=False),
+    "no penalty for a missing end": dict(missing_end=0),
+    "no pretraining text": dict(ptx_coef=0),
+    "samples at temperature 1": dict(temperature=1),
+}
 
 
 def details(chains):
@@ -168,11 +168,11 @@ def details(chains):
         row = evaluations(out)[-1]
         return row["grade"], row["score"], row["kl"], row["ended"]
 
-    found = each([(flags, *chain) for _, flags in DETAILS for chain in chains], one)
+    found = each([(flags, *chain) for flags in DETAILS.values() for chain in chains], one)
     found = [found[i::len(chains)] for i in range(len(chains))]       # by seed
     show(f"details: {config.details_steps} iterations of PPO, held-out prompts",
          [("change in grade", "{:+.2f}"), ("grade", "{:.2f}"), ("score", "{:.2f}"),
-          ("KL", "{:.1f}"), ("ended", "{:.0%}")], [label for label, _ in DETAILS],
+          ("KL", "{:.1f}"), ("ended", "{:.0%}")], DETAILS,
          [[(row[0] - rows[0][0], *row) for row in rows] for rows in found])
 
     def forgotten(seed, folder):
