@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 import warnings
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
@@ -53,61 +53,55 @@ class Config:
 
 def race(title, entrants, runs, amount=None, unit="s", warmup=True):
     """Let the entrants, {name: function}, take turns. The first entrant is ours; the first turn is
-    a warmup. A string instead of a function is the reason why an entrant is missing. A function
-    that returns a float has timed itself. With an amount, speeds are printed instead of times."""
-    print(f"\n{title}")
-    times = {name: [] for name, run in entrants.items() if callable(run)}
+    a warmup. A function that returns a float has timed itself. With an amount, speeds are printed
+    instead of times. Returns the median times."""
+    print(f"\n{title}", flush=True)
+    times = {name: [] for name in entrants}
     for turn in range(-warmup, runs):
-        for name in times:
+        for name, run in entrants.items():
             gc.collect()
             start = time.perf_counter()
-            seconds = entrants[name]()
+            seconds = run()
             if not isinstance(seconds, float):
                 seconds = time.perf_counter() - start
             if turn >= 0:
                 times[name].append(seconds)
-    ours = median(next(iter(times.values())))
-    for name, run in entrants.items():
-        if not callable(run):
-            print(f"    {name:34} left out: {run}")
-            continue
-        middle, low, high = median(times[name]), min(times[name]), max(times[name])
-        values = [amount / t for t in (middle, high, low)] if amount else [middle, low, high]
+    medians = {name: median(t) for name, t in times.items()}
+    ours = next(iter(medians.values()))
+    for name, t in times.items():
+        values = median(t), min(t), max(t)
+        if amount:
+            values = amount / median(t), amount / max(t), amount / min(t)
         center, *ends = (f"{v:,.{2 if values[0] < 100 else 0}f}" for v in values)
         shown = f"{center:>8} {unit} [{', '.join(ends)}]"
-        print(f"    {name:34} {shown:34} {middle / ours:6.2f} x our time")
-    return {name: median(t) for name, t in times.items()}
+        print(f"    {name:34} {shown:34} {medians[name] / ours:6.2f} x our time")
+    return medians
 
 
-def peer(config, name, file):
-    """A module from a peer's clone, or the reason why it is missing."""
-    path = Path(config.peers) / name / file
-    if not config.peers or not path.is_file():
-        return f"needs --peers=DIR with a clone of {name}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    with redirect_stdout(io.StringIO()):
-        spec.loader.exec_module(module)
-    return module
+@contextmanager
+def optional(name):
+    """Go on without an entrant whose package or clone is missing, and print the reason."""
+    try:
+        yield
+    except ImportError as error:
+        reason = f"`pip install {error.name}`" if error.name else error
+        print(f"\n{name} is left out: it needs {reason}")
 
 
-def package(config, name, module):
-    """A package from a peer's clone, or the reason why it is missing."""
+def clone(config, name):
+    """The folder with the clone of a peer."""
     folder = Path(config.peers) / name
     if not config.peers or not folder.is_dir():
-        return f"needs --peers=DIR with a clone of {name}"
-    sys.path.insert(0, str(folder))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return optional(module)
+        raise ImportError(f"--peers=DIR with a clone of {name}")
+    return folder
 
 
-def optional(package):
-    """An installed package, or the reason why it is missing."""
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        return f"needs `pip install {error.name or package}`"
+def nanogpt(config):
+    """nanoGPT's model.py, which has the name of ours."""
+    spec = importlib.util.spec_from_file_location("nanoGPT", clone(config, "nanoGPT") / "model.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def peak_memory(command):
@@ -120,18 +114,11 @@ def peak_memory(command):
     return int(out.stdout) * unit if out.stdout.strip().isdigit() else fail(out.stdout.strip())
 
 
-def product_rate(config, device):
-    """Floating-point operations a second in one large matrix product in float32."""
-    return Runtime(replace(config, device=device, dtype="float32")).peak_flops()
-
-
-def small(vocab_size, block_size, device="cpu", n_layer=4, n_embd=128, **more):
-    """A GPT, by default of the laptop's size, and its AdamW."""
-    model = GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=n_layer,
-                          n_embd=n_embd, n_hidden=4 * n_embd, n_head=n_embd // 64,
-                          n_kv_head=n_embd // 64, **more)).to(device)
-    return model, torch.optim.AdamW(optimizer_groups(model, 0.1), lr=6e-3, betas=(0.9, 0.95),
-                                    fused=True)
+def small(vocab_size, block_size, n_layer=4, n_embd=128, **more):
+    """A GPT, by default of the laptop's size."""
+    return GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=n_layer,
+                         n_embd=n_embd, n_hidden=4 * n_embd, n_head=n_embd // 64,
+                         n_kv_head=n_embd // 64, **more))
 
 
 def theirs(nano, vocab_size, block_size, betas, device="cpu", n_layer=4, n_head=4, n_embd=128):
@@ -164,36 +151,37 @@ def tokenizer(config):
         text += "\n".join(line.replace("e", "eaiou"[copy % 5] * (1 + copy // 5)) for line in lines)
     text = text.encode()[:5_000_000].decode(errors="ignore")
     size = len(text.encode()) / 1e6
-    hf, rustbpe = optional("tokenizers"), optional("rustbpe")
+    entrants = {"tokenizer.py": lambda: Tokenizer.train(text, 8192)}
+    with optional("tokenizers (Rust)"):
+        import tokenizers as hf
 
-    def learn_hf():
-        tok = hf.Tokenizer(hf.models.BPE())
-        byte_level = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        split = hf.pre_tokenizers.Split(hf.Regex(GPT4), "isolated")
-        tok.pre_tokenizer = hf.pre_tokenizers.Sequence([split, byte_level])
-        alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
-        trainer = hf.trainers.BpeTrainer(vocab_size=8192 - 6, show_progress=False,
-                                         initial_alphabet=alphabet)
-        tok.train_from_iterator([text], trainer)
+        def learn():
+            byte_level = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+            split = hf.pre_tokenizers.Split(hf.Regex(GPT4), "isolated")
+            tok = hf.Tokenizer(hf.models.BPE())
+            tok.pre_tokenizer = hf.pre_tokenizers.Sequence([split, byte_level])
+            tok.train_from_iterator([text], hf.trainers.BpeTrainer(
+                vocab_size=8192 - 6, show_progress=False,
+                initial_alphabet=hf.pre_tokenizers.ByteLevel.alphabet()))
 
-    def learn_rust():
-        rustbpe.Tokenizer().train_from_iterator([text], 8192 - 6, pattern=GPT4)
-
-    race(f"learning 8,192 tokens from {size:.1f} MB", {
-        "tokenizer.py": lambda: Tokenizer.train(text, 8192),
-        "tokenizers (Rust)": hf if isinstance(hf, str) else learn_hf,
-        "rustbpe (Rust)": rustbpe if isinstance(rustbpe, str) else learn_rust}, config.runs)
+        entrants["tokenizers (Rust)"] = learn
+    with optional("rustbpe (Rust)"):
+        import rustbpe
+        entrants["rustbpe (Rust)"] = lambda: rustbpe.Tokenizer().train_from_iterator(
+            [text], 8192 - 6, pattern=GPT4)
+    race(f"learning 8,192 tokens from {size:.1f} MB", entrants, config.runs)
 
     letters = "".join(random.Random(0).choices("acgt", k=1_000_000))
     race("learning 1,024 tokens from one word of a million letters", {
         "tokenizer.py": lambda: Tokenizer.train(letters, 1024)}, 1, warmup=False)
 
     # minbpe counts all pairs again for each merge, so 16 merges are enough to compare
-    minbpe = package(config, "minbpe", "minbpe")
-    race(f"the first 16 merges from {size:.1f} MB", {
-        "tokenizer.py": lambda: Tokenizer.train(text, 262 + 16),
-        "minbpe": minbpe if isinstance(minbpe, str)
-        else lambda: minbpe.RegexTokenizer().train(text, 256 + 16)}, 1, warmup=False)
+    entrants = {"tokenizer.py": lambda: Tokenizer.train(text, 262 + 16)}
+    with optional("minbpe"):
+        sys.path.insert(0, str(clone(config, "minbpe")))
+        import minbpe
+        entrants["minbpe"] = lambda: minbpe.RegexTokenizer().train(text, 256 + 16)
+    race(f"the first 16 merges from {size:.1f} MB", entrants, 1, warmup=False)
 
     tok = Tokenizer.train(text, 8192)
     bulk = tok.to_tiktoken()
@@ -204,8 +192,8 @@ def tokenizer(config):
 
     race(f"encoding {size:.1f} MB on one core", {
         "tokenizer.py": encode,
-        "tiktoken (Rust), the same merges": lambda: bulk.encode_ordinary(text)},
-         config.runs, size, "MB/s")
+        "tiktoken (Rust), the same merges": lambda: bulk.encode_ordinary(text)
+    }, config.runs, size, "MB/s")
 
     with tempfile.TemporaryDirectory() as folder:
         big = Path(folder) / "big.txt"
@@ -241,15 +229,16 @@ def train(config):
     entrants = {}
     for dtype, compiled in ((("bfloat16", "true"),) if gpu else
                             (("float32", "false"), ("bfloat16", "false"), ("float32", "true"))):
-        model, optimizer = small(V, T, device, n_layer, n_embd, **STYLES[style])
+        model = small(V, T, n_layer, n_embd, **STYLES[style]).to(device)
+        optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1), betas=(0.9, 0.95), fused=True)
         work = model.flops_per_token(T) * x.numel()
         name = f"model.py, {dtype}{', compiled' if compiled == 'true' else ''}"
         entrants[name] = partial(step, setups[dtype].compile(model, compiled), optimizer,
                                  setups[dtype].autocast())
-    nano, dtype = peer(config, "nanoGPT", "model.py"), "bfloat16" if gpu else "float32"
-    entrants[f"nanoGPT, {dtype}"] = nano
-    if not isinstance(nano, str):
-        model, optimizer = theirs(nano, V, T, (0.9, 0.95), device, n_layer, n_head, n_embd)
+    with optional("nanoGPT"):
+        dtype = "bfloat16" if gpu else "float32"
+        model, optimizer = theirs(nanogpt(config), V, T, (0.9, 0.95), device, n_layer, n_head,
+                                  n_embd)
         entrants[f"nanoGPT, {dtype}"] = partial(step, torch.compile(model) if gpu else model,
                                                 optimizer, setups[dtype].autocast())
     seconds = race("training, thousands of tokens a second", entrants, config.runs,
@@ -265,12 +254,9 @@ def train(config):
 
 def recipe(config):
     """nanoGPT's CPU recipe, tiny Shakespeare by characters: time until the same validation loss."""
-    nano, path = peer(config, "nanoGPT", "model.py"), Path(config.data)
-    if isinstance(nano, str) or path.suffix != ".txt":
-        print("\nnanoGPT's recipe left out: it needs --peers=DIR with a clone of nanoGPT, and "
-              "--data=shakespeare.txt")
-        return
-    text, T = path.read_text(encoding="utf-8"), 64
+    if not config.data.endswith(".txt"):
+        raise ImportError("--data=shakespeare.txt")
+    nano, text, T = nanogpt(config), Path(config.data).read_text(encoding="utf-8"), 64
     chars = sorted(set(text))
     ids = torch.tensor([chars.index(c) for c in text])
     ids, val = ids[:int(0.9 * len(ids))], ids[int(0.9 * len(ids)):]
@@ -305,8 +291,7 @@ def recipe(config):
     model, optimizer = theirs(nano, len(chars), T, (0.9, 0.99))
     their_time = run("nanoGPT", model, [optimizer], 2000, 12)
     for steps, n_layer, n_embd in ((235, 4, 128), (262, 2, 160)):
-        model = GPT(GPTConfig(vocab_size=len(chars), block_size=T, n_layer=n_layer, n_embd=n_embd,
-                              n_hidden=4 * n_embd))
+        model = small(len(chars), T, n_layer, n_embd)
         matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
         adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), lr=2e-2,
                                   betas=(0.9, 0.95), fused=True)
@@ -321,9 +306,7 @@ def recipe(config):
 
 def sample(config):
     """One batch of 128 sequences: 48 tokens after a prompt of 16."""
-    transformers = optional("transformers")
-    model, _ = small(1024, 128)
-    model.eval()
+    model = small(1024, 128).eval()
     idx, entrants = torch.randint(1024, (128, 16)), {}
 
     def ours(rt):
@@ -333,8 +316,8 @@ def sample(config):
     for dtype in DTYPES:
         entrants[f"model.py, {dtype}"] = partial(ours, Runtime(replace(config, device="cpu",
                                                                      dtype=dtype)))
-    entrants["transformers, GPT-2"] = transformers
-    if not isinstance(transformers, str):
+    with optional("transformers, GPT-2"):
+        import transformers
         gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(
             vocab_size=1024, n_positions=128, n_embd=128, n_layer=4, n_head=2,
             bos_token_id=0, eos_token_id=None)).eval()
@@ -368,7 +351,6 @@ def ppo(config):
     """Iterations of 128 episodes on the CPU: prompts of 24 tokens, answers of 48, then 4 epochs of
     4 minibatches. A turn is 4 iterations; the last 3 are timed. In ours, one answer in 22 ends
     early by chance, but a batch takes as long as its longest answer."""
-    trl = package(config, "trl", "trl.experimental.ppo")
     with tempfile.TemporaryDirectory() as folder:
         def ours(dtype):
             command = [sys.executable, *ppo_command(config, folder, dtype, steps=4)]
@@ -379,11 +361,16 @@ def ppo(config):
             return median([row["seconds"] for row in log if "seconds" in row][1:])
 
         entrants = {f"rlhf_ppo.py, {dtype}": partial(ours, dtype) for dtype in DTYPES}
-        entrants |= {f"TRL's PPOTrainer, {dtype}": trl if isinstance(trl, str) else
-                     partial(trl_ppo, trl, folder, dtype) for dtype in DTYPES}
+        with optional("TRL's PPOTrainer"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            sys.path.insert(0, str(clone(config, "trl")))
+            from trl.experimental import ppo as trl
+            entrants |= {f"TRL's PPOTrainer, {dtype}": partial(trl_ppo, trl, folder, dtype)
+                         for dtype in DTYPES}
         race("PPO, episodes a second", entrants, config.runs, 128, "/s", warmup=False)
     # 4 epochs forward and backward through 2 models, one pass forward through 4, and sampling
-    work, rate = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2, product_rate(config, "cpu")
+    work = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2
+    rate = Runtime(replace(config, device="cpu", dtype="float32")).peak_flops()
     print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
 
@@ -432,44 +419,42 @@ def memory(config):
     reference, reward model, and the language model that critic and reward model share. A micro
     batch keeps 2 times 18.3 n_layer n_embd numbers per token, and 4 vocab_size per token of an
     answer. The rollout keeps keys and values: 2 n_layer n_embd per token of all answers."""
-    print("\nmemory of pretrain.py, minus that of a tiny model")
+    def table(title, peak, formula, tokens, *sizes):
+        print(f"\n{title}")
+        tiny = peak(1, 4, 1)
+        for n_layer, n_embd, rows in sizes:
+            n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
+            measured = peak(n_layer, n_embd, rows) - tiny
+            expected = formula(n_weights, n_layer * n_embd, rows)
+            print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of {tokens:3}: "
+                  f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
+
+    def pretrain_peak(n_layer, n_embd, rows):
+        return peak_memory(["pretrain.py", f"--data={config.data}", f"--n_layer={n_layer}",
+                            f"--n_embd={n_embd}", "--block_size=256", f"--batch_size={rows}",
+                            f"--micro_batch={rows}", "--steps=2", "--eval_rows=64", "--fresh",
+                            f"--tokenizer={folder}/tokenizer.json", "--muon=0",
+                            f"--out={folder}/pretrain.pt", "--device=cpu", "--dtype=float32"])
+
+    def ppo_peak(n_layer, n_embd, rows):
+        command = ppo_command(config, folder, lm=True, micro_batch=rows, n_layer=n_layer,
+                              n_embd=n_embd, n_hidden=4 * n_embd)
+        return peak_memory([*command, "--batch_size=64", "--epochs=1"])
+
+    def ppo_formula(n_weights, width, rows):
+        micro_batch, cache = rows * (72 * 2 * 18.3 * width + 48 * 4 * 1024), 64 * 72 * 2 * width
+        return (2 * 16 + 3 * 4) * n_weights + 4 * max(micro_batch, cache)
+
     with tempfile.TemporaryDirectory() as folder:
         texts = (document.text for document in read_texts(config.data))
         Tokenizer.train(texts, 1024).save(f"{folder}/tokenizer.json")
-
-        def peak(n_layer, n_embd, rows):
-            return peak_memory(["pretrain.py", f"--data={config.data}", f"--n_layer={n_layer}",
-                                f"--n_embd={n_embd}", "--block_size=256", f"--batch_size={rows}",
-                                f"--micro_batch={rows}", "--steps=2", "--eval_rows=64", "--fresh",
-                                f"--tokenizer={folder}/tokenizer.json", "--muon=0",
-                                f"--out={folder}/pretrain.pt", "--device=cpu", "--dtype=float32"])
-
-        peak(1, 4, 1)                                 # makes the token cache
-        tiny = peak(1, 4, 1)
-        for n_layer, n_embd, rows in ((4, 128, 64), (8, 512, 4), (8, 256, 32)):
-            n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
-            expected = 16 * n_weights + 4 * rows * 256 * (18.3 * n_layer * n_embd + 3 * 1024)
-            measured = peak(n_layer, n_embd, rows) - tiny
-            print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of 256: "
-                  f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
-
-        print("\nmemory of rlhf_ppo.py, minus that of tiny models: 64 prompts of 24 tokens, "
-              "answers of 48")
-
-        def ppo_peak(n_layer, n_embd, rows):
-            command = ppo_command(config, folder, lm=True, micro_batch=rows, n_layer=n_layer,
-                                  n_embd=n_embd, n_hidden=4 * n_embd)
-            return peak_memory([*command, "--batch_size=64", "--epochs=1"])
-
-        tiny = ppo_peak(1, 4, 1)
-        for n_layer, n_embd, rows in ((4, 128, 32), (8, 512, 4), (8, 256, 32)):
-            n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
-            micro_batch = rows * (72 * 2 * 18.3 * n_layer * n_embd + 48 * 4 * 1024)
-            cache = 64 * 72 * 2 * n_layer * n_embd
-            expected = (2 * 16 + 3 * 4) * n_weights + 4 * max(micro_batch, cache)
-            measured = ppo_peak(n_layer, n_embd, rows) - tiny
-            print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of  72: "
-                  f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
+        pretrain_peak(1, 4, 1)                        # makes the token cache
+        table("memory of pretrain.py, minus that of a tiny model", pretrain_peak,
+              lambda n_weights, width, rows:
+              16 * n_weights + 4 * rows * 256 * (18.3 * width + 3 * 1024),
+              256, (4, 128, 64), (8, 512, 4), (8, 256, 32))
+        table("memory of rlhf_ppo.py, minus that of tiny models: 64 prompts of 24 tokens, answers "
+              "of 48", ppo_peak, ppo_formula, 72, (4, 128, 32), (8, 512, 4), (8, 256, 32))
 
 
 if __name__ == "__main__":
@@ -479,4 +464,5 @@ if __name__ == "__main__":
     for name in config.what.split(","):
         if name not in races:
             fail(f"--what={name} is not one of {', '.join(races)}")
-        races[name](config)
+        with optional(name):
+            races[name](config)
