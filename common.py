@@ -8,15 +8,16 @@ import ctypes
 import dataclasses
 import difflib
 import hashlib
-import importlib.util
 import inspect
 import io
 import math
 import os
 import platform
 import re
+import runpy
 import sys
 import time
+import timeit
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -82,11 +83,12 @@ def parse_config(Config, doc, argv=None, words=""):
             values[name] = parse_value(kind, text)
         except (ValueError, OverflowError):
             fail(f"--{name}={text} is not {'true or false' if kind is bool else kind.__name__}")
-    for name, value in values.items():
-        low, high = BOUNDS.get(name, (-math.inf, math.inf))
-        if name in BOUNDS and not low <= value <= high and value != fields[name].default:
-            fail(f"--{name}={value} must be " + (f"at least {low}" if value < low else
-                                                 f"at most {high}"))
+    for low, high, names in BOUNDS:
+        for name in values.keys() & names.split():
+            value = values[name]
+            if not low <= value <= high and value != fields[name].default:
+                fail(f"--{name}={value} must be "
+                     + (f"at least {low}" if value < low else f"at most {high}"))
     config = Config(**values)
     if config.debug:
         sys.excepthook = sys.__excepthook__
@@ -97,30 +99,27 @@ def parse_config(Config, doc, argv=None, words=""):
 MOVED = dict(agree="python -m tools.label --agree=FILE,FILE", report="python -m tools.report")
 
 # The smallest and largest value of a flag, in every script. Its default is always allowed.
-BOUNDS = {name: (1, math.inf) for name in (
-    "steps", "batch_size", "micro_batch", "minibatch", "epochs", "eval_every", "eval_rows",
-    "block_size", "n_layer", "n_head", "n_embd", "n_prompts", "n_eval", "max_new_tokens", "k",
-    "seeds", "jobs", "details_steps", "runs")}
-BOUNDS |= {name: (0, math.inf) for name in (
-    "lr", "warmup", "weight_decay", "muon", "temperature", "kl_coef", "kl_target", "clip",
-    "clip_value", "max_kl", "ptx_coef", "best_of", "top_k", "n_docs", "n_demos")}
-BOUNDS |= {name: (0, 1) for name in ("dropout", "gamma", "lam", "top_p", "ptx", "held_out")}
-BOUNDS |= {"agreement": (0.5, 1), "seed": (0, 2**63 - 1)}
+BOUNDS = [
+    (1, math.inf, "steps batch_size micro_batch minibatch epochs eval_every eval_rows block_size "
+                  "n_layer n_head n_embd n_prompts n_eval max_new_tokens k seeds jobs "
+                  "details_steps runs"),
+    (0, math.inf, "lr warmup weight_decay muon temperature kl_coef kl_target clip clip_value "
+                  "max_kl ptx_coef best_of top_k n_docs n_demos"),
+    (0, 1, "dropout gamma lam top_p ptx held_out"), (0.5, 1, "agreement"), (0, 2**63 - 1, "seed")]
 
 
 def parse_value(kind, text):
+    """The text as a str, bool, int (2e3 is one, too) or float."""
+    if kind is str:
+        return text
     if kind is bool:
         if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
             raise ValueError
         return text.lower() in ("true", "1", "yes")
-    if kind is int and "e" in text:                   # --steps=2e3
-        if not float(text).is_integer():
-            raise ValueError
-        return int(float(text))
-    value = kind(text)
-    if kind is float and not math.isfinite(value):
+    value = int(text) if kind is int and "e" not in text else float(text)
+    if not math.isfinite(value) or kind(value) != value:
         raise ValueError
-    return value
+    return kind(value)
 
 
 def flush():
@@ -152,8 +151,8 @@ def ranks():
     there = {name: os.environ[name] for name in needed if os.environ.get(name)}
     if "RANK" not in there and there.get("WORLD_SIZE", "1") == "1":
         return 0, 1, False
-    numbers = all(there.get(name, "").isdigit() for name in needed if name != "MASTER_ADDR")
-    if not numbers or "MASTER_ADDR" not in there:
+    if not all(name in there and (there[name].isdigit() or name == "MASTER_ADDR")
+               for name in needed):
         found = " ".join(f"{name}={value}" for name, value in there.items())
         fail(f"the environment has {found}, but a distributed run needs {', '.join(needed)}: start "
              f"it with torchrun, or `unset {' '.join(there)}`")
@@ -173,22 +172,22 @@ class Runtime:
         device = config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            fail("--device=cuda, but this machine has no CUDA device; try --device=cpu")
-        if device == "mps" and not torch.backends.mps.is_available():
-            fail("--device=mps, but this machine has no MPS device; try --device=cpu")
+        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
+            fail(f"--device={device} is not one of auto, cpu, cuda, mps")
+        for name, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
+            if device.startswith(name) and not backend.is_available():
+                fail(f"--device={device}, but this machine has no {name.upper()} device; try "
+                     f"--device=cpu")
         if self.ddp:
             if device == "cuda":
                 device = f"cuda:{os.environ['LOCAL_RANK']}"
                 torch.cuda.set_device(device)
             hook = sys.excepthook                     # torch wraps it and would repeat the rank
-            # gloo carries tensors on the CPU, such as the flag to stop. The timeout is long because
+            # gloo carries tensors on the CPU, such as those of sum(). The timeout is long because
             # rank 0 may need hours to encode a large corpus, while the others wait
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo",
                                     timeout=timedelta(hours=6))
             sys.excepthook = sys.excepthook if config.debug else hook
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-            fail(f"--device={config.device} is not one of auto, cpu, cuda, mps")
         if sys.platform == "linux" and device == "cpu":
             with suppress(AttributeError):            # only glibc has mallopt
                 # keep freed memory: asking the system for it again takes a tenth of a training step
@@ -207,17 +206,14 @@ class Runtime:
 
     def compile(self, model, wanted):
         """torch.compile; auto means only on GPUs. On a laptop it takes half a minute, about as long
-        as what it saves."""
+        as what it saves. It needs a C++ compiler, and on GPUs Triton: a tiny function shows whether
+        they are there."""
         if wanted not in ("auto", "true", "false"):
             fail(f"--compile={wanted} is not auto, true or false")
         if wanted == "false" or (wanted == "auto" and self.device.type != "cuda"):
             return model
         try:
-            import torch._inductor.cpp_builder as builder
-            from torch.utils._triton import has_triton
-            builder.get_cpp_compiler()
-            if self.device.type == "cuda" and not has_triton():
-                raise RuntimeError
+            torch.compile(torch.neg)(torch.ones(1, device=self.device))
         except Exception:
             print("no C++ compiler or no Triton found: running without torch.compile")
             return model
@@ -246,19 +242,13 @@ class Runtime:
     def peak_flops(self):
         """Floating-point operations a second in a large matrix product, measured. It grows until a
         product takes 20 ms: emulated bf16 can be a thousand times slower than a GPU."""
-        n, largest = 512, 8192 if self.device.type == "cuda" else 2048
-        while True:
-            a = torch.randn(n, n, device=self.device, dtype=self.dtype)
-            best, began = math.inf, time.perf_counter()
-            for _ in range(8):
-                start = time.perf_counter()
-                (a @ a)[0, 0].item()                  # waits for the GPU
-                best = min(best, time.perf_counter() - start)
-                if time.perf_counter() - began > 0.5:
-                    break
-            if n == largest or best > 0.02:
-                return 2 * n**3 / max(best, 1e-9)
+        n, seconds, largest = 128, 0, 8192 if self.device.type == "cuda" else 2048
+        while n < largest and seconds < 0.02:
             n *= 2
+            a = torch.randn(n, n, device=self.device, dtype=self.dtype)
+            # .item() waits for the GPU
+            seconds = min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=8))
+        return 2 * n**3 / max(seconds, 1e-9)
 
     def split(self, config):
         """How many rows this process takes in every step, and in every forward pass."""
@@ -273,23 +263,16 @@ class Runtime:
         n_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return f"{n_params / 1e6:.2f}M parameters on {self.device} in {str(self.dtype)[6:]}"
 
-    def any(self, *flags):
-        """For each flag, whether it is set on any rank. (Every rank must call it.)"""
-        if not self.ddp:
-            return flags
-        t = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(t, op=dist.ReduceOp.MAX)
-        return t.bool().tolist()
-
     def sum(self, *values):
         """The sums over all ranks of some numbers, as floats. (Every rank must call it.)"""
-        values = [float(v) for v in values]
+        t = torch.tensor([float(v) for v in values], dtype=torch.float64)
         if self.ddp:
-            t = torch.tensor(values, dtype=torch.float64)
-            t = t.to(torch.float32) if self.device.type == "mps" else t.to(self.device)
             dist.all_reduce(t)
-            values = t.tolist()
-        return values
+        return t.tolist()
+
+    def any(self, *flags):
+        """For each flag, whether it is set on any rank. (Every rank must call it.)"""
+        return [n > 0 for n in self.sum(*flags)]
 
     def average(self, *values):
         """The means over all ranks of some numbers. (Every rank must call it.)"""
@@ -414,13 +397,10 @@ def load_function(spec):
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
         fail(f"{spec}: give a function as FILE.py:name; there is no file {path or spec}")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules.setdefault(Path(path).stem, module)   # where dataclasses look for it
-    module_spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
+    function = runpy.run_path(path).get(name)
+    if not callable(function):
         fail(f"{path} has no function named {name}")
-    return getattr(module, name)
+    return function
 
 
 def get_scores(function, prompts, responses, name):
@@ -428,19 +408,13 @@ def get_scores(function, prompts, responses, name):
     try:
         scores = function(prompts, responses)
     except Exception as error:
+        if len(responses) > 1:                        # one by one, until it fails again
+            for prompt, response in zip(prompts, responses):
+                get_scores(function, [prompt], [response], name)
+        where = in_words(prompts[0], responses[0]) if len(responses) == 1 else ""
         raise ValueError(f"{name}: {type(error).__name__}: {error} (--debug=true shows where)"
-                         f"{first_failure(function, prompts, responses)}") from error
+                         f"{where}") from error
     return check_scores(scores, prompts, responses, name)
-
-
-def first_failure(function, prompts, responses):
-    """The first pair on which the function fails when called with it alone; "" if none."""
-    for prompt, response in zip(prompts, responses):
-        try:
-            function([prompt], [response])
-        except Exception:
-            return in_words(prompt, response)
-    return ""
 
 
 def in_words(prompt, response):
