@@ -47,7 +47,7 @@ def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenize
                     **extra):
     """model: a module or its state_dict; history: that of the checkpoint that this stage started
     from."""
-    config = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("fresh", "debug")}
+    config = flags_of(config)
     weights = model if isinstance(model, dict) else model.state_dict()
     atomic_save({
         "stage": stage, "step": step, "metrics": metrics,
@@ -57,15 +57,18 @@ def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenize
         **extra}, path)
 
 
+def flags_of(config):
+    """The flags on which the result depends."""
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("fresh", "debug")}
+
+
 def load_checkpoint(path, stage=None, tokenizer=None):
     """The dict that save_checkpoint wrote. stage: the name it must have, or several; tokenizer: the
     one it must have. Otherwise the program ends with one line that says what to do."""
     stages = (stage,) if isinstance(stage, str) else stage or tuple(MAKERS)
     named_after = Path(path).stem                     # out/ppo.pt is what rlhf_ppo.py makes
     maker = f"python {MAKERS[named_after if named_after in stages else stages[0]]}"
-    ckpt = load_dict(path, maker)
-    if not {"stage", "model", "model_config", "tokenizer", "history"} <= ckpt.keys():
-        fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
+    ckpt = load_dict(path, maker, {"stage", "model", "model_config", "tokenizer", "history"})
     if ckpt["stage"] not in stages:
         fail(f"{path} comes from stage '{ckpt['stage']}', but {' or '.join(stages)} is needed here:"
              f" `{maker}` makes one")
@@ -93,7 +96,9 @@ def is_sound(ckpt):
         return False
 
 
-def load_dict(path, maker):
+def load_dict(path, maker, keys=set()):
+    """What torch.save wrote: a dict with these keys and maybe more. maker: the command to run if
+    it isn't."""
     if not Path(path).is_file():
         fail(f"{path or 'a file without a name'} is missing: `{maker}` makes it")
     try:
@@ -104,7 +109,7 @@ def load_dict(path, maker):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception:          # broken bytes can raise anything
         fail(f"{path} is damaged or not a checkpoint: delete it and run `{maker}` again")
-    if not isinstance(loaded, dict):
+    if not isinstance(loaded, dict) or not keys <= loaded.keys():
         fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
     return loaded
 
@@ -114,22 +119,18 @@ class Whole:
     piece. (Every rank must call it.)"""
 
     def __init__(self, model, optimizer=None):
-        from torch.distributed.checkpoint import state_dict            # not in every build of torch
-        self.model, self.optimizer, self.lib = model, optimizer, state_dict
-        self.options = state_dict.StateDictOptions(full_state_dict=True, cpu_offload=True)
+        from torch.distributed.checkpoint import state_dict as lib     # not in every build of torch
+        self.parts, self.options = [model], lib.StateDictOptions
+        self.get, self.set = lib.get_model_state_dict, lib.set_model_state_dict
+        if optimizer is not None:
+            self.parts.append(optimizer)
+            self.get, self.set = lib.get_optimizer_state_dict, lib.set_optimizer_state_dict
 
     def state_dict(self):
-        if self.optimizer is None:
-            return self.lib.get_model_state_dict(self.model, options=self.options)
-        return self.lib.get_optimizer_state_dict(self.model, self.optimizer,
-                                                    options=self.options)
+        return self.get(*self.parts, options=self.options(full_state_dict=True, cpu_offload=True))
 
     def load_state_dict(self, state):
-        options = self.lib.StateDictOptions(full_state_dict=True)
-        if self.optimizer is None:
-            self.lib.set_model_state_dict(self.model, state, options=options)
-        else:
-            self.lib.set_optimizer_state_dict(self.model, self.optimizer, state, options=options)
+        self.set(*self.parts, state, options=self.options(full_state_dict=True))
 
 
 # ---- a run of one stage: its log, and its state, from which the same command goes on --------
@@ -172,9 +173,7 @@ class Run:
                          f"another --out")
         if self.log_file != self.out and not is_log(self.log_file):
             fail(f"{self.log_file} is there already and is no log: choose another --out")
-        flags = dataclasses.asdict(config) | dict(dtype=str(rt.dtype)[6:])
-        self.flags = {k: v for k, v in flags.items() if k not in ("fresh", "debug")}
-        self.flags["processes"] = rt.world_size
+        self.flags = flags_of(config) | dict(dtype=str(rt.dtype)[6:], processes=rt.world_size)
         check_writable(self.out)
         if rt.main:
             self.lock()
@@ -219,32 +218,33 @@ class Run:
     def resume(self):
         """(the state to continue from, or None; whether the run is finished). Refuses a run with
         other flags or inputs."""
-        path = next((p for p in (self.state_file, self.out) if p.exists()), None)
-        if path is None or self.config.fresh:
+        path = self.state_file if self.state_file.exists() else self.out
+        if self.config.fresh or not path.exists():
             return None, False
-        again = f"python {Path(sys.argv[0]).name} --fresh"
-        if path == self.out != self.out.with_suffix(".pt"):
+        if path == self.out and path.suffix != ".pt":
             fail(f"{path} is there already, but not from this script; --fresh replaces it")
-        state = load_dict(path, again)
-        if state.get("finished") and not self.out.exists():
+        state = load_dict(path, f"python {Path(sys.argv[0]).name} --fresh")
+        finished = path == self.out or "finished" in state
+        if not self.out.exists() and finished:
             return None, False
         before = state.get("run", dict(flags={}, inputs={}))
-        if self.config.dtype == "auto" and before["flags"].get("dtype") in DTYPES:
-            self.flags["dtype"] = before["flags"]["dtype"]            # continue in the same dtype
-            self.rt.dtype = DTYPES[self.flags["dtype"]]
+        dtype = before["flags"].get("dtype")
+        if self.config.dtype == "auto" and dtype in DTYPES:           # continue in the same dtype
+            self.flags["dtype"], self.rt.dtype = dtype, DTYPES[dtype]
+        # after a loss that was not finite --lr may change
+        free = "lr" if self.nan_file.exists() and not finished else ""
         changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
-                   for k, v in self.flags.items() if before["flags"].get(k) != v
-                   and not (k == "lr" and path == self.state_file and self.nan_file.exists())]
+                   for k, v in self.flags.items() if before["flags"].get(k) != v and k != free]
         changed += [f"{k} has changed since" for k, v in self.inputs.items()
                     if before["inputs"].get(k) != v]
         if changed:
             fail(f"{path} is from another run ({'; '.join(changed[:3])}): --fresh starts over, "
                  f"--out=... keeps both")
-        if path == self.state_file and not state.get("finished"):
-            of = f" of {self.total}" if self.total else ""
-            print(f"resuming from {state['step']}{of} ({path})")
-            return state, False
-        return None, True
+        if finished:
+            return None, True
+        of = f" of {self.total}" if self.total else ""
+        print(f"resuming from {state['step']}{of} ({path})")
+        return state, False
 
     def identity(self):
         """What a later run compares with its own flags and inputs."""
@@ -312,9 +312,8 @@ class Run:
             return
         self.trimmed, kept = True, []
         if self.start and self.log_file.exists():
-            lines = self.log_file.read_text().splitlines()
-            rows = [(s, json.loads(s)) for s in lines if s.endswith("}")]
-            kept = [s for s, r in rows if r["step"] + ("split" in r) <= self.start]
+            kept = [line for line in self.log_file.read_text().splitlines() if line.endswith("}")
+                    and (row := json.loads(line))["step"] + ("split" in row) <= self.start]
         with writing(self.log_file) as f:
             f.write("".join(line + "\n" for line in kept))
 
