@@ -121,8 +121,8 @@ if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
-    if config.max_new_tokens < 1 or config.temperature < 0 or not 0 < config.top_p <= 1:
-        fail("--max_new_tokens must be at least 1, --temperature at least 0, --top_p in (0, 1]")
+    if config.top_p == 0:
+        fail("no token has --top_p=0 of the probability: choose --top_p in (0, 1]")
     rt = Runtime(config)
 
     # ---- models -----------------------------------------------------------------------------

@@ -183,16 +183,17 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
     show_lengths({name: n for name, n in lengths.items() if n})
 
     held, keys = held_out(prompts), [*map(json.dumps, prompts)]
-    both = set.intersection(*({k for k, h in zip(keys, held) if h == side} for side in (0, 1)))
+    both = {k for k, h in zip(keys, held) if h} & {k for k, h in zip(keys, held) if not h}
     whole = {json.dumps([prompt, group]) for prompt, group in zip(prompts, answers)}
     fact("rows", f"{len(rows):,}; {len(rows) - len(whole):,} are duplicates; {len(set(keys)):,} "
                  f"different prompts, {len(both):,} on both sides of the split")
-    examples = [[(ids + dots, [0] * len(ids) + [1] * len(dots))]
-                for dots in [tok.encode("…")] for ids in asked]
     if demos:
         examples = look_at_demonstrations(rows, held, tok, T)
-    if kind == "comparisons":
+    elif kind == "comparisons":
         examples = look_at_comparisons(rows, held, said, tok, T)
+    else:
+        dots = tok.encode("…")
+        examples = [[(ids + dots, [0] * len(ids) + [1] * len(dots))] for ids in asked]
     room = T - config.max_new_tokens - 1
     fits = [h for ids, h in zip(asked, held) if len(ids) <= room]
     fact("rlhf_ppo.py", split(fits, rlhf_ppo.Config.batch_size))

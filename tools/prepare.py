@@ -85,18 +85,17 @@ def append(url, part, first):
             return True
         part.unlink()                                 # these bytes belong to another file
         raise ConnectionError from None
-    found = re.match(r"bytes (\d+)-\d+/(\d+)", response.headers.get("Content-Range", ""))
-    # a server without range requests sends the whole file, from byte 0
-    start, total = map(int, found.groups() if found else (0, response.length or 0))
-    if response.status == 206 and not found or start > have:
+    found = re.match(rf"bytes {have}-\d+/(\d+)", response.headers.get("Content-Range", ""))
+    if response.status == 206 and not found:
         raise http.client.HTTPException
-    with response, open(part, "ab") as file, tqdm(
-            desc=part.stem, total=min(total or math.inf, first), initial=start, unit="B",
-            unit_scale=True, leave=False, disable=None) as bar:
+    # a server without range requests sends the whole file, from byte 0
+    start, total = (have, int(found[1])) if found else (0, response.length or 0)
+    with response, open(part, "ab") as file, tqdm.wrapattr(
+            response, "read", desc=part.stem, total=min(total or math.inf, first), initial=start,
+            leave=False, disable=None) as body:
         file.truncate(start)
-        while file.tell() < first and (block := response.read(1 << 16)):
+        while file.tell() < first and (block := body.read(1 << 16)):
             file.write(block)
-            bar.update(len(block))
         got = file.tell()
     if got < min(total, first):
         raise ConnectionError
@@ -148,8 +147,7 @@ def write(path, rows):
 def shakespeare(get, limit):
     """text: Shakespeare's plays, in one file; 1 MB; public domain"""
     path = get(f"{GITHUB}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt")
-    text = path.read_text(encoding="utf-8")
-    return {"shakespeare.txt": [text[:limit or None]]}
+    return {"shakespeare.txt": [path.read_text(encoding="utf-8")[:limit]]}
 
 
 def tinystories(get, limit):
@@ -192,7 +190,7 @@ def wikitext(get, limit):
 def alpaca(get, limit):
     """demonstrations: 52,000 instructions, answered by GPT-3; 23 MB; CC BY-NC 4.0"""
     path = get(f"{GITHUB}/tatsu-lab/stanford_alpaca/main/alpaca_data.json")
-    return {"sft.jsonl": islice(json.loads(path.read_text(encoding="utf-8")), limit or None)}
+    return {"sft.jsonl": islice(json.loads(path.read_text(encoding="utf-8")), limit)}
 
 
 def dolly(get, limit):
@@ -200,21 +198,21 @@ def dolly(get, limit):
     path = get(f"{HF}/databricks/databricks-dolly-15k/resolve/main/databricks-dolly-15k.jsonl")
     return {"sft.jsonl": (dict(instruction=row["instruction"], input=row["context"],
                                output=row["response"], kind=row["category"])
-                          for row in islice(read_jsonl(path), limit or None))}
+                          for row in islice(read_jsonl(path), limit))}
 
 
 def smoltalk(get, limit):
     """demonstrations: SmolTalk's 2,000 everyday conversations; 1 MB; Apache 2.0"""
     url = f"{HF}/HuggingFaceTB/smoltalk/resolve/main/data/everyday-conversations/" \
           f"train-00000-of-00001.parquet"
-    return {"sft.jsonl": islice(read_parquet(get, [url], ["messages"]), limit or None)}
+    return {"sft.jsonl": islice(read_parquet(get, [url], ["messages"]), limit)}
 
 
 def oasst(get, limit):
     """demonstrations and comparisons: OASST1, volunteers' dialogues; 34 MB; Apache 2.0"""
     path = get(f"{HF}/OpenAssistant/oasst1/resolve/main/2023-04-12_oasst_ready.trees.jsonl.gz")
     trees = (row["prompt"] for row in read_jsonl(path) if row["prompt"]["lang"] == "en")
-    trees = [*islice(trees, limit or None)]
+    trees = [*islice(trees, limit)]
     demos = ({"messages": best_dialogue(tree)} for tree in trees if tree["replies"])
     return {"sft.jsonl": demos, "comparisons.jsonl": chain(*(comparisons(t) for t in trees))}
 
@@ -225,8 +223,7 @@ def turn(node):
 
 def replies(node):
     """A node's replies: the best first, unranked ones last."""
-    rank = [math.inf if reply.get("rank") is None else reply["rank"] for reply in node["replies"]]
-    return [node["replies"][i] for i in sorted(range(len(rank)), key=rank.__getitem__)]
+    return sorted(node["replies"], key=lambda reply: (reply.get("rank") is None, reply.get("rank")))
 
 
 def best_dialogue(node):
@@ -256,7 +253,7 @@ def hh(get, limit):
         for row in read_jsonl(get(url, name=f"{kind}.jsonl.gz")):
             yield dict(chosen=row["chosen"], rejected=row["rejected"], kind=kind)
     rows = chain.from_iterable(zip_longest(part("helpful-base"), part("harmless-base")))
-    return {"comparisons.jsonl": islice(filter(None, rows), limit or None)}
+    return {"comparisons.jsonl": islice(filter(None, rows), limit)}
 
 
 def ultrafeedback(get, limit):
@@ -264,7 +261,7 @@ def ultrafeedback(get, limit):
     url = f"{HF}/HuggingFaceH4/ultrafeedback_binarized/resolve/main/data/" \
           f"train_prefs-00000-of-00001.parquet"
     rows = read_parquet(get, [url], ["chosen", "rejected"])
-    return {"comparisons.jsonl": islice(rows, limit or None)}
+    return {"comparisons.jsonl": islice(rows, limit)}
 
 
 DATASETS = {function.__name__: function for function in (
@@ -284,10 +281,10 @@ NEXT = {
 # ---- one data set ---------------------------------------------------------------------------
 
 def prepare(name, config):
-    folder, files = Path(config.out) / name, {}
+    folder = Path(config.out) / name
     download = Path(config.out) / "download" / name   # not inside: a folder of text is read whole
     try:
-        files = DATASETS[name](partial(fetch, download, config.mirror), config.limit)
+        files = DATASETS[name](partial(fetch, download, config.mirror), config.limit or None)
         for file, rows in files.items():
             write(folder / file, rows)
     except (ValueError, LookupError, TypeError, AttributeError, EOFError, zlib.error,
