@@ -14,6 +14,7 @@ added to the Counters `dropped` and `mended`.
 
 import hashlib
 import json
+import os
 import re
 import sys
 from ast import literal_eval
@@ -220,21 +221,30 @@ def read_texts(paths, errors="strict", dropped=None):
 
 def text_files(folder):
     """The .txt and .jsonl files in a folder and its subfolders, without hidden ones, such as
-    macOS's ._book.txt."""
-    return sorted(file for file in folder.rglob("*")
-                  if file.is_file() and file.suffix.lower() in (".txt", ".jsonl")
-                  and not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    macOS's ._book.txt. Links are followed, but no folder is read twice."""
+    files, seen = [], set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        folders[:] = sorted(name for name in folders if name[0] != ".")
+        files += [Path(place, name) for name in names
+                  if name[0] != "." and Path(name).suffix.lower() in (".txt", ".jsonl")]
+    return sorted(files)
 
 
 def list_files(paths):
     """All files. A wrong name is reported before the first file is read, not an hour later."""
     files = []
     for name in str(paths).split(","):
-        path = Path(name.strip())
-        found = (text_files(path) if path.is_dir() else []) or [path]
-        if not name.strip() or not found[0].is_file():
-            raise DataError(f"'{name}': no such file, or no directory with .txt or .jsonl files")
-        files += found
+        name = name.strip()
+        found = text_files(name) if os.path.isdir(name) else []
+        for file in found or [name]:
+            if not Path(file).is_file():              # also a link to nowhere
+                raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl "
+                                "files")
+        files += found or [Path(name)]
     return files
 
 

@@ -396,6 +396,15 @@ def test_folders_inside_a_folder_are_read_and_hidden_files_are_not(write, tmp_pa
     assert texts(str(tmp_path / "texts")) == ["texts/a.txt", "texts/deep/er/b.txt"]
 
 
+def test_links_in_a_folder_are_followed_once(write, tmp_path):
+    write("disk/a.txt", "Ada"), write("b.txt", "Bea"), write("texts/c.txt", "Cleo")
+    for name, target in (("disk", "disk"), ("b.txt", "b.txt"), ("again", "disk"), ("self", "texts")):
+        (tmp_path / "texts" / name).symlink_to(tmp_path / target)
+    assert sorted(texts(tmp_path / "texts")) == ["Ada", "Bea", "Cleo"]
+    (tmp_path / "texts/gone.txt").symlink_to("nowhere")
+    assert "gone.txt': no such file" in refusal(texts, tmp_path / "texts")
+
+
 def test_other_fields_of_a_row_are_kept(write):
     row = {"prompt": "Hi", "response": "Hello", "kind": "greeting", "id": 7}
     assert read_demonstrations(write("a.jsonl", row)) == [
