@@ -436,6 +436,18 @@ def test_an_added_token_that_matches_inside_plain_text_is_refused(token):
         imported(tokenizer_json(added_tokens=[token]))
 
 
+def test_the_refusal_of_added_tokens_names_all_of_them_and_a_way_that_works():
+    added = [dict(id=id, content=name, special=False)                 # as minimind has them
+             for id, name in ((500, "<think>"), (501, "</think>"))]
+    with pytest.raises(ValueError, match="'<think>', '</think>'.*\"special\": true"):
+        imported(tokenizer_json(added_tokens=added))
+    tok, _ = imported(tokenizer_json(added_tokens=[token | dict(special=True) for token in added]))
+    assert tok.specials["<think>"] == 500 and tok.encode("Ada") == LEARNED.encode("Ada")
+    with pytest.raises(ValueError) as error:          # there it would not help
+        imported(tokenizer_json(added_tokens=[dict(id=97, content="a", special=True)]))
+    assert "special" not in str(error.value)
+
+
 @pytest.mark.parametrize("disorder", [list.reverse, lambda merges: merges.append(merges[0])])
 def test_merges_that_are_not_in_the_order_of_their_ids_are_refused(disorder):
     saved = tokenizer_json()

@@ -323,13 +323,17 @@ def tokenizer_from_hf(saved):
     odd = [key for key in ("ignore_merges", "dropout", "continuing_subword_prefix",
                            "end_of_word_suffix") if model.get(key)]
     odd += ["normalizer"] if saved.get("normalizer") else []
-    odd += [f"the added token {token['content']!r} inside plain text" for token in added
-            if token["id"] in made or not token.get("special")]
+    odd += [f"the added token {token['content']!r}, which is also an ordinary one,"
+            for token in added if token["id"] in made]
+    inside = [repr(token["content"]) for token in added if not token.get("special")]
     if len(merges) < len(model["merges"]) or [*merges.values()] != sorted({*merges.values()}):
         odd.append("an order of merges that differs from the order of their ids,")
     if odd:
-        way = ' (if your texts do not contain it, set "special": true for it in the file)'
-        raise ValueError(f"{odd[0]} is not supported{way if 'added token' in odd[0] else ''}")
+        raise ValueError(f"{odd[0]} is not supported")
+    if inside:
+        raise ValueError(f"added tokens inside plain text ({', '.join(inside)}) are not supported; "
+                         'if your texts contain none of them, set "special": true for each of '
+                         "these in a copy of the folder, and import the copy")
     specials = {name: id for name, id in names.items() if id not in made}
     return Tokenizer(split_pattern(saved["pre_tokenizer"]), byte_ids, merges, specials), known
 
