@@ -180,7 +180,11 @@ def encode(paths, tok, cache):
     this at the same time, because both write the same files."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=cache.parent, prefix=f"{cache.name}.") as tmp:
-        write(paths, tok, Path(tmp))
+        try:
+            write(paths, tok, Path(tmp))
+        except OSError as error:                      # NumPy's has no file and no errno
+            raise OSError(f"the tokens of {paths} could not be written to {cache.parent} ({error}):"
+                          f" make room there, or choose another --out") from None
         cache.mkdir(exist_ok=True)
         for name in ("tokens.bin", "sources.json", "docs.npz"):
             with suppress(PermissionError):           # Windows: another run reads its own copy

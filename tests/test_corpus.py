@@ -121,6 +121,16 @@ def test_an_unfinished_cache_is_not_used(data, tmp_path, tiny_tokenizer, ids, en
     assert corpus.tokens.tolist() == sum(ids, [])
 
 
+def test_a_full_disk_is_told_with_its_place(data, tmp_path, tiny_tokenizer, monkeypatch):
+    def full(*_):
+        raise OSError("900 requested and 0 written")  # NumPy's words
+
+    monkeypatch.setattr(corpus_module, "write", full)
+    with pytest.raises(OSError, match=f"{tmp_path}.*make room there"):
+        Corpus(data, tiny_tokenizer, tmp_path / "cache", "print", 0.2)
+    assert not list((tmp_path / "cache").iterdir())
+
+
 def test_the_other_ranks_wait_and_do_not_encode(data, tmp_path, tiny_tokenizer, encodings):
     def wait():                                       # meanwhile rank 0 writes the cache
         Corpus(data, tiny_tokenizer, tmp_path / "cache", "print", 0.2)
