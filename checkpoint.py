@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import DTYPES, check_writable, clock, fail, make_folder, number, writing
+from common import DTYPES, check_writable, clock, fail, make_folder, number, say, writing
 from data.formats import text_files
 from model import GPT, GPTConfig, ScalarGPT
 from tokenizer import Tokenizer
@@ -142,7 +142,7 @@ def fingerprint(path):
         part = Path(part.strip())
         files = text_files(part) if part.is_dir() else [part]
         for file in (f for f in files if f.is_file()):
-            digest.update(f"{file.name} {file.stat().st_size} ".encode())
+            digest.update(os.fsencode(f"{file.name} {file.stat().st_size} "))
             with open(file, "rb") as f:
                 while block := f.read(2**20):
                     digest.update(block)
@@ -174,7 +174,8 @@ class Run:
         if self.log_file != self.out and not is_log(self.log_file):
             fail(f"{self.log_file} is there already and is no log: choose another --out")
         self.flags = flags_of(config) | dict(dtype=str(rt.dtype)[6:], processes=rt.world_size)
-        check_writable(self.out)
+        for file in (self.out, self.log_file, self.state_file):
+            check_writable(file)
         if rt.main:
             self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}
@@ -329,12 +330,11 @@ class Run:
         cells = [f"step {step:>{len(str(self.total))}}/{self.total}"]
         cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()
                   if v is not None]
-        tqdm.write(" | ".join(cells + [f"eta {clock(left)}"]))
+        say(" | ".join(cells + [f"eta {clock(left)}"]))
 
     def say(self, text):
-        """Print without tearing the progress bar."""
         if self.rt.main:
-            tqdm.write(text)
+            say(text)
 
 
 def is_log(path):

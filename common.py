@@ -24,6 +24,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from tqdm import tqdm
 
 
 def fail(message):
@@ -50,8 +51,11 @@ def tell(message, second_hand=False):
 def parse_config(Config, doc, argv=None, words=""):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
     field that collects positional arguments, joined by commas; without it they are refused."""
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):      # a wrong byte, or a character that the
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        stream = getattr(sys, name)
+        if stream is None:                            # closed, as under pythonw
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+        elif isinstance(stream, io.TextIOWrapper):    # a wrong byte, or a character that the
             stream.reconfigure(errors="replace")      # terminal does not have, must not stop a run
     atexit.register(flush)
     sys.excepthook = one_line
@@ -122,11 +126,21 @@ def parse_value(kind, text):
     return kind(value)
 
 
+def say(text):
+    """Print without tearing the progress bar. A full disk or a lost terminal stops no run."""
+    try:
+        tqdm.write(text)
+    except BrokenPipeError:
+        raise
+    except OSError:
+        flush()
+
+
 def flush():
     """Write out what is printed. A reader that has gone, as in `… | head`, is no error."""
     try:
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -178,10 +192,15 @@ class Runtime:
             if device.startswith(name) and not backend.is_available():
                 fail(f"--device={device}, but this machine has no {name.upper()} device; try "
                      f"--device=cpu")
+        if self.ddp and device == "cuda":
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+        if device.startswith("cuda:"):
+            count = torch.cuda.device_count()
+            if int(device[5:]) >= count:
+                fail(f"{device} is missing, this machine has {count} CUDA devices: choose another "
+                     f"--device, or start {count} processes (--nproc_per_node={count})")
+            torch.cuda.set_device(device)
         if self.ddp:
-            if device == "cuda":
-                device = f"cuda:{os.environ['LOCAL_RANK']}"
-                torch.cuda.set_device(device)
             hook = sys.excepthook                     # torch wraps it and would repeat the rank
             # gloo carries tensors on the CPU, such as those of sum(). The timeout is long because
             # rank 0 may need hours to encode a large corpus, while the others wait
@@ -329,6 +348,8 @@ def make_folder(out):
 
 def check_writable(path):
     """A file that is marked as read-only is not replaced, even where the system would allow it."""
+    if Path(path).is_dir():
+        fail(f"{path} is a folder: choose another --out")
     if Path(path).exists() and not Path(path).stat().st_mode & 0o222:
         fail(f"{path} is read-only: allow writing (chmod u+w), or choose another --out")
 

@@ -186,6 +186,18 @@ def test_half_of_torchruns_variables_are_refused(monkeypatch, refused, variables
     assert said in refused(Runtime, Config())
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:2"])
+def test_more_processes_than_gpus_are_refused(monkeypatch, refused, device):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name, value in dict(RANK="3", WORLD_SIZE="4", LOCAL_RANK="3", MASTER_ADDR="localhost",
+                            MASTER_PORT="1").items():
+        if device == "cuda":
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr(common.time, "sleep", lambda seconds: None)
+    assert "--nproc_per_node=2" in refused(Runtime, Config(device=device))
+
+
 @pytest.mark.parametrize("variables", [dict(), dict(RANK="", WORLD_SIZE=""), dict(WORLD_SIZE="1")])
 def test_without_torchruns_variables_there_is_one_process(monkeypatch, variables):
     for name, value in variables.items():
@@ -258,6 +270,23 @@ def test_a_character_that_the_terminal_lacks_stops_nothing(encoding):
                           env=dict(os.environ, PYTHONIOENCODING=encoding))
     assert (done.returncode, done.stderr.strip()) == (0, b"done")
     assert done.stdout.count(b"caf") == 20000
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="closes streams in a shell")
+def test_closed_streams_stop_nothing():
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(["bash", "-c", f"{sys.executable} -c '{PRINTER}' {closed}"],
+                              cwd=ROOT, capture_output=True)
+        assert done.returncode == 0 and b"Error" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_a_full_disk_for_the_output_stops_no_run():
+    printer = PRINTER.replace("print(", "from common import say; say(", 1)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", printer], cwd=ROOT, stdout=full,
+                              stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr.strip()) == (0, b"done")
 
 
 def test_help_may_be_cut_off_by_its_reader():

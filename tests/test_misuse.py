@@ -104,6 +104,7 @@ CASES = """
     sft --out=bad/armed.pt                | delete it and run `python sft.py --fresh` again
     sft --out=bad/cut_state.pt            | delete it and run `python sft.py --fresh` again
     sft --out=bad/theirs.pt               | bad/theirs.state is from another run
+    sft --out=bad/folder.pt --fresh       | bad/folder.pt is a folder: choose another --out
     sft --out=bad/few.pt                  | bad/few.jsonl is there already and is no log
     sft --lr=1e30                         | is nan at step 2 (its batch: new.nan.pt); with a
     compare --k=0                         | --k=0 must be at least 1
@@ -229,7 +230,7 @@ class Bomb:
 def folder(tmp_path_factory, tiny_tokenizer):
     folder = build(tmp_path_factory.mktemp("misuse"), tiny_tokenizer)
     bad = folder / "bad"
-    bad.mkdir()
+    (bad / "folder.pt").mkdir(parents=True)
     for name, content in HOSTILE.items():
         (bad / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 

@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +45,13 @@ def texts(tmp_path):
     (folder / "a.txt").write_text("one\n" * 10)
     (folder / "b.txt").write_text("two\n" * 10)
     return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems allow no such name")
+def test_a_file_name_may_have_bytes_that_are_not_utf8(tmp_path):
+    file = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    file.write_text("Ada")
+    assert fingerprint(file) == fingerprint(tmp_path)
 
 
 @pytest.mark.parametrize("change", [
