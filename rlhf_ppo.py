@@ -58,14 +58,11 @@ class Config:
     max_new_tokens: int = 64
     temperature: float = 0.7               # divides the logits wherever probabilities are computed
     kl_coef: float = 0.1                   # beta: what a nat of distance from the reference costs
-    kl_target: float = 0.0                 # adapt beta to keep the KL near this; 0: beta is fixed
-    whiten_rewards: bool = False           # divide them by their deviation: for scores of any size
     whiten_advantages: bool = True         # mean 0 and deviation 1 in every iteration
     gamma: float = 1.0                     # discount
     lam: float = 0.95                      # GAE: 0 trusts the critic, 1 the returns alone
     clip: float = 0.2                      # how far an update may move a token's probability ratio
     clip_value: float = 0.2                # likewise for the critic's values
-    max_kl: float = 0.1                    # end the epochs early when the policy has moved this far
     ptx_coef: float = 1.0                  # weight of the loss on pretraining text
     missing_end: float = 2.0               # subtracted from the score of an answer without an end
     eval_every: int = 6                    # iterations between evaluations
@@ -166,12 +163,12 @@ def gae(rewards, values, mask, gamma, lam):
     return advantages, (advantages + values) * mask
 
 
-def whiten(x, mask, rt, shift=True):
-    """Mean 0 (if shifted) and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
+def whiten(x, mask, rt):
+    """Mean 0 and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
     count, total, squares = rt.sum(mask.sum(), x[mask].sum(), (x[mask] ** 2).sum())
     mean = total / count
     var = max(squares / count - mean ** 2, 0.0)
-    return (x - mean * shift) * (var + 1e-8) ** -0.5 * mask
+    return (x - mean) * (var + 1e-8) ** -0.5 * mask
 
 
 def policy_loss(logp, old_logp, advantages, clip):
@@ -186,12 +183,6 @@ def value_loss(values, old_values, returns, clip):
     """Half the squared error, or that of the values clipped near the old ones if it is larger."""
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.max((values - returns) ** 2, (near - returns) ** 2)
-
-
-def adapt(kl_coef, kl, target, n, horizon=10000):
-    """Raise beta if the KL is above its target (Ziegler et al. 2019); n answers were seen."""
-    error = min(max(kl / target - 1, -0.2), 0.2)
-    return kl_coef * (1 + error * n / horizon)
 
 
 def ppo_loss(logp, values, old_logp, old_values, advantages, returns, config):
@@ -239,7 +230,7 @@ if __name__ == "__main__":
     ptx = config.text if config.ptx_coef > 0 else ""
     own_reward = ".py:" in config.reward
     run = Run(config, rt, inputs=[config.data, ptx, config.init, config.reference,
-                                   config.reward.split(":")[0], config.critic])
+                                  config.reward.split(":")[0], config.critic])
     if config.batch_size % config.minibatch or config.minibatch % rt.world_size:
         fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be "
              f"a multiple of the {rt.world_size} processes")
@@ -271,8 +262,7 @@ if __name__ == "__main__":
     val = val[:config.n_eval]
     if len(train) < config.batch_size or len(val) < rt.world_size:
         fail(f"{config.data}: {len(train)} prompts of at most {room} tokens to train on and "
-             f"{len(val)} held out; at least {config.batch_size} and "
-             f"{rt.world_size} are needed")
+             f"{len(val)} held out; at least {config.batch_size} and {rt.world_size} are needed")
     rng, plan = np.random.default_rng(config.seed), []
     while len(plan) < config.steps * config.batch_size:
         plan += rng.permutation(len(train)).tolist()
@@ -291,10 +281,8 @@ if __name__ == "__main__":
     torch.manual_seed(config.seed)                    # the same weights on every rank
     policy = GPT.load(ckpt, dropout=0.0).to(rt.device)
     reference = GPT.load(ref_ckpt, dropout=0.0).to(rt.device).requires_grad_(False)
-    if own_reward:
-        reward = load_function(config.reward)
-    else:
-        reward = ScalarGPT.load(r_ckpt).to(rt.device).requires_grad_(False)
+    reward = (load_function(config.reward) if own_reward else
+              ScalarGPT.load(r_ckpt).to(rt.device).requires_grad_(False))
     if c_ckpt["stage"] == "reward":
         critic = ScalarGPT.load(c_ckpt)
     else:
@@ -314,12 +302,10 @@ if __name__ == "__main__":
     groups = optimizer_groups(policy, 0.0) + optimizer_groups(critic, 0.0)
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), eps=1e-5,
                                   fused=rt.device.type != "mps")
-    kl_coef = config.kl_coef
     if run.state:
         policy.load_state_dict(run.state["model"])
         critic.load_state_dict(run.state["critic"])
         optimizer.load_state_dict(run.state["optimizer"])
-        kl_coef = run.state["kl_coef"]
     history = ckpt["history"]
     ckpt = ref_ckpt = r_ckpt = c_ckpt = None          # frees the memory: the models have copies
     print(f"4 models; the policy has {rt.describe(policy)}; reward: {config.reward}")
@@ -351,25 +337,21 @@ if __name__ == "__main__":
 
         # c. rewards: every token pays for its distance from the reference, the last one earns
         kl = r.logp - r.ref_logp
-        rewards = -kl_coef * kl
+        rewards = -config.kl_coef * kl
         rewards[range(B), r.last] += r.scores
-        reward_sum = rewards.sum()
-        if config.whiten_rewards:                     # keeps the mean: it tells good from bad
-            rewards = whiten(rewards, r.mask, rt, shift=False)
 
         # d. advantages: how much better than the critic expected, and whitened
         advantages, returns = gae(rewards, r.values, r.mask, config.gamma, config.lam)
         if config.whiten_advantages:
             advantages = whiten(advantages, r.mask, rt)
 
-        # e. epochs: several updates on these answers, as long as the policy stays near. The answers
-        # of a minibatch are of similar length; the order of the minibatches is random
+        # e. epochs: several updates on these answers. The answers of a minibatch are of similar
+        # length; the order of the minibatches is random
         rt.seed(config.seed, step, "epochs")
         order = [k * mb for _ in range(config.epochs) for k in torch.randperm(B // mb).tolist()]
         infos = []
-        for updates, first in enumerate(order, start=1):
-            count = rt.sum(r.mask[first:first + mb].sum())[0] / rt.world_size
-            update = []
+        for update, first in enumerate(order, start=step * len(order)):
+            count, = rt.average(r.mask[first:first + mb].sum())
             for start in range(first, first + mb, config.micro_batch):
                 part = slice(start, min(start + config.micro_batch, first + mb))
                 t = int(r.last[part].max()) + 2                       # crop to the longest
@@ -384,10 +366,9 @@ if __name__ == "__main__":
                     values = critic_ddp(x[:, :-1], r.lm_logp[part, :t - 1])[m]
                 loss, info = ppo_loss(logp, values, *old, config)
                 (loss / count).backward()
-                update.append(info)
+                infos.append(info)
             if ptx:
-                n_done = step * len(order) + updates - 1
-                text = corpus.rows((n_done * rt.world_size + rt.rank) * n_text, n_text, T)
+                text = corpus.rows((update * rt.world_size + rt.rank) * n_text, n_text, T)
                 text = text.to(rt.device)
                 if rt.ddp:
                     policy_ddp.require_backward_grad_sync = True
@@ -400,29 +381,23 @@ if __name__ == "__main__":
             run.check(step, grad_norm, ids=r.ids[batch], mask=r.mask[batch], returns=returns[batch])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            infos += update
-            if total(update, rt)["approxkl"] > config.max_kl:
-                break
 
         # f. what happened, over all ranks
         n, tokens, rlhf_reward, kl, entropy, score, ended = rt.sum(B, *(
-            t.sum() for t in (r.mask, reward_sum, kl, r.entropy, r.scores, r.ended)))
-        error, spread = ((t[r.mask].var(unbiased=False)) for t in (returns - r.values, returns))
+            t.sum() for t in (r.mask, rewards, kl, r.entropy, r.scores, r.ended)))
+        error, spread = (t[r.mask].var(unbiased=False) for t in (returns - r.values, returns))
         explained, = rt.average(1 - error / max(spread, 1e-8))
-        if config.kl_target:
-            kl_coef = adapt(kl_coef, kl / n, config.kl_target, config.batch_size)
         means = total(infos, rt)
-        run.log(step + 1, {
-            "objective/score": score / n, "objective/kl": kl / n,
-            "objective/entropy": entropy / tokens,
-            "ppo/policy/clipfrac": means["clipfrac"], "ppo/policy/approxkl": means["approxkl"],
-            "ppo/val/explained_var": explained, "length": tokens / n, "ended": ended / n}, **{
+        shown = {"objective/score": score / n, "objective/kl": kl / n,
+                 "objective/entropy": entropy / tokens, "ppo/policy/clipfrac": means["clipfrac"],
+                 "ppo/policy/approxkl": means["approxkl"], "ppo/val/explained_var": explained,
+                 "length": tokens / n, "ended": ended / n}
+        run.log(step + 1, shown, **{
             "objective/rlhf_reward": rlhf_reward / n, "ppo/loss/policy": means["policy_loss"],
             "ppo/loss/value": means["value_loss"], "ppo/val/ratio": means["ratio"],
-            "kl_coef": kl_coef, "ptx_loss": ptx_loss.item() if ptx else None, "updates": updates,
-            "lr": get_lr(step, config), "seconds": time.monotonic() - began})
-        run.save_state(step + 1, model=policy, critic=critic, optimizer=optimizer,
-                       kl_coef=kl_coef)
+            "ptx_loss": ptx_loss.item() if ptx else None, "lr": get_lr(step, config),
+            "seconds": time.monotonic() - began})
+        run.save_state(step + 1, model=policy, critic=critic, optimizer=optimizer)
 
     # ---- save -------------------------------------------------------------------------------
 

@@ -344,7 +344,7 @@ def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=
             f"--reward={folder}/reward.pt", f"--out={folder}/ppo.pt", "--fresh", "--device=cpu",
             f"--dtype={dtype}", "--batch_size=128", "--minibatch=32",
             f"--micro_batch={micro_batch}", "--epochs=4", "--max_new_tokens=48", "--ptx_coef=0",
-            "--max_kl=1e9", "--lr=3e-6", f"--steps={steps}", "--n_eval=1"]
+            "--lr=3e-6", f"--steps={steps}", "--n_eval=1"]
 
 
 def ppo(config):

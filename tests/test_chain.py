@@ -134,7 +134,7 @@ SHORT = {
     "sft": "--steps=40 --batch_size=4 --micro_batch=2 --warmup=5 --eval_every=10 --dropout=0.1",
     "reward": "--steps=24 --batch_size=4 --micro_batch=2 --warmup=5 --eval_every=10",
     "rlhf_ppo": "--steps=5 --batch_size=16 --minibatch=8 --micro_batch=8 --max_new_tokens=16 "
-                f"--kl_target=0.01 --n_eval=8 --eval_every=1 --watch={GRADE}",
+                f"--n_eval=8 --eval_every=1 --watch={GRADE}",
 }
 COMPARE = f"--n_prompts=60 --batch_size=16 --max_new_tokens=16 --labeler={GRADE}"
 

@@ -18,8 +18,8 @@ from checkpoint import save_checkpoint
 from common import Runtime
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT, complete, log_probs, right_pad
-from rlhf_ppo import (Config, adapt, assess, gae, get_lr, policy_loss, ppo_loss, response_mask,
-                      total, value_loss, whiten)
+from rlhf_ppo import (Config, assess, gae, get_lr, policy_loss, ppo_loss, response_mask, total,
+                      value_loss, whiten)
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 V = 20
@@ -107,12 +107,6 @@ def test_whitening_is_a_shift_and_a_scale_by_the_biased_deviation(ragged):
     close(whiten(x, mask, ENV)[mask], (x[mask] - x[mask].mean()) / x[mask].std(unbiased=False))
 
 
-def test_rewards_are_whitened_without_a_shift(ragged):
-    x, mask = ragged[0], ragged[-1].bool()
-    out = whiten(x, mask, ENV, shift=False)
-    torch.testing.assert_close(out[mask], x[mask] / x[mask].var(unbiased=False).sqrt())
-
-
 def test_equal_advantages_whiten_to_zero():
     white = whiten(torch.full((2, 3), 7.0), torch.ones(2, 3, dtype=torch.bool), ENV)
     close(white, torch.zeros(2, 3))
@@ -171,13 +165,6 @@ def test_the_value_loss_is_the_larger_of_clipped_and_unclipped(value, target, lo
     got = value_loss(values, torch.tensor([1.0]), torch.tensor([target]), 0.2)
     got.sum().backward()
     close([got.item(), values.grad.item()], [loss, slope])
-
-
-@pytest.mark.parametrize("kl, factor", [
-    (6, 1), (6.6, 1 + 0.1 * 256 / 10000), (5.4, 1 - 0.1 * 256 / 10000),
-    (600, 1 + 0.2 * 256 / 10000), (0, 1 - 0.2 * 256 / 10000), (-3, 1 - 0.2 * 256 / 10000)])
-def test_beta_rises_above_the_target_kl_and_falls_below_it_by_a_fifth_at_most(kl, factor):
-    assert adapt(0.15, kl, 6, 256) == pytest.approx(0.15 * factor)
 
 
 def test_the_learning_rate_warms_up_for_one_iteration_and_falls_linearly():
@@ -429,11 +416,6 @@ def test_the_approximate_kl_of_an_update_is_never_negative(folder):
     train, _ = run(folder, "--reward=reward.pt --lr=3e-3 --steps=4")
     assert all(line["ppo/policy/approxkl"] > -1e-7 for line in train)
     assert train[-1]["ppo/policy/approxkl"] > 1e-7
-
-
-def test_the_epochs_end_when_the_policy_has_moved_too_far(folder):
-    train, _ = run(folder, "--reward=reward.pt --lr=1e-2 --epochs=10 --max_kl=0.01 --steps=4")
-    assert 1 <= train[-1]["updates"] < 20
 
 
 def test_a_prompt_that_just_fits_may_get_an_answer_without_an_end(folder, tiny_tokenizer):

@@ -34,7 +34,7 @@ FLAGS = {
               "--micro_batch=2 --warmup=2 --eval_every=4",
     "rlhf_ppo": "--data=prompts.jsonl --text=text.jsonl --init=sft.pt --reward=reward.pt --watch= "
                 "--batch_size=8 --minibatch=4 --micro_batch=2 --max_new_tokens=6 --eval_every=2 "
-                "--n_eval=2 --kl_target=0.1 --ptx_coef=0.2",
+                "--n_eval=2 --ptx_coef=0.2",
 }
 
 
