@@ -40,10 +40,9 @@ class GPTConfig:
                             ("mlp", ("gelu", "gelu_tanh", "swiglu"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
-        sizes = ("block_size", "vocab_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_hidden")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name, value in vars(self).items():
+            if type(value) is int and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
         if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} must divide n_embd={self.n_embd}, and "
                              f"n_kv_head={self.n_kv_head} must divide n_head")
@@ -142,11 +141,7 @@ class KVCache:
 
     def keep(self, rows):
         """Forget the other sequences; rows: (n,) indices."""
-        def kept(old):
-            new = old.new_empty((len(rows), *old.shape[1:]))
-            new[:, :, :self.length] = old[rows, :, :self.length]
-            return new
-        self.k, self.v = [kept(k) for k in self.k], [kept(v) for v in self.v]
+        self.k, self.v = [k[rows] for k in self.k], [v[rows] for v in self.v]
 
 
 class Attention(nn.Module):
@@ -188,8 +183,7 @@ class MLP(nn.Module):
         super().__init__()
         self.dropout, self.gated = config.dropout, config.mlp == "swiglu"
         self.approximate = "tanh" if config.mlp == "gelu_tanh" else "none"
-        width = config.n_hidden * (2 if self.gated else 1)
-        self.fc = nn.Linear(config.n_embd, width, bias=config.bias)
+        self.fc = nn.Linear(config.n_embd, config.n_hidden * (1 + self.gated), bias=config.bias)
         self.proj = nn.Linear(config.n_hidden, config.n_embd, bias=config.bias)
 
     def forward(self, x):
@@ -198,7 +192,7 @@ class MLP(nn.Module):
             x = F.silu(gate) * x
         else:
             x = F.gelu(self.fc(x), approximate=self.approximate)
-        return F.dropout(self.proj(x), self.dropout if self.training else 0.0)
+        return F.dropout(self.proj(x), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -269,7 +263,7 @@ class GPT(nn.Module):
             x = x + self.wpe(pos)
         else:
             turns = rotary_turns(pos if mask is None else pos[:, None], self.config)
-        x = F.dropout(x, self.config.dropout if self.training else 0.0)
+        x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
             x = block(x, turns, bias, cache)
         if cache is not None:
@@ -285,12 +279,11 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, mask=None, cache=None, reduction="mean", where=None):
         """idx (B, T) -> logits (B, T, V), and the cross-entropy in nats where targets (B, T) are
         given. Targets of -1 do not count; reduction is mean | sum | none, as in torch.
-        where (B, T) bool: compute logits at these n positions only -> (n, V)."""
+        where (B, T) bool, without targets: logits at these n positions only -> (n, V)."""
         x = self.hidden(idx, mask, cache)
         logits = self.lm_head(x if where is None else x[where])
         if targets is None:
             return logits, None
-        targets = targets if where is None else targets[where]
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.flatten(),
                                ignore_index=-1, reduction=reduction)
         return logits, loss
