@@ -127,9 +127,7 @@ if __name__ == "__main__":
     if not rows:
         fail(f"{config.init} gave no two different answers to any prompt: nothing to compare")
     flat = [(r["prompt"], text) for r in rows for text in r["responses"]]
-    texts = [text for _, text in flat]
-    scores = get_scores(labeler, [prompt for prompt, _ in flat], texts, config.labeler)
-    scores = iter(scores.tolist())
+    scores = iter(get_scores(labeler, *map(list, zip(*flat)), config.labeler).tolist())
     for row in rows:
         row["grades"] = [next(scores) for _ in row["responses"]]
     gaps = np.array([a - b for r in rows for a, b in combinations(r["grades"], 2)])

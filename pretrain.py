@@ -123,9 +123,9 @@ def evaluate(model, rows, n_sources, micro_batch, rt):
         with rt.autocast():
             _, loss = model(x.to(rt.device), y.to(rt.device), reduction="none")
         counted = y.flatten() >= 0
-        where = source.flatten()[counted]
-        total[0].index_add_(0, where, loss.cpu().double()[counted])
-        total[1].index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
+        source, loss = source.flatten()[counted], loss.cpu().double()[counted]
+        total[0] += torch.bincount(source, loss, minlength=n_sources)
+        total[1] += torch.bincount(source, minlength=n_sources)
     model.train()
     total = torch.tensor(rt.average(*total.flatten().tolist())).view(2, n_sources)
     return total[0].sum() / total[1].sum(), total[0] / total[1]
@@ -178,8 +178,8 @@ if __name__ == "__main__":
         model = GPT.load(ckpt, dropout=config.dropout)
     else:
         n_hidden = 4 * config.n_embd
-        if STYLES[config.style].get("mlp") == "swiglu":
-            n_hidden = -(-8 * config.n_embd // 3 // 32) * 32          # as many weights as 4x gelu
+        if config.style == "llama":                   # its MLP has three matrices instead of two
+            n_hidden = -(-8 * config.n_embd // 3 // 32) * 32
         model = GPT(GPTConfig(
             block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
             n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=n_hidden,

@@ -13,7 +13,6 @@ laptop   python sft.py
 GPUs     torchrun --nproc_per_node=8 sft.py --batch_size=256
 """
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ from common import Runtime, fail, parse_config, per_second
 from data.corpus import Corpus
 from data.formats import read_demonstrations, split
 from model import GPT, GPTConfig, answer_text, complete, optimizer_groups, prompt_ids
+from pretrain import get_lr
 from tokenizer import Tokenizer
 
 
@@ -57,26 +57,13 @@ class Config:
 
 # ---- the idea -------------------------------------------------------------------------------
 
-def get_lr(step, config):
-    """Linear warmup, then a cosine down to a hundredth of the peak."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
-
-
 def encode_dialogues(rows, tok, T):
     """[{"messages"}] -> [(ids, mask)], cut to T + 1 tokens, and how many were cut and dropped.
     A dialogue is dropped if no word of the assistant remains."""
-    dialogues, cut, dropped = [], 0, 0
-    for row in rows:
-        ids, mask = tok.encode_chat(row["messages"])
-        if not any(mask[1:T + 1]):
-            dropped += 1
-            continue
-        cut += len(ids) > T + 1
-        dialogues.append((ids[:T + 1], mask[:T + 1]))
-    return dialogues, cut, dropped
+    encoded = [tok.encode_chat(row["messages"]) for row in rows]
+    kept = [(ids, mask) for ids, mask in encoded if any(mask[1:T + 1])]
+    cut = sum(len(ids) > T + 1 for ids, _ in kept)
+    return [(ids[:T + 1], mask[:T + 1]) for ids, mask in kept], cut, len(rows) - len(kept)
 
 
 def pack(lengths, T, n_rows, rng):
@@ -85,8 +72,7 @@ def pack(lengths, T, n_rows, rng):
     that has room; in the town about 5% of the space stays empty."""
     rows, open_rows, order = [], [], []
     while len(rows) < n_rows:
-        if not order:
-            order = rng.permutation(len(lengths)).tolist()
+        order = order or rng.permutation(len(lengths)).tolist()
         i = order.pop()
         fit = next((r for r in open_rows if r[0] >= lengths[i]), None)
         if fit is None:
