@@ -17,7 +17,6 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -28,10 +27,9 @@ from common import Runtime, load_function, make_folder, parse_config, verdicts_o
 from compare import ceiling, respond
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
-from model import (GPT, ScalarGPT, answer_text, complete, log_probs, prompt_ids,
-                   right_pad)
+from model import GPT, ScalarGPT, answer_text, complete, log_probs, prompt_ids, right_pad
 from pretrain import evaluate as text_loss
-from reward import encode_answer, score_all
+from reward import encode_answer, encode_comparison, score_all, score_pairs
 from rlhf_ppo import response_mask
 from tokenizer import Tokenizer
 
@@ -47,8 +45,7 @@ class Config:
     contrasts: str = "data/town/contrasts.jsonl"   # right and wrong answers in the same words
     examples: str = "data/town/sft.jsonl"   # the pretrained model's examples
     text: str = "data/town/pretrain"     # text: how much of it was forgotten? "": none
-    judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> {"grade", "right",
-    #                                      "unsure", "refusal"}; "": none
+    judge: str = "data/town.py:judge"    # FILE.py:function(prompt, response) -> verdict; "": none
     out: str = "out/scoreboard.json"
     n_prompts: int = 800
     best_of: int = 16                    # samples per prompt for best-of-n; 0: none
@@ -92,9 +89,9 @@ def few_shot(tok, prompt, kind, examples, config, rng, room):
 
 def model_input(model, base, tok, prompts, kinds, examples, config):
     """[[ids]]: what the model reads before each answer. base: whether it is a pretrained model."""
-    if not base:
-        return [prompt_ids(tok, p, model.config.block_size, config.max_new_tokens) for p in prompts]
     T = model.config.block_size
+    if not base:
+        return [prompt_ids(tok, prompt, T, config.max_new_tokens) for prompt in prompts]
     room = T - min(config.max_new_tokens, T // 3)
     return [few_shot(tok, prompt, kind, examples, config, np.random.default_rng(i), room)
             for i, (prompt, kind) in enumerate(zip(prompts, kinds))]
@@ -146,25 +143,15 @@ def distinct(texts, n=2):
 
 def measure(model, ref_model, tok, answers, rt, config):
     """Length, diversity, entropy; with a ref_model also the KL divergence from it."""
-    result = dict(ended=np.mean(answers.ended),
-                  length=np.mean([len(tok.encode(text)) for text in answers.texts]),
-                  distinct_2=distinct(answers.texts))
     logp, count = response_logp(model, tok, answers.ids, answers.replies, rt, config.temperature)
-    result["entropy"] = -logp.sum() / max(1, count.sum())
+    result = dict(ended=np.mean(answers.ended), distinct_2=distinct(answers.texts),
+                  length=np.mean([len(tok.encode(text)) for text in answers.texts]),
+                  entropy=-logp.sum() / max(1, count.sum()))
     if ref_model:
         ref_logp, _ = response_logp(ref_model, tok, answers.ids, answers.replies, rt,
                                     config.temperature)
         result["kl"] = (logp - ref_logp).mean()
     return result
-
-
-def text_losses(models, tok, rt, config):
-    """{name: loss on held-out pretraining text}. It shows what a later stage has forgotten."""
-    corpus = Corpus(config.text, tok, Path(config.out).parent / "cache", fingerprint(config.text))
-    T = min(model.config.block_size for model in models.values())
-    *val_rows, _ = corpus.held_out_rows(T, 128)
-    return {name: text_loss(model, val_rows, len(corpus.sources), 16, rt)[0].item()
-            for name, model in models.items()}
 
 
 # ---- what the judge says --------------------------------------------------------------------
@@ -187,37 +174,27 @@ def by_kind(kinds, greedy, sampled):
 
 def wins(ours, theirs):
     """Per prompt: 1 if ours has the better grade, 0.5 if equal."""
-    ours, theirs = np.asarray(ours), np.asarray(theirs)
-    return (ours > theirs) + 0.5 * (ours == theirs)
+    return 0.5 + 0.5 * np.sign(np.subtract(ours, theirs))
 
 
 # ---- the reward model -----------------------------------------------------------------------
 
-def compared_pairs(model, tok, comparisons, rt):
-    """All pairs that are not tied, the better response first. Arrays with one value per pair: the
-    difference of scores, of tokens, of grades, the noise of the labels, the kind of prompt."""
-    T = model.gpt.config.block_size
-    flat = [encode_answer(tok, c["prompt"], r, T) for c in comparisons for r in c["responses"]]
-    scores, lengths = iter(score_all(model, flat, tok, rt).tolist()), iter(map(len, flat))
-    pairs = []
-    for c in comparisons:
-        score, n_tokens = ([next(it) for _ in c["responses"]] for it in (scores, lengths))
-        for a, b in combinations(range(len(score)), 2):
-            if c["ranks"][a] != c["ranks"][b]:
-                gap = c["grades"][a] - c["grades"][b] if "grades" in c else math.nan
-                pairs.append((score[a] - score[b], n_tokens[a] - n_tokens[b], gap,
-                              c.get("noise", math.nan), c.get("kind", "all")))
-    return map(np.array, zip(*pairs))
-
-
 def examine_reward(model, tok, comparisons, rt):
     """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind."""
-    margin, longer, gap, noise, kind = compared_pairs(model, tok, comparisons, rt)
-    right, p = (margin > 0) + 0.5 * (margin == 0), 1 / (1 + np.exp(-np.abs(margin)))
+    T, pairs = model.gpt.config.block_size, []
+    items = [item | dict(kind=row.get("kind", "all"), noise=row.get("noise", math.nan))
+             for row in comparisons if (item := encode_comparison(tok, row, T))]
+    for item, score, i, j in score_pairs(model, items, tok, rt):
+        n_tokens = torch.tensor([len(ids) for ids in item["ids"]])
+        utility = torch.full_like(score, math.nan) if item["utility"] is None else item["utility"]
+        pairs += [(*values, item["noise"], item["kind"]) for values in torch.stack(
+            [x[i] - x[j] for x in (score, n_tokens, utility)], 1).tolist()]
+    margin, longer, gap, noise, kind = map(np.array, zip(*pairs))     # of each pair, better - worse
+    right, p = 0.5 + 0.5 * np.sign(margin), 1 / (1 + np.exp(-np.abs(margin)))
     out = dict(pairs=len(right), accuracy=right.mean())
     if not np.isnan(gap).any():
-        out["ceiling"] = ceiling(gap / noise)
-        clear = np.abs(gap) >= 2
+        out["ceiling"] = ceiling(gap)
+        clear = np.abs(gap * noise).round(3) >= 2     # grades apart
         if clear.any():
             out["clear_pairs"] = float(((margin * gap)[clear] > 0).mean())
     bins = np.quantile(np.abs(margin), [0, .25, .5, .75, 1])
@@ -241,10 +218,9 @@ def score_texts(reward, tok, prompts, texts, rt):
 def best_of(scores, grades, sizes):
     """scores, grades (N, n): for each k in sizes, the best by score of the first k answers. Its KL
     from the model is log k - (k - 1)/k."""
-    out = []
+    out, each = [], np.arange(len(scores))
     for k in sizes:
         best = scores[:, :k].argmax(1)
-        each = np.arange(len(best))
         out.append(dict(n=k, kl=math.log(k) - (k - 1) / k, score=scores[each, best].mean(),
                         grade=None if grades is None else grades[each, best].mean()))
     return out
@@ -272,30 +248,30 @@ def cell(value, form="{:.2f}"):
     return "-" if value is None else form.format(value)
 
 
+ROWS = (("grade, 1 to 7", "grade", "{:.2f}"), ("win rate against {}", "win_rate", "{:.2f}"),
+        ("learned score", "score", "{:.2f}"), ("KL from SFT (nats)", "kl", "{:.2f}"),
+        ("entropy (nats per token)", "entropy", "{:.2f}"),
+        ("distinct word pairs", "distinct_2", "{:.3f}"), ("length (tokens)", "length", "{:.1f}"),
+        ("ended by itself", "ended", "{:.1%}"), ("loss on held-out text", "text_loss", "{:.3f}"))
+
+
 def show(board):
     """Print the scoreboard: a column for each model, then the reward model and best of n."""
-    models = board["models"]
+    models, lines = board["models"], []               # lines: (label, [cells])
     judged = [m["by_kind"] for m in models.values() if "by_kind" in m]
     kinds = {kind: [j[kind] for j in judged] for kind in (judged[0] if judged else ())}
-    lines = [(f"{kind} ({found[0]['n']}): right greedy / sampled",    # (label, [cells])
-              [f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found])
-             for kind, found in kinds.items()]
-    lines += [(f"{kind}: grade", [cell(f["grade"]) for f in found])
-              for kind, found in kinds.items()]
+    for kind, found in kinds.items():
+        lines.append((f"{kind} ({found[0]['n']}): right greedy / sampled", [
+            f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found]))
+    for kind, found in kinds.items():
+        lines.append((f"{kind}: grade", [cell(f["grade"]) for f in found]))
     if "fact" in kinds:
         lines.append(("known people called unknown",
                       [cell(f["unsure"], "{:.1%}") for f in kinds["fact"]]))
-    for label, key, form in (("grade, 1 to 7", "grade", "{:.2f}"),
-                             (f"win rate against {board['reference']}", "win_rate", "{:.2f}"),
-                             ("learned score", "score", "{:.2f}"),
-                             ("KL from SFT (nats)", "kl", "{:.2f}"),
-                             ("entropy (nats per token)", "entropy", "{:.2f}"),
-                             ("distinct word pairs", "distinct_2", "{:.3f}"),
-                             ("length (tokens)", "length", "{:.1f}"),
-                             ("ended by itself", "ended", "{:.1%}"),
-                             ("loss on held-out text", "text_loss", "{:.3f}")):
+    for label, key, form in ROWS:
         if any(key in m for m in models.values()):
-            lines.append((label, [cell(m.get(key), form) for m in models.values()]))
+            lines.append((label.format(board["reference"]),
+                          [cell(m.get(key), form) for m in models.values()]))
     width, column = max(len(label) for label, _ in lines) + 1, max(17, *map(len, models)) + 1
     print(f"\n{board['prompts']} prompts from {board['data']}, sampled at temperature "
           f"{board['temperature']}\n")
@@ -305,6 +281,9 @@ def show(board):
 
 
 def show_reward(board):
+    def shares(by_name):
+        return ", ".join(f"{name} {share:.2f}" for name, share in by_name)
+
     if "reward_model" in board:
         r, top = board["reward_model"], ""
         if "ceiling" in r:
@@ -313,11 +292,9 @@ def show_reward(board):
             top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
         print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
         print("    predicted and observed preference, by quarter of margin: "
-              + ", ".join(f"{b['predicted']:.2f} {b['accuracy']:.2f}" for b in r["by_margin"]))
-        print("    accuracy by length: " + ", ".join(
-            f"{length} {share:.2f}" for length, share in r["by_length"].items()))
-        print("    accuracy by kind: " + ", ".join(
-            f"{kind} {share:.2f}" for kind, (share, _) in r["by_kind"].items()))
+              + shares((f"{b['predicted']:.2f}", b["accuracy"]) for b in r["by_margin"]))
+        print("    accuracy by length: " + shares(r["by_length"].items()))
+        print("    accuracy by kind: " + shares((kind, v[0]) for kind, v in r["by_kind"].items()))
     if "contrasts" in board:
         print("reward model: the right above the wrong answer in the same words: " + ", ".join(
             f"{kind} {100 * share:.1f}% of {n}" for kind, (share, n) in board["contrasts"].items()))
@@ -327,7 +304,7 @@ def show_reward(board):
               f"score {b['score']:.2f}{grade}")
     same = {name: m["grade_same"] for name, m in board["models"].items() if "grade_same" in m}
     if same:
-        print("on the same prompts: " + ", ".join(f"{name} {g:.2f}" for name, g in same.items()))
+        print("on the same prompts: " + shares(same.items()))
 
 
 # ---- setup ----------------------------------------------------------------------------------
@@ -335,8 +312,7 @@ def show_reward(board):
 def load_models(paths, device):
     """{name: model}, {name: stage}, and the tokenizer, which all of them must share."""
     models, stages, tok = {}, {}, None
-    short = [Path(path).stem for path in paths]
-    # out/seed0/ppo.pt and out/seed1/ppo.pt keep their folders
+    short = [Path(path).stem for path in paths]       # sft, ppo; paths where two would be equal
     for path, name in zip(paths, short if len(set(short)) == len(paths) else paths):
         ckpt = load_checkpoint(path, stage=("pretrain", "sft", "ppo"),
                                tokenizer=tok and tok.to_dict())
@@ -392,8 +368,13 @@ if __name__ == "__main__":
             if name != reference:
                 results[name]["win_rate"] = interval(wins(grades[name], grades[reference]), rng)
     if config.text:
-        for name, loss in text_losses(models, tok, rt, config).items():
-            results[name]["text_loss"] = loss
+        corpus = Corpus(config.text, tok, Path(config.out).parent / "cache",
+                        fingerprint(config.text))
+        T = min(model.config.block_size for model in models.values())
+        *val_rows, _ = corpus.held_out_rows(T, 128)
+        for name, model in models.items():            # what has a later stage forgotten?
+            loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
+            results[name]["text_loss"] = loss.item()
     if reward and Path(config.comparisons).exists():
         share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
         _, unseen = split(read_comparisons(config.comparisons), share=share)

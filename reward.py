@@ -15,7 +15,6 @@ laptop   python reward.py
 GPUs     torchrun --nproc_per_node=8 reward.py --batch_size=512
 """
 
-import math
 import time
 from dataclasses import dataclass
 
@@ -26,9 +25,9 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, parse_config, per_second, wilson
-from compare import ceiling
 from data.formats import read_comparisons, read_demonstrations, split
 from model import GPTConfig, ScalarGPT, optimizer_groups, right_pad
+from pretrain import get_lr
 from tokenizer import Tokenizer
 
 
@@ -60,20 +59,10 @@ class Config:
 
 # ---- the idea -------------------------------------------------------------------------------
 
-def get_lr(step, config):
-    """Linear warmup, then a cosine down to a hundredth of the peak."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
-
-
 def ranking_loss(scores, ranks):
     """scores (K,) of one prompt's responses, ranks (K,), 0 the best -> the mean over all pairs of
     -log sigmoid(score of the better - score of the worse). Tied pairs do not count.
-
-    ranking_loss([1., 0.], [0, 1]) = log(1 + exp(-1)) = 0.313
-    """
+    [1., 0.], [0, 1] -> log(1 + exp(-1)) = 0.313"""
     better = ranks[:, None] < ranks[None, :]                          # (K, K): i above j
     return -F.logsigmoid(scores[:, None] - scores[None, :])[better].mean()
 
@@ -120,26 +109,26 @@ def score_all(model, rows, tok, rt, batch_size=64):
     return scores
 
 
+def score_pairs(model, items, tok, rt):
+    """For each item its scores (K,), and its pairs: i, j, where i was ranked above j."""
+    scores = score_all(model, [ids for item in items for ids in item["ids"]], tok, rt)
+    for item, s in zip(items, scores.split([len(item["ids"]) for item in items])):
+        yield item, s, *torch.nonzero(item["ranks"][:, None] < item["ranks"], as_tuple=True)
+
+
 def evaluate(model, items, tok, rt):
     """Held-out loss, accuracy over pairs, and the best accuracy that the labels' noise allows (None
     if it is unknown)."""
-    items = items[rt.rank::rt.world_size]
-    flat = score_all(model, [r for item in items for r in item["ids"]], tok, rt)
-    losses, right, gaps, at = [], [], [], 0
-    for item in items:
-        scores, ranks = flat[at:at + len(item["ids"])], item["ranks"]
-        at += len(item["ids"])
-        losses.append(ranking_loss(scores, ranks).item())
-        i, j = torch.nonzero(ranks[:, None] < ranks[None, :], as_tuple=True)
-        margin = scores[i] - scores[j]
-        right += (margin > 0).double().add(0.5 * (margin == 0)).tolist()
+    items, losses, right, allowed = items[rt.rank::rt.world_size], [], [], []
+    for item, scores, i, j in score_pairs(model, items, tok, rt):
+        losses.append(ranking_loss(scores, item["ranks"]).item())
+        right += (0.5 + 0.5 * (scores[i] - scores[j]).sign()).tolist()          # equal: a half
         if item["utility"] is not None:               # known for simulated labelers only
-            gaps += (item["utility"][i] - item["utility"][j]).tolist()
-    top = ceiling(np.array(gaps)) if gaps else 0.0
-    n, loss, pairs, right, gaps, top = rt.sum(
-        len(items), sum(losses), len(right), sum(right), len(gaps), len(gaps) * top)
+            allowed += (item["utility"][i] - item["utility"][j]).abs().sigmoid().tolist()
+    n, loss, pairs, right, known, allowed = rt.sum(
+        len(items), sum(losses), len(right), sum(right), len(allowed), sum(allowed))
     return dict(val_loss=loss / n, val_accuracy=right / pairs,
-                ceiling=top / gaps if gaps == pairs else None)
+                ceiling=allowed / known if known == pairs else None)
 
 
 if __name__ == "__main__":
@@ -257,9 +246,8 @@ if __name__ == "__main__":
 
     # ---- cleanup ----------------------------------------------------------------------------
 
-    share = f", {100 * metrics['val_accuracy'] / metrics['ceiling']:.1f}% of the ceiling " \
-            f"{metrics['ceiling']:.3f}" if metrics["ceiling"] else ""
-    low, high = wilson(metrics["val_accuracy"], len(val))             # pairs of a prompt are alike
-    print(f"accuracy on held-out pairs {metrics['val_accuracy']:.3f} [{low:.3f}, {high:.3f}]"
-          + share)
+    accuracy, top = metrics["val_accuracy"], metrics["ceiling"]
+    low, high = wilson(accuracy, len(val))            # pairs of a prompt are alike
+    print(f"accuracy on held-out pairs {accuracy:.3f} [{low:.3f}, {high:.3f}]"
+          + (f", {100 * accuracy / top:.1f}% of the ceiling {top:.3f}" if top else ""))
     run.finish()
