@@ -17,6 +17,7 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -186,10 +187,10 @@ def examine_reward(model, tok, comparisons, rt):
              for row in comparisons if (item := encode_comparison(tok, row, T))]
     for item, score, i, j in score_pairs(model, items, tok, rt):
         n_tokens = torch.tensor([len(ids) for ids in item["ids"]])
-        utility = torch.full_like(score, math.nan) if item["utility"] is None else item["utility"]
-        pairs += [(*values, item["noise"], item["kind"]) for values in torch.stack(
-            [x[i] - x[j] for x in (score, n_tokens, utility)], 1).tolist()]
-    margin, longer, gap, noise, kind = map(np.array, zip(*pairs))     # of each pair, better - worse
+        utility = score * math.nan if item["utility"] is None else item["utility"]
+        better_minus_worse = [(x[i] - x[j]).tolist() for x in (score, n_tokens, utility)]
+        pairs += zip(*better_minus_worse, repeat(item["noise"]), repeat(item["kind"]))
+    margin, longer, gap, noise, kind = map(np.array, zip(*pairs))
     right, p = 0.5 + 0.5 * np.sign(margin), 1 / (1 + np.exp(-np.abs(margin)))
     out = dict(pairs=len(right), accuracy=right.mean())
     if not np.isnan(gap).any():
@@ -231,12 +232,11 @@ def sample_best_of(model, reward, judge, tok, prompts, rt, config):
     repeated = [prompt for prompt in prompts for _ in range(config.best_of)]
     texts = [text for text, _ in respond(model, tok, repeated, rt, config.max_new_tokens,
                                          config.temperature, seed=config.seed + 1)]
-    shape, grades = (len(prompts), config.best_of), None
-    scores = score_texts(reward, tok, repeated, texts, rt).numpy().reshape(shape)
+    scores, grades = score_texts(reward, tok, repeated, texts, rt).view(len(prompts), -1), None
     if judge:
         verdicts = verdicts_of(judge, repeated, texts, config.judge)
-        grades = np.array([v["grade"] for v in verdicts]).reshape(shape)
-    return best_of(scores, grades, [2**i for i in range(config.best_of.bit_length())])
+        grades = np.array([v["grade"] for v in verdicts]).reshape(scores.shape)
+    return best_of(scores.numpy(), grades, [2**i for i in range(config.best_of.bit_length())])
 
 
 # ---- the table ------------------------------------------------------------------------------

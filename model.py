@@ -248,9 +248,8 @@ class GPT(nn.Module):
         """The last layer's normalised state: idx (B, T) -> (B, T, C).
 
         mask: (B, past + T), 1 on real tokens, needed only when sequences are padded on the left;
-        positions then count real tokens, so that padding changes nothing. extra: (B, T, C), added
-        to the embeddings.
-        """
+        positions then count real tokens, so that padding changes nothing.
+        extra: (B, T, C), added to the embeddings."""
         B, T = idx.shape
         past = 0 if cache is None else cache.length
         if past + T > self.config.block_size:
@@ -357,8 +356,7 @@ class ScalarGPT(nn.Module):
 
     With lm it reads, beside every token, how probable the frozen language model lm found that
     token. A small network can't fit both its knowledge and the comparison with what was said into
-    one pass; the language model has the knowledge already.
-    """
+    one pass; the language model has the knowledge already."""
 
     def __init__(self, config, lm=False):
         super().__init__()
