@@ -133,7 +133,7 @@ def say(text):
     except BrokenPipeError:
         raise
     except OSError:
-        flush()
+        silence()
 
 
 def flush():
@@ -141,7 +141,11 @@ def flush():
     try:
         sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence()
+
+
+def silence():
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(kind, error, trace):

@@ -281,11 +281,13 @@ def test_closed_streams_stop_nothing():
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
-def test_a_full_disk_for_the_output_stops_no_run():
-    printer = PRINTER.replace("print(", "from common import say; say(", 1)
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_for_the_output_stops_no_run(unbuffered):
+    printer = PRINTER.replace("print(", "from common import say; say(", 1) + "print('end')\n"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", printer], cwd=ROOT, stdout=full,
-                              stderr=subprocess.PIPE)
+                              stderr=subprocess.PIPE,
+                              env=dict(os.environ, PYTHONUNBUFFERED=unbuffered))
     assert (done.returncode, done.stderr.strip()) == (0, b"done")
 
 
