@@ -163,6 +163,13 @@ def gae(rewards, values, mask, gamma, lam):
     return advantages, (advantages + values) * mask
 
 
+def token_rewards(r, kl_coef):
+    """(B, T - 1): every token pays for its distance from the reference, the last one earns."""
+    rewards = -kl_coef * (r.logp - r.ref_logp)
+    rewards[range(len(rewards)), r.last] += r.scores
+    return rewards
+
+
 def whiten(x, mask, rt):
     """Mean 0 and deviation 1 over the real tokens of all ranks; 0 elsewhere."""
     count, total, squares = rt.sum(mask.sum(), x[mask].sum(), (x[mask] ** 2).sum())
@@ -206,6 +213,27 @@ def total(infos, rt):
 def example(r, i):
     """One prompt, its answer, and the score."""
     return f"    {r.rows[i]['prompt'][-1]['content']} -> {r.texts[i]}   ({r.scores[i].item():.2f})"
+
+
+@torch.no_grad()
+def token_by_token(r, policy, tok, rt, config):
+    """The first answer of each kind of prompt, for the report: lists with a number per token.
+    new_logp comes after the updates of this iteration: the ratio is exp(new_logp - logp)."""
+    rewards, answers = token_rewards(r, config.kl_coef), {}
+    advantages, returns = gae(rewards, r.values, r.mask, config.gamma, config.lam)
+    for i, row in enumerate(r.rows):
+        kind, mask = row.get("kind", "all"), r.mask[i]
+        if kind not in answers:
+            with rt.autocast():
+                new_logp, _ = log_probs(policy, r.ids[i:i + 1], mask[None], config.temperature)
+            numbers = dict(logp=r.logp[i], ref_logp=r.ref_logp[i], reward=rewards[i],
+                           value=r.values[i], advantage=advantages[i], returns=returns[i])
+            numbers = {name: v[mask] for name, v in numbers.items()} | dict(new_logp=new_logp)
+            answers[kind] = dict(
+                kind=kind, prompt=row["prompt"], score=r.scores[i].item(),
+                tokens=[tok.decode([id]) for id in r.ids[i, 1:][mask].tolist()],
+                **{name: [round(v, 4) for v in vs.tolist()] for name, vs in numbers.items()})
+    return list(answers.values())
 
 
 def evaluate(rows, grader, models, tok, rt, config):
@@ -336,9 +364,7 @@ if __name__ == "__main__":
         r = assess(rows, responses, **models, tok=tok, rt=rt, config=config)
 
         # c. rewards: every token pays for its distance from the reference, the last one earns
-        kl = r.logp - r.ref_logp
-        rewards = -config.kl_coef * kl
-        rewards[range(B), r.last] += r.scores
+        rewards = token_rewards(r, config.kl_coef)
 
         # d. advantages: how much better than the critic expected, and whitened
         advantages, returns = gae(rewards, r.values, r.mask, config.gamma, config.lam)
@@ -349,7 +375,7 @@ if __name__ == "__main__":
         # length; the order of the minibatches is random
         rt.seed(config.seed, step, "epochs")
         order = [k * mb for _ in range(config.epochs) for k in torch.randperm(B // mb).tolist()]
-        infos = []
+        infos, ratios = [], []
         for update, first in enumerate(order, start=step * len(order)):
             count, = rt.average(r.mask[first:first + mb].sum())
             for start in range(first, first + mb, config.micro_batch):
@@ -367,6 +393,7 @@ if __name__ == "__main__":
                 loss, info = ppo_loss(logp, values, *old, config)
                 (loss / count).backward()
                 infos.append(info)
+                ratios.append((logp.detach() - old[0]).exp().cpu())
             if ptx:
                 text = corpus.rows((update * rt.world_size + rt.rank) * n_text, n_text, T)
                 text = text.to(rt.device)
@@ -384,7 +411,7 @@ if __name__ == "__main__":
 
         # f. what happened, over all ranks
         n, tokens, rlhf_reward, kl, entropy, score, ended = rt.sum(B, *(
-            t.sum() for t in (r.mask, rewards, kl, r.entropy, r.scores, r.ended)))
+            t.sum() for t in (r.mask, rewards, r.logp - r.ref_logp, r.entropy, r.scores, r.ended)))
         error, spread = (t[r.mask].var(unbiased=False) for t in (returns - r.values, returns))
         explained, = rt.average(1 - error / max(spread, 1e-8))
         means = total(infos, rt)
@@ -396,13 +423,19 @@ if __name__ == "__main__":
             "objective/rlhf_reward": rlhf_reward / n, "ppo/loss/policy": means["policy_loss"],
             "ppo/loss/value": means["value_loss"], "ppo/val/ratio": means["ratio"],
             "ptx_loss": ptx_loss.item() if ptx else None, "lr": get_lr(step, config),
-            "seconds": time.monotonic() - began})
+            "seconds": time.monotonic() - began,
+            # for the report: short, middling and long answers; held-out ones, token by token
+            "ratios": torch.cat(ratios).clamp(0.5, 1.5).histc(20, 0.5, 1.5).tolist(),
+            "samples": [[rows[k]["prompt"], r.texts[k], r.scores[k].item()] for k in (0, B // 2, -1)],
+            "answers": token_by_token(seen, policy, tok, rt, config)
+            if step % config.eval_every == 0 else None})
         run.save_state(step + 1, model=policy, critic=critic, optimizer=optimizer)
 
     # ---- save -------------------------------------------------------------------------------
 
     metrics, seen = evaluate(val, grader, models, tok, rt, config)
-    run.log(config.steps, metrics, split="held out")
+    run.log(config.steps, metrics, split="held out",
+            answers=token_by_token(seen, policy, tok, rt, config))
     for k in range(min(4, len(seen.rows))):
         run.say(example(seen, k))
     if rt.main:

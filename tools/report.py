@@ -1,112 +1,270 @@
-"""The scoreboard as a table, and the curves of all stages in one picture. It shows what exists so
-far, so you can run it while the stages run.
+"""The report: one page, out/report.html, on which one sees what the stages have learned. It shows
+what exists so far, so you can make it while the stages run. It needs no server and no network.
 
-reads   out/pretrain.jsonl, sft.jsonl, reward.jsonl, ppo.jsonl, scoreboard.json: those that exist
-writes  the table on the screen, out/report.png
+reads   the checkpoints, logs and results in a folder: those that exist
+writes  the scoreboard on the screen, out/report.html
 
     python -m tools.report
     python -m tools.report --folder=out/seed1
+    python -m tools.report --lang=zh         # opens in Chinese; the page can switch
 """
 
+import dataclasses
+import io
 import json
+import re
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
-import numpy as np
-
-from common import fail, parse_config
+import compare
+import pretrain
+import reward
+import rlhf_ppo
+import sft
+from common import Runtime, fail, parse_config, writing
 from evaluate import show
+from tools import views
+from tools.diagram import COLOURS, DIAGRAMS, palette
+from tools.views import held_out, read_log
 
 
 @dataclass
 class Config:
-    folder: str = "out"       # where the stages write
-    out: str = ""             # the picture; "": report.png in that folder
-    debug: bool = False       # show tracebacks
+    folder: str = "out"                          # where the stages write
+    out: str = ""                                # the page; "": report.html in that folder
+    lang: str = "en"                             # en or zh: the language in which the page opens
+    prompts: str = "data/town/test.jsonl"        # prompts that no stage was trained on
+    contrasts: str = "data/town/contrasts.jsonl"   # right and wrong answers in the same words
+    device: str = "auto"                         # auto: cuda, else cpu; mps when asked
+    dtype: str = "float32"                       # small models: speed does not matter here
+    debug: bool = False                          # show tracebacks
 
 
-def read_log(path):
-    """The rows of out/<stage>.jsonl, without a last line that is still being written."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+SCRIPTS = dict(pretrain=("pretrain.py", pretrain.Config), sft=("sft.py", sft.Config),
+               comparisons=("compare.py", compare.Config), reward=("reward.py", reward.Config),
+               ppo=("rlhf_ppo.py", rlhf_ppo.Config))
+
+# Rows of the scoreboard: name in evaluate.py's result, how to print it, what it says.
+FIGURES = [
+    ("grade", "{:.2f}", "true grade, 1 to 7", "真实评分,1 到 7",
+     "What the town's judge, which knows the truth, gives the sampled answers on average. No stage "
+     "ever sees it.", "小镇的裁判知道真相,这是它给采样回答的平均分。任何训练阶段都看不到它。"),
+    ("win_rate", "{:.2f}", "win rate against SFT", "对 SFT 的胜率",
+     "For how many prompts the answer has a better grade than SFT's; equal grades count half.",
+     "有多少提问的回答比 SFT 的回答评分更高;相等算一半。"),
+    ("score", "{:.2f}", "learned score", "学到的分数",
+     "What the reward model gives. PPO raises this number; the grade shows whether that helped.",
+     "奖励模型给的分数。PPO 提高的是这个数;真实评分说明这样做是否有用。"),
+    ("kl", "{:.2f}", "KL from SFT (nats)", "与 SFT 的 KL(奈特)",
+     "How far the answers have moved from those of SFT; PPO pays for it.",
+     "回答离 SFT 有多远;PPO 要为这个距离付费。"),
+    ("entropy", "{:.2f}", "entropy (nats per token)", "熵(每词元奈特)",
+     "How undecided the model is at each token; 0 means it always says the same.",
+     "模型在每个词元上有多犹豫;0 表示它总说同样的话。"),
+    ("distinct_2", "{:.3f}", "distinct word pairs", "不同的词对",
+     "Different pairs of words among all pairs; it falls when answers become alike.",
+     "不同词对占全部词对的比例;回答越雷同,它越小。"),
+    ("length", "{:.1f}", "length (tokens)", "长度(词元)", "Tokens of a sampled answer on average.",
+     "采样回答的平均词元数。"),
+    ("ended", "{:.1%}", "ended by itself", "自己结束的比例",
+     "Answers with an end of their own, not cut off by the limit.", "自己写出结尾、没有被长度限制截断的回答。"),
+    ("text_loss", "{:.3f}", "loss on held-out text", "留出文本的损失",
+     "What was forgotten: the loss on text as in pretraining, in nats per token.",
+     "忘记了多少:在预训练那种文本上的损失,每词元奈特。")]
 
 
-def held_out(log):
-    """The rows of PPO's log that are evaluations; the others are iterations."""
-    return [row for row in log if row.get("split") == "held out"]
+def both(en, zh):
+    """A text in two languages; the page shows one of them."""
+    return f'<span lang="en">{escape(en)}</span><span lang="zh">{escape(zh)}</span>'
 
 
-# ---- the picture ----------------------------------------------------------------------------
+# ---- curves ---------------------------------------------------------------------------------
 
-def curve(ax, rows, key, x="step", **style):
-    """Plot row[key] against row[x], for the rows that have the key."""
-    points = [(row[x], row[key]) for row in rows if row.get(key) is not None]
-    if points:
-        ax.plot(*zip(*points), **style)
+def lines_of(folder, board):
+    """Six panels: title, x axis, y axis, and the lines (name, colour, style, points)."""
+    logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
+    seen = [dict(r, distance=max(r["kl"], 0) ** 0.5) for r in held_out(logs["ppo"])]
+    best = [dict(r, distance=r["kl"] ** 0.5) for r in board.get("best_of_n", [])]
+
+    def line(rows, key, en, zh, colour, style="-", x="step"):
+        return both(en, zh), colour, style, [(r[x], r[key]) for r in rows if r.get(key) is not None]
+
+    def losses(name):
+        return [line(logs[name], "loss", "training", "训练", "loss", ":"),
+                line(logs[name], "val_loss", "held out", "留出", "loss", "o-"),
+                line(logs[name], "entropy", "floor: the text's entropy", "下限:文本的熵", "text", "--")]
+
+    steps = logs["ppo"]
+    return [
+        (("1 Pretraining: loss (nats per token)", "1 预训练:损失(每词元奈特)"), losses("pretrain")),
+        (("2 Supervised fine-tuning: loss", "2 监督微调:损失"), losses("sft")),
+        (("3 Reward model: accuracy on pairs", "3 奖励模型:配对准确率"), [
+            line(logs["reward"], "val_accuracy", "held out", "留出", "reward", "o-"),
+            line(logs["reward"], "ceiling", "ceiling: the labels' noise", "上限:标注噪声", "text",
+                 "--")]),
+        (("4 PPO: held-out prompts", "4 PPO:留出的提问"), [
+            line(seen, "score", "learned score", "学到的分数", "reward", "o-"),
+            line(seen, "grade", "true grade", "真实评分", "checkpoint", "s-"),
+            line(seen, "kl", "KL from SFT", "与 SFT 的 KL", "text", ":")]),
+        (("PPO and best of n against √KL", "PPO 与 best-of-n,横轴 √KL"), [
+            line(seen, "score", "PPO: score", "PPO:分数", "reward", "o-", "distance"),
+            line(seen, "grade", "PPO: grade", "PPO:评分", "checkpoint", "s-", "distance"),
+            line(best, "score", "best of n: score", "best-of-n:分数", "reward", "x--", "distance"),
+            line(best, "grade", "best of n: grade", "best-of-n:评分", "checkpoint", "x--",
+                 "distance")]),
+        (("PPO, each iteration", "PPO,每次迭代"), [
+            line(steps, "ppo/val/explained_var", "variance that the critic explains",
+                 "评论家解释的方差", "model", "-"),
+            line(steps, "ppo/policy/clipfrac", "clipped tokens", "被截断的词元", "loss", "-")])]
 
 
-def draw(folder, board, path):
-    """Six panels: the four training curves, grade and score against the square root of the KL
-    (Gao et al. 2022), and the grade by kind of prompt."""
+def draw(lines):
+    """One panel as SVG. Its colours become those of the page, light or dark."""
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(2, 3, figsize=(15, 8.5))
-    logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
-    for ax, name, title in ((axes[0, 0], "pretrain", "1 pretraining: loss (nats per token)"),
-                            (axes[0, 1], "sft", "2 supervised fine-tuning: loss")):
-        curve(ax, logs[name], "loss", label="training" + " (text too)" * (name == "sft"))
-        curve(ax, logs[name], "val_loss", label="held out", marker="o")
-        curve(ax, logs[name], "entropy", label="entropy of the text", linestyle="--", color="gray")
-        ax.set(title=title, xlabel="step", yscale="log")
-
-    ax = axes[0, 2]
-    curve(ax, logs["reward"], "val_accuracy", label="accuracy, held out", marker="o")
-    curve(ax, logs["reward"], "ceiling", label="ceiling", linestyle="--", color="gray")
-    ax.set(title="3 reward model: accuracy on pairs", xlabel="step")
-
-    seen = [dict(r, distance=max(r["kl"], 0) ** 0.5) for r in held_out(logs["ppo"])]
-    ax = axes[1, 0]
-    curve(ax, seen, "score", label="learned score", marker="o")
-    curve(ax, seen, "grade", label="true grade", marker="s")
-    curve(ax, seen, "kl", label="KL from SFT (nats)", linestyle=":")
-    ax.set(title="4 PPO: held-out prompts", xlabel="iteration")
-
-    ax = axes[1, 1]
-    best_of_n = [dict(r, distance=r["kl"] ** 0.5) for r in board.get("best_of_n", [])]
-    for key, colour in (("score", "C0"), ("grade", "C1")):
-        curve(ax, seen, key, "distance", color=colour, marker="o", label=f"PPO: {key}")
-        curve(ax, best_of_n, key, "distance", color=colour, marker="x", linestyle="--",
-              label=f"best of n: {key}")
-    ax.set(title="grade and score against distance", xlabel="sqrt(KL) from SFT")
-
-    ax = axes[1, 2]
-    judged = {name: m["by_kind"] for name, m in board.get("models", {}).items() if "by_kind" in m}
-    for i, (name, kinds) in enumerate(judged.items()):
-        ax.bar(np.arange(len(kinds)) + 0.27 * (i - 1), [k["grade"] for k in kinds.values()],
-               width=0.26, label=name)
-        ax.set_xticks(range(len(kinds)), list(kinds), rotation=20)
-    ax.set(title="true grade by kind of prompt", ylim=(1, 7.8))
-
-    for ax in axes.flat:
-        ax.grid(alpha=0.3)
-        if ax.get_legend_handles_labels()[0]:
-            ax.legend(ncols=3 if ax is axes[1, 2] else 1)
-    figure.tight_layout()
-    figure.savefig(path, dpi=90)
+    ink = "#010203"                                   # stands for the colour of the page's text
+    plt.rcParams.update({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "report"} | {
+        f"{part}.color": ink for part in ("text", "xtick", "ytick")} | {
+        f"axes.{part}color": ink for part in ("edge", "label")})
+    figure, ax = plt.subplots(figsize=(4.4, 2.7), layout="constrained")
+    for _, colour, style, points in lines:
+        if points:
+            ax.plot(*zip(*points), style, color=COLOURS[colour][0], markersize=4, linewidth=1.6)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    with io.StringIO() as out:
+        figure.savefig(out, format="svg", transparent=True, metadata=dict(Date=None))
+        svg = out.getvalue()
     plt.close(figure)
+    for name, (light, _) in COLOURS.items():
+        svg = svg.replace(light, f"var(--{name})")
+    svg = re.sub(r'(width|height)="[\d.]+pt" ', "", svg[svg.index("<svg"):], count=2)
+    return svg.replace(ink, "currentColor").replace("<svg", '<svg role="img"', 1)
+
+
+def curves(folder, board):
+    figures = []
+    for title, lines in lines_of(folder, board):
+        lines = [line for line in lines if line[3]]
+        if lines:
+            legend = "".join(f'<li style="--c:var(--{colour})" class="l{"-:x".find(style[-1])}">'
+                             f"{name}</li>" for name, colour, style, _ in lines)
+            figures.append(f"<figure>{draw(lines)}<figcaption><b>{both(*title)}</b>"
+                           f"<ul class=legend>{legend}</ul></figcaption></figure>")
+    return "".join(figures)
+
+
+# ---- the scoreboard and the settings --------------------------------------------------------
+
+def figure(value, form):
+    """A number, or a mean and its interval."""
+    if value is None:
+        return "–"
+    if isinstance(value, list):
+        mean, low, high = (form.format(v) for v in value)
+        return f"{mean} <small>{low}–{high}</small>"
+    return form.format(value)
+
+
+def scoreboard(board):
+    models = board.get("models", {})
+    kinds = dict.fromkeys(k for m in models.values() for k in m.get("by_kind", {}))
+    rows = [(both(en, zh), both(says, says_zh), [figure(m.get(key), form) for m in models.values()])
+            for key, form, en, zh, says, says_zh in FIGURES if any(key in m for m in models.values())]
+    rows += [(both(f"{kind}: right", f"{kind}:正确"),
+              both("Greedy answers to this kind of prompt that are right.", "这类提问的贪心回答中正确的比例。"),
+              [f"{m['by_kind'][kind]['right']:.1%}" if "by_kind" in m else "–"
+               for m in models.values()]) for kind in kinds]
+    if not rows:
+        return ""
+    head = "".join(f"<th scope=col>{escape(name)}</th>" for name in models)
+    body = "".join(f"<tr><th scope=row>{label}<p>{says}</p></th>"
+                   + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+                   for label, says, cells in rows)
+    return f"<table class=board><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def command(script, Config, config):
+    """The command line that gives this config: the flags that are not the defaults."""
+    words = [f"--{f.name}={config[f.name]}" for f in dataclasses.fields(Config)
+             if f.name in config and config[f.name] != f.default]
+    return " ".join(["python", script, *words])
+
+
+def settings(chain):
+    """{stage: (the command that made it, all its settings)} for what is there."""
+    configs = {stage: ckpt["config"] for stage, ckpt in chain.ckpts.items()}
+    made = views.load_state(chain.folder / "comparisons.jsonl")
+    if made:
+        configs["comparisons"] = made["config"]
+    return {stage: (command(*SCRIPTS[stage], configs[stage]), configs[stage])
+            for stage in SCRIPTS if stage in configs}
+
+
+def settings_html(found):
+    return "".join(
+        f"<details><summary><code>{escape(line)}</code></summary><table class=flags>"
+        + "".join(f"<tr><td>{escape(k)}</td><td>{escape(str(v))}</td></tr>"
+                  for k, v in config.items()) + "</table></details>"
+        for line, config in found.values())
+
+
+# ---- the page -------------------------------------------------------------------------------
+
+def headline(board):
+    """The one sentence for which one opens the page."""
+    models = board.get("models", {})
+    if not {"sft", "ppo"} <= models.keys() or "grade" not in models["ppo"]:
+        return ""
+    before, after = (models[name]["grade"][0] for name in ("sft", "ppo"))
+    wins = models["ppo"]["win_rate"][0]
+    return both(f"True grade {before:.2f} of 7 after fine-tuning, {after:.2f} after PPO; PPO's answer "
+                f"is better for {wins:.0%} of the prompts.",
+                f"真实评分(满分 7):监督微调后 {before:.2f},PPO 后 {after:.2f};"
+                f"对 {wins:.0%} 的提问,PPO 的回答更好。")
+
+
+def render(template, parts, data):
+    """Fill the template. Data is JSON in a script element: no `<` in it can end that element."""
+    parts["data"] = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def make(config, rt):
+    """The page as a str."""
+    folder = Path(config.folder)
+    path = folder / "scoreboard.json"
+    board = json.loads(path.read_text()) if path.exists() else {}
+    chain = views.Chain(folder, rt)
+    data = dict(
+        merges=views.merges(chain), mask=views.loss_mask(chain),
+        next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
+        rank=views.rankings(chain), along=views.along(chain, config.contrasts),
+        ppo=views.iterations(folder), over=views.iterations(folder / "experiments", "free"),
+        settings={stage: config for stage, (_, config) in settings(chain).items()})
+    parts = dict(
+        lang=config.lang, light=palette(0), dark=palette(1), headline=headline(board),
+        **{name: "".join(f'<div class=wide lang="{lang}">{d(lang).svg(False)}</div>'
+                         for lang in ("en", "zh")) for name, d in DIAGRAMS.items()},
+        curves=curves(folder, board), scoreboard=scoreboard(board),
+        settings=settings_html(settings(chain)), folder=escape(str(folder)))
+    return render(Path(__file__).with_suffix(".html").read_text("utf-8"), parts, data), board
 
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     folder = Path(config.folder)
+    if config.lang not in ("en", "zh"):
+        fail(f"--lang={config.lang} is not en or zh")
     if not any(folder.glob("*.jsonl")):
         fail(f"--folder={folder} has no logs yet: run a stage, or choose another --folder")
-    scoreboard = folder / "scoreboard.json"
-    board = json.loads(scoreboard.read_text()) if scoreboard.exists() else {}
-    path = config.out or folder / "report.png"
+    page, board = make(config, Runtime(config))
     if board:
         show(board)
-    draw(folder, board, path)
-    print(f"saved {path}")
+    path = config.out or folder / "report.html"
+    with writing(path) as f:
+        f.write(page)
+    print(f"saved {path} ({len(page) / 1e6:.1f} MB): open it in a browser")

@@ -1,0 +1,217 @@
+"""What the report shows of the models: tokens, probabilities, scores and answers, as plain lists.
+
+Each function gives the data of one view, or None if its files are not there (yet).
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from checkpoint import load_checkpoint
+from data.formats import read_comparisons, read_demonstrations, read_prompts, split
+from evaluate import Config as Evaluation
+from evaluate import first_line, model_input
+from model import GPT, ScalarGPT, answer_text, complete, log_probs
+from reward import encode_answer, score, score_all
+from sft import encode_dialogues, pack
+from tokenizer import Tokenizer
+
+
+class Chain:
+    """The checkpoints of a folder: ckpts {stage: dict}, models {stage: GPT}, reward, tok."""
+
+    def __init__(self, folder, rt):
+        self.folder, self.rt, self.ckpts, self.tok = Path(folder), rt, {}, None
+        for stage in ("pretrain", "sft", "reward", "ppo"):
+            path = self.folder / f"{stage}.pt"
+            if path.exists():
+                ckpt = load_checkpoint(path, stage, self.tok and self.tok.to_dict())
+                self.ckpts[stage] = ckpt
+                self.tok = self.tok or Tokenizer.from_dict(ckpt["tokenizer"])
+        self.models = {stage: GPT.load(self.ckpts[stage]).to(rt.device).eval()
+                       for stage in ("pretrain", "sft", "ppo") if stage in self.ckpts}
+        self.reward = self.load_reward(self.folder / "reward.pt")
+
+    def load_reward(self, path):
+        """The reward model in a file, or None."""
+        if not path.exists():
+            return None
+        ckpt = load_checkpoint(path, "reward", self.tok.to_dict())
+        return ScalarGPT.load(ckpt).to(self.rt.device).eval()
+
+    def piece(self, id):
+        """A token as a reader sees it; special tokens by name."""
+        return self.tok.show(id)[1:-1]
+
+    def read(self, stage, field, reader):
+        """The rows that a stage read, if its checkpoint and their file are there."""
+        path = self.ckpts[stage]["config"].get(field, "") if stage in self.ckpts else ""
+        return reader(path) if path and all(Path(p).exists() for p in path.split(",")) else None
+
+
+def first_of_kinds(rows, n=1):
+    """The first n rows of each kind, in the order of the kinds."""
+    kinds = {}
+    for row in rows:
+        kinds.setdefault(row.get("kind", "all"), []).append(row)
+    return [row for found in kinds.values() for row in found[:n]]
+
+
+def merges(chain):
+    """What the page needs to tokenize a word as tokenizer.py does."""
+    tok = chain.tok
+    if not tok or sorted(tok.byte_ids) != list(range(256)):
+        return None
+    return dict(pattern=tok.pattern, byte_ids=tok.byte_ids,
+                merges=[[*pair, id] for pair, id in tok.merges.items()])
+
+
+def loss_mask(chain):
+    """The first rows of SFT's first batch: [[token, 1 if learned, 1 if special]], and the padding."""
+    rows = chain.read("sft", "data", read_demonstrations)
+    if not rows:
+        return None
+    T, seed = chain.models["sft"].config.block_size, chain.ckpts["sft"]["config"]["seed"]
+    dialogues, cut, dropped = encode_dialogues(split(rows, "messages")[0], chain.tok, T)
+    packed = pack([len(ids) for ids, _ in dialogues], T, 3, np.random.default_rng(seed))
+    special = set(chain.tok.specials.values())
+    shown = []
+    for row in packed[:3]:
+        tokens = [[chain.piece(id), int(m), int(id in special)]
+                  for i in row for id, m in zip(*dialogues[i])]
+        shown.append(dict(tokens=tokens, padding=T + 1 - len(tokens)))
+    return dict(rows=shown, T=T, cut=cut, dropped=dropped, dialogues=len(dialogues))
+
+
+def greedy(chain, stage, prompts, n):
+    """What a stage's model writes after each of [[ids]] when it takes the most probable token."""
+    base = stage == "pretrain"
+    stop = chain.tok.eot if base else chain.tok.end
+    replies = complete(chain.models[stage], chain.tok, prompts, chain.rt, n, 0, stop)
+    return [first_line(chain.tok, reply) if base else reply for reply in replies]
+
+
+@torch.no_grad()
+def next_tokens(chain, rows, n_top=10, n_tokens=24, at_least=0.005):
+    """For a prompt of each kind, the last stage's greedy answer; at each of its tokens the n_top
+    most probable tokens of every model, and what each would write after one of them."""
+    if not rows or not chain.models:
+        return None
+    tok, config, views = chain.tok, Evaluation(max_new_tokens=n_tokens), []
+    rows, *_, last = first_of_kinds(rows), *chain.models
+    examples = chain.read("sft", "data", read_demonstrations) or []
+    asked = {stage: model_input(model, stage == "pretrain", tok, [row["prompt"] for row in rows],
+                                [row.get("kind", "all") for row in rows], examples, config)
+             for stage, model in chain.models.items()}
+    for i, (row, said) in enumerate(zip(rows, greedy(chain, last, asked[last], n_tokens))):
+        top, wanted = {}, [set() for _ in said]       # of each model; alternatives by position
+        for stage, model in chain.models.items():
+            start, ids = len(asked[stage][i]), asked[stage][i] + said
+            with chain.rt.autocast():
+                _, logp = log_probs(model, torch.tensor([ids], device=chain.rt.device))
+            p, best = logp[0, start - 1:].exp().topk(n_top)           # (len(said), n_top)
+            top[stage] = [list(zip(best[t].tolist(), p[t].tolist())) for t in range(len(said))]
+            for ids, found in zip(wanted, top[stage]):
+                ids |= {id for id, p in found if p >= at_least}
+        places = [(t, id) for t, ids in enumerate(wanted) for id in sorted(ids)]
+        after = {stage: greedy(chain, stage, [asked[stage][i] + said[:t] + [id]
+                                              for t, id in places], n_tokens)
+                 for stage in chain.models}
+        views.append(dict(
+            kind=row.get("kind", "all"), prompt=row["prompt"], said=said,
+            top={stage: [[[id, round(p, 4)] for id, p in found] for found in tops]
+                 for stage, tops in top.items()},
+            after={f"{t} {id}": {stage: "" if id == tok.end else answer_text(
+                tok, replies[k], tok.eot if stage == "pretrain" else tok.end)
+                for stage, replies in after.items()} for k, (t, id) in enumerate(places)}))
+    ids = {id for v in views for tops in v["top"].values() for found in tops for id, _ in found}
+    ids |= {id for v in views for id in v["said"]}
+    return dict(views=views, pieces={id: chain.piece(id) for id in ids},
+                special=[id for id in ids if id in tok.specials.values()])
+
+
+def rankings(chain):
+    """Held-out comparisons to rank oneself: responses in a random order, the labelers' ranks, the
+    true grades, the learned scores."""
+    path = chain.folder / "comparisons.jsonl"
+    if not chain.reward or not path.exists():
+        return None
+    share = chain.ckpts["reward"]["config"].get("held_out", 0.05)
+    _, rows = split(read_comparisons(path), share=share)
+    most = max(len(row["responses"]) for row in rows)
+    items, T = [], chain.reward.gpt.config.block_size
+    for n, row in enumerate(first_of_kinds([r for r in rows if len(r["responses"]) == most], 3)):
+        ids = [encode_answer(chain.tok, row["prompt"], r, T) for r in row["responses"]]
+        scores = score_all(chain.reward, ids, chain.tok, chain.rt).tolist()
+        order = np.random.default_rng(n).permutation(most).tolist()
+        columns = dict(responses=row["responses"], ranks=row["ranks"], scores=scores)
+        if "grades" in row:
+            columns["grades"] = row["grades"]
+        items.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"],
+                          **{name: [column[i] for i in order] for name, column in columns.items()}))
+    agreement = next((r["config"].get("agreement") for r in [load_state(path)] if r), None)
+    return dict(items=items, agreement=agreement)
+
+
+def load_state(path):
+    """The settings of compare.py, which it keeps beside its result; None if they are not there."""
+    state = path.with_suffix(".state")
+    if not state.exists():
+        return None
+    return dict(config=torch.load(state, weights_only=True).get("run", {}).get("flags", {}))
+
+
+@torch.no_grad()
+def along(chain, path):
+    """Right and wrong answers in the same words: the reward model's score after each token, and
+    that of a textbook one (without the frozen language model) where a folder has it."""
+    if not chain.reward or not Path(path).exists():
+        return None
+    models = dict(ours=chain.reward)
+    for file in ("reward_textbook.pt", "experiments/reward_textbook.pt"):
+        if model := chain.load_reward(chain.folder / file):
+            models["textbook"] = model
+    items, T = [], chain.reward.gpt.config.block_size
+    for row in first_of_kinds(read_comparisons(path), 3):
+        answers = []
+        for response in row["responses"]:             # the right one comes first
+            ids = encode_answer(chain.tok, row["prompt"], response, T)
+            start = len(chain.tok.encode_chat(row["prompt"], reply=True)[0])
+            # the model has seen only whole answers: each beginning gets an end to be scored
+            parts = [ids[:n] + [chain.tok.end] for n in range(start + 1, len(ids))]
+            answers.append(dict(
+                tokens=[chain.piece(id) for id in ids[start:-1]],
+                scores={name: [round(v, 3) for v in score(m, parts, chain.tok, chain.rt).tolist()]
+                        for name, m in models.items()}))
+        items.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"], answers=answers))
+    return dict(items=items, models=list(models))
+
+
+def read_log(path):
+    """The rows of out/<stage>.jsonl, without a last line that is still being written."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def held_out(log):
+    """The rows of PPO's log that are evaluations; the others are iterations."""
+    return [row for row in log if row.get("split") == "held out"]
+
+
+def iterations(folder, name="ppo"):
+    """PPO's log for the page: the settings of GAE, the iterations, the evaluations."""
+    rows = read_log(folder / f"{name}.jsonl")
+    return dict(rows=[r for r in rows if "split" not in r], held_out=held_out(rows)) if rows else None
+
+
+def prompts(chain, path):
+    """Prompts that no stage was trained on: those of a file, else held-out ones of PPO or SFT."""
+    if Path(path).exists():
+        return read_prompts(path)
+    for stage in ("ppo", "sft"):
+        rows = chain.read(stage, "data", read_prompts)
+        if rows:
+            return split(rows)[1]
+    return None
