@@ -8,13 +8,13 @@ import ctypes
 import dataclasses
 import difflib
 import hashlib
+import importlib.util
 import inspect
 import io
 import math
 import os
 import platform
 import re
-import runpy
 import sys
 import time
 import timeit
@@ -422,10 +422,13 @@ def load_function(spec):
     path, _, name = spec.rpartition(":")
     if not path.endswith(".py") or not Path(path).is_file():
         fail(f"{spec}: give a function as FILE.py:name; there is no file {path or spec}")
-    function = runpy.run_path(path).get(name)
-    if not callable(function):
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules.setdefault(Path(path).stem, module)   # where dataclasses and pickle look for it
+    module_spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
         fail(f"{path} has no function named {name}")
-    return function
+    return getattr(module, name)
 
 
 def get_scores(function, prompts, responses, name):
