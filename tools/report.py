@@ -124,6 +124,7 @@ def draw(lines):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     ink = "#010203"                                   # stands for the colour of the page's text
     plt.rcParams.update({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "report"} | {
@@ -133,6 +134,7 @@ def draw(lines):
     for _, colour, style, points in lines:
         if points:
             ax.plot(*zip(*points), style, color=COLOURS[colour][0], markersize=4, linewidth=1.6)
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     with io.StringIO() as out:
@@ -145,12 +147,16 @@ def draw(lines):
     return svg.replace(ink, "currentColor").replace("<svg", '<svg role="img"', 1)
 
 
+def dashes(style):
+    return "dashed" if "--" in style else "dotted" if ":" in style else "solid"
+
+
 def curves(folder, board):
     figures = []
     for title, lines in lines_of(folder, board):
         lines = [line for line in lines if line[3]]
         if lines:
-            legend = "".join(f'<li style="--c:var(--{colour})" class="l{"-:x".find(style[-1])}">'
+            legend = "".join(f'<li style="--c:var(--{colour})" class={dashes(style)}>'
                              f"{name}</li>" for name, colour, style, _ in lines)
             figures.append(f"<figure>{draw(lines)}<figcaption><b>{both(*title)}</b>"
                            f"<ul class=legend>{legend}</ul></figcaption></figure>")
