@@ -426,7 +426,8 @@ if __name__ == "__main__":
             "seconds": time.monotonic() - began,
             # for the report: short, middling and long answers; held-out ones, token by token
             "ratios": torch.cat(ratios).clamp(0.5, 1.5).histc(20, 0.5, 1.5).tolist(),
-            "samples": [[rows[k]["prompt"], r.texts[k], r.scores[k].item()] for k in (0, B // 2, -1)],
+            "samples": [[rows[k]["prompt"], r.texts[k], r.scores[k].item()]
+                        for k in (0, B // 2, -1)],
             "answers": token_by_token(seen, policy, tok, rt, config)
             if step % config.eval_every == 0 else None})
         run.save_state(step + 1, model=policy, critic=critic, optimizer=optimizer)

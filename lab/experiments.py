@@ -25,7 +25,7 @@ from statistics import median
 import numpy as np
 
 from common import fail, parse_config
-from tools.report import held_out, read_log
+from tools.views import held_out, read_log
 
 
 @dataclass

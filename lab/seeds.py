@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from common import fail, parse_config
-from tools.report import read_log
+from tools.views import read_log
 
 
 @dataclass

@@ -1,3 +1,5 @@
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -20,6 +22,36 @@ def tiny_tokenizer():
     text = ("Ada Ashton lives on Mill Street. She works as a baker and has a cat. "
             "What is 12 + 30? 12 + 30 = 42. Once upon a time a fox lived by the river. ")
     return Tokenizer.train(text * 4, 300, pattern="digits")
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory):
+    """A folder in which the whole chain has run, at a tiny size."""
+    from tiny import CHAIN, command, environment
+    folder = tmp_path_factory.mktemp("chain")
+    for script, flags in CHAIN.items():
+        done = subprocess.run(command(script, flags), cwd=folder, env=environment(), timeout=300,
+                              capture_output=True, text=True)
+        assert done.returncode == 0, f"{script}: {done.stderr}"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A browser without a window. Tests that use it are skipped where there is none."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not chromium or not driver:
+        pytest.skip("needs a browser: apt install chromium chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking",
+                 "no-first-run", "window-size=1280,900", "remote-debugging-pipe"):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import io
 import json
 import math
-import os
 import re
 import runpy
 import signal
@@ -11,7 +10,6 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,41 +21,12 @@ from data.formats import read_demonstrations
 from model import ScalarGPT
 from reward import Config as RewardConfig
 from reward import encode_answer, score_all
+from tiny import CHAIN, GRADE, MODEL, command, environment
 from tokenizer import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
-GRADE = f"{ROOT}/data/town.py:grade"
-MODEL = "--n_layer=2 --n_embd=64 --block_size=128"
-CHAIN = {
-    "data/town": "--n_docs=1500 --n_demos=600 --n_prompts=1200 --n_eval=20",
-    "tokenizer": "--vocab_size=384",
-    "pretrain": f"{MODEL} --steps=160 --batch_size=4 --micro_batch=4 --warmup=20 --eval_every=40 "
-                "--eval_rows=12",
-    "sft": "--steps=90 --batch_size=4 --micro_batch=4 --warmup=10 --eval_every=30",
-    "compare": f"--n_prompts=400 --max_new_tokens=24 --labeler={GRADE}",
-    "reward": "--batch_size=8 --micro_batch=8 --warmup=5 --eval_every=20",
-    "rlhf_ppo": "--steps=8 --batch_size=64 --minibatch=32 --micro_batch=32 --max_new_tokens=24 "
-                f"--lr=1e-3 --ptx_coef=0.2 --n_eval=64 --eval_every=4 --watch={GRADE}",
-}
-
-
-def command(script, flags):
-    return [sys.executable, f"{ROOT}/{script}.py", *flags.split()]
-
-
-def environment(**more):
-    return dict(os.environ, OMP_NUM_THREADS="1", **more)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    """A folder in which the whole chain has run."""
-    folder = tmp_path_factory.mktemp("chain")
-    for script, flags in CHAIN.items():
-        done = subprocess.run(command(script, flags), cwd=folder, env=environment(), timeout=120,
-                              capture_output=True, text=True)
-        assert done.returncode == 0, f"{script}: {done.stderr}"
-    return folder
+@pytest.fixture(scope="session")
+def folder(chain):
+    return chain
 
 
 def read_log(path):

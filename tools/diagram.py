@@ -45,9 +45,9 @@ class Drawing:
 
     def text(self, x, y, words, kind="", bold=False, anchor="middle"):
         colour = f' style="fill:var(--{kind})"' if kind else ""
-        self.parts.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}"{colour}'
-                          f'{" class=b" * bold}>{escape(words)}</text>'.replace("class=b",
-                                                                                'class="b"'))
+        weight = ' class="b"' if bold else ""
+        self.parts.append(f'<text x="{x}" y="{y}" text-anchor="{anchor}"{colour}{weight}>'
+                          f'{escape(words)}</text>')
 
     def box(self, x, y, width, height, kind, lines):
         """A box with its lines of text; the first one is bold."""
@@ -66,7 +66,8 @@ class Drawing:
         head = f"{x},{y} {x - 9 * dx - 5 * dy},{y - 9 * dy - 5 * dx} " \
                f"{x - 9 * dx + 5 * dy},{y - 9 * dy + 5 * dx}"
         self.parts.append(f'<g style="--c:var(--{kind})"><path class="to" d="{path} '
-                          f'L{x - 6 * dx},{y - 6 * dy}"/><polygon class="head" points="{head}"/></g>')
+                          f'L{x - 6 * dx},{y - 6 * dy}"/>'
+                          f'<polygon class="head" points="{head}"/></g>')
 
     def svg(self, colours=True):
         """colours: with its own colours, for a file; without: the page around it has them."""
@@ -98,7 +99,8 @@ def chain(lang):
         ("", ["reward.py", t("score answers", "给回答打分"), "−log σ(r₁ − r₂)"],
          "reward.pt", "checkpoint"),
         (t("prompts", "提问"), ["rlhf_ppo.py", t("write what scores well", "写出高分的回答"),
-                              t("−clipped gain, + KL", "−截断的收益, + KL")], "ppo.pt", "checkpoint"),
+                                              t("−clipped gain, + KL", "−截断的收益, + KL")],
+         "ppo.pt", "checkpoint"),
     ]
     for i, (reads, script, writes, kind) in enumerate(stages):
         x = 10 + 200 * i
@@ -131,7 +133,8 @@ def ppo(lang):
     d.box(10, 160, 110, 50, "text", [t("prompt", "提问")])
     d.box(165, 145, 150, 80, "model", [t("policy", "策略"), t("trained", "训练"), "← sft.pt"])
     d.box(360, 160, 110, 50, "text", [t("answer", "回答")])
-    d.box(520, 20, 170, 60, "model", [t("reference", "参考模型"), t("frozen ← sft.pt", "冻结 ← sft.pt")])
+    d.box(520, 20, 170, 60, "model", [t("reference", "参考模型"),
+                                      t("frozen ← sft.pt", "冻结 ← sft.pt")])
     d.box(520, 155, 170, 60, "model", [t("reward model", "奖励模型"),
                                        t("frozen ← reward.pt", "冻结 ← reward.pt")])
     d.box(520, 290, 170, 60, "model", [t("critic", "评论家"), t("trained ← reward.pt",
@@ -154,7 +157,7 @@ def ppo(lang):
     d.arrow("loss", (860, 235), (890, 235))
     d.arrow("loss", (940, 270), (940, 380), (240, 380), (240, 225))
     d.arrow("loss", (605, 380), (605, 350))
-    d.text(255, 372, t("gradients change the policy and the critic", "梯度更新策略和评论家"), "loss",
+    d.text(255, 372, t("gradients change policy and critic", "梯度更新策略和评论家"), "loss",
            anchor="start")
     return d
 

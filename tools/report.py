@@ -68,7 +68,8 @@ FIGURES = [
     ("length", "{:.1f}", "length (tokens)", "长度(词元)", "Tokens of a sampled answer on average.",
      "采样回答的平均词元数。"),
     ("ended", "{:.1%}", "ended by itself", "自己结束的比例",
-     "Answers with an end of their own, not cut off by the limit.", "自己写出结尾、没有被长度限制截断的回答。"),
+     "Answers with an end of their own, not cut off by the limit.",
+     "自己写出结尾、没有被长度限制截断的回答。"),
     ("text_loss", "{:.3f}", "loss on held-out text", "留出文本的损失",
      "What was forgotten: the loss on text as in pretraining, in nats per token.",
      "忘记了多少:在预训练那种文本上的损失,每词元奈特。")]
@@ -93,7 +94,8 @@ def lines_of(folder, board):
     def losses(name):
         return [line(logs[name], "loss", "training", "训练", "loss", ":"),
                 line(logs[name], "val_loss", "held out", "留出", "loss", "o-"),
-                line(logs[name], "entropy", "floor: the text's entropy", "下限:文本的熵", "text", "--")]
+                line(logs[name], "entropy", "floor: the text's entropy", "下限:文本的熵", "text",
+                     "--")]
 
     steps = logs["ppo"]
     return [
@@ -143,7 +145,8 @@ def draw(lines):
     plt.close(figure)
     for name, (light, _) in COLOURS.items():
         svg = svg.replace(light, f"var(--{name})")
-    svg = re.sub(r'(width|height)="[\d.]+pt" ', "", svg[svg.index("<svg"):], count=2)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg"):], flags=re.DOTALL)
+    svg = re.sub(r'(width|height)="[\d.]+pt" ', "", svg, count=2)
     return svg.replace(ink, "currentColor").replace("<svg", '<svg role="img"', 1)
 
 
@@ -179,9 +182,11 @@ def scoreboard(board):
     models = board.get("models", {})
     kinds = dict.fromkeys(k for m in models.values() for k in m.get("by_kind", {}))
     rows = [(both(en, zh), both(says, says_zh), [figure(m.get(key), form) for m in models.values()])
-            for key, form, en, zh, says, says_zh in FIGURES if any(key in m for m in models.values())]
+            for key, form, en, zh, says, says_zh in FIGURES
+            if any(key in m for m in models.values())]
     rows += [(both(f"{kind}: right", f"{kind}:正确"),
-              both("Greedy answers to this kind of prompt that are right.", "这类提问的贪心回答中正确的比例。"),
+              both("Greedy answers to this kind of prompt that are right.",
+                   "这类提问的贪心回答中正确的比例。"),
               [f"{m['by_kind'][kind]['right']:.1%}" if "by_kind" in m else "–"
                for m in models.values()]) for kind in kinds]
     if not rows:
@@ -190,7 +195,8 @@ def scoreboard(board):
     body = "".join(f"<tr><th scope=row>{label}<p>{says}</p></th>"
                    + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
                    for label, says, cells in rows)
-    return f"<table class=board><thead><tr><td></td>{head}</tr></thead><tbody>{body}</tbody></table>"
+    return f"<table class=board><thead><tr><td></td>{head}</tr></thead><tbody>{body}" \
+           f"</tbody></table>"
 
 
 def command(script, Config, config):
@@ -227,8 +233,8 @@ def headline(board):
         return ""
     before, after = (models[name]["grade"][0] for name in ("sft", "ppo"))
     wins = models["ppo"]["win_rate"][0]
-    return both(f"True grade {before:.2f} of 7 after fine-tuning, {after:.2f} after PPO; PPO's answer "
-                f"is better for {wins:.0%} of the prompts.",
+    return both(f"True grade {before:.2f} of 7 after fine-tuning, {after:.2f} after PPO; PPO's "
+                f"answer is better for {wins:.0%} of the prompts.",
                 f"真实评分(满分 7):监督微调后 {before:.2f},PPO 后 {after:.2f};"
                 f"对 {wins:.0%} 的提问,PPO 的回答更好。")
 

@@ -69,7 +69,7 @@ def merges(chain):
 
 
 def loss_mask(chain):
-    """The first rows of SFT's first batch: [[token, 1 if learned, 1 if special]], and the padding."""
+    """The first rows that SFT reads: [[token, 1 if learned, 1 if special]], and the padding."""
     rows = chain.read("sft", "data", read_demonstrations)
     if not rows:
         return None
@@ -201,9 +201,11 @@ def held_out(log):
 
 
 def iterations(folder, name="ppo"):
-    """PPO's log for the page: the settings of GAE, the iterations, the evaluations."""
+    """PPO's log for the page: the iterations and the evaluations."""
     rows = read_log(folder / f"{name}.jsonl")
-    return dict(rows=[r for r in rows if "split" not in r], held_out=held_out(rows)) if rows else None
+    if not rows:
+        return None
+    return dict(rows=[r for r in rows if "split" not in r], held_out=held_out(rows))
 
 
 def prompts(chain, path):

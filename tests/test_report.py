@@ -1,0 +1,291 @@
+"""The report, in a real browser: every view shows the data of the run, and text stays text."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+import sft
+from checkpoint import load_checkpoint
+from common import Runtime
+from data.formats import read_comparisons, read_demonstrations, split
+from evaluate import Config, score_texts
+from model import GPT, ScalarGPT
+from rlhf_ppo import gae
+from sft import batch, encode_dialogues, pack
+from tiny import ROOT, run
+from tokenizer import Tokenizer
+from tools import report
+from tools.diagram import DIAGRAMS
+
+HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc <|end|> \x1b[31m"
+
+
+@pytest.fixture(scope="module")
+def folder(chain):
+    """The tiny chain with its scoreboard, a long run of PPO, and the report of all that."""
+    assert run(chain, "evaluate", "--n_prompts=40", "--best_of=2", "--max_new_tokens=24",
+               f"--judge={ROOT}/data/town.py:judge")[0] == 0
+    (chain / "out/experiments").mkdir(exist_ok=True)
+    shutil.copy(chain / "out/ppo.jsonl", chain / "out/experiments/free.jsonl")
+    assert run(chain, "tools/report")[0] == 0
+    return chain
+
+
+@pytest.fixture(scope="module")
+def page(browser, folder):
+    """The report, opened: page(script) -> what the script returns."""
+    browser.get((folder / "out/report.html").as_uri())
+    assert browser.get_log("browser") == []
+    return browser.execute_script
+
+
+def text_of(page, section):
+    return page(f"return document.querySelector('#{section}').innerText")
+
+
+def press(page, selector, n=0):
+    page(f"document.querySelectorAll({json.dumps(selector)})[{n}].click()")
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def log(folder):
+    return rows_of(folder / "out/ppo.jsonl")
+
+
+# ---------------------------------------------------------------------------------------------
+# each view shows its data
+
+def test_every_view_is_filled_and_none_is_missing(page):
+    views = page("""return [...document.querySelectorAll('.view')].map(view =>
+        [view.closest('section').id, view.innerText.length,
+         view.querySelector(':scope > .note.card') === null])""")
+    assert len(views) == 8
+    assert all(length > 20 and there for _, length, there in views), views
+
+
+def test_the_mask_is_that_of_the_training(page, folder):
+    ckpt = load_checkpoint(folder / "out/sft.pt", "sft")
+    tok, T = Tokenizer.from_dict(ckpt["tokenizer"]), ckpt["model_config"]["block_size"]
+    train, _ = split(read_demonstrations(folder / "data/town/sft.jsonl"), "messages")
+    dialogues, *_ = encode_dialogues(train, tok, T)
+    rng = np.random.default_rng(ckpt["config"]["seed"])
+    _, y = batch(dialogues, pack([len(ids) for ids, _ in dialogues], T, 3, rng)[:3], T, tok.pad)
+    shown = page("""return [...document.querySelectorAll('#mask .tokens')].map(row =>
+        row.querySelectorAll('.learned').length)""")
+    assert shown == (y >= 0).sum(1).tolist() and min(shown) > 0
+
+
+def test_the_page_tokenizes_as_the_tokenizer_does(page, folder):
+    tok = Tokenizer.from_dict(load_checkpoint(folder / "out/sft.pt", "sft")["tokenizer"])
+    for text in (" parrot", "What is 12 + 30?", "THEY'RE  here\n\n ok", "naïve 你好 😊", "", "  ",
+                 "'S don'T we'Ll", "x=1;\r\n\ty", "I'ſ", "a" * 50, "<|end|>"):
+        assert page("return steps(arguments[0]).at(-1)", text) == tok.encode(text), text
+
+
+def test_the_first_step_of_the_tokenizer_is_bytes(page):
+    assert page("return steps('é')[0].length") == 2
+
+
+def test_probabilities_at_a_token_are_those_of_the_model(page, folder):
+    data = page("return data.next")
+    ckpt = load_checkpoint(folder / "out/sft.pt", "sft")
+    tok, model = Tokenizer.from_dict(ckpt["tokenizer"]), GPT.load(ckpt).eval()
+    view = data["views"][0]
+    ids = tok.encode_chat(view["prompt"], reply=True)[0] + view["said"]
+    with torch.no_grad():
+        p = model(torch.tensor([ids[:-1]]))[0].softmax(-1)[0, -len(view["said"]):]
+    for t, found in enumerate(view["top"]["sft"]):
+        assert [id for id, _ in found] == p[t].topk(10).indices.tolist()
+        assert [q for _, q in found] == pytest.approx(p[t].topk(10).values.tolist(), abs=1e-4)
+
+
+def test_choosing_another_token_shows_how_each_model_goes_on(page):
+    press(page, "#next .tokens button", 1)
+    press(page, "#next .cols button:enabled")
+    view, said = page("return data.next.views[0]"), text_of(page, "next")
+    chosen = next(id for id, _ in view["top"]["pretrain"][1] if f"1 {id}" in view["after"])
+    for stage, name in (("pretrain", "pretrained: "), ("sft", "SFT: "), ("ppo", "PPO: ")):
+        after = view["after"][f"1 {chosen}"][stage]
+        assert name in said and " ".join(after.split()) in " ".join(said.split())
+
+
+def test_ranking_gives_the_agreement_computed_by_hand(page, folder):
+    _, rows = split(read_comparisons(folder / "out/comparisons.jsonl"))
+    agreed = pairs = 0
+    for _ in range(3):
+        number = page("return parseInt(document.querySelector('#rank .note').innerText)")
+        item = page("return data.rank.items[arguments[0] - 1]", number)
+        n = len(item["responses"])
+        for i in range(n - 1):                        # the last one follows
+            press(page, "#rank .rank", i)
+        row = next(r for r in rows if r["prompt"] == item["prompt"]
+                   and sorted(r["responses"]) == sorted(item["responses"]))
+        rank = dict(zip(row["responses"], row["ranks"]))
+        for i in range(n):
+            for j in range(i + 1, n):
+                a, b = rank[item["responses"][i]], rank[item["responses"][j]]
+                pairs, agreed = pairs + (a != b), agreed + (a < b)
+        said = text_of(page, "agreement")
+        assert f"on {round(100 * agreed / pairs)}% of {pairs} pairs" in said
+        press(page, "#rank .view .bar button")
+    assert "Two labelers agree on 73%" in said
+
+
+def test_scores_along_an_answer_end_with_the_score_of_the_whole_one(page, folder):
+    data = page("return data.along")
+    item = data["items"][0]
+    ckpt = load_checkpoint(folder / "out/reward.pt", "reward")
+    row = read_comparisons(folder / "data/town/contrasts.jsonl")[0]
+    scores = score_texts(ScalarGPT.load(ckpt), Tokenizer.from_dict(ckpt["tokenizer"]),
+                         [row["prompt"]] * 2, row["responses"], Runtime(Config(device="cpu")))
+    last = [answer["scores"]["ours"][-1] for answer in item["answers"]]
+    assert last == pytest.approx(scores.tolist(), abs=2e-3)
+    assert "reward_textbook.pt" in text_of(page, "along")
+
+
+def test_the_sum_of_gae_is_the_advantage_of_the_log(page, folder):
+    answers = [r for r in log(folder) if r.get("answers")]
+    press(page, "#tokens .bar button")                # the first kind, at the last iteration
+    answer, settings = answers[-1]["answers"][0], page("return data.settings.ppo")
+    for i in (0, len(answer["tokens"]) - 1):
+        press(page, "#tokens .tokens button", i)
+        shown = float(page("return document.querySelector('#tokens .sum').innerText")[4:])
+        assert shown == pytest.approx(answer["advantage"][i], abs=2e-3)
+    # the log's own numbers obey the definition
+    reward, value = (torch.tensor([answer[k]]) for k in ("reward", "value"))
+    advantages, returns = gae(reward, value, torch.ones_like(reward), settings["gamma"],
+                              settings["lam"])
+    assert advantages[0].tolist() == pytest.approx(answer["advantage"], abs=2e-3)
+    assert returns[0].tolist() == pytest.approx(answer["returns"], abs=2e-3)
+
+
+def test_each_token_pays_for_its_distance_and_the_last_one_earns_the_score(folder):
+    for row in (r for r in log(folder) if r.get("answers")):
+        for a in row["answers"]:
+            kl = [-0.1 * (x - y) for x, y in zip(a["logp"], a["ref_logp"])]
+            kl[-1] += a["score"]
+            assert a["reward"] == pytest.approx(kl, abs=1e-3)
+
+
+def test_the_log_has_answers_at_every_evaluation_and_ratios_at_every_iteration(folder):
+    rows = log(folder)
+    assert [r["step"] for r in rows if r.get("answers")] == [1, 5, 8]
+    for row in (r for r in rows if "split" not in r):
+        assert len(row["ratios"]) == 20 and sum(row["ratios"]) > 100 and len(row["samples"]) == 3
+    first, last = rows[1]["answers"], rows[-1]["answers"]
+    assert [a["kind"] for a in first] == [a["kind"] for a in last]
+    assert first[0]["logp"] == first[0]["ref_logp"]   # the policy starts as its reference
+    assert first[0]["logp"] != first[0]["new_logp"]
+    assert last[0]["logp"] == pytest.approx(last[0]["new_logp"], abs=1e-3)   # no updates follow
+
+
+def test_the_timeline_shows_each_iteration(page, folder):
+    row = [r for r in log(folder) if "split" not in r][2]
+    page("""const slider = document.querySelector('#time input');
+            slider.value = 2; slider.dispatchEvent(new Event('input'))""")
+    said = text_of(page, "time")
+    assert "iteration 3" in said and f"{row['objective/score']:.2f}" in said
+    assert row["samples"][0][0][-1]["content"] in said
+    heights = page("""return [...document.querySelectorAll('#time svg rect')].slice(1)
+        .map(bar => +bar.getAttribute('height'))""")
+    assert [h > 0 for h in heights] == [n > 0 for n in row["ratios"]]
+
+
+def test_over_optimisation_shows_score_grade_and_answers(page, folder):
+    row = [r for r in log(folder) if r.get("split")][0]
+    said = text_of(page, "over")
+    assert f"{row['score']:.2f}" in said and f"{row['grade']:.2f}" in said
+    assert log(folder)[1]["answers"][0]["prompt"][-1]["content"] in said
+
+
+def test_the_table_the_curves_and_the_settings_need_no_script(folder):
+    html = (folder / "out/report.html").read_text().partition("<script")[0]
+    board = json.loads((folder / "out/scoreboard.json").read_text())
+    assert f"{board['models']['ppo']['grade'][0]:.2f} <small>" in html
+    assert html.count("<figure>") == 6
+    line = next(part for part in html.split("<code>") if part.startswith("python rlhf_ppo.py"))
+    assert {"--steps=8", "--batch_size=64", "--lr=0.001"} <= set(line.partition("<")[0].split())
+    assert "--gamma" not in line.partition("<")[0]    # as by default
+
+
+# ---------------------------------------------------------------------------------------------
+# safety, languages, half-way
+
+def test_text_stays_text(browser, folder, tmp_path):
+    """Hostile prompts, answers and tokens show as what they are; none runs or turns the writing."""
+    out = tmp_path / "out"
+    shutil.copytree(folder / "out", out)
+    for name in ("ppo.jsonl", "experiments/free.jsonl"):
+        rows = rows_of(out / name)
+        for row in rows:
+            for answer in row.get("answers") or []:
+                answer["prompt"] = [dict(role="user", content=HOSTILE)]
+                answer["tokens"][0] = HOSTILE
+            row |= dict(samples=[[[dict(role="user", content=HOSTILE)], HOSTILE, 1.0]])
+        (out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    board = json.loads((out / "scoreboard.json").read_text())
+    board["models"][HOSTILE] = board["models"]["ppo"]
+    (out / "scoreboard.json").write_text(json.dumps(board))
+    assert run(folder, "tools/report", f"--folder={out}")[0] == 0
+    browser.get((out / "report.html").as_uri())
+    assert browser.get_log("browser") == []
+    found = browser.execute_script("return [typeof hacked, document.images.length]")
+    assert found == ["undefined", 0]
+    for section in ("tokens", "time", "over", "board"):
+        said = text_of(browser.execute_script, section)
+        assert "<script>hacked = 1</script>" in said and "<|end|>" in said
+        assert section == "board" or "\\u202eabc" in said and "\\u001b[31m" in said
+
+
+def test_the_page_asks_nothing_of_the_network(folder):
+    html = (folder / "out/report.html").read_text()
+    assert "default-src 'none'" in html and len(html) < 3e6
+    rest = html.replace("http://www.w3.org/", "").replace("https://www.w3.org/", "")
+    for word in ("http:", "https:", "@import", " src=", "url(h"):
+        assert word not in rest.partition('id="data"')[0], word
+
+
+def test_both_languages_are_there_and_one_is_shown(browser, folder):
+    assert run(folder, "tools/report", "--lang=zh", "--out=zh.html")[0] == 0
+    browser.get((folder / "zh.html").as_uri())
+    shown = "return document.querySelector('h1').innerText"
+    assert browser.execute_script(shown) == "从文本到助手:模型学到了什么"
+    press(browser.execute_script, "#switch")
+    assert browser.execute_script(shown) == "From text to assistant: what the models have learned"
+    found = browser.execute_script("""return ['en', 'zh'].map(lang =>
+        document.querySelectorAll(`:is(header, main, nav, footer) :lang(${lang})[lang]`).length)""")
+    assert found[0] == found[1] > 100
+
+
+def test_a_run_that_is_half_way_has_a_page_too(browser, folder, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    shutil.copy(folder / "out/pretrain.jsonl", out)
+    for names in ([], ["pretrain.pt"], ["sft.pt", "sft.jsonl"], ["comparisons.jsonl", "reward.pt"]):
+        for name in names:
+            shutil.copy(folder / "out" / name, out)
+        assert run(folder, "tools/report", f"--folder={out}")[0] == 0
+        browser.get((out / "report.html").as_uri())
+        assert browser.get_log("browser") == []
+        assert "python rlhf_ppo.py" in text_of(browser.execute_script, "tokens")
+        said = text_of(browser.execute_script, "next")
+        assert ("python pretrain.py" in said) == (not (out / "pretrain.pt").exists())
+
+
+def test_the_diagrams_in_the_docs_are_those_of_the_script():
+    for lang, ending in (("en", ""), ("zh", ".zh")):
+        for name, draw in DIAGRAMS.items():
+            assert (ROOT / f"docs/{name}{ending}.svg").read_text("utf-8") == draw(lang).svg()
+
+
+def test_an_interval_and_a_command_are_written_as_a_reader_expects():
+    assert report.figure([1.234, 1, 2.5], "{:.2f}") == "1.23 <small>1.00–2.50</small>"
+    assert report.figure(None, "{:.2f}") == "–" and report.figure(0.5, "{:.2f}") == "0.50"
+    made = vars(sft.Config(steps=7, data="a.jsonl"))
+    assert report.command("sft.py", sft.Config, made) == "python sft.py --data=a.jsonl --steps=7"
