@@ -30,8 +30,8 @@ from checkpoint import load_checkpoint
 from common import fail, parse_config
 from data.corpus import Corpus
 from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, Drop, comparison,
-                          demonstration, held_out, is_text, list_files, places_and_rows, prompt_and_responses,
-                          prompt_only, read_rows, text_and_logp)
+                          demonstration, held_out, is_text, list_files, places_and_rows,
+                          prompt_and_responses, prompt_only, read_rows, text_and_logp)
 from tokenizer import Tokenizer
 
 READERS = dict(text=lambda row, notes: text_and_logp(row, "strict", notes),

@@ -115,7 +115,7 @@ def chain(lang):
         x = 182 + 200 * i
         d.arrow(stages[i][3], (x, 246), (x + 25, 246), (x + 25, 142), (x + 35, 142))
     d.arrow("checkpoint", (782, 246), (800, 246), (800, 142), (810, 142))
-    for x, y in ((600, 166), (800, 166)):             # sft.pt goes to reward.py and rlhf_ppo.py, too
+    for x, y in ((600, 166), (800, 166)):             # sft.pt also goes to the last two stages
         d.arrow("checkpoint", (300, 264), (300, 292), (x - 8, 292), (x - 8, y), (x + 10, y))
     d.text(30, 326, t("text", "文本"), "text", True, "start")
     d.text(90, 326, t("a model in training", "正在训练的模型"), "model", True, "start")
