@@ -234,8 +234,9 @@ class Run:
             self.flags["dtype"], self.rt.dtype = dtype, DTYPES[dtype]
         # after a loss that was not finite --lr may change
         free = "lr" if self.nan_file.exists() and not finished else ""
-        changed = [f"--{k}={before['flags'].get(k)} there, {v} here"
-                   for k, v in self.flags.items() if before["flags"].get(k) != v and k != free]
+        flags = vars(type(self.config)()) | before["flags"]           # newer flags: the defaults
+        changed = [f"--{k}={flags.get(k)} there, {v} here"
+                   for k, v in self.flags.items() if flags.get(k) != v and k != free]
         changed += [f"{k} has changed since" for k, v in self.inputs.items()
                     if before["inputs"].get(k) != v]
         if changed:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass
@@ -209,7 +210,7 @@ class Block(nn.Module):
 class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, False
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
         if config.pos == "learned":
             self.wpe = nn.Embedding(config.block_size, config.n_embd)
@@ -236,6 +237,15 @@ class GPT(nn.Module):
             nn.init.zeros_(module.bias)
         if isinstance(module, (Attention, MLP)):                      # comes after its children
             nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def save_memory(self, recompute, freeze=0):
+        """recompute: compute the activations of a block again in the backward pass instead of
+        keeping them. freeze: do not train the embeddings and so many of the lowest blocks."""
+        self.recompute = recompute
+        if freeze:
+            embeddings = [m for m in self.children() if isinstance(m, nn.Embedding)]
+            for part in (*embeddings, *self.blocks[:freeze]):
+                part.requires_grad_(False)
 
     def flops_per_token(self, T):
         """Of a forward and a backward pass: 6 for each weight that multiplies, and attention's
@@ -264,7 +274,10 @@ class GPT(nn.Module):
             turns = rotary_turns(pos if mask is None else pos[:, None], self.config)
         x = F.dropout(x, self.config.dropout, self.training)
         for block in self.blocks:
-            x = block(x, turns, bias, cache)
+            if self.recompute and torch.is_grad_enabled():            # keep only the block's input
+                x = checkpoint(block, x, turns, bias, cache, use_reentrant=False)
+            else:
+                x = block(x, turns, bias, cache)
         if cache is not None:
             cache.length += T
         return self.norm(x)

@@ -40,6 +40,7 @@ class Config:
     steps: int = 3000                    # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
+    recompute: bool = False              # keep no activations for the backward pass, as sft.py
     lr: float = 8e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 100                    # steps
     weight_decay: float = 0.1
@@ -184,6 +185,7 @@ if __name__ == "__main__":
             block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
             n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=n_hidden,
             dropout=config.dropout, **STYLES[config.style]))
+    model.save_memory(config.recompute)
     model.to(rt.device)
     if config.fsdp:
         rt.shard(model)

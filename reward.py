@@ -45,6 +45,8 @@ class Config:
     steps: int = 0                       # optimizer steps; 0: one epoch, since more overfits
     batch_size: int = 16                 # prompts per step, over all processes
     micro_batch: int = 16                # prompts per forward pass; smaller needs less memory
+    recompute: bool = False              # activations, once more in the backward pass: less memory
+    freeze: int = 0                      # embeddings and so many lower layers stay as they are
     lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
@@ -180,6 +182,7 @@ if __name__ == "__main__":
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
     model = ScalarGPT(model_config, lm=bool(lm))
+    model.gpt.save_memory(config.recompute, config.freeze)
     if config.init:
         model.start_from(ckpt["model"])
     if lm:

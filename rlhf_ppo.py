@@ -52,6 +52,8 @@ class Config:
     batch_size: int = 256                  # answers per iteration, over all processes
     minibatch: int = 64                    # answers per update, over all processes
     micro_batch: int = 64                  # answers per forward pass; smaller needs less memory
+    recompute: bool = False                # activations, once more in the backward pass: less memory
+    freeze: int = 0                        # embeddings and so many lower layers stay as they are
     epochs: int = 2                        # passes over each iteration's answers
     lr: float = 5e-4                       # the peak: one iteration of warmup, then linear to 0
     decay: bool = True                     # false: the learning rate stays at its peak
@@ -324,6 +326,8 @@ if __name__ == "__main__":
     if not own_reward and not config.critic:
         critic.lm = reward.lm                         # one frozen language model serves both
     critic.to(rt.device)
+    for net in (policy, critic.gpt):
+        net.save_memory(config.recompute, config.freeze)
     models = dict(policy=policy, reference=reference, critic=critic, reward=reward)
     grader = load_function(config.watch) if config.watch else None
     policy_ddp, critic_ddp = (DDP(m) if rt.ddp else m for m in (policy, critic))

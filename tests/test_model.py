@@ -736,3 +736,50 @@ def test_greedy_generation_equals_that_of_transformers(twins):
     expected = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=40,
                                do_sample=False, eos_token_id=None, pad_token_id=0)
     assert ours.generate(idx, 40, temperature=0).tolist() == expected.tolist()
+
+
+# ---------------------------------------------------------------------------------------------
+# memory
+
+def gradients(model, recompute, freeze=0):
+    model = GPT(model.config).train()
+    loud(model).train().save_memory(recompute, freeze)
+    torch.manual_seed(1)                              # for dropout
+    loss = model(tokens(3, 12), tokens(3, 12, seed=1))[1]
+    loss.backward()
+    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_recomputing_activations_changes_no_gradient_even_with_dropout(style):
+    model = GPT(config(style, dropout=0.2))
+    loss, kept = gradients(model, False)
+    again, recomputed = gradients(model, True)
+    assert loss == again
+    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+
+
+def test_recomputing_keeps_less_for_the_backward_pass(style):
+    """Counted: the bytes that autograd saves."""
+    def saved(recompute):
+        model, total = GPT(config(style)), Counter()
+        model.save_memory(recompute)
+        weights = {p.data_ptr() for p in model.parameters()}
+
+        def count(tensor):
+            total["bytes"] += tensor.nbytes * (tensor.data_ptr() not in weights)
+            return tensor
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            model(tokens(8, 24), tokens(8, 24))
+        return total["bytes"]
+
+    assert saved(True) < 0.6 * saved(False)
+
+
+def test_frozen_layers_get_no_gradient_and_the_others_the_same_as_before(style):
+    model = GPT(config(style))
+    _, all_of_them = gradients(model, False)
+    _, upper = gradients(model, False, freeze=1)
+    frozen = {name for name, gradient in upper.items() if gradient is None}
+    assert frozen == {name for name in upper if name.startswith(("wte", "wpe", "blocks.0."))}
+    for name in upper.keys() - frozen:
+        assert torch.equal(upper[name], all_of_them[name])

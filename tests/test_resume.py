@@ -207,6 +207,16 @@ def test_a_finished_run_with_other_flags_is_refused(config, tiny_tokenizer, refu
     assert Path(config.out).read_bytes() == before
 
 
+def test_a_flag_that_an_earlier_version_did_not_have_counts_as_its_default(config, interrupted,
+                                                                           refused):
+    state = Path(config.out).with_suffix(".state")
+    saved = torch.load(state, weights_only=True)
+    del saved["run"]["flags"]["dropout"]
+    torch.save(saved, state)
+    assert start(config).start == 4
+    assert "--dropout=0.1 there, 0.0 here" in refused(start, replace(config, dropout=0.0))
+
+
 def test_a_run_on_other_data_is_refused(config, interrupted, tmp_path, refused):
     (tmp_path / "demos.jsonl").write_text("{...}")
     assert "demos.jsonl has changed" in refused(start, config)

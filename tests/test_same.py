@@ -101,3 +101,13 @@ def test_ppos_losses_in_both_precisions_agree_within_one_percent(go):
                 value_loss(new, values, returns, config.clip_value).mean(), logp.mean()])
     exact, rough = found.tolist()
     assert exact != rough and rough == pytest.approx(exact, rel=0.01)
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "rlhf_ppo"])
+def test_frozen_layers_stay_as_they_were_and_the_others_do_not(go, stage, folder):
+    start = contents(folder / f"{dict(sft='pretrain').get(stage, 'sft')}.pt")
+    out, _ = go(stage, "frozen", "--freeze=1", "--recompute=true", *short(stage))
+    after = {name.removeprefix("gpt."): w for name, w in contents(out).items()}
+    changed = {name for name in start if name in after and not torch.equal(start[name], after[name])}
+    assert not any(name.startswith(("wte", "blocks.0.")) for name in changed)
+    assert any(name.startswith("blocks.1.") for name in changed)
