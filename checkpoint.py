@@ -272,6 +272,7 @@ class Run:
 
     def save_state(self, step, **state):
         """Call after every step. Writes every 20 seconds, and after Ctrl-C, which ends the run."""
+        self.state = None                             # frees the memory: it has been loaded
         self.bar.update(step - self.bar.n)
         self.trim_log()
         # a large model takes seconds to write: saving less often keeps this at 2% of the time
@@ -303,7 +304,8 @@ class Run:
             for file in self.out.parent.glob(f"{glob.escape(self.nan_file.name)}*"):
                 file.unlink()
             self.unlock()
-            print(f"saved {self.out} after {clock(time.monotonic() - self.began)}")
+            print(f"saved {self.out} after {clock(time.monotonic() - self.began)}"
+                  + self.rt.peak_memory())
         self.rt.close()
 
     def trim_log(self):

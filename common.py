@@ -273,6 +273,19 @@ class Runtime:
             seconds = min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=8))
         return 2 * n**3 / max(seconds, 1e-9)
 
+    def peak_memory(self):
+        """", peak memory 1.2 GB": the most that this process has held, on its GPU if it has one."""
+        if self.device.type == "cuda":
+            size = torch.cuda.max_memory_allocated(self.device)
+        else:
+            try:
+                import resource
+            except ImportError:                       # Windows does not tell
+                return ""
+            size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            size *= 1 if sys.platform == "darwin" else 1024
+        return f", peak memory {size / 1e9:.1f} GB"
+
     def split(self, config):
         """How many rows this process takes in every step, and in every forward pass."""
         rows = config.batch_size // self.world_size

@@ -45,7 +45,7 @@ class Config:
     steps: int = 0                       # optimizer steps; 0: one epoch, since more overfits
     batch_size: int = 16                 # prompts per step, over all processes
     micro_batch: int = 16                # prompts per forward pass; smaller needs less memory
-    recompute: bool = False              # activations, once more in the backward pass: less memory
+    recompute: bool = False              # activations, again in the backward pass: less memory
     freeze: int = 0                      # embeddings and so many lower layers stay as they are
     lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 30                     # steps
@@ -187,6 +187,7 @@ if __name__ == "__main__":
         model.start_from(ckpt["model"])
     if lm:
         model.lm.load_state_dict(lm["model"])
+    ckpt["model"] = lm = None                         # frees the memory: the model has copies
     model.to(rt.device)
     compiled = rt.compile(model, config.compile)
     model_ddp = DDP(compiled) if rt.ddp else compiled
@@ -244,7 +245,7 @@ if __name__ == "__main__":
     if rt.main:
         save_checkpoint(config.out, stage="reward", step=config.steps, metrics=metrics, model=model,
                         model_config=model_config, tokenizer=tok, config=config,
-                        normalisation=normalisation, lm=bool(lm), run=run.identity(),
+                        normalisation=normalisation, lm=model.lm is not None, run=run.identity(),
                         history=ckpt["history"] if config.init else [])
 
     # ---- cleanup ----------------------------------------------------------------------------

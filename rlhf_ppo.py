@@ -52,7 +52,7 @@ class Config:
     batch_size: int = 256                  # answers per iteration, over all processes
     minibatch: int = 64                    # answers per update, over all processes
     micro_batch: int = 64                  # answers per forward pass; smaller needs less memory
-    recompute: bool = False                # activations, once more in the backward pass: less memory
+    recompute: bool = False                # activations, again in the backward pass: less memory
     freeze: int = 0                        # embeddings and so many lower layers stay as they are
     epochs: int = 2                        # passes over each iteration's answers
     lr: float = 5e-4                       # the peak: one iteration of warmup, then linear to 0

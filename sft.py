@@ -42,7 +42,7 @@ class Config:
     steps: int = 800                     # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
-    recompute: bool = False              # activations, once more in the backward pass: less memory
+    recompute: bool = False              # activations, again in the backward pass: less memory
     freeze: int = 0                      # embeddings and so many lower layers stay as they are
     lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 30                     # steps
@@ -178,6 +178,7 @@ if __name__ == "__main__":
         model = GPT.load(ckpt, dropout=config.dropout)
     else:
         model = GPT(GPTConfig(**ckpt["model_config"] | dict(dropout=config.dropout)))
+    del ckpt["model"]                                 # frees the memory: the model has a copy
     model.save_memory(config.recompute, config.freeze)
     model.to(rt.device)
     compiled = rt.compile(model, config.compile)

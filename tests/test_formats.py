@@ -398,7 +398,8 @@ def test_folders_inside_a_folder_are_read_and_hidden_files_are_not(write, tmp_pa
 
 def test_links_in_a_folder_are_followed_once(write, tmp_path):
     write("disk/a.txt", "Ada"), write("b.txt", "Bea"), write("texts/c.txt", "Cleo")
-    for name, target in (("disk", "disk"), ("b.txt", "b.txt"), ("again", "disk"), ("self", "texts")):
+    for name, target in (("disk", "disk"), ("b.txt", "b.txt"), ("again", "disk"),
+                         ("self", "texts")):
         (tmp_path / "texts" / name).symlink_to(tmp_path / target)
     assert sorted(texts(tmp_path / "texts")) == ["Ada", "Bea", "Cleo"]
     (tmp_path / "texts/gone.txt").symlink_to("nowhere")
