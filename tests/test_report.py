@@ -255,7 +255,7 @@ def test_both_languages_are_there_and_one_is_shown(browser, folder):
     assert run(folder, "tools/report", "--lang=zh", "--out=zh.html")[0] == 0
     browser.get((folder / "zh.html").as_uri())
     shown = "return document.querySelector('h1').innerText"
-    assert browser.execute_script(shown) == "从文本到助手:模型学到了什么"
+    assert browser.execute_script(shown) == "从文本到助手：模型学到了什么"
     press(browser.execute_script, "#switch")
     assert browser.execute_script(shown) == "From text to assistant: what the models have learned"
     found = browser.execute_script("""return ['en', 'zh'].map(lang =>

@@ -94,12 +94,12 @@ def chain(lang):
         (t("demonstrations", "示范对话"), ["sft.py", t("answer", "学会回答"),
                                        t("−log p(answer)", "−log p(回答)")],
          "sft.pt", "checkpoint"),
-        (t("prompts", "提问"), ["compare.py", t("sample 4 answers,", "每问采样 4 个回答,"),
+        (t("prompts", "提问"), ["compare.py", t("sample 4 answers,", "每问采样 4 个回答，"),
                               t("rank them", "由标注者排序")], "comparisons.jsonl", "text"),
         ("", ["reward.py", t("score answers", "给回答打分"), "−log σ(r₁ − r₂)"],
          "reward.pt", "checkpoint"),
         (t("prompts", "提问"), ["rlhf_ppo.py", t("write what scores well", "写出高分的回答"),
-                                              t("−clipped gain, + KL", "−截断的收益, + KL")],
+                                              t("−clipped gain, + KL", "−截断的收益，+ KL")],
          "ppo.pt", "checkpoint"),
     ]
     for i, (reads, script, writes, kind) in enumerate(stages):

@@ -47,32 +47,32 @@ SCRIPTS = dict(pretrain=("pretrain.py", pretrain.Config), sft=("sft.py", sft.Con
 
 # Rows of the scoreboard: name in evaluate.py's result, how to print it, what it says.
 FIGURES = [
-    ("grade", "{:.2f}", "true grade, 1 to 7", "真实评分,1 到 7",
+    ("grade", "{:.2f}", "true grade, 1 to 7", "真实评分，1 到 7",
      "What the town's judge, which knows the truth, gives the sampled answers on average. No stage "
-     "ever sees it.", "小镇的裁判知道真相,这是它给采样回答的平均分。任何训练阶段都看不到它。"),
+     "ever sees it.", "小镇的裁判知道真相，这是它给采样回答的平均分。任何训练阶段都看不到它。"),
     ("win_rate", "{:.2f}", "win rate against SFT", "对 SFT 的胜率",
      "For how many prompts the answer has a better grade than SFT's; equal grades count half.",
-     "有多少提问的回答比 SFT 的回答评分更高;相等算一半。"),
+     "有多少提问的回答比 SFT 的回答评分更高；相等算一半。"),
     ("score", "{:.2f}", "learned score", "学到的分数",
      "What the reward model gives. PPO raises this number; the grade shows whether that helped.",
-     "奖励模型给的分数。PPO 提高的是这个数;真实评分说明这样做是否有用。"),
+     "奖励模型给的分数。PPO 提高的是这个数；真实评分说明这样做是否有用。"),
     ("kl", "{:.2f}", "KL from SFT (nats)", "与 SFT 的 KL(奈特)",
      "How far the answers have moved from those of SFT; PPO pays for it.",
-     "回答离 SFT 有多远;PPO 要为这个距离付费。"),
-    ("entropy", "{:.2f}", "entropy (nats per token)", "熵(每词元奈特)",
+     "回答离 SFT 有多远；PPO 要为这个距离付费。"),
+    ("entropy", "{:.2f}", "entropy (nats per token)", "熵（每词元奈特）",
      "How undecided the model is at each token; 0 means it always says the same.",
-     "模型在每个词元上有多犹豫;0 表示它总说同样的话。"),
+     "模型在每个词元上有多犹豫；0 表示它总说同样的话。"),
     ("distinct_2", "{:.3f}", "distinct word pairs", "不同的词对",
      "Different pairs of words among all pairs; it falls when answers become alike.",
-     "不同词对占全部词对的比例;回答越雷同,它越小。"),
-    ("length", "{:.1f}", "length (tokens)", "长度(词元)", "Tokens of a sampled answer on average.",
+     "不同词对占全部词对的比例；回答越雷同，它越小。"),
+    ("length", "{:.1f}", "length (tokens)", "长度（词元）", "Tokens of a sampled answer on average.",
      "采样回答的平均词元数。"),
     ("ended", "{:.1%}", "ended by itself", "自己结束的比例",
      "Answers with an end of their own, not cut off by the limit.",
      "自己写出结尾、没有被长度限制截断的回答。"),
     ("text_loss", "{:.3f}", "loss on held-out text", "留出文本的损失",
      "What was forgotten: the loss on text as in pretraining, in nats per token.",
-     "忘记了多少:在预训练那种文本上的损失,每词元奈特。")]
+     "忘记了多少：在预训练那种文本上的损失，每词元奈特。")]
 
 
 def both(en, zh):
@@ -94,28 +94,28 @@ def lines_of(folder, board):
     def losses(name):
         return [line(logs[name], "loss", "training", "训练", "loss", ":"),
                 line(logs[name], "val_loss", "held out", "留出", "loss", "o-"),
-                line(logs[name], "entropy", "floor: the text's entropy", "下限:文本的熵", "text",
+                line(logs[name], "entropy", "floor: the text's entropy", "下限：文本的熵", "text",
                      "--")]
 
     steps = logs["ppo"]
     return [
-        (("1 Pretraining: loss (nats per token)", "1 预训练:损失(每词元奈特)"), losses("pretrain")),
-        (("2 Supervised fine-tuning: loss", "2 监督微调:损失"), losses("sft")),
-        (("3 Reward model: accuracy on pairs", "3 奖励模型:配对准确率"), [
+        (("1 Pretraining: loss (nats per token)", "1 预训练：损失（每词元奈特）"), losses("pretrain")),
+        (("2 Supervised fine-tuning: loss", "2 监督微调：损失"), losses("sft")),
+        (("3 Reward model: accuracy on pairs", "3 奖励模型：配对准确率"), [
             line(logs["reward"], "val_accuracy", "held out", "留出", "reward", "o-"),
-            line(logs["reward"], "ceiling", "ceiling: the labels' noise", "上限:标注噪声", "text",
+            line(logs["reward"], "ceiling", "ceiling: the labels' noise", "上限：标注噪声", "text",
                  "--")]),
-        (("4 PPO: held-out prompts", "4 PPO:留出的提问"), [
+        (("4 PPO: held-out prompts", "4 PPO：留出的提问"), [
             line(seen, "score", "learned score", "学到的分数", "reward", "o-"),
             line(seen, "grade", "true grade", "真实评分", "checkpoint", "s-"),
             line(seen, "kl", "KL from SFT", "与 SFT 的 KL", "text", ":")]),
-        (("PPO and best of n against √KL", "PPO 与 best-of-n,横轴 √KL"), [
-            line(seen, "score", "PPO: score", "PPO:分数", "reward", "o-", "distance"),
-            line(seen, "grade", "PPO: grade", "PPO:评分", "checkpoint", "s-", "distance"),
-            line(best, "score", "best of n: score", "best-of-n:分数", "reward", "x--", "distance"),
-            line(best, "grade", "best of n: grade", "best-of-n:评分", "checkpoint", "x--",
+        (("PPO and best of n against √KL", "PPO 与 best-of-n，横轴 √KL"), [
+            line(seen, "score", "PPO: score", "PPO：分数", "reward", "o-", "distance"),
+            line(seen, "grade", "PPO: grade", "PPO：评分", "checkpoint", "s-", "distance"),
+            line(best, "score", "best of n: score", "best-of-n：分数", "reward", "x--", "distance"),
+            line(best, "grade", "best of n: grade", "best-of-n：评分", "checkpoint", "x--",
                  "distance")]),
-        (("PPO, each iteration", "PPO,每次迭代"), [
+        (("PPO, each iteration", "PPO，每次迭代"), [
             line(steps, "ppo/val/explained_var", "variance that the critic explains",
                  "评论家解释的方差", "model", "-"),
             line(steps, "ppo/policy/clipfrac", "clipped tokens", "被截断的词元", "loss", "-")])]
@@ -184,7 +184,7 @@ def scoreboard(board):
     rows = [(both(en, zh), both(says, says_zh), [figure(m.get(key), form) for m in models.values()])
             for key, form, en, zh, says, says_zh in FIGURES
             if any(key in m for m in models.values())]
-    rows += [(both(f"{kind}: right", f"{kind}:正确"),
+    rows += [(both(f"{kind}: right", f"{kind}：正确"),
               both("Greedy answers to this kind of prompt that are right.",
                    "这类提问的贪心回答中正确的比例。"),
               [f"{m['by_kind'][kind]['right']:.1%}" if "by_kind" in m else "–"
@@ -235,8 +235,8 @@ def headline(board):
     wins = models["ppo"]["win_rate"][0]
     return both(f"True grade {before:.2f} of 7 after fine-tuning, {after:.2f} after PPO; PPO's "
                 f"answer is better for {wins:.0%} of the prompts.",
-                f"真实评分(满分 7):监督微调后 {before:.2f},PPO 后 {after:.2f};"
-                f"对 {wins:.0%} 的提问,PPO 的回答更好。")
+                f"真实评分（满分 7）：监督微调后 {before:.2f}，PPO 后 {after:.2f}；"
+                f"对 {wins:.0%} 的提问，PPO 的回答更好。")
 
 
 def render(template, parts, data):
