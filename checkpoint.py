@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -41,6 +42,15 @@ def atomic_save(obj, path):
                  f"over with a smaller --lr and --fresh")
     with writing(path, "wb") as f:
         torch.save(obj, f)
+
+
+def size_of(state):
+    """Bytes of all tensors in a module, an optimizer, or dicts and lists of tensors."""
+    state = state.state_dict() if hasattr(state, "state_dict") else state
+    if isinstance(state, torch.Tensor):
+        return state.nbytes
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return sum(map(size_of, parts))
 
 
 def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
@@ -272,7 +282,9 @@ class Run:
 
     def save_state(self, step, **state):
         """Call after every step. Writes every 20 seconds, and after Ctrl-C, which ends the run."""
-        self.state = None                             # frees the memory: it has been loaded
+        if step == self.start + 1:                    # the first step of this process
+            self.state = None                         # frees the memory: it has been loaded
+            self.check_space(state)
         self.bar.update(step - self.bar.n)
         self.trim_log()
         # a large model takes seconds to write: saving less often keeps this at 2% of the time
@@ -291,6 +303,16 @@ class Run:
             again = ", without --fresh," if self.config.fresh else ""
             print(f"\nstopped after step {step}; the same command{again} continues from here")
             raise SystemExit(130)
+
+    def check_space(self, state):
+        """Stop at once, not after hours, if the disk has no room for the state, twice while it is
+        replaced. (The result is smaller.)"""
+        if self.rt.main:
+            need = 2 * size_of(state)
+            free = shutil.disk_usage(self.out.parent).free
+            if need > free:
+                fail(f"{self.out.parent} has {free / 1e9:.1f} GB left, but saving this run takes "
+                     f"{need / 1e9:.1f} GB: make room there, or choose another --out")
 
     def finish(self):
         """Call when the result is saved. A checkpoint contains its run's flags and inputs; beside

@@ -254,6 +254,18 @@ def test_a_damaged_state_is_refused_with_the_remedy(config, interrupted, refused
     assert f"{state} is damaged" in said and "--fresh" in said
 
 
+def test_a_disk_without_room_stops_the_run_at_its_first_step(config, monkeypatch, refused):
+    """Of a model of 2 x 2 weights and 2 biases, twice: 48 bytes."""
+    run, model = start(config), torch.nn.Linear(2, 2)
+    for free, enough in ((48, True), (47, False)):
+        monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+        if enough:
+            run.save_state(1, model=model)
+        else:
+            said = refused(run.save_state, 1, model=model)
+            assert "make room there, or choose another --out" in said
+
+
 def test_fresh_starts_over(config, interrupted):
     run = start(replace(config, fresh=True))
     assert run.state is None and run.start == 0
