@@ -144,10 +144,10 @@ def label(n, item, labels, save, name=""):
 
 # ---- two people -----------------------------------------------------------------------------
 
-def verdicts(path):
+def verdicts(rows):
     """{(prompt, a, b): whether a is better than b} for all pairs of answers that are not tied."""
     found = {}
-    for row in read_comparisons(path, dropped=Counter()):
+    for row in rows:
         ranked = sorted(zip(row["responses"], row["ranks"]))
         found |= {(json.dumps(row["prompt"]), a, b): i < j
                   for (a, i), (b, j) in combinations(ranked, 2) if i != j}
@@ -157,7 +157,7 @@ def verdicts(path):
 def report_agreement(first, second):
     """One line: how often two files rank a pair the same way. The pairs of one prompt are not
     independent, so the interval counts prompts: it may be too wide, but never too narrow."""
-    a, b = verdicts(first), verdicts(second)
+    a, b = (verdicts(read_comparisons(path, dropped=Counter())) for path in (first, second))
     both = a.keys() & b.keys()
     if not both:
         raise DataError(f"{first} and {second} have no pair of answers that both have ranked")

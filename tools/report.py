@@ -83,13 +83,13 @@ def both(en, zh):
 # ---- curves ---------------------------------------------------------------------------------
 
 def lines_of(folder, board):
-    """Six panels: title, x axis, y axis, and the lines (name, colour, style, points)."""
+    """Six panels: the title and the lines (name, colour, style, points); texts in two languages."""
     logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
     seen = [dict(r, distance=max(r["kl"], 0) ** 0.5) for r in held_out(logs["ppo"])]
     best = [dict(r, distance=r["kl"] ** 0.5) for r in board.get("best_of_n", [])]
 
     def line(rows, key, en, zh, colour, style="-", x="step"):
-        return both(en, zh), colour, style, [(r[x], r[key]) for r in rows if r.get(key) is not None]
+        return (en, zh), colour, style, [(r[x], r[key]) for r in rows if r.get(key) is not None]
 
     def losses(name):
         return [line(logs[name], "loss", "training", "训练", "loss", ":"),
@@ -160,7 +160,7 @@ def curves(folder, board):
         lines = [line for line in lines if line[3]]
         if lines:
             legend = "".join(f'<li style="--c:var(--{colour})" class={dashes(style)}>'
-                             f"{name}</li>" for name, colour, style, _ in lines)
+                             f"{both(*name)}</li>" for name, colour, style, _ in lines)
             figures.append(f"<figure>{draw(lines)}<figcaption><b>{both(*title)}</b>"
                            f"<ul class=legend>{legend}</ul></figcaption></figure>")
     return "".join(figures)
@@ -239,10 +239,19 @@ def headline(board):
                 f"对 {wins:.0%} 的提问，PPO 的回答更好。")
 
 
-def render(template, parts, data):
-    """Fill the template. Data is JSON in a script element: no `<` in it can end that element."""
-    parts["data"] = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+def fill(file, parts):
+    """A file of this folder, with its {{parts}}."""
+    text = Path(__file__).with_name(file).read_text("utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], text)
+
+
+def render(file, parts, data):
+    """Fill a template; {{style}} and {{helpers}} are those of the report and of tools.page. Data is
+    JSON in a script element: no `<` in it can end that element."""
+    parts |= dict(style=fill("common.css", dict(light=palette(0), dark=palette(1))),
+                  helpers=fill("common.js", {}),
+                  data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
+    return fill(file, parts)
 
 
 def make(config, rt):
@@ -258,12 +267,12 @@ def make(config, rt):
         ppo=views.iterations(folder), over=views.iterations(folder / "experiments", "free"),
         settings={stage: config for stage, (_, config) in settings(chain).items()})
     parts = dict(
-        lang=config.lang, light=palette(0), dark=palette(1), headline=headline(board),
+        lang=config.lang, headline=headline(board),
         **{name: "".join(f'<div class=wide lang="{lang}">{d(lang).svg(False)}</div>'
                          for lang in ("en", "zh")) for name, d in DIAGRAMS.items()},
         curves=curves(folder, board), scoreboard=scoreboard(board),
         settings=settings_html(settings(chain)), folder=escape(str(folder)))
-    return render(Path(__file__).with_suffix(".html").read_text("utf-8"), parts, data), board
+    return render("report.html", parts, data), board
 
 
 if __name__ == "__main__":
