@@ -147,10 +147,11 @@ def test_the_report_draws_the_logs_that_exist(tmp_path):
     (tmp_path / "ppo.jsonl").write_text(
         '{"step": 0, "score": 0.1, "kl": -0.01, "split": "held out"}\n')
     assert report.read_log(tmp_path / "sft.jsonl") == [dict(step=1, loss=2.0)]
-    shown = report.curves(tmp_path, {})
+    shown = report.curves(tmp_path, {}, dict(sft="python sft.py"))
     assert shown.count("<figure>") == shown.count("</svg>") == 3    # SFT, PPO, PPO against the KL
     sft = shown.partition("</figure>")[0]
     assert "Supervised fine-tuning" in sft and "training" in sft and "held out" not in sft
+    assert shown.count("<code>python sft.py</code>") == 1
 
 
 def test_intervals_lose_only_their_leading_zeros():

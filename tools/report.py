@@ -83,7 +83,7 @@ def both(en, zh):
 # ---- curves ---------------------------------------------------------------------------------
 
 def lines_of(folder, board):
-    """Six panels: the title and the lines (name, colour, style, points); texts in two languages."""
+    """Six panels: stage, title, and lines (name, colour, style, points); texts in two languages."""
     logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
     seen = [dict(r, distance=max(r["kl"], 0) ** 0.5) for r in held_out(logs["ppo"])]
     best = [dict(r, distance=r["kl"] ** 0.5) for r in board.get("best_of_n", [])]
@@ -99,23 +99,23 @@ def lines_of(folder, board):
 
     steps = logs["ppo"]
     return [
-        (("1 Pretraining: loss (nats per token)", "1 预训练：损失（每词元奈特）"), losses("pretrain")),
-        (("2 Supervised fine-tuning: loss", "2 监督微调：损失"), losses("sft")),
-        (("3 Reward model: accuracy on pairs", "3 奖励模型：配对准确率"), [
+        ("pretrain", ("1 Pretraining: loss (nats per token)", "1 预训练：损失（每词元奈特）"), losses("pretrain")),
+        ("sft", ("2 Supervised fine-tuning: loss", "2 监督微调：损失"), losses("sft")),
+        ("reward", ("3 Reward model: accuracy on pairs", "3 奖励模型：配对准确率"), [
             line(logs["reward"], "val_accuracy", "held out", "留出", "reward", "o-"),
             line(logs["reward"], "ceiling", "ceiling: the labels' noise", "上限：标注噪声", "text",
                  "--")]),
-        (("4 PPO: held-out prompts", "4 PPO：留出的提问"), [
+        ("ppo", ("4 PPO: held-out prompts", "4 PPO：留出的提问"), [
             line(seen, "score", "learned score", "学到的分数", "reward", "o-"),
             line(seen, "grade", "true grade", "真实评分", "checkpoint", "s-"),
             line(seen, "kl", "KL from SFT", "与 SFT 的 KL", "text", ":")]),
-        (("PPO and best of n against √KL", "PPO 与 best-of-n，横轴 √KL"), [
+        ("ppo", ("PPO and best of n against √KL", "PPO 与 best-of-n，横轴 √KL"), [
             line(seen, "score", "PPO: score", "PPO：分数", "reward", "o-", "distance"),
             line(seen, "grade", "PPO: grade", "PPO：评分", "checkpoint", "s-", "distance"),
             line(best, "score", "best of n: score", "best-of-n：分数", "reward", "x--", "distance"),
             line(best, "grade", "best of n: grade", "best-of-n：评分", "checkpoint", "x--",
                  "distance")]),
-        (("PPO, each iteration", "PPO，每次迭代"), [
+        ("ppo", ("PPO, each iteration", "PPO，每次迭代"), [
             line(steps, "ppo/val/explained_var", "variance that the critic explains",
                  "评论家解释的方差", "model", "-"),
             line(steps, "ppo/policy/clipfrac", "clipped tokens", "被截断的词元", "loss", "-")])]
@@ -150,19 +150,28 @@ def draw(lines):
     return svg.replace(ink, "currentColor").replace("<svg", '<svg role="img"', 1)
 
 
+def made_by(command):
+    """The note under a figure."""
+    if not command:
+        return ""
+    return f"<p class=note>{both('made by', '生成命令')} <code>{escape(command)}</code></p>"
+
+
 def dashes(style):
     return "dashed" if "--" in style else "dotted" if ":" in style else "solid"
 
 
-def curves(folder, board):
+def curves(folder, board, commands):
+    """The panels that have a line. commands: {stage: the command that made it}"""
     figures = []
-    for title, lines in lines_of(folder, board):
+    for stage, title, lines in lines_of(folder, board):
         lines = [line for line in lines if line[3]]
         if lines:
             legend = "".join(f'<li style="--c:var(--{colour})" class={dashes(style)}>'
                              f"{both(*name)}</li>" for name, colour, style, _ in lines)
             figures.append(f"<figure>{draw(lines)}<figcaption><b>{both(*title)}</b>"
-                           f"<ul class=legend>{legend}</ul></figcaption></figure>")
+                           f"<ul class=legend>{legend}</ul>{made_by(commands.get(stage))}"
+                           f"</figcaption></figure>")
     return "".join(figures)
 
 
@@ -207,7 +216,7 @@ def command(script, Config, config):
 
 
 def settings(chain):
-    """{stage: (the command that made it, all its settings)} for what is there."""
+    """{stage: (the command that made it, its settings)} for what is there."""
     configs = {stage: ckpt["config"] for stage, ckpt in chain.ckpts.items()}
     made = views.load_state(chain.folder / "comparisons.jsonl")
     if made:
@@ -260,18 +269,23 @@ def make(config, rt):
     path = folder / "scoreboard.json"
     board = json.loads(path.read_text()) if path.exists() else {}
     chain = views.Chain(folder, rt)
+    made = settings(chain)
+    commands = {stage: line for stage, (line, _) in made.items()} | dict(
+        tokenizer="python tokenizer.py", board="python evaluate.py" if board else "",
+        over="python -m lab.experiments --what=overoptimise")
     data = dict(
         merges=views.merges(chain), mask=views.loss_mask(chain),
         next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
         rank=views.rankings(chain), along=views.along(chain, config.contrasts),
         ppo=views.iterations(folder), over=views.iterations(folder / "experiments", "free"),
-        settings={stage: config for stage, (_, config) in settings(chain).items()})
+        settings={stage: config for stage, (_, config) in made.items()})
     parts = dict(
         lang=config.lang, headline=headline(board),
         **{name: "".join(f'<div class=wide lang="{lang}">{d(lang).svg(False)}</div>'
                          for lang in ("en", "zh")) for name, d in DIAGRAMS.items()},
-        curves=curves(folder, board), scoreboard=scoreboard(board),
-        settings=settings_html(settings(chain)), folder=escape(str(folder)))
+        **{f"made_{name}": made_by(commands.get(name)) for name in (*SCRIPTS, *commands)},
+        curves=curves(folder, board, commands), scoreboard=scoreboard(board),
+        settings=settings_html(made), folder=escape(str(folder)))
     return render("report.html", parts, data), board
 
 
