@@ -163,6 +163,9 @@ CASES = """
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
     lab/bench --what=poems                | --what=poems is not one of tokenizer, train, recipe
     tools/report --folder=nowhere         | has no logs yet: run a stage, or choose
+    tools/report --folder=. --lang=fr     | --lang=fr is not en or zh
+    tools/report --folder=. --out=bad     | bad is a folder
+    tools/diagram --lang=fr               | --lang=fr is not en or zh
     lab/experiments --what=poems          | --what=poems is not one of starts, bound, details
     lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
     chat --init=nowhere.pt                | nowhere.pt is missing: `python rlhf_ppo.py` makes it

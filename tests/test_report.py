@@ -209,7 +209,7 @@ def test_the_table_the_curves_and_the_settings_need_no_script(folder):
     board = json.loads((folder / "out/scoreboard.json").read_text())
     assert f"{board['models']['ppo']['grade'][0]:.2f} <small>" in html
     assert html.count("<figure>") == 6
-    assert html.count("<code>python rlhf_ppo.py") > 5                 # each figure names its command
+    assert html.count("<code>python rlhf_ppo.py") > 5             # each figure names its command
     line = next(part for part in html.split("<code>") if part.startswith("python rlhf_ppo.py"))
     assert {"--steps=8", "--batch_size=64", "--lr=0.001"} <= set(line.partition("<")[0].split())
     assert "--gamma" not in line.partition("<")[0]    # as by default

@@ -65,8 +65,8 @@ FIGURES = [
     ("distinct_2", "{:.3f}", "distinct word pairs", "不同的词对",
      "Different pairs of words among all pairs; it falls when answers become alike.",
      "不同词对占全部词对的比例；回答越雷同，它越小。"),
-    ("length", "{:.1f}", "length (tokens)", "长度（词元）", "Tokens of a sampled answer on average.",
-     "采样回答的平均词元数。"),
+    ("length", "{:.1f}", "length (tokens)", "长度（词元）",
+     "Tokens of a sampled answer on average.", "采样回答的平均词元数。"),
     ("ended", "{:.1%}", "ended by itself", "自己结束的比例",
      "Answers with an end of their own, not cut off by the limit.",
      "自己写出结尾、没有被长度限制截断的回答。"),
@@ -99,7 +99,8 @@ def lines_of(folder, board):
 
     steps = logs["ppo"]
     return [
-        ("pretrain", ("1 Pretraining: loss (nats per token)", "1 预训练：损失（每词元奈特）"), losses("pretrain")),
+        ("pretrain", ("1 Pretraining: loss (nats per token)", "1 预训练：损失（每词元奈特）"),
+         losses("pretrain")),
         ("sft", ("2 Supervised fine-tuning: loss", "2 监督微调：损失"), losses("sft")),
         ("reward", ("3 Reward model: accuracy on pairs", "3 奖励模型：配对准确率"), [
             line(logs["reward"], "val_accuracy", "held out", "留出", "reward", "o-"),
