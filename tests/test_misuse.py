@@ -165,6 +165,8 @@ CASES = """
     tools/report --folder=nowhere         | has no logs yet: run a stage, or choose
     tools/report --folder=. --lang=fr     | --lang=fr is not en or zh
     tools/report --folder=. --out=bad     | bad is a folder
+    tools/baseline                        | no file given: try `python -m tools.baseline
+    tools/baseline nowhere.jsonl          | nowhere.jsonl: No such file
     tools/diagram --lang=fr               | --lang=fr is not en or zh
     lab/experiments --what=poems          | --what=poems is not one of starts, bound, details
     lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
