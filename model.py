@@ -289,16 +289,32 @@ class GPT(nn.Module):
         return torch.get_autocast_dtype(device) if on else self.wte.weight.dtype
 
     def forward(self, idx, targets=None, mask=None, cache=None, reduction="mean", where=None):
-        """idx (B, T) -> logits (B, T, V), and the cross-entropy in nats where targets (B, T) are
-        given. Targets of -1 do not count; reduction is mean | sum | none, as in torch.
+        """idx (B, T) -> logits (B, T, V), None; with targets (B, T) the cross-entropy in nats comes
+        second. Targets of -1 do not count; reduction is mean | sum | none, as in torch. Without a
+        gradient to compute, or with recompute, the logits are not kept: None.
         where (B, T) bool, without targets: logits at these n positions only -> (n, V)."""
         x = self.hidden(idx, mask, cache)
+        if targets is not None and (self.recompute or not torch.is_grad_enabled()):
+            return None, self.sliced_loss(x.flatten(0, 1), targets.flatten(), reduction)
         logits = self.lm_head(x if where is None else x[where])
         if targets is None:
             return logits, None
         loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.flatten(),
                                ignore_index=-1, reduction=reduction)
         return logits, loss
+
+    def sliced_loss(self, x, targets, reduction, size=2**24):
+        """The loss of x (N, C), only where a target counts, and `size` logits at a time, which the
+        backward pass computes again. With a vocabulary of 50,000, (N, V) would need gigabytes."""
+        def nats(x, targets):
+            return F.cross_entropy(self.lm_head(x).float(), targets, reduction="none")
+
+        counted, rows = targets >= 0, max(1, size // self.config.vocab_size)
+        slices = zip(x[counted].split(rows), targets[counted].split(rows))
+        loss = torch.cat([checkpoint(nats, *part, use_reentrant=False) for part in slices])
+        if reduction == "none":                       # 0 where no target counts, as in torch
+            return torch.zeros_like(targets, dtype=loss.dtype).masked_scatter(counted, loss)
+        return loss.sum() if reduction == "sum" else loss.mean()
 
     @torch.no_grad()
     def stream(self, idx, max_new_tokens, mask=None, temperature=1.0, top_k=0, top_p=1.0,
@@ -429,7 +445,8 @@ def log_probs(model, idx, mask=None, temperature=1.0):
 @torch.no_grad()
 def token_logp(model, idx):
     """log p of every token in idx (B, T), in nats; 0 for the first, which nothing predicts."""
-    return F.pad(log_probs(model, idx)[0], (1, 0))
+    _, nats = model(idx[:, :-1], idx[:, 1:], reduction="none")
+    return F.pad(-nats.view(len(idx), -1), (1, 0))
 
 
 def left_pad(rows, pad, device):

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
@@ -116,9 +117,11 @@ def evaluate(model, dialogues, pad, micro_batch, rt):
         longest = max(len(dialogues[j][0]) for j, in rows)
         x, y = (t.to(rt.device) for t in batch(dialogues, rows, longest - 1, pad))
         with rt.autocast():
-            logits, loss = model(x, y, reduction="sum")
-        right = (logits.argmax(-1) == y).sum()
-        total += torch.tensor([loss.item(), right.item(), (y >= 0).sum().item()])
+            logits, _ = model(x, where=y >= 0)                        # (n, V)
+        targets = y[y >= 0]
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
+        right = (logits.argmax(-1) == targets).sum()
+        total += torch.tensor([loss.item(), right.item(), len(targets)])
     model.train()
     loss, right, count = rt.sum(*total.tolist())
     return loss / count, right / count

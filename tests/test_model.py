@@ -783,3 +783,36 @@ def test_frozen_layers_get_no_gradient_and_the_others_the_same_as_before(style):
     assert frozen == {name for name in upper if name.startswith(("wte", "wpe", "blocks.0."))}
     for name in upper.keys() - frozen:
         assert torch.equal(upper[name], all_of_them[name])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("size", [1, 3 * V, 10**6])
+def test_the_loss_in_slices_is_the_loss(model, reduction, size, monkeypatch):
+    """And so are its gradients, whatever the size of a slice."""
+    targets = tokens(3, 12, seed=1)
+    targets[0, :5] = targets[2, 7] = -1
+    weight = torch.rand(36, generator=torch.Generator().manual_seed(2))
+    found = []
+    for recompute in (False, True):
+        monkeypatch.setattr(model, "recompute", recompute)
+        monkeypatch.setattr(GPT.sliced_loss, "__defaults__", (size,))
+        model.zero_grad(set_to_none=True)
+        logits, loss = model(tokens(3, 12), targets, reduction=reduction)
+        (loss * weight if reduction == "none" else loss).sum().backward()
+        found.append((loss.detach(), [p.grad for p in model.parameters()]))
+        assert (logits is None) == recompute
+    (whole, gradients), (sliced, again) = found
+    near = torch.testing.assert_close                 # relative to the size: a sum is large
+    near(whole, sliced)
+    near(gradients, again)
+    with torch.no_grad():
+        near(model(tokens(3, 12), targets, reduction=reduction)[1], whole)
+
+
+def test_no_more_logits_than_a_slice_exist_at_once(model, monkeypatch):
+    sizes = []
+    model.lm_head.register_forward_hook(lambda *args: sizes.append(args[-1].numel()))
+    monkeypatch.setattr(GPT.sliced_loss, "__defaults__", (4 * V,))
+    model.recompute = True
+    model(tokens(3, 12), tokens(3, 12))[1].backward()
+    assert max(sizes) == 4 * V and len(sizes) == 2 * 9                # forward, and once more
