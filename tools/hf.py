@@ -2,22 +2,26 @@
 
 import  reads a folder with config.json, model.safetensors and the tokenizer's files, or downloads
         a model from huggingface.co by its name; writes a checkpoint, as pretrain.py does
-export  reads a checkpoint; writes such a folder
+        or reads a GGUF file of the LLaMA or GPT-2 family, the format of llama.cpp and Ollama
+export  reads a checkpoint; writes such a folder, or a GGUF file if the name ends in .gguf
 
 Both formats hold the same numbers. Only the names of the tensors differ, and some tensors are
 transposed, stacked or in another order. GPT2LMHeadModel and LlamaForCausalLM can be imported.
 The style laptop is exported as GPTNeoXForCausalLM, with biases of 0.
-Needs: pip install safetensors; for models from huggingface.co also huggingface_hub
+Needs: pip install safetensors; for models from huggingface.co also huggingface_hub, for GGUF gguf
 
     python -m tools.hf import gpt2 out/gpt2.pt --block_size=256
     python -m tools.hf import HuggingFaceTB/SmolLM2-135M out/smol.pt --block_size=256
+    python -m tools.hf import SmolLM2-135M-Instruct.Q4_1.gguf out/smol.pt --block_size=256
     python -m tools.hf export out/sft.pt out/assistant
+    python -m tools.hf export out/sft.pt out/assistant.gguf --f16
 """
 
 import dataclasses
 import json
 import re
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import takewhile
@@ -31,6 +35,7 @@ from checkpoint import load_checkpoint, save_checkpoint
 from common import fail, parse_config
 from model import GPT, GPTConfig
 from tokenizer import GPT2, Tokenizer, merge
+from tools import gguf_file
 
 
 @dataclass
@@ -39,6 +44,7 @@ class Config:
     out: str = ""         # what to write: the third word
     block_size: int = 0   # import: shorten the context to so many tokens; 0: keep all of it
     fresh: bool = False   # import: replace an existing checkpoint
+    f16: bool = False     # export to GGUF: the matrices in 16 bits, not 32
     debug: bool = False   # show tracebacks
 
 
@@ -151,7 +157,7 @@ def from_theirs(arch, config, theirs, folder):
             fail(f"{folder}: the tensor {name} is {'missing' if name in expected else 'unknown'}")
         there, here = tuple(theirs[name].shape), tuple(expected[name].shape)
         if there != here:
-            fail(f"{folder}: the tensor {name} is {there}, but {here} by config.json")
+            fail(f"{folder}: the tensor {name} is {there}, but {here} expected")
     ours = {}
     for name in blank:
         source = "wte.weight" if config.tied and name == "lm_head.weight" else name
@@ -175,6 +181,17 @@ def need(module, purpose):
 
 def brief(error):
     return " ".join(str(error).split())[:200]
+
+
+@contextmanager
+def naming(path):
+    """Errors inside say that the file path is their reason."""
+    try:
+        yield
+    except ValueError as error:
+        fail(f"{path}: {error}")
+    except (AttributeError, KeyError, TypeError, regex.error) as error:
+        fail(f"{path} is damaged: {error!r}")
 
 
 def find(source):
@@ -278,16 +295,13 @@ BYTE_CHARS = [chr(b) if 33 <= b < 127 or 161 <= b != 173 else next(others) for b
 def read_tokenizer(folder):
     """-> our Tokenizer with their ids, and the number of their ids. Our new ids follow them."""
     path = folder / "tokenizer.json"
-    try:
-        if path.is_file():
+    if path.is_file():
+        with naming(path):
             return tokenizer_from_hf(read_json(path))
-        path = folder / "merges.txt"
-        if path.is_file():
+    path = folder / "merges.txt"
+    if path.is_file():
+        with naming(path):
             return tokenizer_from_gpt2(folder / "vocab.json", path)
-    except ValueError as error:
-        fail(f"{path}: {error}")
-    except (AttributeError, KeyError, TypeError, regex.error) as error:
-        fail(f"{path} is damaged: {error!r}")
     fail(f"{folder} has neither tokenizer.json nor GPT-2's vocab.json and merges.txt")
 
 
@@ -346,8 +360,7 @@ def split_pattern(steps):
         if gpt2 and not cuts:
             return GPT2
         if gpt2 and kinds == ["Digits"] and cuts[0]["individual_digits"]:
-            # Digits are split off first. So GPT-2's regex sees the end of a text before each digit.
-            return GPT2.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
+            return gguf_file.SMOLLM
         if not gpt2 and kinds == ["Split"] and cuts[0]["behavior"] == "Isolated":
             pattern = cuts[0]["pattern"].get("Regex", "")
             every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
@@ -368,9 +381,14 @@ def tokenizer_from_tiktoken(encoding):
     return Tokenizer(encoding._pat_str, byte_ids, merges, encoding._special_tokens)
 
 
+def printable(tok):
+    """-> {id: its printable characters}, without the special tokens"""
+    return {id: "".join(BYTE_CHARS[b] for b in token) for token, id in tok.ranks.items()}
+
+
 def tokenizer_to_hf(tok, path):
     """Write a tokenizer.json for Hugging Face. Unlike ours, it finds special tokens in a text."""
-    names = {id: "".join(BYTE_CHARS[b] for b in token) for token, id in tok.ranks.items()}
+    names = printable(tok)
     off = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
     split = dict(type="Split", pattern={"Regex": tok.pattern}, behavior="Isolated", invert=False)
@@ -394,19 +412,41 @@ def new_rows(w, known, size):
     return torch.cat((w[:known], w[:known].mean(0) + 0.1 * w[:known].std(0) * noise))
 
 
+def read_folder(source):
+    """-> the folder; the architecture, our GPTConfig, our Tokenizer and the number of their ids;
+    and a function that reads the weights"""
+    folder = find(source)
+    arch, config = read_config(folder / "config.json")
+    return folder, arch, config, *read_tokenizer(folder), lambda: read_weights(folder, arch, config)
+
+
+def read_gguf(path):
+    """The same of a GGUF file"""
+    if not Path(path).is_file():
+        fail(f"{path} is missing")
+    need("gguf", f"to read {path}")
+    with naming(path):
+        settings, tensors = gguf_file.open_gguf(path)
+        arch, config = gguf_file.read_config(settings, tensors)
+        tok, known = tokenizer_from_hf(gguf_file.read_tokenizer(settings))
+    def weights():
+        with naming(path):
+            return gguf_file.read_weights(arch, config, tensors)
+    return path, gguf_file.ARCHS[arch], config, tok, known, weights
+
+
 def import_model(config):
     if Path(config.out).exists() and not config.fresh:
         fail(f"{config.out} is there already: add --fresh to replace it")
-    folder = find(config.init)
-    arch, theirs = read_config(folder / "config.json")
-    tok, known = read_tokenizer(folder)
+    read = read_gguf if config.init.endswith(".gguf") else read_folder
+    folder, arch, theirs, tok, known, read_all = read(config.init)
     T = config.block_size or theirs.block_size
     if not 0 < T <= theirs.block_size:
         fail(f"--block_size={T} must be between 1 and {theirs.block_size}, the model's context")
     if known > theirs.vocab_size:
         fail(f"{folder}: the tokenizer has {known} ids, but the embedding {theirs.vocab_size} rows")
 
-    weights = from_theirs(arch, theirs, read_weights(folder, arch, theirs), folder)
+    weights = from_theirs(arch, theirs, read_all(), folder)
     for name in ("wte.weight", "lm_head.weight"):     # rows without a token are dropped
         weights[name] = new_rows(weights[name], known, tok.vocab_size)
     if arch == GPT_2:
@@ -430,9 +470,11 @@ CHAT = ("{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['ro
 
 
 def export_model(config):
-    out = Path(config.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        fail(f"{out} is there already: choose a new or an empty folder")
+    out, gguf = Path(config.out), config.out.endswith(".gguf")
+    if out.exists() and (gguf or not out.is_dir() or any(out.iterdir())):
+        fail(f"{out} is there already: choose a new {'name' if gguf else 'or an empty folder'}")
+    if config.f16 and not gguf:
+        fail(f"--f16 is for GGUF files: choose a name like {out}.gguf")
     ckpt = load_checkpoint(config.init)
     if ckpt["stage"] == "reward":
         fail(f"{config.init} is a reward model: export a model that writes text, as out/sft.pt")
@@ -442,36 +484,49 @@ def export_model(config):
     if arch is None:
         fail(f"{config.init}: no supported architecture has pos={ours.pos}, norm={ours.norm}, "
              f"mlp={ours.mlp} and bias={ours.bias}")
-    save_file = need("safetensors.torch", "to write model.safetensors").save_file
+    need("gguf" if gguf else "safetensors.torch", f"to write {out}")
 
     # Where we have no biases, theirs are 0. A new model has such biases.
     filled = GPT(dataclasses.replace(ours, bias=arch != LLAMA)).state_dict() | ckpt["model"]
     weights = to_theirs(arch, ours, filled)
-    chat = ckpt["stage"] != "pretrain"
-    ids = dict(bos_token_id=tok.eot, eos_token_id=tok.end if chat else tok.eot,
-               pad_token_id=tok.pad)
-    files = {
-        "config.json": {theirs: getattr(ours, name) for name, theirs in FIELDS[arch].items()} | {
-            FIELDS[arch]["mlp"]: MLPS[arch][ours.mlp], **FIXED[arch], **ids,
-            "architectures": [arch], "torch_dtype": "float32"},
-        "generation_config.json": ids,
-        "tokenizer_config.json": {name[:-3]: tok.decode([id]) for name, id in ids.items()} | dict(
-            tokenizer_class="PreTrainedTokenizerFast", model_max_length=ours.block_size,
-            clean_up_tokenization_spaces=False, **dict(chat_template=CHAT) if chat else {})}
+    ids = dict(bos_token_id=tok.eot, eos_token_id=tok.eot, pad_token_id=tok.pad)
+    chat = {}
+    if ckpt["stage"] != "pretrain":
+        ids["eos_token_id"], chat = tok.end, dict(chat_template=CHAT)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
         whole = Path(tmp, "whole")                    # renamed when it is complete
-        whole.mkdir()
-        for name, content in files.items():
-            (whole / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        tokenizer_to_hf(tok, whole / "tokenizer.json")
-        save_file({name: w.contiguous() for name, w in weights.items()},
-                  whole / "model.safetensors", metadata={"format": "pt"})
+        if gguf:
+            with naming(config.init):
+                gguf_file.write_gguf(whole, arch, ours, weights, tok, printable(tok), ids, chat,
+                                     config.f16)
+        else:
+            write_folder(whole, arch, ours, weights, tok, ids, chat)
         if out.exists():
             out.rmdir()
         whole.rename(out)
     print(f"{out}: {arch}, {sum(w.numel() for w in weights.values()) / 1e6:.2f}M parameters")
-    print(f"next: transformers.AutoModelForCausalLM.from_pretrained('{out}')")
+    print(f"next: llama-cli -m {out}" if gguf else
+          f"next: transformers.AutoModelForCausalLM.from_pretrained('{out}')")
+
+
+def write_folder(folder, arch, config, weights, tok, ids, chat):
+    """ids, chat: settings for the files about the tokenizer"""
+    files = {
+        "config.json": {theirs: getattr(config, name) for name, theirs in FIELDS[arch].items()} | {
+            FIELDS[arch]["mlp"]: MLPS[arch][config.mlp], **FIXED[arch], **ids,
+            "architectures": [arch], "torch_dtype": "float32"},
+        "generation_config.json": ids,
+        "tokenizer_config.json": {name[:-3]: tok.decode([id]) for name, id in ids.items()} | dict(
+            tokenizer_class="PreTrainedTokenizerFast", model_max_length=config.block_size,
+            clean_up_tokenization_spaces=False, **chat)}
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    tokenizer_to_hf(tok, folder / "tokenizer.json")
+    save_file = import_module("safetensors.torch").save_file
+    save_file({name: w.contiguous() for name, w in weights.items()}, folder / "model.safetensors",
+              metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
@@ -479,6 +534,6 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__, sys.argv[1 + len(words):])
     if len(words) != 3 or words[0] not in ("import", "export"):
         fail("usage: python -m tools.hf import FOLDER_OR_NAME out/pretrain.pt, or python -m "
-             "tools.hf export out/sft.pt FOLDER (-h tells more)")
+             "tools.hf export out/sft.pt FOLDER; each FOLDER may be a FILE.gguf (-h tells more)")
     action, config.init, config.out = words
     {"import": import_model, "export": export_model}[action](config)
