@@ -160,8 +160,9 @@ def write_gguf(path, arch, config, weights, tok, names, ids, chat, f16):
     file = gguf.GGUFWriter(path, arch)
     settings = {FIELDS[name]: value for name, value in vars(config).items() if name in FIELDS} | {
         EPS[config.norm]: config.norm_eps, "rope.dimension_count": config.n_embd // config.n_head}
-    if arch == "gptneox":
+    if arch != "llama":
         settings["attention.head_count_kv"] = config.n_head      # hf.py has repeated shared keys
+    if arch == "gptneox":
         file.add_parallel_residual(False)
     for name, value in settings.items():
         add = file.add_float32 if isinstance(value, float) else file.add_uint32
@@ -169,12 +170,12 @@ def write_gguf(path, arch, config, weights, tok, names, ids, chat, f16):
     file.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if f16 else gguf.LlamaFileType.ALL_F32)
 
     special = {id: name for name, id in tok.specials.items()}
-    ids = range(tok.vocab_size)                       # some vocabularies have unused ids
+    all_ids = range(tok.vocab_size)                   # some vocabularies have unused ones
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre(pre)
-    file.add_token_list([(names | special).get(id, f"[PAD{id}]") for id in ids])
+    file.add_token_list([(names | special).get(id, f"[PAD{id}]") for id in all_ids])
     file.add_token_types([NORMAL if id in names else CONTROL if id in special else UNUSED
-                          for id in ids])
+                          for id in all_ids])
     file.add_token_merges([f"{names[left]} {names[right]}" for left, right in tok.merges])
     file.add_bos_token_id(ids["bos_token_id"])
     file.add_eos_token_id(ids["eos_token_id"])
