@@ -178,6 +178,35 @@ def test_a_checkpoint_in_several_files_is_read_whole(folder, tmp_path, run):
     assert all(one[name].equal(two[name]) for name in one)
 
 
+@pytest.mark.parametrize("names", [["model.embed_tokens"], ["lm_head"],
+                                   ["model.embed_tokens", "lm_head"]], ids=str)
+@pytest.mark.parametrize("kind", ["bin", "safetensors"])
+def test_a_tied_llama_in_bf16_and_in_parts_may_have_its_matrix_under_either_name(names, kind, run,
+                                                                                 tmp_path):
+    save_file = torch.save
+    if kind == "safetensors":
+        lib = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+        save_file = lib.save_file
+    config = GPTConfig(block_size=32, vocab_size=V, n_layer=2, n_head=4, n_kv_head=2, n_embd=C,
+                       n_hidden=24, norm_eps=1e-6, **STYLES["llama"] | dict(tied=True))
+    ours = loud(GPT(config)).bfloat16()
+    theirs = hf.to_theirs(hf.LLAMA, config, ours.state_dict())
+    matrix = theirs.pop("model.embed_tokens.weight")
+    theirs |= {f"{name}.weight": matrix.clone() for name in names}
+    folder = write(tmp_path / "llama", LLAMA_CONFIG | dict(tie_word_embeddings=True), weights={})
+    (folder / "pytorch_model.bin").unlink()
+    parts = {name: f"part-{i % 3}.{kind}" for i, name in enumerate(theirs)}
+    for file in set(parts.values()):
+        save_file({n: theirs[n].contiguous() for n in theirs if parts[n] == file}, folder / file)
+    index = f"{'pytorch_model' if kind == 'bin' else 'model'}.{kind}.index.json"
+    (folder / index).write_text(json.dumps(dict(weight_map=parts)))
+    status, _, err = run("import", folder, "p.pt")
+    back, expected = load("p.pt")[0].state_dict(), ours.float().state_dict()
+    assert status == 0 and back["wte.weight"][:KNOWN].equal(expected["wte.weight"][:KNOWN])
+    assert all(back[name].equal(w) for name, w in expected.items() if "wte" not in name
+               and "lm_head" not in name)
+
+
 def test_fine_tuning_starts_from_an_imported_model(folder, run, tmp_path):
     run("import", folder, "out/pretrain.pt")
     rows = [dict(prompt=f"{i}?", response=f"{i}.") for i in range(60)]

@@ -87,19 +87,20 @@ def read_config(settings, tensors):
     arch = settings.get("general.architecture")
     if arch not in STYLES:
         raise ValueError(f"the architecture {arch} is not supported, only gpt2 and llama are")
-    style, wte = STYLES[arch], tensors.get("token_embd.weight")
-    head = tensors.get("output.weight", wte)
+    style = STYLES[arch]
     given = {name.partition(".")[2]: value for name, value in settings.items()
              if name.startswith(f"{arch}.")}
     try:
+        wte = tensors["token_embd.weight"]
         given = {"attention.head_count_kv": given["attention.head_count"], "rope.freq_base": 1e4,
                  "vocab_size": int(wte.shape[1])} | given
         values = {ours: given.pop(name) for ours, name in FIELDS.items()}
         values["norm_eps"] = given.pop(EPS[style["norm"]])
-    except (AttributeError, KeyError) as error:
-        raise ValueError(f"damaged: it lacks {error}") from None
+    except KeyError as name:
+        raise ValueError(f"damaged: it lacks {name}") from None
     for name in ("rope_theta", "norm_eps"):           # 1e-5 in 32 bits is 0.00000999…: 1e-5 again
         values[name] = float(str(np.float32(values[name])))
+    head = tensors.get("output.weight", wte)
     config = GPTConfig(**style | values | dict(tied=np.array_equal(head.data, wte.data)))
     D = config.n_embd // config.n_head
     known = {"rope.dimension_count": D, "attention.key_length": D, "attention.value_length": D,

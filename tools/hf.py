@@ -268,9 +268,9 @@ def read_weights(folder, arch, config):
                    for n, w in weights.items()}
     constants = re.compile(r".*(\.attn\.(masked_)?bias|\.rotary_emb\.inv_freq)")
     weights = {n: w for n, w in weights.items() if not constants.fullmatch(n)}
-    wte = weights.get(f"{MODULES[arch]['wte']}.weight")
-    if config.tied and wte is not None and torch.equal(weights.get("lm_head.weight", wte), wte):
-        weights.pop("lm_head.weight", None)
+    wte, head = f"{MODULES[arch]['wte']}.weight", weights.get("lm_head.weight")
+    if config.tied and head is not None and torch.equal(weights.get(wte, head), head):
+        weights[wte] = weights.pop("lm_head.weight")  # one matrix, saved under either name or both
     return weights
 
 

