@@ -170,13 +170,14 @@ def write_gguf(path, arch, config, weights, tok, names, ids, chat, f16):
         add(f"{arch}.{name}", value)
     file.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if f16 else gguf.LlamaFileType.ALL_F32)
 
-    special = {id: name for name, id in tok.specials.items()}
-    all_ids = range(tok.vocab_size)                   # some vocabularies have unused ones
+    # Some vocabularies have unused ids.
+    tokens = {id: (f"[PAD{id}]", UNUSED) for id in range(tok.vocab_size)}
+    tokens |= {id: (name, CONTROL) for name, id in tok.specials.items()}
+    tokens |= {id: (name, NORMAL) for id, name in names.items()}
     file.add_tokenizer_model("gpt2")
     file.add_tokenizer_pre(pre)
-    file.add_token_list([(names | special).get(id, f"[PAD{id}]") for id in all_ids])
-    file.add_token_types([NORMAL if id in names else CONTROL if id in special else UNUSED
-                          for id in all_ids])
+    file.add_token_list([name for name, _ in tokens.values()])
+    file.add_token_types([kind for _, kind in tokens.values()])
     file.add_token_merges([f"{names[left]} {names[right]}" for left, right in tok.merges])
     file.add_bos_token_id(ids["bos_token_id"])
     file.add_eos_token_id(ids["eos_token_id"])

@@ -449,13 +449,14 @@ def import_model(config):
     weights = from_theirs(arch, theirs, read_all(), folder)
     for name in ("wte.weight", "lm_head.weight"):     # rows without a token are dropped
         weights[name] = new_rows(weights[name], known, tok.vocab_size)
+    if theirs.tied:
+        weights["lm_head.weight"] = weights["wte.weight"]
     if arch == GPT_2:
-        weights["wpe.weight"] = weights["wpe.weight"][:T]
-    model = GPT(dataclasses.replace(theirs, vocab_size=tok.vocab_size, block_size=T))
-    model.load_state_dict(weights)
-    save_checkpoint(config.out, stage="pretrain", step=0, metrics={}, model=model, history=[],
-                    model_config=model.config, tokenizer=tok, config=config)
-    n_params = sum(p.numel() for p in model.parameters())
+        weights["wpe.weight"] = weights["wpe.weight"][:T].clone()
+    ours = dataclasses.replace(theirs, vocab_size=tok.vocab_size, block_size=T)
+    save_checkpoint(config.out, stage="pretrain", step=0, metrics={}, model=weights, history=[],
+                    model_config=ours, tokenizer=tok, config=config)
+    n_params = sum(w.numel() for w in set(weights.values()))
     print(f"{config.out}: {arch}, {n_params / 1e6:.2f}M parameters, a context of {T} tokens, "
           f"{known:,} tokens and {tok.vocab_size - known} new ones")
     print(f"next: python sft.py --init={config.out} --lr=5e-5")
@@ -486,8 +487,10 @@ def export_model(config):
              f"mlp={ours.mlp} and bias={ours.bias}")
     need("gguf" if gguf else "safetensors.torch", f"to write {out}")
 
-    # Where we have no biases, theirs are 0. A new model has such biases.
-    filled = GPT(dataclasses.replace(ours, bias=arch != LLAMA)).state_dict() | ckpt["model"]
+    with torch.device("meta"):                        # only shapes
+        blank = GPT(dataclasses.replace(ours, bias=arch != LLAMA)).state_dict()
+    # Where we have no biases, theirs are 0.
+    filled = {name: ckpt["model"].get(name, torch.zeros(w.shape)) for name, w in blank.items()}
     weights = to_theirs(arch, ours, filled)
     ids = dict(bos_token_id=tok.eot, eos_token_id=tok.eot, pad_token_id=tok.pad)
     chat = {}
