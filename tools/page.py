@@ -1,0 +1,332 @@
+"""The live page: talk to several checkpoints side by side, watch the curves of a stage grow, and
+rank answers with a class. It serves this computer only, unless you give --host and --token.
+
+reads   the checkpoints and logs in a folder, and its comparisons.jsonl for answers to rank
+writes  class.jsonl in that folder: the rankings of all people, in the format of compare.py
+
+One thread generates, and all questions wait in one queue. Stop with Ctrl-C.
+
+    python -m tools.page
+    python -m tools.page --folder=out/seed1 --port=9000
+    python -m tools.page --host=0.0.0.0 --token=SECRET     # for a class; the first line is the link
+"""
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import json
+import os
+import re
+import secrets
+import socket
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import urlsplit
+
+from common import Runtime, fail, parse_config
+from tokenizer import clean
+from tools.rankings import Rankings, stamp
+from tools.report import lines_of, render
+from tools.speakers import MAX_WAITING, Job, Shelf, Worker
+
+try:
+    import uvicorn
+    from fastapi import FastAPI, HTTPException, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+    from pydantic import BaseModel, Field
+    from starlette.requests import ClientDisconnect
+except ImportError as error:
+    fail(f"{error}: `pip install -r requirements.txt` brings FastAPI and uvicorn")
+
+
+@dataclass
+class Config:
+    folder: str = "out"            # where the stages write
+    items: str = ""                # answers to rank; "": comparisons.jsonl in the folder
+    out: str = ""                  # the rankings; "": class.jsonl in the folder
+    n_prompts: int = 100           # how many items a class ranks
+    host: str = "127.0.0.1"        # another one lets other computers in, and needs --token
+    port: int = 8000
+    token: str = ""                # a secret of at least 8 letters and digits, part of the link
+    lang: str = "en"               # en or zh: the language in which the page opens
+    max_new_tokens: int = 64       # of one answer
+    seed: int = 0
+    device: str = "auto"           # auto: cuda, else cpu; mps when asked
+    dtype: str = "float32"         # small models: speed does not matter here
+    debug: bool = False            # show tracebacks
+
+
+MAX_BODY = 64 * 1024      # bytes of one request
+MAX_MODELS = 8            # that answer one question
+
+
+# ---- who may ask what -----------------------------------------------------------------------
+
+def is_local(host):
+    return host in ("localhost", "127.0.0.1", "::1")
+
+
+class Guard:
+    """Lets through only what our own page asks, and with a --token only who knows it; limits what
+    a request may send; forbids the page to load or run anything that is not part of it."""
+
+    def __init__(self, app, config):
+        self.app, self.config = app, config
+
+    def is_ours(self, host):
+        """Whether a Host is one of this server's. DNS rebinding gives a strange page's name the
+        address of this computer, so only names that we know will do. An address is no name."""
+        try:
+            name = urlsplit(f"//{host}").hostname
+            ours = "localhost", self.config.host.lower(), socket.gethostname().lower()
+            return name in ours[:2 + (not is_local(self.config.host))] or (
+                ipaddress.ip_address(name or "").is_loopback or not is_local(self.config.host))
+        except ValueError:
+            return False
+
+    def check(self, request):
+        get = request.headers.get
+        host, origin = get("host", ""), get("origin")
+        given = get("x-token") or request.query_params.get("token", "")
+        if not self.is_ours(host):
+            raise HTTPException(403, "wrong Host")
+        # the page itself may be opened by a link elsewhere; only our page may do more
+        if (origin is not None and origin.partition("://")[2] != host
+                or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):
+            raise HTTPException(403, "wrong Origin")
+        if not hmac.compare_digest(given.encode(), self.config.token.encode()):
+            raise HTTPException(401, "the link is incomplete: it ends in ?token=...")
+
+    async def body(self, request):
+        body = bytearray()
+        async for part in request.stream():
+            body.extend(part)
+            if len(body) > MAX_BODY:
+                raise HTTPException(413, "this is too long")
+        return bytes(body)
+
+    async def __call__(self, scope, receive, send):
+        nonce, parts, app = secrets.token_urlsafe(16), [], self.app
+        scope["state"] = dict(nonce=nonce)
+
+        async def replay():
+            return dict(type="http.request", body=parts.pop()) if parts else await receive()
+
+        async def headed(message):
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *(
+                    (name.encode(), value.encode()) for name, value in headers(nonce).items())]
+            await send(message)
+
+        try:
+            request = Request(scope, receive)
+            self.check(request)
+            parts.append(await asyncio.wait_for(self.body(request), timeout=10))
+        except HTTPException as error:
+            app = PlainTextResponse(error.detail, error.status_code)
+        except (asyncio.TimeoutError, ClientDisconnect):
+            app = PlainTextResponse("this took too long", 408)
+        await app(scope, replay, headed)
+
+
+def headers(nonce):
+    return {
+        "content-security-policy": f"default-src 'none'; script-src 'nonce-{nonce}'; "
+        "style-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+        "frame-ancestors 'none'",
+        "cross-origin-resource-policy": "same-origin", "cross-origin-opener-policy": "same-origin",
+        "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
+        "cache-control": "no-store"}
+
+
+# ---- what can be asked ----------------------------------------------------------------------
+
+Name = Annotated[str, Field(min_length=1, max_length=40)]
+Text = Annotated[str, Field(max_length=4000)]
+
+
+class Ask(BaseModel):
+    """A question to one model. Its texts are by turns the person's and the model's; prefix: the ids
+    with which the answer begins."""
+    model: Annotated[str, Field(max_length=200)]
+    texts: Annotated[list[Text], Field(min_length=1, max_length=99)]
+    prefix: Annotated[list[int], Field(max_length=4096)] = []
+
+
+class Question(BaseModel):
+    asks: Annotated[list[Ask], Field(min_length=1, max_length=MAX_MODELS)]
+    temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.7
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+
+
+class Ranking(BaseModel):
+    name: Name
+    key: Annotated[str, Field(max_length=12)]
+    ranks: Annotated[list[Annotated[int, Field(ge=0, lt=100)]], Field(min_length=2, max_length=100)]
+
+
+def person(name):
+    """A name as it is saved: without half characters and spaces around it."""
+    name = " ".join(clean(name).split())
+    if not name:
+        raise ValueError("please give a name")
+    return name
+
+
+# ---- the server -----------------------------------------------------------------------------
+
+def make_app(config):
+    """The application, and its thread, which is not started."""
+    folder = Path(config.folder)
+    rankings = Rankings(config.items or folder / "comparisons.jsonl",
+                        config.out or folder / "class.jsonl", config.n_prompts)
+    shelf = Shelf(folder, Runtime(config))
+    shelf.refresh()
+    worker, drawn = Worker(shelf, config), {}
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, config=config)
+    logs = [folder / f"{stage}.jsonl" for stage in ("pretrain", "sft", "reward", "ppo")]
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(_, error):
+        first = error.errors()[0]
+        return PlainTextResponse(f"{first['loc'][-1]}: {first['msg']}", 422)
+
+    @app.exception_handler(HTTPException)
+    def refuse(_, error):
+        return PlainTextResponse(error.detail, error.status_code)
+
+    @app.exception_handler(ValueError)
+    @app.exception_handler(OSError)
+    def failed(_, error):                             # one line, which the person reads
+        return PlainTextResponse(str(error), 507 if isinstance(error, OSError) else 422)
+
+    @app.get("/")
+    def page(request: Request):
+        parts = dict(lang=config.lang, nonce=request.state.nonce)
+        return HTMLResponse(render("page.html", parts, dict(folder=str(folder))))
+
+    @app.get("/state")
+    def state():
+        """What there is; the page asks every two seconds, and for more when something changed."""
+        return dict(models=shelf.names(), waiting=len(worker.waiting) + worker.busy,
+                    curves=version(*logs), rankings=version(rankings.out))
+
+    @app.get("/curves")
+    def curves():
+        now = version(*logs)
+        if now not in drawn:
+            try:
+                panels = panels_of(folder)
+            except (KeyError, ValueError):            # a line is only half there
+                raise HTTPException(503, "a log is being written") from None
+            drawn.clear()
+            drawn[now] = panels
+        return drawn[now]
+
+    @app.get("/items")
+    def items(name: Name):
+        return dict(name=person(name), items=rankings.of(person(name)))
+
+    @app.get("/agreement")
+    def agreement():
+        return rankings.agreement() | dict(command=rankings.command(folder))
+
+    @app.post("/rank")
+    def rank(answer: Ranking):
+        try:
+            rankings.add(person(answer.name), answer.key, answer.ranks)
+        except SystemExit:                            # common.fail has said it on the terminal
+            raise OSError(f"{rankings.out} can't be written: the terminal says why") from None
+        return dict(saved=True)
+
+    @app.post("/ask")
+    async def ask(question: Question):
+        if any(len(a.texts) % 2 == 0 for a in question.asks):
+            raise ValueError("the last text must be a question")
+        job = Job(question.asks, question.temperature, question.top_k)
+        if not worker.submit(job):
+            raise HTTPException(503, f"{MAX_WAITING} questions are waiting: please try again soon")
+
+        async def events():
+            try:
+                while True:
+                    event = await job.events.get()
+                    yield f"data: {json.dumps(event)}\n\n"
+                    if event["kind"] == "end":
+                        return
+            finally:
+                worker.leave(job)                     # also when the person has gone
+
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    return app, worker
+
+
+def version(*paths):
+    """Changes when one of the files does."""
+    return hashlib.sha256(repr([stamp(path) for path in paths]).encode()).hexdigest()[:12]
+
+
+def panels_of(folder, most=400):
+    """The report's panels as plain lists, with about `most` points of each line, the last always."""
+    panels = [dict(title=title, lines=[
+        dict(name=name, colour=colour, style=style,
+             points=points[::-1][::-(-len(points) // most)][::-1])
+        for name, colour, style, points in lines if points])
+        for title, lines in lines_of(folder, {})]
+    return [panel for panel in panels if panel["lines"]]
+
+
+def make_server(config):
+    """A uvicorn server that listens already, on a socket of its own."""
+    if not is_local(config.host) and not config.token:
+        fail(f"--host={config.host} lets other computers in, so it needs a secret, such as "
+             f"--token={secrets.token_urlsafe(12)}")
+    if config.token and not re.fullmatch(r"[\w-]{8,100}", config.token, re.ASCII):
+        fail("--token must be 8 to 100 letters, digits, - or _")
+    if not Path(config.folder).is_dir():
+        fail(f"--folder={config.folder} is not there: run a stage, or choose another --folder")
+    try:
+        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+        listening = socket.create_server((config.host, config.port), family=family)
+    except (OSError, OverflowError) as error:
+        fail(f"--host={config.host} --port={config.port} can't be used ({error}): choose another "
+             f"--port")
+    app, worker = make_app(config)
+    server = uvicorn.Server(uvicorn.Config(
+        app, log_level="error" if config.debug else "critical", access_log=False, lifespan="off", ws="none", http="h11",
+        limit_concurrency=1000, timeout_graceful_shutdown=0, server_header=False))
+    worker.start()
+    return server, listening
+
+
+def link(config, listening):
+    """What to open in a browser."""
+    host = config.host
+    if host in ("0.0.0.0", "::"):                     # all addresses: print one that others see
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
+            probe.connect(("192.0.2.1", 9))           # sends nothing, but chooses the address
+            host = probe.getsockname()[0]
+    host = f"[{host}]" if ":" in host else host
+    secret = f"?token={config.token}" if config.token else ""
+    return f"http://{host}:{listening.getsockname()[1]}/{secret}"
+
+
+if __name__ == "__main__":
+    config = parse_config(Config, __doc__)
+    if config.lang not in ("en", "zh"):
+        fail(f"--lang={config.lang} is not en or zh")
+    server, listening = make_server(config)
+    print(f"{link(config, listening)}   (Ctrl-C ends it)", flush=True)
+    try:
+        server.run([listening])
+    except KeyboardInterrupt:
+        print()
+    sys.stdout.flush()
+    os._exit(130)                                     # without waiting for what is being generated

@@ -1,0 +1,128 @@
+"""What the people of a class have ranked on tools.page, and how often they agree."""
+
+import hashlib
+import json
+import os
+import random
+import threading
+from collections import Counter
+from pathlib import Path
+
+from common import wilson, writing
+from data.formats import read_comparisons, without
+from tools.label import verdicts
+
+MAX_PEOPLE = 200
+
+
+def stamp(path):
+    """Changes when a file is written or replaced; None while there is none."""
+    try:
+        found = os.stat(path)
+        return found.st_mtime_ns, found.st_size, found.st_ino
+    except FileNotFoundError:
+        return None
+
+
+def key_of(row):
+    """The same for the same prompt and answers, in whatever order they stand."""
+    text = json.dumps([row["prompt"], sorted(row["responses"])])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Rankings:
+    """The items, and the file with all rankings: {(name, key): row}. The file is the truth: it is
+    read again whenever it has changed. What is wrong raises a ValueError with one line."""
+
+    def __init__(self, source, out, n):
+        """source: the comparisons whose answers people rank, the first n of them."""
+        self.source, self.out, self.n = Path(source), Path(out), n
+        self.lock, self.cached = threading.Lock(), {}
+        self.items(), self.rows()
+
+    def latest(self, path, read):
+        """What read() makes of a file, which may not be there yet."""
+        now = stamp(path)
+        if path not in self.cached or self.cached[path][0] != now:
+            self.cached[path] = now, read() if now else {}
+        return self.cached[path][1]
+
+    def items(self):
+        """{key: row}, without what others thought of the answers."""
+        return self.latest(self.source, lambda: {
+            key_of(row): without(row, ("grades", "noise", "ranks"))
+            for row in read_comparisons(self.source, dropped=Counter())[:self.n]})
+
+    def rows(self):
+        return self.latest(self.out, self.read)
+
+    def read(self):
+        try:
+            rows = [json.loads(line) for line in self.out.read_text("utf-8").split("\n") if line]
+            return {(row["labeler"], key_of(row)): row for row in rows}
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"{self.out} is not a file of this page: choose another --out"
+                             ) from None
+
+    def shown(self, name, key):
+        """The answers of an item in the order in which this person sees them."""
+        responses = self.items()[key]["responses"]
+        return random.Random(f"{name} {key}").sample(responses, len(responses))
+
+    def of(self, name):
+        """All items in this person's order, with the ranks that the person gave. Every ten are
+        shuffled among themselves: people who stop early have ranked the same ones nevertheless."""
+        items, rows, found = self.items(), self.rows(), []
+        places = {key: (i // 10, random.Random(f"{name} {i}").random())
+                  for i, key in enumerate(items)}
+        for key in sorted(places, key=places.get):
+            row, shown = rows.get((name, key)), self.shown(name, key)
+            ranks = row and dict(zip(row["responses"], row["ranks"]))
+            found.append(dict(key=key, prompt=items[key]["prompt"], responses=shown,
+                              ranks=ranks and [ranks[r] for r in shown]))
+        return found
+
+    def add(self, name, key, ranks):
+        """Save one ranking at once. ranks: one for each answer, as this person sees them."""
+        if key not in self.items():
+            raise ValueError("this item is no longer there: please reload the page")
+        shown = self.shown(name, key)
+        if len(ranks) != len(shown) or {*ranks} != {*range(max(ranks) + 1)}:
+            raise ValueError(f"{len(shown)} ranks from 0 are needed, without gaps")
+        order = sorted(range(len(ranks)), key=lambda j: ranks[j])
+        row = dict(self.items()[key], responses=[shown[j] for j in order], ranks=sorted(ranks),
+                   labeler=name)
+        with self.lock:
+            rows = self.rows() | {(name, key): row}
+            if len({name for name, _ in rows}) > MAX_PEOPLE:
+                raise ValueError(f"there are {MAX_PEOPLE} people already")
+            with writing(self.out) as f:
+                f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows.values())
+
+    def agreement(self):
+        """How often two people rank a pair of answers the same way: all together, and each person
+        with all others. Pairs of one prompt are not independent: the interval counts prompts."""
+        rows, votes = self.rows(), {}
+        by = {who: verdicts(row for (name, _), row in rows.items() if name == who)
+              for who, _ in rows}
+        for found in by.values():
+            for pair, first in found.items():
+                votes.setdefault(pair, Counter())[first] += 1
+        people = [dict(name=who, items=sum(name == who for name, _ in rows),
+                       pairs=sum(votes[pair].total() - 1 for pair in found),
+                       same=sum(votes[pair][first] - 1 for pair, first in found.items()))
+                  for who, found in by.items()]
+        pairs, same = (sum(p[name] for p in people) // 2 for name in ("pairs", "same"))
+        prompts = len({prompt for (prompt, *_), seen in votes.items() if seen.total() > 1})
+        return dict(people=people, pairs=pairs, same=same,
+                    interval=wilson(same / pairs, prompts) if pairs else None)
+
+    def command(self, folder):
+        """The command that trains a reward model on the file."""
+        words = ["python reward.py", f"--data={self.out}", "--held_out=0.2",
+                 f"--out={self.out.with_name('class_reward.pt')}"]
+        if str(folder) != "out":
+            words += [f"--init={folder}/sft.pt", f"--lm={folder}/sft.pt"]
+        if len(self.rows()) < 64:                     # fewer than the default batch needs
+            words += ["--batch_size=4", "--micro_batch=4"]
+        return " ".join(words)

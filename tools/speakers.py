@@ -1,0 +1,214 @@
+"""The models of tools.page, and the one queue in which all questions wait for them."""
+
+import asyncio
+import sys
+import threading
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import chat
+from checkpoint import load_checkpoint
+from model import GPT, ScalarGPT, log_probs, prompt_room
+from reward import encode_answer, score_all
+from tokenizer import Tokenizer
+from tools.rankings import stamp
+
+STAGES = ["pretrain", "sft", "ppo"]
+MAX_WAITING = 100         # questions in the queue
+N_TOP = 8                 # alternatives to each token
+
+
+# ---- models ---------------------------------------------------------------------------------
+
+@dataclass
+class Speaker:
+    stage: str
+    step: int
+    model: torch.nn.Module
+    tok: Tokenizer
+
+
+class Shelf:
+    """The models of a folder, by the names of their files. A file that has changed is loaded into a
+    new model, which then takes the old one's place; if that fails, the old one stays."""
+
+    def __init__(self, folder, rt):
+        self.folder, self.rt, self.models, self.seen = Path(folder), rt, {}, {}
+
+    def refresh(self):
+        paths = {path.stem: path for path in sorted(self.folder.glob("*.pt"))
+                 if not path.stem.endswith(".nan")}
+        for name in self.models.keys() - paths.keys():
+            del self.models[name], self.seen[name]
+        for name, path in paths.items():
+            before = stamp(path)
+            if self.seen.get(name) == before:
+                continue
+            try:
+                speaker = self.load(path)
+            except SystemExit:                        # load_checkpoint has said why
+                speaker = self.models.get(name)
+            if stamp(path) == before:                 # nobody wrote while we read
+                self.seen[name] = before
+                if speaker:
+                    self.models[name] = speaker
+
+    def load(self, path):
+        ckpt = load_checkpoint(path)
+        model = (ScalarGPT if ckpt["stage"] == "reward" else GPT).load(ckpt)
+        return Speaker(ckpt["stage"], ckpt["step"], model.to(self.rt.device).eval(),
+                       Tokenizer.from_dict(ckpt["tokenizer"]))
+
+    def beside(self, name, tok):
+        """The model of that name, if it reads the same tokens."""
+        found = self.models.get(name)
+        return found if found and found.tok.fingerprint == tok.fingerprint else None
+
+    def names(self):
+        """Those who answer, in the order of the stages."""
+        found = [dict(name=name, stage=s.stage, step=s.step) for name, s in [*self.models.items()]
+                 if s.stage != "reward"]
+        return sorted(found, key=lambda m: (STAGES.index(m["stage"]), m["name"]))
+
+
+@torch.no_grad()
+def explain(speaker, sft, ids, said, rt):
+    """What the model thought at each token of `said`, which followed `ids`, at temperature 1."""
+    idx = torch.tensor([ids + said], device=rt.device)
+    with rt.autocast():
+        logp, ref = (log_probs(s.model, idx)[1][0, len(ids) - 1:] if s else None
+                     for s in (speaker, sft))         # (n, V) each
+    p, tok = logp.exp(), speaker.tok
+    entropy = -(p * logp).sum(-1)                     # (n,) nats
+    kl = None if ref is None else (p * (logp - ref)).sum(-1)          # (n,) nats
+    best = p.topk(min(N_TOP, p.size(-1)))             # (n, N_TOP)
+
+    def token(id, p):
+        special = id in tok.specials.values() or id not in tok.tokens
+        return dict(id=id, p=round(p, 4), special=special,
+                    text=tok.show(id)[1:-1] if id in tok.tokens else "?")
+
+    return [dict(token(id, p[t, id].item()), entropy=round(entropy[t].item(), 4),
+                 kl=None if kl is None else round(kl[t].item(), 4),
+                 top=[token(*pair) for pair in zip(best.indices[t].tolist(),
+                                                   best.values[t].tolist())])
+            for t, id in enumerate(said)]
+
+
+# ---- questions wait in one queue ------------------------------------------------------------
+
+class Job:
+    """One question to some models. Its events go to the loop of the request that waits for them."""
+
+    def __init__(self, asks, temperature, top_k):
+        self.asks, self.temperature, self.top_k = asks, temperature, top_k
+        self.loop, self.events, self.gone = asyncio.get_running_loop(), asyncio.Queue(), False
+
+    def send(self, kind, **event):
+        if not self.gone:
+            self.loop.call_soon_threadsafe(self.events.put_nowait, dict(event, kind=kind))
+
+
+class Tap:
+    """A model whose stream notes its ids, and ends when nobody listens any more."""
+
+    def __init__(self, model, job):
+        self.model, self.job, self.ids = model, job, []
+
+    def stream(self, *args, **options):
+        for token in self.model.stream(*args, **options):
+            if self.job.gone:
+                return
+            self.ids.append(token.item())
+            yield token
+
+
+class Worker(threading.Thread):
+    """The thread that loads models and generates, one question after the other."""
+
+    def __init__(self, shelf, config):
+        super().__init__(daemon=True)
+        self.shelf, self.rt, self.config, self.answered = shelf, shelf.rt, config, 0
+        self.waiting, self.busy, self.ready = deque(), False, threading.Condition()
+
+    def submit(self, job):
+        """Whether there was room in the queue."""
+        with self.ready:
+            if len(self.waiting) >= MAX_WAITING:
+                return False
+            self.waiting.append(job)
+            self.number()
+            self.ready.notify()
+            return True
+
+    def leave(self, job):
+        with self.ready:
+            job.gone = True
+            if job in self.waiting:
+                self.waiting.remove(job)
+                self.number()
+
+    def number(self):
+        for place, job in enumerate(self.waiting):
+            job.send("queue", ahead=place + self.busy)
+
+    def run(self):
+        while True:
+            with self.ready:
+                self.busy = False
+                self.ready.wait_for(lambda: self.waiting, timeout=2)
+                job = self.waiting.popleft() if self.waiting else None
+                self.busy = job is not None
+                self.number()
+            try:
+                self.shelf.refresh()
+                for k, ask in enumerate(job.asks if job else []):
+                    self.answer(job, k, ask)
+            except Exception as error:                # one bad question must not end the thread
+                print(f"page.py: {type(error).__name__}: {error}", file=sys.stderr)
+                if job:
+                    job.send("error", text=f"{type(error).__name__}: see the terminal")
+            if job:
+                job.send("end")
+
+    def answer(self, job, k, ask):
+        """Stream what one model says, then its tokens and its score."""
+        speaker = self.shelf.models.get(ask.model)
+        if job.gone or not speaker or speaker.stage == "reward":
+            return job.send("error", k=k, text=f"{ask.model} is not there any more")
+        tok, T = speaker.tok, speaker.model.config.block_size
+        room = prompt_room(T, self.config.max_new_tokens)
+        messages = [dict(role=("user", "assistant")[i % 2], content=text)
+                    for i, text in enumerate(ask.texts)]
+        if speaker.stage == "pretrain":               # as in chat.py
+            kept = asked = messages[-1:]
+            ids = chat.as_text(tok, asked, "\n" if len(job.asks) > 1 else "")
+        else:
+            asked = messages
+            ids, kept = chat.as_dialogue(tok, asked, room)
+        prefix = ask.prefix                           # of the answer, when it is to be continued
+        if not set(prefix) <= tok.tokens.keys() - set(tok.specials.values()):
+            return job.send("error", k=k, text="this answer comes from another tokenizer")
+        if len(ids) > room or len(ids) + len(prefix) >= T:
+            return job.send("error", k=k, text=f"this has {len(ids) + len(prefix)} tokens, but "
+                            f"{ask.model} has room for {room}: please use fewer words")
+
+        self.answered += 1
+        settings = chat.Config(temperature=job.temperature, top_k=job.top_k, seed=self.config.seed,
+                               max_new_tokens=max(1, self.config.max_new_tokens - len(prefix)))
+        job.send("start", k=k, text=chat.safe(tok.decode(prefix)), shortened=len(kept) < len(asked))
+        tap = Tap(speaker.model, job)
+        for text in chat.answer(tap, tok, ids + prefix, self.rt, settings, self.answered):
+            job.send("text", k=k, text=text)
+        said = prefix + tap.ids
+        text = tok.decode([id for id in said if id not in tok.specials.values()])
+        score, judge = None, self.shelf.beside("reward", tok)
+        if judge and not job.gone:
+            row = encode_answer(tok, kept, text, judge.model.gpt.config.block_size)
+            score = score_all(judge.model, [row], tok, self.rt).item()
+        if not job.gone:
+            tokens = explain(speaker, self.shelf.beside("sft", tok), ids, said, self.rt)
+            job.send("done", k=k, text=chat.safe(text), raw=text, score=score, tokens=tokens)
