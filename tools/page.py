@@ -31,7 +31,7 @@ from common import Runtime, fail, parse_config
 from tokenizer import clean
 from tools.rankings import Rankings, stamp
 from tools.report import lines_of, render
-from tools.speakers import MAX_WAITING, Job, Shelf, Worker
+from tools.speakers import Job, Shelf, Worker
 
 try:
     import uvicorn
@@ -137,8 +137,8 @@ class Guard:
 def headers(nonce):
     return {
         "content-security-policy": f"default-src 'none'; script-src 'nonce-{nonce}'; "
-        "style-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'",
+        "style-src 'unsafe-inline'; img-src data:; connect-src 'self'; base-uri 'none'; "
+        "form-action 'none'; frame-ancestors 'none'",
         "cross-origin-resource-policy": "same-origin", "cross-origin-opener-policy": "same-origin",
         "x-content-type-options": "nosniff", "referrer-policy": "no-referrer",
         "cache-control": "no-store"}
@@ -250,11 +250,10 @@ def make_app(config):
         if any(len(a.texts) % 2 == 0 for a in question.asks):
             raise ValueError("the last text must be a question")
         job = Job(question.asks, question.temperature, question.top_k)
-        if not worker.submit(job):
-            raise HTTPException(503, f"{MAX_WAITING} questions are waiting: please try again soon")
 
         async def events():
             try:
+                worker.submit(job)
                 while True:
                     event = await job.events.get()
                     yield f"data: {json.dumps(event)}\n\n"
@@ -274,7 +273,7 @@ def version(*paths):
 
 
 def panels_of(folder, most=400):
-    """The report's panels as plain lists, with about `most` points of each line, the last always."""
+    """The report's panels as plain lists, with about `most` points of each line, always the last."""
     panels = [dict(title=title, lines=[
         dict(name=name, colour=colour, style=style,
              points=points[::-1][::-(-len(points) // most)][::-1])
@@ -296,12 +295,12 @@ def make_server(config):
         family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
         listening = socket.create_server((config.host, config.port), family=family)
     except (OSError, OverflowError) as error:
-        fail(f"--host={config.host} --port={config.port} can't be used ({error}): choose another "
-             f"--port")
+        fail(f"--host={config.host} --port={config.port} can't be used "
+             f"({getattr(error, 'strerror', None) or error}): choose another")
     app, worker = make_app(config)
     server = uvicorn.Server(uvicorn.Config(
-        app, log_level="error" if config.debug else "critical", access_log=False, lifespan="off", ws="none", http="h11",
-        limit_concurrency=1000, timeout_graceful_shutdown=0, server_header=False))
+        app, http="h11", ws="none", lifespan="off", limit_concurrency=1000, server_header=False,
+        log_level="error" if config.debug else "critical", timeout_graceful_shutdown=0))
     worker.start()
     return server, listening
 

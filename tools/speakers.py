@@ -135,14 +135,13 @@ class Worker(threading.Thread):
         self.waiting, self.busy, self.ready = deque(), False, threading.Condition()
 
     def submit(self, job):
-        """Whether there was room in the queue."""
         with self.ready:
             if len(self.waiting) >= MAX_WAITING:
-                return False
+                job.send("error", text=f"{MAX_WAITING} questions are waiting: please try again soon")
+                return job.send("end")
             self.waiting.append(job)
             self.number()
             self.ready.notify()
-            return True
 
     def leave(self, job):
         with self.ready:
