@@ -273,7 +273,7 @@ def version(*paths):
 
 
 def panels_of(folder, most=400):
-    """The report's panels as plain lists, with about `most` points of each line, always the last."""
+    """The report's panels as plain lists, with about `most` points of a line, always the last."""
     panels = [dict(title=title, lines=[
         dict(name=name, colour=colour, style=style,
              points=points[::-1][::-(-len(points) // most)][::-1])

@@ -40,21 +40,21 @@ class Rankings:
         self.lock, self.cached = threading.Lock(), {}
         self.items(), self.rows()
 
-    def latest(self, path, read):
+    def latest(self, name, path, read):
         """What read() makes of a file, which may not be there yet."""
         now = stamp(path)
-        if path not in self.cached or self.cached[path][0] != now:
-            self.cached[path] = now, read() if now else {}
-        return self.cached[path][1]
+        if name not in self.cached or self.cached[name][0] != now:
+            self.cached[name] = now, read() if now else {}
+        return self.cached[name][1]
 
     def items(self):
         """{key: row}, without what others thought of the answers."""
-        return self.latest(self.source, lambda: {
+        return self.latest("items", self.source, lambda: {
             key_of(row): without(row, ("grades", "noise", "ranks"))
             for row in read_comparisons(self.source, dropped=Counter())[:self.n]})
 
     def rows(self):
-        return self.latest(self.out, self.read)
+        return self.latest("rows", self.out, self.read)
 
     def read(self):
         try:

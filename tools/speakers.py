@@ -137,7 +137,7 @@ class Worker(threading.Thread):
     def submit(self, job):
         with self.ready:
             if len(self.waiting) >= MAX_WAITING:
-                job.send("error", text=f"{MAX_WAITING} questions are waiting: please try again soon")
+                job.send("error", text=f"{MAX_WAITING} questions wait: please try again soon")
                 return job.send("end")
             self.waiting.append(job)
             self.number()

@@ -1,0 +1,718 @@
+"""The live page: its server over HTTP, and the page in a real browser."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from itertools import combinations
+from types import SimpleNamespace
+from urllib.parse import quote
+
+import pytest
+import torch
+
+import tiny
+from common import Runtime
+from data.formats import read_comparisons
+from model import GPT, ScalarGPT
+from reward import encode_answer, score_all
+from tools import rankings, speakers
+from tools.label import report_agreement
+
+pytest.importorskip("fastapi", reason="needs FastAPI and uvicorn")
+page = pytest.importorskip("tools.page")
+
+HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc <|end|> \x1b[31m"
+SHOWN = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \\u202eabc <|end|> \\u001b[31m"
+
+
+def weights(path, seed, std=0.3):
+    """Give a checkpoint large random weights, so that each token depends on all before it."""
+    ckpt, rng = torch.load(path, weights_only=True), torch.Generator().manual_seed(seed)
+    ckpt["model"] = {name: w.normal_(std=std, generator=rng) for name, w in ckpt["model"].items()}
+    if "lm_head.weight" in ckpt["model"]:             # tied
+        ckpt["model"]["lm_head.weight"] = ckpt["model"]["wte.weight"]
+    torch.save(ckpt, f"{path}.tmp")
+    os.replace(f"{path}.tmp", path)
+
+
+def make_folder(folder, tok):
+    tiny.build(folder, tok)
+    for seed, stage in enumerate(("pretrain", "sft", "reward", "ppo")):
+        tiny.save(folder / f"{stage}.pt", stage, tok, block_size=160)
+        weights(folder / f"{stage}.pt", seed)
+    (folder / "data/town").mkdir(parents=True)
+    shutil.copy(folder / "sft.jsonl", folder / "data/town/sft.jsonl")
+    # not "sft.jsonl" in the folder itself, which would be the log of sft.py
+    for name in ("sft.jsonl", "text.jsonl", "prompts.jsonl"):
+        (folder / name).unlink()
+    log = [dict(step=s, loss=5 / s, lr=0.1) for s in (1, 2, 3)]
+    tiny.write(folder / "pretrain.jsonl", *log)
+    return folder
+
+
+class Site:
+    """A server in a thread of this process."""
+
+    def __init__(self, **flags):
+        config = page.Config(**dict(dict(port=0, device="cpu", max_new_tokens=12), **flags))
+        self.server, listening = page.make_server(config)
+        self.port = listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.thread = threading.Thread(target=self.server.run, args=([listening],))
+        self.thread.start()
+
+    def close(self):
+        self.server.should_exit = True
+        self.thread.join(10)
+
+    def send(self, path, body=None, **headers):
+        """The response, and the connection it comes through."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
+        if body is not None:
+            headers = {"content-type": "application/json"} | headers
+            body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        connection.request("GET" if body is None else "POST", path, body,
+                           {name.replace("_", "-"): value for name, value in headers.items()})
+        return connection.getresponse(), connection
+
+    def ask(self, path, body=None, **headers):
+        """(status, text)"""
+        response, _ = self.send(path, body, **headers)
+        return response.status, response.read().decode()
+
+    def get(self, path):
+        status, text = self.ask(path)
+        assert status == 200, text
+        return json.loads(text)
+
+    def events(self, *asks, **settings):
+        status, text = self.ask("/ask", dict(asks=asks, temperature=0, **settings))
+        assert status == 200, text
+        return [json.loads(part[6:]) for part in text.split("\n\n") if part]
+
+    def done(self, *asks, **settings):
+        return [e for e in self.events(*asks, **settings) if e["kind"] == "done"]
+
+    def state_until(self, true):
+        end = time.monotonic() + 10
+        while not true(state := self.get("/state")):
+            assert time.monotonic() < end, state
+            time.sleep(0.05)
+        return state
+
+
+def question(model="ppo", *texts, **more):
+    return dict(model=model, texts=list(texts) or ["Where is Ada?"], **more)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, tiny_tokenizer):
+    folder = make_folder(tmp_path_factory.mktemp("page"), tiny_tokenizer)
+    site = Site(folder=str(folder))
+    site.folder, site.tok = folder, tiny_tokenizer
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def class_file(site):
+    """Where the class's rankings are, without any yet."""
+    path = site.folder / "class.jsonl"
+    path.unlink(missing_ok=True)
+    yield path
+    path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Each token takes a while; the list has an entry for each one that was generated."""
+    stream, made = GPT.stream, []
+
+    def slowly(self, *args, **kwargs):
+        for token in stream(self, *args, **kwargs):
+            time.sleep(0.05)
+            made.append(1)
+            yield token
+    monkeypatch.setattr(GPT, "stream", slowly)
+    return made
+
+
+# ---------------------------------------------------------------------------------------------
+# answers
+
+def greedy(site, stage, ids, n=12):
+    """What the model writes after ids: ids, up to one that ends it."""
+    model = GPT.load(torch.load(site.folder / f"{stage}.pt", weights_only=True)).eval()
+    said = model.generate(torch.tensor([ids]), n, temperature=0)[0, len(ids):].tolist()
+    ends = [i for i, id in enumerate(said) if id in site.tok.specials.values()]
+    return said[:ends[0] + 1] if ends else said
+
+
+def test_each_model_answers_a_dialogue_and_a_base_model_continues_the_text(site):
+    texts = ["Hi <|end|>", "Yes?", "Where is Ada?<|endoftext|>"]
+    chat = site.tok.encode_chat([dict(role=r, content=c) for r, c in zip(
+        ("user", "assistant", "user"), texts)], reply=True)[0]
+    plain = [site.tok.eot] + site.tok.encode(texts[2] + "\n")
+    done = site.done(*(question(m, *texts) for m in ("pretrain", "sft", "ppo")))
+    for event, (stage, ids) in zip(done, (("pretrain", plain), ("sft", chat), ("ppo", chat))):
+        assert [t["id"] for t in event["tokens"]] == greedy(site, stage, ids)
+    assert len({e["raw"] for e in done}) == 3         # the models differ
+
+
+def test_the_text_arrives_in_pieces_and_then_as_a_whole(site):
+    events = site.events(question())
+    assert [e["kind"] for e in events[:2]] == ["queue", "start"]
+    pieces = [e["text"] for e in events if e["kind"] == "text"]
+    assert len(pieces) > 3 and "".join(pieces) == events[-2]["text"]
+    assert [e["kind"] for e in events[-2:]] == ["done", "end"]
+
+
+def test_the_numbers_of_a_token_are_those_of_the_models(site):
+    [event] = site.done(question())
+    prompt = [dict(role="user", content="Where is Ada?")]
+    ids, said = site.tok.encode_chat(prompt, reply=True)[0], [t["id"] for t in event["tokens"]]
+    p, q = (GPT.load(torch.load(site.folder / f"{stage}.pt", weights_only=True)).eval()(
+        torch.tensor([ids + said]))[0][0].double().softmax(-1).detach() for stage in ("ppo", "sft"))
+    for t, token in enumerate(event["tokens"], len(ids) - 1):
+        assert token["p"] == pytest.approx(p[t, token["id"]].item(), abs=1e-3)
+        assert token["entropy"] == pytest.approx(-(p[t] * p[t].log()).sum().item(), abs=1e-3)
+        assert token["kl"] == pytest.approx((p[t] * (p[t] / q[t]).log()).sum().item(), abs=1e-3)
+        assert [a["id"] for a in token["top"]] == p[t].topk(8).indices.tolist()
+    reward = ScalarGPT.load(torch.load(site.folder / "reward.pt", weights_only=True))
+    row = encode_answer(site.tok, prompt, event["raw"], 160)
+    score = score_all(reward, [row], site.tok, Runtime(page.Config(device="cpu")))
+    assert event["score"] == pytest.approx(score.item(), abs=1e-4)
+
+
+def test_an_answer_can_be_continued_with_another_token(site):
+    [event] = site.done(question())
+    other = next(a["id"] for a in event["tokens"][2]["top"][1:] if not a["special"])
+    prefix = [t["id"] for t in event["tokens"][:2]] + [other]
+    [again] = site.done(question(prefix=prefix))
+    ids = site.tok.encode_chat("Where is Ada?", reply=True)[0]
+    assert [t["id"] for t in again["tokens"]] == prefix + greedy(site, "ppo", ids + prefix, 9)
+
+
+def test_no_token_of_an_answer_that_is_continued_is_special_or_unknown(site):
+    for id in (site.tok.end, site.tok.vocab_size, -1):
+        assert "another tokenizer" in site.events(question(prefix=[id]))[1]["text"]
+
+
+def test_a_question_that_does_not_fit_gets_one_line(site):
+    assert "please use fewer words" in site.events(question("ppo", "word " * 200))[1]["text"]
+    assert "nobody is not there" in site.events(question("nobody"))[1]["text"]
+    assert "reward is not there" in site.events(question("reward"))[1]["text"]
+
+
+def test_thirty_people_at_once_are_all_answered_and_know_their_place(site):
+    found = [None] * 30
+
+    def person(i):
+        found[i] = site.events(question("sft", f"{i}?"), top_k=5)
+    threads = [threading.Thread(target=person, args=(i,)) for i in range(30)]
+    [t.start() for t in threads], [t.join(30) for t in threads]
+    assert all([e["kind"] for e in events][-2:] == ["done", "end"] for events in found)
+    places = [[e["ahead"] for e in events if e["kind"] == "queue"] for events in found]
+    assert max(map(max, places)) > 5
+    assert all(p == sorted(p, reverse=True) for p in places)          # nobody is overtaken
+
+
+def test_a_full_queue_gives_one_line(site, monkeypatch):
+    monkeypatch.setattr(speakers, "MAX_WAITING", 0)
+    assert [e["kind"] for e in site.events(question())] == ["error", "end"]
+
+
+def test_a_person_who_goes_away_stops_the_answer(site, slow):
+    response, connection = site.send("/ask", dict(asks=[question()] * 8, temperature=0))
+    while not slow:
+        time.sleep(0.01)
+    waiting, other = site.send("/ask", dict(asks=[question()]))
+    assert site.get("/state")["waiting"] == 2
+    for open_one in (response, connection, waiting, other):
+        open_one.close()
+    site.state_until(lambda state: state["waiting"] == 0)
+    assert len(slow) < 30                             # of 8 times 12, and 12 more
+
+
+def test_an_error_in_one_answer_does_not_end_the_others(site, monkeypatch):
+    monkeypatch.setattr(speakers, "explain", lambda *_: 1 / 0)
+    assert "ZeroDivisionError" in site.events(question())[-2]["text"]
+    monkeypatch.undo()
+    assert site.done(question())
+
+
+def test_a_model_that_is_replaced_is_loaded_whole_or_not_at_all(site, capfd):
+    before, path = site.done(question("ppo"))[0]["raw"], site.folder / "ppo.pt"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])         # somebody copies a file slowly
+    assert site.done(question("ppo"))[0]["raw"] == before
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "ppo.pt is damaged" in said
+    path.write_bytes(whole)
+    weights(path, 9)
+    assert site.done(question("ppo"))[0]["raw"] != before
+    os.rename(path, site.folder / "other.pt")
+    site.state_until(lambda state: [m["name"] for m in state["models"]] == [
+        "pretrain", "sft", "other"])
+    os.rename(site.folder / "other.pt", path)
+    path.write_bytes(whole)
+    assert site.done(question("ppo"))[0]["raw"] == before
+
+
+# ---------------------------------------------------------------------------------------------
+# who may ask what
+
+@pytest.mark.parametrize("status, headers", [
+    (403, dict(host="evil.example")), (403, dict(host="evil.example:{port}")), (403, dict(host="")),
+    (403, dict(host="127.0.0.1.evil.example")), (403, dict(host="[::1")),
+    (403, dict(host="192.168.1.5")), (200, dict(host="localhost:{port}")),
+    (200, dict(host="[::1]:{port}")), (403, dict(origin="http://evil.example")),
+    (403, dict(origin="null")), (403, dict(origin="http://localhost:{port}")),
+    (403, dict(origin="http://127.0.0.1")), (200, dict(origin="http://127.0.0.1:{port}")),
+    (403, dict(sec_fetch_site="cross-site")), (200, dict(sec_fetch_site="same-origin"))])
+def test_another_origin_cannot_drive_it(site, status, headers):
+    headers = {name: value.format(port=site.port) for name, value in headers.items()}
+    assert site.ask("/state", **headers)[0] == status
+    assert site.ask("/ask", dict(asks=[question()]), **headers)[0] == status
+
+
+@pytest.mark.parametrize("given, status", [
+    ("/state", 401), ("/state?token=", 401), ("/state?token=secret-secreT", 401),
+    ("/state?token=secret-secre", 401), ("/?token=%ff", 401), ("/", 401),
+    ("/state?token=secret-secret", 200), ("/?token=secret-secret", 200)])
+def test_with_a_token_every_request_needs_it(tmp_path_factory, given, status):
+    site = Site(folder=str(tmp_path_factory.getbasetemp()), token="secret-secret")
+    assert site.ask(given)[0] == status
+    assert site.ask(given.partition("?")[0], x_token="secret-secret")[0] == 200
+    site.close()
+
+
+def test_other_computers_reach_it_by_address_but_not_by_a_strange_name():
+    guard = page.Guard(None, page.Config(host="0.0.0.0"))
+    assert guard.is_ours("192.168.1.5:8000") and guard.is_ours("localhost")
+    assert not guard.is_ours("evil.example:8000") and not guard.is_ours("")
+
+
+@pytest.mark.parametrize("body, status", [
+    (b"{", 422), (b"x" * 70_000, 413), (dict(asks=[]), 422), (dict(asks=[question()] * 9), 422),
+    (dict(asks=[question("ppo", "x" * 4001)]), 422), (dict(asks=[question("ppo", "a", "b")]), 422),
+    (dict(asks=[question("ppo", *["a"] * 101)]), 422),
+    (dict(asks=[question(prefix=[1] * 5000)]), 422),
+    (dict(asks=[question()], temperature=-1), 422), (dict(asks=[question()], temperature=9), 422),
+    (b'{"asks": [{"model": "ppo", "texts": ["a"]}], "temperature": NaN}', 422)])
+def test_a_request_that_is_wrong_or_too_large_gets_one_line(site, body, status):
+    got, text = site.ask("/ask", body)
+    assert got == status and text and "\n" not in text and len(text) < 200
+
+
+def test_a_body_in_chunks_is_limited_too(site):
+    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=10)
+    connection.request("POST", "/ask", iter([b"x" * 30_000] * 3), encode_chunked=True)
+    assert connection.getresponse().status == 413
+
+
+def test_the_page_may_load_and_run_only_what_is_its_own(site):
+    response, _ = site.send("/")
+    policy, html = response.headers["content-security-policy"], response.read().decode()
+    nonce = policy.partition("script-src 'nonce-")[2].partition("'")[0]
+    assert "default-src 'none'" in policy and "frame-ancestors 'none'" in policy
+    assert html.count("<script") == html.count(f'nonce="{nonce}"') == 2
+    assert site.send("/")[0].headers["content-security-policy"] != policy
+    assert response.headers["referrer-policy"] == "no-referrer"       # else it would tell the token
+
+
+@pytest.mark.parametrize("flags, said", {
+    "--host=0.0.0.0": "needs a secret, such as --token=", "--token=short": "--token must be 8 to",
+    "--folder=nowhere": "--folder=nowhere is not there", "--lang=de": "--lang=de is not en or zh",
+    "--port=99999": "can't be used", "--out=comparisons.jsonl": "is not a file of this page",
+}.items())
+def test_a_wrong_flag_gets_one_line(site, flags, said, capsys, monkeypatch):
+    monkeypatch.setattr("uvicorn.Server.run", lambda *_: pytest.fail("the server starts"))
+    assert tiny.run(site.folder, "tools/page", "--folder=.", "--port=0", flags)[0] == 1
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_a_busy_port_gets_one_line(site, capsys):
+    assert tiny.run(site.folder, "tools/page", "--folder=.", f"--port={site.port}")[0] == 1
+    err = capsys.readouterr().err
+    assert "Address already in use" in err and err.count("\n") == 1
+
+
+def test_ctrl_c_ends_it_at_once_even_while_it_answers(site):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.page", "--folder=.", "--port=0", "--max_new_tokens=140",
+         "--token=secret-secret"], cwd=site.folder, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(tiny.ROOT), OMP_NUM_THREADS="1"))
+    line = process.stdout.readline()
+    address, _, token = line.split()[0].partition("/?token=")
+    assert token == "secret-secret"
+    other = SimpleNamespace(port=int(address.rpartition(":")[2]))
+    response, _ = Site.send(other, "/ask", dict(asks=[question()] * 8), x_token=token)
+    assert response.readline().startswith(b"data: ")
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130 and err == "" and time.monotonic() - began < 2
+
+
+# ---------------------------------------------------------------------------------------------
+# curves and rankings
+
+def test_the_curves_are_the_log_and_grow_with_it(site):
+    path = site.folder / "pretrain.jsonl"
+    before, version = path.read_text(), site.get("/state")["curves"]
+    [panel] = site.get("/curves")
+    assert panel["lines"][0]["points"] == [[1, 5], [2, 2.5], [3, 5 / 3]]
+    path.write_text(before + '{"step": 4, "loss": 1.0}\n{"step": 5, "lo')     # being written
+    assert site.get("/state")["curves"] != version
+    assert site.get("/curves")[0]["lines"][0]["points"][3:] == [[4, 1]]
+    path.write_text(before)
+
+
+def test_a_long_curve_keeps_its_last_point_and_few_others(tmp_path):
+    tiny.write(tmp_path / "sft.jsonl", *(dict(step=s, loss=s) for s in range(1, 5002)))
+    points = page.panels_of(tmp_path)[0]["lines"][0]["points"]
+    assert len(points) <= 400 and points[-1] == (5001, 5001)
+
+
+def rank(site, name, item, ranks):
+    return site.ask("/rank", dict(name=name, key=item["key"], ranks=ranks))
+
+
+def items_of(site, name):
+    return site.get(f"/items?name={quote(name)}")["items"]
+
+
+def test_people_see_the_same_items_in_orders_of_their_own(site, class_file):
+    ana, ben = items_of(site, "Ana"), items_of(site, "Ben")
+    assert [i["key"] for i in ana] != [i["key"] for i in ben] and ana == items_of(site, "Ana")
+    same = {i["key"]: i["responses"] for i in ben}
+    assert all(sorted(i["responses"]) == sorted(same[i["key"]]) for i in ana)
+    assert any(i["responses"] != same[i["key"]] for i in ana)
+    assert {i["key"] for i in ana[:10]} == {i["key"] for i in ben[:10]}      # also if they stop
+    assert "grades" not in ana[0]
+
+
+def test_two_people_rank_one_item_and_both_are_in_the_file(site, class_file):
+    item = next(i for i in items_of(site, "Ana") if len(i["responses"]) == 3)
+    same = next(i for i in items_of(site, "Ben") if i["key"] == item["key"])
+    assert rank(site, "Ana", item, [1, 0, 0])[0] == rank(site, "Ben", same, [2, 0, 1])[0] == 200
+    ana, ben = read_comparisons(class_file)
+    assert ana["prompt"] == item["prompt"] and (ana["labeler"], ben["labeler"]) == ("Ana", "Ben")
+    assert ana["responses"][2] == item["responses"][0] and ana["ranks"] == [0, 0, 1]
+    assert ben["responses"] == [same["responses"][i] for i in (1, 2, 0)]
+    # Ana changes her mind; the page shows it when she comes back
+    assert rank(site, "Ana", item, [0, 1, 2])[0] == 200
+    assert len(read_comparisons(class_file)) == 2
+    assert next(i for i in items_of(site, "Ana") if i["key"] == item["key"])["ranks"] == [0, 1, 2]
+
+
+def test_the_agreement_is_that_of_counting_by_hand_and_of_label_py(site, class_file):
+    given = {name: {} for name in ("Ana", "Ben", "Cem")}
+    for n, name in enumerate(given):
+        for i, item in enumerate(items_of(site, name)[:8]):
+            ranks = [(i + j * (n + 1)) % len(item["responses"]) for j, _ in
+                     enumerate(item["responses"])]
+            ranks = [sorted(set(ranks)).index(r) for r in ranks]
+            assert rank(site, name, item, ranks)[0] == 200
+            given[name][item["key"]] = dict(zip(item["responses"], ranks))
+    same, pairs = dict.fromkeys(given, 0), dict.fromkeys(given, 0)
+    for one, two in combinations(given, 2):
+        for key in given[one].keys() & given[two].keys():
+            for a, b in combinations(sorted(given[one][key]), 2):
+                x, y = (given[who][key][a] - given[who][key][b] for who in (one, two))
+                for who in (one, two) if x and y else ():
+                    pairs[who] += 1
+                    same[who] += (x < 0) == (y < 0)
+    found = site.get("/agreement")
+    assert {p["name"]: (p["same"], p["pairs"]) for p in found["people"]} == {
+        name: (same[name], pairs[name]) for name in given}
+    assert (found["same"], found["pairs"]) == (sum(same.values()) / 2, sum(pairs.values()) / 2)
+    assert 0 < found["same"] < found["pairs"]
+    # two people alone: the numbers of `python -m tools.label --agree`
+    two = [rankings.Rankings("nowhere", class_file.with_name(f"{name}.jsonl"), 0) for name in "ab"]
+    for name, part in zip(("Ana", "Ben"), two):
+        rows = [r for r in read_comparisons(class_file) if r["labeler"] == name]
+        tiny.write(part.out, *rows)
+    both = rankings.Rankings("nowhere", class_file.with_name("ab.jsonl"), 0)
+    both.out.write_text("".join(part.out.read_text() for part in two))
+    found, said = both.agreement(), report_agreement(*(part.out for part in two))
+    assert f"rank {found['pairs']} pairs" in said and f", {found['same']} of them" in said
+    assert "[{:.1%}, {:.1%}]".format(*found["interval"]) in said
+
+
+def test_the_command_on_the_page_trains_the_reward_model(site, class_file, capsys):
+    for name in ("Ana", "Ben"):
+        for item in items_of(site, name)[:30]:
+            assert rank(site, name, item, [*range(len(item["responses"]))])[0] == 200
+    words = site.get("/agreement")["command"].split()
+    assert words[:2] == ["python", "reward.py"]
+    assert tiny.run(site.folder, "reward", *words[2:])[0] == 0, capsys.readouterr().err
+    (site.folder / "class_reward.pt").unlink()
+
+
+@pytest.mark.parametrize("ranks", [[0], [0, 2, 3], [1, 2, 2], [0, 1, 2, 3], [0, -1, 1], ["a"] * 3,
+                                   [0, 1, 99], [0.5, 1, 2]])
+def test_ranks_that_are_no_ranking_are_refused_and_nothing_is_saved(site, class_file, ranks):
+    item = next(i for i in items_of(site, "Ana") if len(i["responses"]) == 3)
+    status, text = rank(site, "Ana", item, ranks)
+    assert status == 422 and "\n" not in text and not class_file.exists()
+
+
+@pytest.mark.parametrize("name", ["", " \n ", "x" * 41])
+def test_a_name_has_1_to_40_characters(site, class_file, name):
+    item = items_of(site, "Ana")[0]
+    assert rank(site, name, item, [0] * len(item["responses"]))[0] == 422
+    assert not class_file.exists()
+
+
+def test_a_disk_that_is_full_or_read_only_gives_one_line_and_keeps_the_file(
+        site, class_file, monkeypatch, capfd):
+    first, second = items_of(site, "Ana")[:2]
+    assert rank(site, "Ana", first, [*range(len(first["responses"]))])[0] == 200
+    before = class_file.read_bytes()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "replace", full)
+    status, text = rank(site, "Ana", second, [*range(len(second["responses"]))])
+    assert status == 507 and "No space left on device" in text and "\n" not in text
+    monkeypatch.undo()
+    class_file.chmod(0o444)
+    status, text = rank(site, "Ana", second, [*range(len(second["responses"]))])
+    assert status == 507 and "can't be written" in text
+    assert "class.jsonl is read-only" in capfd.readouterr().err
+    class_file.chmod(0o644)
+    assert class_file.read_bytes() == before
+    assert rank(site, "Ana", second, [*range(len(second["responses"]))])[0] == 200
+    assert class_file.read_bytes().startswith(before)
+
+
+def test_what_another_program_adds_to_the_file_is_not_lost(site, class_file):
+    first, second = items_of(site, "Ana")[:2]
+    rank(site, "Ana", first, [*range(len(first["responses"]))])
+    row = dict(json.loads(class_file.read_text()), labeler="Zoe")
+    class_file.write_text(class_file.read_text() + json.dumps(row) + "\n")
+    rank(site, "Ana", second, [*range(len(second["responses"]))])
+    assert [r["labeler"] for r in read_comparisons(class_file)] == ["Ana", "Zoe", "Ana"]
+    class_file.write_text("not ours\n")
+    status, text = rank(site, "Ana", first, [*range(len(first["responses"]))])
+    assert status == 422 and "choose another --out" in text
+    assert class_file.read_text() == "not ours\n"
+
+
+def test_there_is_an_end_to_how_many_people_can_rank(site, class_file, monkeypatch):
+    monkeypatch.setattr(rankings, "MAX_PEOPLE", 1)
+    item = items_of(site, "Ana")[0]
+    assert rank(site, "Ana", item, [*range(len(item["responses"]))])[0] == 200
+    item = items_of(site, "Ben")[0]
+    assert rank(site, "Ben", item, [*range(len(item["responses"]))])[0] == 422
+
+
+# ---------------------------------------------------------------------------------------------
+# in a browser
+
+class Tab:
+    """The page in the browser."""
+
+    def __init__(self, browser, site):
+        self.script, self.log = browser.execute_script, lambda: browser.get_log("browser")
+        browser.get(site.url)
+        self.script("localStorage.clear()")
+        browser.get(site.url)
+        self.until("document.querySelectorAll('#chat .bar[role=group] button').length === 3")
+
+    def until(self, condition):
+        end = time.monotonic() + 10
+        while not (found := self.script(f"return {condition}")):
+            assert time.monotonic() < end, f"{condition}\n{self.text('main')}"
+            time.sleep(0.02)
+        return found
+
+    def text(self, selector):
+        return self.script("return document.querySelector(arguments[0]).innerText", selector)
+
+    def press(self, selector, n=0):
+        self.script("document.querySelectorAll(arguments[0])[arguments[1]].click()", selector, n)
+
+    def set(self, selector, value):
+        self.script("document.querySelector(arguments[0]).value = arguments[1]", selector, value)
+
+    def send(self, text, temperature=0):
+        self.set("#question", text), self.set("#temperature", temperature)
+        self.press("#ask")
+
+    def join(self, name):
+        self.set("#name", name)
+        self.press("#join")
+        self.until("document.querySelector('#done') !== null")
+
+    def rank(self, order):
+        """Click the answers in this order."""
+        for i in order:
+            self.press(".rank", i)
+
+
+@pytest.fixture
+def tab(browser, site, class_file):
+    tab = Tab(browser, site)
+    yield tab
+    assert tab.log() == []
+
+
+def test_the_page_streams_answers_and_shows_their_tokens(tab, site, slow):
+    tab.send("Where is Ada?")
+    tab.until("document.querySelector('.answer .said').innerText.length > 2")
+    assert not tab.script("return document.querySelector('.answer .tok')")    # still being written
+    tab.until("document.querySelectorAll('.answer .score').length === 3")
+    done = site.done(*(question(m) for m in ("pretrain", "sft", "ppo")))
+    for n, event in enumerate(done):
+        tokens = tab.script("""return [...document.querySelectorAll('.answer')[arguments[0]]
+            .querySelectorAll('.tokens .tok small')].map(t => t.innerText)""", n)
+        assert tokens == [f"{t['p']:.2f}" for t in event["tokens"]]
+        said = tab.script("return document.querySelectorAll('.answer')[arguments[0]].innerText", n)
+        assert f"score {event['score']:.2f}" in said
+    assert "continues your text" in tab.text(".answer")
+
+
+def test_a_token_shows_its_alternatives_and_the_answer_goes_on_with_one(tab, site):
+    tab.send("Where is Ada?")
+    tab.until("document.querySelectorAll('.answer .score').length === 3")
+    [event] = site.done(question())
+    tab.press(".answer:last-child .tokens .tok", 2)
+    shares = tab.script("return [...document.querySelectorAll('.top .n')].map(c => c.innerText)")
+    assert shares == [f"{100 * a['p']:.1f}%" for a in event["tokens"][2]["top"]]
+    at = next(i for i, a in enumerate(event["tokens"][2]["top"]) if i and not a["special"])
+    tab.press(".top .tok", at)
+    prefix = [t["id"] for t in event["tokens"][:2]] + [event["tokens"][2]["top"][at]["id"]]
+    [again] = site.done(question(prefix=prefix))
+    tab.until("document.querySelectorAll('.answer .score').length === 3 && "
+              "!document.querySelector('.top')")
+    shown = tab.script("return [...document.querySelectorAll('.answer:last-child .tokens .tok "
+                       "small')].map(t => t.innerText)")
+    assert shown == [f"{t['p']:.2f}" for t in again["tokens"]]
+
+
+def test_a_dialogue_goes_on_and_can_be_stopped_and_begun_anew(tab, site, slow):
+    tab.press("#chat .bar[role=group] button", 0)     # without the base model
+    tab.press("#chat .bar[role=group] button", 1)
+    tab.send("Where is Ada?")
+    tab.until("document.querySelectorAll('.answer .score').length === 1")
+    tab.send("And Ben?")
+    tab.until("document.querySelectorAll('.answer .score').length === 2")
+    first = site.done(question())[0]["raw"]
+    second = site.done(question("ppo", "Where is Ada?", first, "And Ben?"))[0]
+    shown = tab.script("return [...document.querySelectorAll('.turn:first-child .tokens .tok "
+                       "small')].map(t => t.innerText)")
+    assert shown == [f"{t['p']:.2f}" for t in second["tokens"]]
+    tab.send("And Cem?")
+    tab.until("document.querySelector('.answer .said').innerText.length > 1")
+    tab.press("#ask")
+    tab.until("document.querySelector('.answer').innerText.includes('stopped')")
+    tab.press("#chat .bar > button:not([aria-pressed]):not(#ask)")
+    assert tab.text("#log") == ""
+
+
+def test_two_people_rank_the_same_item_in_the_page(tab, site, class_file):
+    given = {}
+    for name in ("Ana", "Ben"):
+        tab.join(name)
+        given[name] = items_of(site, name)[:10]
+        for item in given[name]:
+            tab.rank(range(len(item["responses"])))
+        tab.until("document.querySelector('#done').innerText.startsWith('10 of')")
+        tab.until(f"localStorage.getItem('rank {name}') === '{{}}'")  # all are saved
+    rows = read_comparisons(class_file)
+    assert [r["labeler"] for r in rows] == ["Ana"] * 10 + ["Ben"] * 10
+    same = pairs = 0
+    theirs = {i["key"]: i["responses"] for i in given["Ben"]}
+    for item in given["Ana"]:
+        for a, b in combinations(item["responses"], 2):
+            pairs += 1
+            same += theirs[item["key"]].index(a) < theirs[item["key"]].index(b)
+    tab.until(f"document.querySelector('#agreement')?.innerText.includes('{same} of {pairs} ')")
+    assert f"{100 * same / pairs:.1f}%" in tab.text("#agreement")
+    assert tab.text("#command").startswith(f"python reward.py --data={class_file} ")
+
+
+def test_equal_answers_share_a_rank_and_back_takes_a_click_back(tab, site, class_file):
+    tab.join("Ana")
+    for item in items_of(site, "Ana"):
+        if len(item["responses"]) == 3:
+            break
+        tab.press("#class div.bar button:nth-child(3)")               # skip
+    tab.rank([0])
+    tab.press("#class div.bar button:nth-child(2)")   # back
+    tab.rank([2])
+    tab.press("#class div.bar button:nth-child(1)")   # the next is equally good
+    tab.rank([1, 0])
+    tab.until("document.querySelector('#done').innerText.startsWith('1 of')")
+    tab.until("localStorage.getItem('rank Ana') === '{}'")
+    [row] = read_comparisons(class_file)
+    assert row["ranks"] == [0, 0, 1] and row["responses"][2] == item["responses"][0]
+
+
+def test_a_ranking_that_is_not_saved_stays_in_the_browser_and_is_sent_again(
+        tab, site, class_file, capfd):
+    class_file.touch(0o444)
+    class_file.chmod(0o444)
+    tab.join("Ana")
+    item = items_of(site, "Ana")[0]
+    tab.rank(range(len(item["responses"])))
+    tab.until("document.querySelector('#again') !== null")
+    assert "can't be written" in tab.text("#class [role=alert]")
+    assert [e["message"] for e in tab.log() if "507" not in e["message"]] == []
+    tab.script("location.reload()")
+    tab.until("document.querySelector('#name')?.value === 'Ana'")
+    class_file.chmod(0o644)
+    tab.join("Ana")                                   # what is kept is sent
+    tab.until("localStorage.getItem('rank Ana') === '{}'")
+    [row] = read_comparisons(class_file)
+    assert row["responses"] == item["responses"] and tab.text("#class [role=alert]") == ""
+
+
+def test_the_page_draws_the_curves_and_they_grow(tab, site):
+    points = "document.querySelector('#curves polyline')?.getAttribute('points').split(' ').length"
+    tab.until(f"{points} === 3")
+    path = site.folder / "pretrain.jsonl"
+    before = path.read_text()
+    path.write_text(before + '{"step": 4, "loss": 1.0}\n')
+    tab.until(f"{points} === 4")
+    path.write_text(before)
+
+
+def test_text_stays_text(browser, site, class_file, tmp_path):
+    """Hostile questions, answers, names and file names show as what they are."""
+    evil = "<b id='hacked'>.pt"
+    shutil.copy(site.folder / "sft.pt", tmp_path / evil)
+    shutil.copy(site.folder / "sft.pt", tmp_path / "ppo.pt")
+    shutil.copy(site.folder / "sft.pt", tmp_path / "sft.pt")
+    tiny.write(tmp_path / "comparisons.jsonl", dict(prompt=HOSTILE, responses=[HOSTILE, "b"]))
+    other = Site(folder=str(tmp_path))
+    tab = Tab(browser, other)
+    tab.send(HOSTILE)
+    tab.until("document.querySelectorAll('.answer .tokens').length === 3")
+    assert tab.text("#log .asked") == SHOWN
+    assert evil[:-3] in tab.text("#chat .bar")
+    tab.join(HOSTILE[:34])
+    assert SHOWN in tab.text("#class .asked") and SHOWN in tab.text("#class .view")
+    tab.rank([0, 1])
+    tab.until("document.querySelector('#together table') !== null")
+    assert HOSTILE[:34] in tab.text("#together")
+    found = tab.script("return [typeof hacked, document.images.length]")
+    assert found == ["undefined", 0] and tab.log() == []
+    other.close()
+
+
+def test_the_page_speaks_both_languages(tab):
+    assert tab.text("h1") == "From text to assistant: live"
+    tab.press("#switch")
+    assert tab.text("h1") == "从文本到助手:现场" and "温度" in tab.text("#chat")
+    assert "temperature" not in tab.text("#chat")
