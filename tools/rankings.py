@@ -32,7 +32,7 @@ def key_of(row):
 
 class Rankings:
     """The items, and the file with all rankings: {(name, key): row}. The file is the truth: it is
-    read again whenever it has changed. What is wrong raises a ValueError with one line."""
+    read again when it has changed. What is wrong raises a ValueError with one line."""
 
     def __init__(self, source, out, n):
         """source: the comparisons whose answers people rank, the first n of them."""
@@ -41,22 +41,31 @@ class Rankings:
         self.items(), self.rows()
 
     def latest(self, name, path, read):
-        """What read() makes of a file, which may not be there yet."""
+        """What read() makes of a file; it is called again only when the file has changed."""
         now = stamp(path)
         if name not in self.cached or self.cached[name][0] != now:
-            self.cached[name] = now, read() if now else {}
+            self.cached[name] = now, read()
         return self.cached[name][1]
 
     def items(self):
         """{key: row}, without what others thought of the answers."""
-        return self.latest("items", self.source, lambda: {
-            key_of(row): without(row, ("grades", "noise", "ranks"))
-            for row in read_comparisons(self.source, dropped=Counter())[:self.n]})
+        return self.latest("items", self.source, self.read_items)
 
     def rows(self):
-        return self.latest("rows", self.out, self.read)
+        return self.latest("rows", self.out, self.read_rows)
 
-    def read(self):
+    def agreement(self):
+        return self.latest("agreement", self.out, self.count)
+
+    def read_items(self):
+        if not self.source.exists():
+            return {}
+        rows = read_comparisons(self.source, dropped=Counter())[:self.n]
+        return {key_of(row): without(row, ("grades", "noise", "ranks")) for row in rows}
+
+    def read_rows(self):
+        if not self.out.exists():
+            return {}
         try:
             rows = [json.loads(line) for line in self.out.read_text("utf-8").split("\n") if line]
             return {(row["labeler"], key_of(row)): row for row in rows}
@@ -99,7 +108,7 @@ class Rankings:
             with writing(self.out) as f:
                 f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows.values())
 
-    def agreement(self):
+    def count(self):
         """How often two people rank a pair of answers the same way: all together, and each person
         with all others. Pairs of one prompt are not independent: the interval counts prompts."""
         rows, votes = self.rows(), {}

@@ -67,6 +67,13 @@ class Shelf:
         found = self.models.get(name)
         return found if found and found.tok.fingerprint == tok.fingerprint else None
 
+    def reference(self, speaker):
+        """The SFT model, if it reads the same tokens, and as many."""
+        sft, config = self.beside("sft", speaker.tok), speaker.model.config
+        fits = sft and (sft.model.config.vocab_size == config.vocab_size
+                        and sft.model.config.block_size >= config.block_size)
+        return sft if fits else None
+
     def names(self):
         """Those who answer, in the order of the stages."""
         found = [dict(name=name, stage=s.stage, step=s.step) for name, s in [*self.models.items()]
@@ -209,5 +216,5 @@ class Worker(threading.Thread):
             row = encode_answer(tok, kept, text, judge.model.gpt.config.block_size)
             score = score_all(judge.model, [row], tok, self.rt).item()
         if not job.gone:
-            tokens = explain(speaker, self.shelf.beside("sft", tok), ids, said, self.rt)
+            tokens = explain(speaker, self.shelf.reference(speaker), ids, said, self.rt)
             job.send("done", k=k, text=chat.safe(text), raw=text, score=score, tokens=tokens)
