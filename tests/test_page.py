@@ -721,5 +721,5 @@ def test_text_stays_text(browser, site, class_file, tmp_path):
 def test_the_page_speaks_both_languages(tab):
     assert tab.text("h1") == "From text to assistant: live"
     tab.press("#switch")
-    assert tab.text("h1") == "从文本到助手:现场" and "温度" in tab.text("#chat")
+    assert tab.text("h1") == "从文本到助手：现场" and "温度" in tab.text("#chat")
     assert "temperature" not in tab.text("#chat")

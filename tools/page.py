@@ -278,7 +278,7 @@ def panels_of(folder, most=400):
         dict(name=name, colour=colour, style=style,
              points=points[::-1][::-(-len(points) // most)][::-1])
         for name, colour, style, points in lines if points])
-        for title, lines in lines_of(folder, {})]
+        for _, title, lines in lines_of(folder, {})]
     return [panel for panel in panels if panel["lines"]]
 
 
