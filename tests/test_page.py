@@ -585,6 +585,7 @@ class Tab:
 
     def join(self, name):
         self.set("#name", name)
+        self.script("document.querySelector('#done')?.remove()")      # that of the last person
         self.press("#join")
         self.until("document.querySelector('#done') !== null")
 
