@@ -191,8 +191,8 @@ def along(chain, path):
 
 def read_log(path):
     """The rows of out/<stage>.jsonl, without a last line that is still being written."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def held_out(log):
