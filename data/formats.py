@@ -165,8 +165,8 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mend
                 raise row
             if not isinstance(row, dict):
                 raise DataError(f"a row must be an object {{...}}, not {row!r:.40}")
-            # exporters write null or NaN for an empty cell
-            filled = {k: v for k, v in row.items() if v is not None and v == v}
+            # exporters write null, NaN or [] for an empty cell
+            filled = {k: v for k, v in row.items() if v is not None and v == v and v != []}
             if "text" in row and not any(name in filled for name in QUESTIONS):
                 filled.setdefault("text", "")
             changes = Counter()

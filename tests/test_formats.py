@@ -375,10 +375,11 @@ def test_a_pointer_of_git_lfs_is_no_text(write, name):
 @pytest.mark.parametrize("read, good, row", [
     (read_demonstrations, {"prompt": "Hi", "response": "Hello"}, row) for row in (
         {"prompt": "Hi", "response": None}, {"prompt": None, "response": "Hello"},
-        {"input": float("nan"), "output": "Hello"}, {"messages": None})] + [
+        {"input": float("nan"), "output": "Hello"}, {"messages": None}, {"messages": []})] + [
     (read_comparisons, {"prompt": "Hi", "chosen": "a", "rejected": "b"}, row) for row in (
         {"prompt": "Hi", "chosen": None, "rejected": "b"},
-        {"prompt": "Hi", "chosen": "a", "rejected": None})])
+        {"prompt": "Hi", "chosen": "a", "rejected": None},
+        {"prompt": "Hi", "chosen": "a", "rejected": []})])
 def test_a_row_with_an_empty_cell_is_dropped_and_counted(write, capsys, read, good, row):
     path = write("a.jsonl", row, good)
     assert len(read(path)) == 1
@@ -445,7 +446,7 @@ def test_a_malformed_demonstration_is_refused_with_file_line_and_reason(write, r
 
 
 def test_a_malformed_element_of_a_list_is_refused_with_its_record(write):
-    path = write("a.json", json.dumps([{"messages": QA}, {"messages": []}], indent=1))
+    path = write("a.json", json.dumps([{"messages": QA}, {"messages": [5]}], indent=1))
     assert f"{path}, record 2: " in refusal(read_demonstrations, path)
 
 
