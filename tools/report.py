@@ -278,7 +278,8 @@ def make(config, rt):
         merges=views.merges(chain), mask=views.loss_mask(chain),
         next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
         rank=views.rankings(chain), along=views.along(chain, config.contrasts),
-        ppo=views.iterations(folder), over=views.iterations(folder / "experiments", "free"),
+        ppo=views.iterations(folder), over=views.iterations(folder / "experiments", "free")
+        or (views.iterations(folder) if made.get("ppo", ("", {}))[1].get("kl_coef") == 0 else None),
         settings={stage: config for stage, (_, config) in made.items()})
     parts = dict(
         lang=config.lang, headline=headline(board),
