@@ -307,8 +307,8 @@ class Run:
     def check_space(self, state):
         """Stop at once, not after hours, if the disk has no room for the state, twice while it is
         replaced. (The result is smaller.)"""
+        need = 2 * size_of(state)                     # with FSDP all ranks collect it
         if self.rt.main:
-            need = 2 * size_of(state)
             free = shutil.disk_usage(self.out.parent).free
             if need > free:
                 fail(f"{self.out.parent} has {free / 1e9:.1f} GB left, but saving this run takes "
