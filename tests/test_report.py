@@ -119,7 +119,7 @@ def test_ranking_gives_the_agreement_computed_by_hand(page, folder):
     _, rows = split(read_comparisons(folder / "out/comparisons.jsonl"))
     agreed = pairs = 0
     for _ in range(3):
-        number = page("return parseInt(document.querySelector('#rank .note').innerText)")
+        number = page("return parseInt(document.querySelector('#rank .view .note').innerText)")
         item = page("return data.rank.items[arguments[0] - 1]", number)
         n = len(item["responses"])
         for i in range(n - 1):                        # the last one follows
