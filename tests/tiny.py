@@ -130,14 +130,14 @@ def run(folder, script, *flags, **environment):
 
 
 def torchrun(folder, *arguments, **environment):
-    """Run a script on two processes, which end within a minute."""
+    """Run a script on two processes, which end within minutes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                *arguments]
     process = subprocess.Popen(command, cwd=folder, text=True,
                                env=dict(os.environ, OMP_NUM_THREADS="1", **environment),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=150)
     except subprocess.TimeoutExpired:
         process.terminate()                           # torchrun then ends its workers
         pytest.fail("\n".join(["two processes hang:", *process.communicate()]))
