@@ -39,17 +39,11 @@ def chain(tmp_path_factory):
 @pytest.fixture(scope="session")
 def browser():
     """A browser without a window. Tests that use it are skipped where there is none."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not chromium or not driver:
+    pytest.importorskip("selenium", reason="needs selenium")
+    if not shutil.which("chromium") or not shutil.which("chromedriver"):
         pytest.skip("needs a browser: apt install chromium chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking",
-                 "no-first-run", "window-size=1280,900", "remote-debugging-pipe"):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, webdriver.ChromeService(driver))
+    from tools.pictures import open_browser
+    browser = open_browser(1280, 900)
     yield browser
     browser.quit()
 

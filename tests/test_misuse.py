@@ -165,6 +165,7 @@ CASES = """
     tools/report --folder=nowhere         | has no logs yet: run a stage, or choose
     tools/report --folder=. --lang=fr     | --lang=fr is not en or zh
     tools/report --folder=. --out=bad     | bad is a folder
+    tools/pictures                        | out/report.html is missing: `python -m tools.report`
     tools/baseline                        | no file given: try `python -m tools.baseline
     tools/baseline nowhere.jsonl          | nowhere.jsonl: No such file
     tools/diagram --lang=fr               | --lang=fr is not en or zh
