@@ -21,7 +21,9 @@ class Config:
 
 
 # section: what to do first
-PICTURES = dict(next='press("fact")', tokens='press("fact"); press("advantage")')
+PICTURES = dict(next='press("fact")', tokens="""press("fact"); press("advantage");
+    const slider = document.querySelector("#tokens input");
+    slider.value = 1; slider.dispatchEvent(new Event("input"))""")
 PRESS = """const press = name => [...document.querySelectorAll("#%s .bar button")]
     .find(button => button.innerText === name)?.click();"""
 

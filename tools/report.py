@@ -272,8 +272,7 @@ def make(config, rt):
     chain = views.Chain(folder, rt)
     made = settings(chain)
     commands = {stage: line for stage, (line, _) in made.items()} | dict(
-        tokenizer="python tokenizer.py", board="python evaluate.py" if board else "",
-        over="python -m lab.experiments --what=overoptimise")
+        tokenizer="python tokenizer.py", board="python evaluate.py" if board else "", over="")
     data = dict(
         merges=views.merges(chain), mask=views.loss_mask(chain),
         next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
@@ -281,6 +280,8 @@ def make(config, rt):
         ppo=views.iterations(folder), over=views.iterations(folder / "experiments", "free")
         or (views.iterations(folder) if made.get("ppo", ("", {}))[1].get("kl_coef") == 0 else None),
         settings={stage: config for stage, (_, config) in made.items()})
+    if data["over"]:
+        commands["over"] = "python -m lab.experiments --what=overoptimise"
     parts = dict(
         lang=config.lang, headline=headline(board),
         **{name: "".join(f'<div class=wide lang="{lang}">{d(lang).svg(False)}</div>'
