@@ -397,7 +397,7 @@ if __name__ == "__main__":
                 loss, info = ppo_loss(logp, values, *old, config)
                 (loss / count).backward()
                 infos.append(info)
-                ratios.append((logp.detach() - old[0]).exp().cpu())
+                ratios.append((logp.detach() - old[0]).exp())
             if ptx:
                 text = corpus.rows((update * rt.world_size + rt.rank) * n_text, n_text, T)
                 text = text.to(rt.device)

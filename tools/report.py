@@ -219,9 +219,8 @@ def command(script, Config, config):
 def settings(chain):
     """{stage: (the command that made it, its settings)} for what is there."""
     configs = {stage: ckpt["config"] for stage, ckpt in chain.ckpts.items()}
-    made = views.load_state(chain.folder / "comparisons.jsonl")
-    if made:
-        configs["comparisons"] = made["config"]
+    if flags := views.comparing(chain.folder):
+        configs["comparisons"] = flags
     return {stage: (command(*SCRIPTS[stage], configs[stage]), configs[stage])
             for stage in SCRIPTS if stage in configs}
 

@@ -32,13 +32,9 @@ class Chain:
                 self.tok = self.tok or Tokenizer.from_dict(ckpt["tokenizer"])
         self.models = {stage: GPT.load(self.ckpts[stage]).to(rt.device).eval()
                        for stage in ("pretrain", "sft", "ppo") if stage in self.ckpts}
-        self.reward = self.load_reward(self.folder / "reward.pt")
+        self.reward = self.scalar(self.ckpts["reward"]) if "reward" in self.ckpts else None
 
-    def load_reward(self, path):
-        """The reward model in a file, or None."""
-        if not path.exists():
-            return None
-        ckpt = load_checkpoint(path, "reward", self.tok.to_dict())
+    def scalar(self, ckpt):
         return ScalarGPT.load(ckpt).to(self.rt.device).eval()
 
     def piece(self, id):
@@ -151,16 +147,15 @@ def rankings(chain):
             columns["grades"] = row["grades"]
         items.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"],
                           **{name: [column[i] for i in order] for name, column in columns.items()}))
-    agreement = next((r["config"].get("agreement") for r in [load_state(path)] if r), None)
-    return dict(items=items, agreement=agreement)
+    return dict(items=items, agreement=comparing(chain.folder).get("agreement"))
 
 
-def load_state(path):
-    """The settings of compare.py, which it keeps beside its result; None if they are not there."""
-    state = path.with_suffix(".state")
+def comparing(folder):
+    """The flags of compare.py, which it keeps beside its result; {} if they are not there."""
+    state = folder / "comparisons.state"
     if not state.exists():
-        return None
-    return dict(config=torch.load(state, weights_only=True).get("run", {}).get("flags", {}))
+        return {}
+    return torch.load(state, weights_only=True).get("run", {}).get("flags", {})
 
 
 @torch.no_grad()
@@ -170,9 +165,11 @@ def along(chain, path):
     if not chain.reward or not Path(path).exists():
         return None
     models = dict(ours=chain.reward)
-    for file in ("reward_textbook.pt", "experiments/reward_textbook.pt"):
-        if model := chain.load_reward(chain.folder / file):
-            models["textbook"] = model
+    for name in ("reward_textbook.pt", "experiments/reward_textbook.pt"):
+        textbook = chain.folder / name
+        if textbook.exists():
+            models["textbook"] = chain.scalar(load_checkpoint(textbook, "reward",
+                                                              chain.tok.to_dict()))
     items, T = [], chain.reward.gpt.config.block_size
     for row in first_of_kinds(read_comparisons(path), 3):
         answers = []
