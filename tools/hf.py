@@ -348,7 +348,9 @@ def tokenizer_from_hf(saved):
         raise ValueError(f"added tokens inside plain text ({', '.join(inside)}) are not supported; "
                          'if your texts contain none of them, set "special": true for each of '
                          "these in a copy of the folder, and import the copy")
-    specials = {name: id for name, id in names.items() if id not in made}
+    # chat models end a message with <|im_end|>; under our name for it they know when to stop
+    ours = {} if "<|end|>" in names else {"<|im_end|>": "<|end|>"}
+    specials = {ours.get(name, name): id for name, id in names.items() if id not in made}
     return Tokenizer(split_pattern(saved["pre_tokenizer"]), byte_ids, merges, specials), known
 
 
