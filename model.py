@@ -423,6 +423,15 @@ class ScalarGPT(nn.Module):
             return self.head(x.type_as(self.head.weight)).squeeze(-1)
 
 
+def frozen(model, rt):
+    """The model on its device, not to be trained. Its blocks' matrices are stored in rt.dtype:
+    autocast rounds them to it in every product, so this halves them and changes no output."""
+    for module in model.to(rt.device).requires_grad_(False).modules():
+        if isinstance(module, (Attention, MLP)):
+            module.to(rt.dtype)
+    return model
+
+
 def optimizer_groups(model, weight_decay, without=()):
     """Matrices are decayed; norms and biases, which only scale and shift, are not."""
     others = {id(p) for p in without}

@@ -31,8 +31,8 @@ from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, get_scores, load_function, parse_config
 from data.corpus import Corpus
 from data.formats import read_prompts, split
-from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, log_probs, optimizer_groups,
-                   right_pad, token_logp)
+from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, frozen, log_probs,
+                   optimizer_groups, right_pad, token_logp)
 from tokenizer import Tokenizer
 
 
@@ -310,9 +310,8 @@ if __name__ == "__main__":
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
     policy = GPT.load(ckpt, dropout=0.0).to(rt.device)
-    reference = GPT.load(ref_ckpt, dropout=0.0).to(rt.device).requires_grad_(False)
-    reward = (load_function(config.reward) if own_reward else
-              ScalarGPT.load(r_ckpt).to(rt.device).requires_grad_(False))
+    reference = frozen(GPT.load(ref_ckpt, dropout=0.0), rt)
+    reward = load_function(config.reward) if own_reward else frozen(ScalarGPT.load(r_ckpt), rt)
     if c_ckpt["stage"] == "reward":
         critic = ScalarGPT.load(c_ckpt)
     else:

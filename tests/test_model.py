@@ -2,13 +2,14 @@
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, optimizer_groups, rotary_turns,
-                   rotate, sample, token_logp)
+from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, frozen, optimizer_groups,
+                   rotary_turns, rotate, sample, token_logp)
 
 V = 40
 SIZES = {
@@ -620,6 +621,19 @@ def test_the_language_model_that_is_read_gets_no_gradient(style):
     assert all(p.grad.abs().sum() > 0 for p in (scalar.surprise.weight, scalar.head.weight))
     grouped = [p for group in optimizer_groups(scalar, 0.1) for p in group["params"]]
     assert not {id(p) for p in grouped} & {id(p) for p in scalar.lm.parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_model_in_half_the_memory_says_exactly_the_same(model, scalar, dtype):
+    rt, idx = SimpleNamespace(device="cpu", dtype=dtype), tokens(4, 8)
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+        before = model(idx)[0], scalar(idx)
+        after = frozen(model, rt)(idx)[0], frozen(scalar, rt)(idx)
+    assert all(map(torch.equal, before, after))
+    parameters = [p for net in (model, scalar) for p in net.parameters()]
+    assert not any(p.requires_grad for p in parameters)
+    in_blocks = [p for block in model.blocks for p in block.parameters()]
+    assert all(p.dtype == dtype for p in in_blocks if p.dim() == 2)
 
 
 def test_scores_are_not_rounded_to_bf16(style):
