@@ -19,13 +19,14 @@ import torch
 
 import compare
 import tiny
-from checkpoint import save_checkpoint
+from checkpoint import load_checkpoint, save_checkpoint
 from common import Runtime
 from compare import Config, agreement, ceiling, find_noise, rank, respond
 from data.formats import read_comparisons
 from tools import label
 from tools.label import visible
 from model import GPT, GPTConfig, left_pad
+from tokenizer import Tokenizer
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 GRADES = [6.5, 4.0, 3.5, 1.0]
@@ -311,6 +312,40 @@ def test_two_people_are_compared_without_a_model(folder, capsys):
     flags = "--agree=mine.jsonl,mine.jsonl", "--init=missing.pt"
     assert not tiny.run(folder, "tools/label", *flags)[0]
     assert "1 of them the same way: 100.0%" in capsys.readouterr().out
+
+
+BLIND = "--init=sft.pt,other.pt", "--k=1", "--temperature=0"
+
+
+@pytest.fixture
+def rivals(folder):
+    """A second model beside sft.pt: {file: the model}, and their tokenizer."""
+    ckpt = load_checkpoint(folder / "sft.pt")
+    tok, other = Tokenizer.from_dict(ckpt["tokenizer"]), loud(GPT.load(ckpt), seed=9)
+    save_checkpoint(folder / "other.pt", stage="sft", step=1, metrics={}, model=other, history=[],
+                    model_config=other.config, tokenizer=tok, config=Config())
+    return {"sft.pt": GPT.load(ckpt), "other.pt": other}, tok
+
+
+def test_a_blind_test_tells_how_often_each_model_was_preferred(folder, rivals, capsys):
+    person(folder, b"1>2\n2>1\n1=2\n1>2\ns\n1>2\n", *BLIND)
+    (models, tok), wins = rivals, 0
+    for row in map(json.loads, (folder / "mine.jsonl").open()):
+        best, tied = row["responses"][0], row["ranks"] == [0, 0]
+        said = {name: respond(model, tok, [row["prompt"]], ENV, 8, 0)[0][0]
+                for name, model in models.items()}
+        assert said["sft.pt"] != said["other.pt"] and {*said.values()} == {*row["responses"]}
+        wins += 0.5 if tied else said["sft.pt"] == best
+    shown = capsys.readouterr().out
+    assert f"sft.pt: preferred {wins / 5:.1%} [" in shown and "of 5 times" in shown
+    assert f"other.pt: preferred {1 - wins / 5:.1%} [" in shown
+
+
+def test_a_blind_test_names_no_model_and_shows_each_of_them_first(folder, rivals, capsys):
+    person(folder, b"1>2\n" * 12, *BLIND)
+    shown = capsys.readouterr().out.split("1 of 24", 1)[1].split("labeled", 1)[0]
+    assert "12 of 24" in shown and "other" not in shown.replace("sft.pt,other.pt answers", "")
+    assert {row["models"][0][0] for row in labeled(folder)} == {"sft.pt", "other.pt"}
 
 
 @pytest.mark.parametrize("files, reason", [

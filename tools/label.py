@@ -7,6 +7,10 @@ Every label is saved at once. You can stop at any time; the same command continu
 
     python -m tools.label
     python -m tools.label --agree=out/mine.jsonl,out/yours.jsonl     # do two people agree?
+    python -m tools.label --init=out/sft.pt,out/ppo.pt --k=1 --out=out/blind.jsonl
+
+The last command is a blind test: all the models answer each prompt, the screen does not show which
+answer is whose, and the end tells how often each model was preferred.
 """
 
 import json
@@ -15,7 +19,7 @@ import random
 import signal
 from collections import Counter
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from unicodedata import normalize
 
@@ -31,11 +35,11 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/prompts.jsonl"    # prompts
-    init: str = "out/sft.pt"                 # the model that answers
+    init: str = "out/sft.pt"                 # the model that answers, or several, with commas
     out: str = "out/mine.jsonl"              # your labels; the unfinished state is saved beside it
     agree: str = ""                          # FILE,FILE: only print how often two people agree
     n_prompts: int = 6000                    # how many of the prompts to use
-    k: int = 4                               # answers per prompt; equal answers count once
+    k: int = 4                               # answers per prompt and model; equal ones count once
     max_new_tokens: int = 64
     temperature: float = 1.0
     batch_size: int = 512                    # answers sampled at a time
@@ -167,6 +171,22 @@ def report_agreement(first, second):
             f"the same way: {same / len(both):.1%} [{low:.1%}, {high:.1%}]; chance is 50%")
 
 
+def report_wins(rows):
+    """One line per model: how often its answer was preferred to another model's; a tie, or an
+    answer that both have given, counts half. rows: with `models`, the names behind each answer."""
+    wins, counts = Counter(), Counter()
+    for row in rows:
+        ranked = [(name, rank) for names, rank in zip(row["models"], row["ranks"])
+                  for name in names]
+        for (a, i), (b, j) in permutations(ranked, 2):
+            if a != b:
+                wins[a] += 0.5 + 0.5 * ((i < j) - (i > j))
+                counts[a] += 1
+    return "\n".join(
+        f"{name}: preferred {wins[name] / n:.1%} [{{:.1%}}, {{:.1%}}] of {n:,} times".format(
+            *wilson(wins[name] / n, len(rows))) for name, n in counts.items())
+
+
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     if config.agree:
@@ -178,38 +198,57 @@ if __name__ == "__main__":
         fail(f"{config.out} exists, and --fresh does not delete labels: continue without --fresh, "
              f"or choose another --out")
     rt, rows = Runtime(config), read_prompts(config.data)[:config.n_prompts]
-    prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    run = Run(config, rt, inputs=[config.data, config.init], total=len(rows), unit="prompt")
+    names, prompts = config.init.split(","), [r["prompt"] for r in rows]
+    run = Run(config, rt, inputs=[config.data, *names], total=len(rows), unit="prompt")
     run.bar.close()
     run.seconds = -math.inf                           # save after every label
-    ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    model = GPT.load(ckpt).to(rt.device)
+    models = []
+    for name in names:
+        ckpt = load_checkpoint(name, stage=("sft", "ppo", "pretrain"))
+        models.append((GPT.load(ckpt).to(rt.device), Tokenizer.from_dict(ckpt["tokenizer"])))
+    # answers: for each prompt, k of the first model, k of the second, …
     answers, labels = (run.state["answers"], run.state["labels"]) if run.state else ([], [])
+    per_prompt, block = config.k * len(models), max(1, config.batch_size // config.k)
 
     def item(i):
         """Prompt i and its answers, which are sampled when first needed, batch_size at a time."""
-        while len(answers) < (i + 1) * config.k:
+        while len(answers) < (i + 1) * per_prompt:
             print(f"{config.init} answers the next prompts ...", flush=True)
-            start = len(answers)
-            answers.extend(respond(model, tok, prompts[start:start + config.batch_size], rt,
-                                   config.max_new_tokens, config.temperature, config.batch_size,
-                                   seed=(config.seed, start)))
+            start = len(answers) // per_prompt
+            asked = [p for p in prompts[start:start + block] for _ in range(config.k)]
+            theirs = [respond(*model, asked, rt, config.max_new_tokens, config.temperature,
+                              config.batch_size, seed=(config.seed, start * config.k))
+                      for model in models]
+            for j in range(0, len(asked), config.k):
+                answers.extend(answer for mine in theirs for answer in mine[j:j + config.k])
             run.save_state(len(labels), answers=answers, labels=labels)
-        return rows[i]["prompt"], different(answers[i * config.k:(i + 1) * config.k])
+        return rows[i]["prompt"], different(answers[i * per_prompt:(i + 1) * per_prompt])
+
+    def behind(i, text):
+        """The names of the models that gave this answer to prompt i."""
+        mine = answers[i * per_prompt:(i + 1) * per_prompt]
+        return sorted({names[j // config.k] for j, (said, _) in enumerate(mine) if said == text})
 
     def save():
         """Write the state, which the next run continues from, then the file."""
         run.save_state(len(labels), answers=answers, labels=labels)
         with writing(run.out) as f:
-            for i, ranks in enumerate(labels):
-                order = sorted(range(len(ranks)), key=lambda j: ranks[j])
-                row = dict(without(rows[i], ("grades", "noise")), ranks=sorted(ranks),
-                           responses=[item(i)[1][j] for j in order])
-                f.write(json.dumps(row, ensure_ascii=False) + "\n" if ranks else "")
+            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in labeled())
+
+    def labeled():
+        for i, ranks in enumerate(labels):
+            order = sorted(range(len(ranks)), key=lambda j: ranks[j])
+            texts = [item(i)[1][j] for j in order]
+            row = dict(without(rows[i], ("grades", "noise")), ranks=sorted(ranks), responses=texts)
+            if len(names) > 1:
+                row["models"] = [behind(i, text) for text in texts]
+            if ranks:
+                yield row
 
     if labels:
         save()                                        # the last run may have ended before the file
     done = label(len(rows), item, labels, save, name=config.out)
     print(f"{run.out}: {sum(map(bool, labels)):,} labeled, {labels.count([]):,} left out")
+    if len(names) > 1:
+        print(report_wins(list(labeled())))
     run.finish() if done else print("the same command continues from here")
