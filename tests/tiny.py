@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint import save_checkpoint
+from checkpoint import Run, save_checkpoint
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import Config
@@ -127,6 +127,19 @@ def run(folder, script, *flags, **environment):
         finally:
             signal.signal(signal.SIGINT, ctrl_c)
     return status, names
+
+
+def interrupted(folder, script, step, *flags):
+    """Like run, with a Ctrl-C in the given step: its exit status."""
+    save_state = Run.save_state
+
+    def stop(self, done, **state):
+        self.interrupted = done == step
+        save_state(self, done, **state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_state", stop)
+        return run(folder, script, *flags)[0]
 
 
 def torchrun(folder, *arguments, **environment):

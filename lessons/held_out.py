@@ -1,0 +1,70 @@
+"""Plumbing of dpo.py, grpo.py and best_of_n.py: how a policy answers held-out prompts."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from common import fail, get_scores, load_function
+from data.formats import read_prompts, split
+from evaluate import Answers, answer, cell, interval, measure
+from reward import score_all
+
+
+@dataclass
+class Watched:
+    """A policy's answers to held-out prompts. figures: grade, kl, length, ended, and score where
+    there is a reward; grades: the true grade of each, (N,)."""
+    figures: dict
+    grades: torch.Tensor
+    answers: Answers
+
+
+def score(rows, replies, texts, reward, tok, rt, config):
+    """(N,): what a ScalarGPT, or a function of prompts and texts, thinks of the answers; less where
+    one has no end."""
+    if callable(reward) and not isinstance(reward, torch.nn.Module):
+        scores = get_scores(reward, [row["prompt"] for row in rows], texts, config.reward)
+    else:                                             # it has read only answers that end
+        whole = [row["ids"] + reply + [tok.end] * (reply[-1] != tok.end)
+                 for row, reply in zip(rows, replies)]
+        scores = score_all(reward, whole, tok, rt)
+    return scores - config.missing_end * torch.tensor([r[-1] != tok.end for r in replies])
+
+
+def watch(policy, reference, rows, tok, rt, config, reward=None):
+    """Answer the rows' prompts -> Watched."""
+    said = answer(policy, False, tok, [row["ids"] for row in rows], config.temperature, rt, config)
+    found = measure(policy, reference, tok, said, rt, config)
+    prompts = [row["prompt"] for row in rows]
+    grades = get_scores(load_function(config.watch), prompts, said.texts, config.watch)
+    figures = {name: float(found[name]) for name in ("kl", "length", "ended")}
+    if reward is not None:
+        scores = score(rows, said.replies, said.texts, reward, tok, rt, config)
+        figures["score"] = scores.mean().item()
+    return Watched(dict(grade=grades.mean().item(), **figures), grades, said)
+
+
+def read_prompts_that_fit(path, tok, room):
+    """Rows whose prompts have at most `room` tokens, with their ids: (to train on, held out)."""
+    rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
+            for row in read_prompts(path)]
+    train, held_out = split([row for row in rows if len(row["ids"]) <= room])
+    if not train or not held_out:
+        fail(f"{path}: {len(train)} prompts of at most {room} tokens to train on and "
+             f"{len(held_out)} held out; both must be more than 0")
+    return train, held_out
+
+
+def show(columns, more=()):
+    """Print what was watched, {name: Watched}, in columns; more: [(label, [a cell of each])]."""
+    rng, labels = np.random.default_rng(0), dict(score="reward", kl="KL from the reference (nats)",
+                                                 length="length (tokens)")
+    lines = [("true grade, 1 to 7", [cell(interval(w.grades, rng)) for w in columns.values()])]
+    for name, label in labels.items():
+        found = [w.figures.get(name) for w in columns.values()]
+        if found[-1] is not None:
+            lines.append((label, [cell(value) for value in found]))
+    print(f"\n{len(next(iter(columns.values())).grades)} held-out prompts")
+    for label, cells in [("", columns), *lines, *more]:
+        print(f"{label:46}" + "".join(f"{c:>19}" for c in cells))

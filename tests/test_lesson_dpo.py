@@ -1,0 +1,131 @@
+"""DPO: its loss against eq. 7 and finite differences, its minimum on a bandit, and the script."""
+
+import json
+import math
+from itertools import combinations, permutations
+
+import pytest
+import torch
+
+import tiny
+from checkpoint import load_checkpoint
+from common import Runtime
+from lessons.dpo import Config, answer_logp, dpo_loss
+from model import GPT, GPTConfig
+from reward import encode_answer
+from test_chain import equal, read_log
+
+RT = Runtime(Config(device="cpu", dtype="float32"))
+FLAGS = ("--data=comparisons.jsonl --prompts=prompts.jsonl --init=sft.pt --watch=length.py:longer "
+         "--batch_size=4 --warmup=2 --eval_every=4 --n_eval=2 --max_new_tokens=6").split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    return tiny.build(tmp_path_factory.mktemp("dpo"), tiny_tokenizer)
+
+
+def eq_7(logp_w, ref_w, logp_l, ref_l, beta):
+    return -math.log(1 / (1 + math.exp(-beta * (logp_w - ref_w) + beta * (logp_l - ref_l))))
+
+
+@pytest.mark.parametrize("k", [2, 4])
+def test_the_loss_is_the_mean_of_equation_7_over_all_pairs(k):
+    torch.manual_seed(0)
+    logp, ref = -5 * torch.rand(2, k, dtype=torch.float64)
+    pairs = [eq_7(logp[i], ref[i], logp[j], ref[j], 0.7) for i, j in combinations(range(k), 2)]
+    found = dpo_loss(logp, ref, torch.arange(k), 0.7).item()
+    assert found == pytest.approx(sum(pairs) / len(pairs))
+
+
+@pytest.mark.parametrize("ranks", [[0, 1], [1, 0], [0, 1, 2, 3], [0, 1, 1]])
+def test_the_gradient_is_that_of_finite_differences(ranks):
+    torch.manual_seed(0)
+    logp, ref = -5 * torch.rand(2, len(ranks), dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: dpo_loss(x, ref, torch.tensor(ranks), 0.7),
+                                    logp.requires_grad_())
+
+
+def test_at_the_start_the_loss_is_log_2_and_both_answers_are_pushed_by_half_of_beta():
+    logp = torch.tensor([-3.0, -9.0], requires_grad=True)
+    loss = dpo_loss(logp, logp.detach(), torch.tensor([0, 1]), 0.4)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2))
+    assert logp.grad.tolist() == pytest.approx([-0.2, 0.2])
+
+
+def test_on_a_bandit_the_minimum_is_the_policy_that_ppo_looks_for():
+    """With labels from P(a above b) = sigmoid(s_a - s_b), log pi - log ref is s / beta plus what is
+    the same for all answers."""
+    torch.manual_seed(0)
+    beta, scores = 0.5, torch.randn(5, dtype=torch.float64)
+    ref_logp = torch.randn(5, dtype=torch.float64).log_softmax(0)
+    logits = torch.zeros(5, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=500, tolerance_grad=1e-10,
+                                  tolerance_change=1e-14, line_search_fn="strong_wolfe")
+
+    def expected_loss():
+        optimizer.zero_grad()
+        logp = logits.log_softmax(0)
+        loss = sum((scores[w] - scores[l]).sigmoid() * dpo_loss(
+            logp[[w, l]], ref_logp[[w, l]], torch.tensor([0, 1]), beta)
+            for w, l in permutations(range(5), 2))
+        loss.backward()
+        return loss
+
+    optimizer.step(expected_loss)
+    best = (ref_logp + scores / beta).softmax(0)
+    assert logits.softmax(0).tolist() == pytest.approx(best.tolist(), abs=1e-5)
+
+
+def test_the_log_probability_of_an_answer_counts_its_tokens_and_no_others(tiny_tokenizer):
+    tok, temperature = tiny_tokenizer, 0.7
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=48, vocab_size=tok.vocab_size, n_layer=2, n_embd=32))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    prompt = [dict(role="user", content="Hi"), dict(role="assistant", content="Yes"),
+              dict(role="user", content="Who lives on Mill Street?")]
+    rows = [encode_answer(tok, prompt, text, 48) for text in ("Ada", "", "Ada Ashton. A cat.")]
+    found = answer_logp(model, rows, tok, RT, temperature)
+    asked = len(tok.encode_chat(prompt, reply=True)[0])
+    for ids, logp in zip(rows, found.tolist()):
+        total = 0.0
+        for t in range(asked, len(ids)):              # one by one, without padding
+            logits, _ = model(torch.tensor([ids[:t]]))
+            total += (logits[0, -1] / temperature).log_softmax(0)[ids[t]].item()
+        assert logp == pytest.approx(total, abs=1e-3)
+
+
+def test_it_learns_to_order_answers_to_prompts_that_it_has_not_seen(folder):
+    status, _ = tiny.run(folder, "lessons/dpo", *FLAGS, "--steps=60", "--lr=1e-2",
+                         "--out=learned.pt")
+    assert status == 0
+    log = [row for row in read_log(folder / "learned.jsonl") if "split" in row]
+    assert log[0]["val_loss"] == pytest.approx(math.log(2), abs=1e-4) and log[0]["kl"] == 0
+    assert log[-1]["val_accuracy"] > 0.9 and log[-1]["val_loss"] < 0.5
+    assert log[-1]["better"] > log[-1]["worse"]
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(folder):
+    flags = [*FLAGS, "--steps=6"]
+    assert tiny.run(folder, "lessons/dpo", *flags, "--out=whole.pt")[0] == 0
+    assert tiny.interrupted(folder, "lessons/dpo", 3, *flags, "--out=halves.pt") == 130
+    assert tiny.run(folder, "lessons/dpo", *flags, "--out=halves.pt")[0] == 0
+    whole, halves = (load_checkpoint(folder / f"{name}.pt", "ppo") for name in ("whole", "halves"))
+    assert equal(whole["model"], halves["model"]) and equal(whole["metrics"], halves["metrics"])
+    assert not equal(whole["model"], load_checkpoint(folder / "sft.pt")["model"])
+
+
+def test_the_scoreboard_takes_the_result(folder):
+    assert tiny.run(folder, "lessons/dpo", *FLAGS, "--steps=2", "--out=short.pt")[0] == 0
+    assert tiny.run(folder, "evaluate", "--models=sft.pt,short.pt", "--data=prompts.jsonl",
+                    "--reward=", "--judge=", "--text=", "--out=board.json")[0] == 0
+    assert json.loads((folder / "board.json").read_text())["models"]["short"]["kl"] > 0
+
+
+@pytest.mark.parametrize("flag", ["--beta=0", "--temperature=0", "--batch_size=400"])
+def test_a_flag_that_can_not_work_is_refused_in_one_line(folder, flag, capsys):
+    assert tiny.run(folder, "lessons/dpo", *FLAGS, flag, "--out=refused.pt")[0] == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and not (folder / "refused.pt").exists()
