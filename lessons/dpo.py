@@ -25,7 +25,7 @@ from common import Runtime, fail, parse_config, wilson
 from data.formats import read_comparisons, split
 from evaluate import cell
 from lessons.held_out import read_prompts_that_fit, show, watch
-from model import GPT, log_probs, optimizer_groups, right_pad
+from model import GPT, frozen, log_probs, optimizer_groups, right_pad
 from pretrain import get_lr
 from reward import encode_comparison, ranking_loss
 from rlhf_ppo import response_mask
@@ -138,8 +138,8 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    model, reference = (GPT.load(ckpt, dropout=0.0).to(rt.device) for _ in range(2))
-    reference.requires_grad_(False)
+    model = GPT.load(ckpt, dropout=0.0).to(rt.device)
+    reference = frozen(GPT.load(ckpt, dropout=0.0), rt)
     optimizer = torch.optim.AdamW(optimizer_groups(model, 0.0), lr=config.lr, betas=(0.9, 0.95))
     if run.state:
         model.load_state_dict(run.state["model"])

@@ -7,7 +7,8 @@ import torch
 
 from common import fail, get_scores, load_function
 from data.formats import read_prompts, split
-from evaluate import Answers, answer, cell, interval, measure
+from evaluate import answer, cell, interval, measure
+from model import ScalarGPT
 from reward import score_all
 
 
@@ -17,19 +18,18 @@ class Watched:
     there is a reward; grades: the true grade of each, (N,)."""
     figures: dict
     grades: torch.Tensor
-    answers: Answers
 
 
 def score(rows, replies, texts, reward, tok, rt, config):
     """(N,): what a ScalarGPT, or a function of prompts and texts, thinks of the answers; less where
     one has no end."""
-    if callable(reward) and not isinstance(reward, torch.nn.Module):
+    endless = [reply[-1] != tok.end for reply in replies]
+    if isinstance(reward, ScalarGPT):                 # it has read only answers that end
+        scores = score_all(reward, [row["ids"] + reply + [tok.end] * e
+                                    for row, reply, e in zip(rows, replies, endless)], tok, rt)
+    else:
         scores = get_scores(reward, [row["prompt"] for row in rows], texts, config.reward)
-    else:                                             # it has read only answers that end
-        whole = [row["ids"] + reply + [tok.end] * (reply[-1] != tok.end)
-                 for row, reply in zip(rows, replies)]
-        scores = score_all(reward, whole, tok, rt)
-    return scores - config.missing_end * torch.tensor([r[-1] != tok.end for r in replies])
+    return scores - config.missing_end * torch.tensor(endless)
 
 
 def watch(policy, reference, rows, tok, rt, config, reward=None):
@@ -42,7 +42,7 @@ def watch(policy, reference, rows, tok, rt, config, reward=None):
     if reward is not None:
         scores = score(rows, said.replies, said.texts, reward, tok, rt, config)
         figures["score"] = scores.mean().item()
-    return Watched(dict(grade=grades.mean().item(), **figures), grades, said)
+    return Watched(dict(grade=grades.mean().item(), **figures), grades)
 
 
 def read_prompts_that_fit(path, tok, room):
