@@ -1,0 +1,107 @@
+"""Rejection sampling: the best of n against its closed form, and the script."""
+
+import pytest
+import torch
+
+import tiny
+from checkpoint import load_checkpoint
+from common import Runtime
+from lessons.best_of_n import Config, best_answers
+from model import GPT, GPTConfig, answer_text
+from test_chain import equal, read_log
+
+RT = Runtime(Config(device="cpu", dtype="float32"))
+FLAGS = ("--data=prompts.jsonl --init=sft.pt --watch=length.py:longer --batch_size=8 --best_of=4 "
+         "--minibatch=4 --max_new_tokens=6 --n_eval=4").split()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    return tiny.build(tmp_path_factory.mktemp("best"), tiny_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def policy(tiny_tokenizer):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=48, vocab_size=tiny_tokenizer.vocab_size, n_layer=1,
+                          n_embd=32))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def letters(prompts, texts):
+    """A reward that differs from text to text."""
+    return [sum(map(ord, text)) / 100 + len(prompt[0]["content"])
+            for prompt, text in zip(prompts, texts)]
+
+
+def rows(tok, n):
+    asked = [[dict(role="user", content="Ada"[:1 + i % 3])] for i in range(n)]
+    return [dict(prompt=p, ids=tok.encode_chat(p, reply=True)[0]) for p in asked]
+
+
+def test_the_kept_answer_is_the_one_with_the_highest_score(policy, tiny_tokenizer):
+    asked = rows(tiny_tokenizer, 9)
+    config = Config(best_of=5, max_new_tokens=4, missing_end=0)
+    best, scores, _ = best_answers(policy, letters, asked, 0, tiny_tokenizer, RT, config)
+    texts = [answer_text(tiny_tokenizer, reply) for reply in best]
+    assert scores.shape == (9, 5) and len(scores.unique()) > 20
+    assert letters([r["prompt"] for r in asked], texts) == pytest.approx(scores.amax(1).tolist())
+
+
+def test_the_score_of_the_best_of_n_is_that_of_the_closed_form(policy, tiny_tokenizer):
+    """P(best score <= s) = P(score <= s)^n; answers of one token, so that all are known."""
+    tok, n, many = tiny_tokenizer, 3, 3000
+    asked = rows(tok, 1) * many
+    config = Config(best_of=n, max_new_tokens=1, missing_end=0, temperature=0.7)
+    with torch.no_grad():
+        logits, _ = policy(torch.tensor([asked[0]["ids"]]))
+    p = (logits[0, -1] / 0.7).softmax(0)
+    values = torch.tensor(letters([asked[0]["prompt"]] * len(p),
+                                  [answer_text(tok, [i]) for i in range(len(p))]))
+    order = values.argsort()
+    below = torch.cat([torch.zeros(1), p[order].cumsum(0).clamp(max=1)]) ** n
+    chance, values = below.diff(), values[order]
+    mean = (chance * values).sum()
+    error = ((chance * (values - mean) ** 2).sum() / many).sqrt()
+    _, scores, _ = best_answers(policy, letters, asked, 0, tok, RT, config)
+    assert abs(scores.amax(1).mean() - mean) < 4 * error
+    assert mean - (p * torch.tensor(letters([asked[0]["prompt"]] * len(p), [
+        answer_text(tok, [i]) for i in range(len(p))]))).sum() > 8 * error       # not one sample's
+
+
+def test_an_answer_without_an_end_scores_less(policy, tiny_tokenizer):
+    asked, plain = rows(tiny_tokenizer, 8), dict(best_of=4, max_new_tokens=3)
+    (_, free, _), (_, paid, _) = (
+        best_answers(policy, letters, asked, 0, tiny_tokenizer, RT, Config(**plain, missing_end=m))
+        for m in (0, 2))
+    assert set((free - paid).round(decimals=3).flatten().tolist()) == {2.0}
+
+
+def test_one_answer_scores_more_after_every_round(folder):
+    status, _ = tiny.run(folder, "lessons/best_of_n", *FLAGS, "--reward=length.py:longer",
+                         "--batch_size=32", "--best_of=8", "--steps=10", "--lr=2e-2",
+                         "--out=longer.pt")
+    assert status == 0
+    log = [row for row in read_log(folder / "longer.jsonl") if "split" in row]
+    assert log[0]["kl"] == 0 and log[-1]["kl"] > 0
+    assert log[-1]["score"] > log[0]["score"] + 0.5
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(folder):
+    flags = [*FLAGS, "--reward=reward.pt", "--steps=3"]
+    assert tiny.run(folder, "lessons/best_of_n", *flags, "--out=whole.pt")[0] == 0
+    assert tiny.interrupted(folder, "lessons/best_of_n", 2, *flags, "--out=halves.pt") == 130
+    assert tiny.run(folder, "lessons/best_of_n", *flags, "--out=halves.pt")[0] == 0
+    whole, halves = (load_checkpoint(folder / f"{name}.pt", "ppo") for name in ("whole", "halves"))
+    assert equal(whole["model"], halves["model"]) and equal(whole["metrics"], halves["metrics"])
+    assert not equal(whole["model"], load_checkpoint(folder / "sft.pt")["model"])
+
+
+@pytest.mark.parametrize("flag", ["--best_of=1", "--minibatch=3", "--temperature=0",
+                                  "--reward=sft.pt"])
+def test_a_flag_that_can_not_work_is_refused_in_one_line(folder, flag, capsys):
+    assert tiny.run(folder, "lessons/best_of_n", *FLAGS, flag, "--out=refused.pt")[0] == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and not (folder / "refused.pt").exists()
