@@ -1,0 +1,200 @@
+"""Constrained decoding: the mask against the enumeration of all strings, and the script."""
+
+import json
+import random
+from itertools import product
+
+import pytest
+import torch
+
+import tiny
+from checkpoint import load_checkpoint
+from common import Runtime
+from data.town import VALUES, World
+from lessons.constrained import Config, allowed, check, sentence_form, trie, walk, word_form, write
+from model import GPT, GPTConfig
+from test_chain import equal
+from tokenizer import Tokenizer
+
+RT = Runtime(Config(device="cpu", dtype="float32"))
+FLAGS = ("--text=text.jsonl --init=sft.pt --n_demos=50 --batch_size=4 --warmup=2 --eval_every=2 "
+         "--n_eval=12 --max_new_tokens=4").split()
+
+
+@pytest.fixture(scope="module")
+def json_tokenizer():
+    """Learned from JSON, without a split into words: many tokens cross the end of a value."""
+    rows = [json.dumps({"pet": pet, "colour": colour})
+            for pet, colour in product(VALUES["pet"], VALUES["colour"])]
+    tok = Tokenizer.train(rows * 2, 400, pattern=r"[\s\S]+")
+    assert any(b'", "' in token[1:] for token in tok.tokens.values())
+    assert any(token.endswith(b'"}') and len(token) > 3 for token in tok.tokens.values())
+    return tok
+
+
+def random_model(tok, block_size=80):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=1, n_embd=32))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    return model
+
+
+def two_values():
+    """{"pet": PET, "colour": COLOUR} as a trie, and as the list of all such strings."""
+    pets, colours = VALUES["pet"], VALUES["colour"]
+    end = trie([f'{colour}"}}' for colour in colours], {})
+    middle = trie([f'{pet}", "colour": "' for pet in pets], end)
+    strings = [json.dumps(dict(pet=p, colour=c)) for p, c in product(pets, colours)]
+    return trie(['{"pet": "'], middle), strings
+
+
+def by_enumeration(strings, written, tok):
+    """The ids that may follow the bytes `written`, by reading all allowed strings."""
+    texts = [string.encode() for string in strings]
+    special = set(tok.specials.values())
+    ids = {id for id, token in tok.tokens.items() if id not in special
+           and any(text.startswith(written + token) for text in texts)}
+    return {tok.end} if written in texts else ids
+
+
+def test_the_mask_is_that_of_enumeration_on_the_way_to_every_string(json_tokenizer):
+    tok, (root, strings) = json_tokenizer, two_values()
+    rng = random.Random(0)
+    for _ in range(30):
+        node, written = root, b""
+        while True:
+            ways = allowed(node, tok)
+            assert set(ways) == by_enumeration(strings, written, tok)
+            id = rng.choice(sorted(ways))
+            if id == tok.end:
+                break
+            node, written = ways[id], written + tok.tokens[id]
+        assert written.decode() in strings
+
+
+def spellings(node, tok):
+    """Every sequence of tokens that the mask lets through."""
+    for id, after in allowed(node, tok).items():
+        if id == tok.end:
+            yield []
+        else:
+            yield from ([id, *rest] for rest in spellings(after, tok))
+
+
+def cut(text, tok):
+    """Every sequence of ordinary tokens whose bytes are the text."""
+    if not text:
+        yield []
+    for n in range(1, len(text) + 1):
+        if text[:n] in tok.ranks:
+            yield from ([tok.ranks[text[:n]], *rest] for rest in cut(text[n:], tok))
+
+
+def test_all_spellings_of_all_strings_and_nothing_else_get_through(json_tokenizer):
+    strings = ['cat"}', 'cats"}', 'c", "d"}', "né"]
+    found = [tuple(ids) for ids in spellings(trie(strings, {}), json_tokenizer)]
+    expected = {tuple(ids) for text in strings for ids in cut(text.encode(), json_tokenizer)}
+    assert len(found) == len(set(found)) and set(found) == expected
+    assert len(found) > len(strings)                  # some have several
+
+
+def test_a_special_token_is_never_the_text_of_its_name(tiny_tokenizer):
+    ways = allowed(trie(["<|end|>"], {}), tiny_tokenizer)
+    assert not set(ways) & set(tiny_tokenizer.specials.values())
+    assert tiny_tokenizer.ranks[b"<"] in ways
+
+
+def test_a_trie_goes_on_into_another_one_and_ends():
+    end = trie(["x", "yz"], {})
+    root = trie(["ab", "ac"], end)
+    assert walk(root, b"ab") is walk(root, b"ac") is end
+    ends = [text for n in range(6) for text in map(bytes, product(b"abcxyz", repeat=n))
+            if walk(root, text) == {}]
+    assert set(ends) == {b"abx", b"acx", b"abyz", b"acyz"}
+    assert walk(root, b"abxx") is None and walk(root, b"") is root
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])
+def test_what_a_random_model_writes_under_the_mask_is_allowed(json_tokenizer, temperature):
+    tok, (root, strings) = json_tokenizer, two_values()
+    prompts = [tok.encode_chat(text, reply=True)[0] for text in ("Hi", "Ada", "Who are you?")] * 4
+    texts = write(random_model(tok), tok, prompts, [root] * 12, RT, 50, temperature)
+    assert set(texts) <= set(strings)
+    assert temperature == 0 or len(set(texts)) > 1
+
+
+def test_under_the_mask_probabilities_are_the_models_divided_by_what_is_allowed(tiny_tokenizer):
+    tok, model = tiny_tokenizer, random_model(tiny_tokenizer)
+    root = trie(["a", "b", "c"], {})
+    prompt = tok.encode_chat("Hi", reply=True)[0]
+    texts = write(model, tok, [prompt] * 4000, [root] * 4000, RT, 1, 1.0)
+    logits = model.eval()(torch.tensor([prompt]))[0][0, -1]
+    p = logits[[tok.ranks[byte] for byte in (b"a", b"b", b"c")]].softmax(0)
+    shares = torch.tensor([texts.count(text) / 4000 for text in "abc"])
+    assert 0.02 < p.max() < 0.999 and torch.allclose(shares, p, atol=0.04)
+
+
+def test_without_a_mask_it_writes_what_generate_writes_each_row_by_itself(tiny_tokenizer):
+    tok, model = tiny_tokenizer, random_model(tiny_tokenizer).eval()
+    prompts = [tok.encode_chat(text, reply=True)[0] for text in ("Hi", "Who lives here?", "Ada")]
+    forms = [None, trie(["yes", "no"], {}), None]
+    texts = write(model, tok, prompts, forms, RT, 8)
+    assert texts[1] in ("yes", "no")
+    for i in (0, 2):
+        ids = model.generate(torch.tensor([prompts[i]]), 8, temperature=0, stop=[tok.end])[0]
+        reply = ids[len(prompts[i]):].tolist()
+        assert texts[i] == tok.decode([id for id in reply if id != tok.end])
+
+
+def test_only_what_is_in_the_form_is_valid_and_only_the_truth_is_right():
+    facts = World(0).facts
+    name, question = "Gus Marmore", "What is Gus Marmore's job?"
+    right = facts[name]["job"]
+    wrong = next(v for v in VALUES["job"] if v != right)
+    form, word = sentence_form(name), word_form("job")
+    for text, shape, expected in (
+            (f'{{"answer": "{name} works as a {right}."}}', form, (True, True, True)),
+            (f'{{"answer": "{name} works as a {wrong}."}}', form, (True, True, False)),
+            (f'{{"answer": "{name} has a cat."}}', form, (True, True, False)),
+            (f'{{"answer": "{name} works as a wizard."}}', form, (True, False, False)),
+            (f'{{"answer":"{name} works as a {right}."}}', form, (True, False, False)),
+            (f'{{"answer": "{name} works as a {right}."', form, (False, False, False)),
+            (f"{name} works as a {right}.", form, (False, False, False)),
+            ('"answer"', form, (True, False, False)), ("", form, (False, False, False)),
+            (f'{{"job": "{right}"}}', word, (True, True, True)),
+            (f'{{"job": "{wrong}"}}', word, (True, True, False)),
+            (f'{{"pet": "{right}"}}', word, (True, False, False))):
+        assert check(text, shape, name, "job", question, facts) == expected, text
+
+
+# ---------------------------------------------------------------------------------------------
+# the script
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    folder = tiny.build(tmp_path_factory.mktemp("constrained"), tiny_tokenizer)
+    tiny.save(folder / "sft.pt", "sft", tiny_tokenizer, block_size=128)
+    return folder
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_and_table(folder):
+    flags = [*FLAGS, "--steps=3"]
+    assert tiny.run(folder, "lessons/constrained", *flags, "--out=whole.pt")[0] == 0
+    assert tiny.interrupted(folder, "lessons/constrained", 2, *flags, "--out=halves.pt") == 130
+    assert tiny.run(folder, "lessons/constrained", *flags, "--out=halves.pt")[0] == 0
+    whole, halves = (load_checkpoint(folder / f"{name}.pt", "sft") for name in ("whole", "halves"))
+    assert equal(whole["model"], halves["model"]) and equal(whole["metrics"], halves["metrics"])
+    assert not equal(whole["model"], load_checkpoint(folder / "sft.pt")["model"])
+    assert list(whole["metrics"]["table"]) == [0, 2, 3]
+
+
+def test_the_mask_makes_every_answer_of_an_untrained_model_valid(folder, capsys):
+    status, _ = tiny.run(folder, "lessons/constrained", *FLAGS[:-1], "--max_new_tokens=64",
+                         "--steps=1", "--out=valid.pt")
+    assert status == 0
+    rows = load_checkpoint(folder / "valid.pt", "sft")["metrics"]["table"][1]
+    for label, is_json, valid, right, _ in rows:
+        assert 0 <= right <= valid <= is_json == label.startswith("constrained"), label
+        assert valid == is_json
+    assert "constrained, greedy              100.0% 100.0%" in capsys.readouterr().out
