@@ -1,0 +1,281 @@
+"""Exercises that check themselves. Each file in exercises/ explains one idea and has a function
+without a body, which you write.
+
+    python -m exercises                 # the list: what is solved, what comes next
+    python -m exercises 14              # the text of exercise 14, or what is wrong with your function
+    python -m exercises 14 --run        # a minute of the real script with your function, beside ours
+    python -m exercises 14 --lang=zh    # in Chinese
+
+Your function is compared with the project's own, on random inputs. exercises/answers/ has the inputs
+and the mistakes that are recognised: reading it spoils the exercise.
+"""
+
+import copy
+import importlib
+import io
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import traceback
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from common import fail, number, parse_config
+
+HERE = Path(__file__).parent
+SECONDS = 20              # after which a function counts as endless
+
+
+@dataclass
+class Config:
+    exercise: str = ""    # its number; `python -m exercises 14` is shorter
+    run: bool = False     # a short run of the real script with your function, beside one with ours
+    lang: str = "en"      # en or zh: the language of explanations and hints
+    only: str = ""        # ours or yours: half of --run, which starts this itself
+    out: str = ""         # where that half writes
+    debug: bool = False   # show tracebacks
+
+
+def exercises():
+    """{number: name of the file}, in order."""
+    names = sorted(path.stem for path in HERE.glob("e[0-9][0-9]_*.py"))
+    return {int(name[1:3]): name for name in names}
+
+
+# ---- comparing two results ------------------------------------------------------------------
+
+def difference(got, want):
+    """What is wrong with `got`, in a few words; "" if it equals `want` up to rounding."""
+    if isinstance(want, tuple | list):
+        if not isinstance(got, tuple | list):
+            return f"it returns {brief(got)}, but {brief(want)} is right"
+        if len(got) != len(want):
+            return f"it returns {len(got)} values, but {len(want)} are right"
+        return next(filter(None, map(difference, got, want)), "")
+    if isinstance(want, torch.Tensor) and want.dim():
+        if not isinstance(got, torch.Tensor):
+            return f"it returns {brief(got)}, but a tensor of shape {tuple(want.shape)} is right"
+        if got.shape != want.shape:
+            return f"its shape is {tuple(got.shape)}, but {tuple(want.shape)} is right"
+        if torch.allclose(got.double(), want.double(), rtol=1e-4, atol=1e-5, equal_nan=True):
+            return ""
+        return f"it returns {brief(got)}, but {brief(want)} is right"
+    if isinstance(want, (float, torch.Tensor)) and not isinstance(got, (str, type(None))):
+        try:
+            got, want = (x.item() if isinstance(x, torch.Tensor) else float(x) for x in (got, want))
+            if math.isclose(got, want, rel_tol=1e-4, abs_tol=1e-5):
+                return ""
+        except (TypeError, ValueError, RuntimeError):
+            pass
+    elif type(got) is type(want) and got == want:
+        return ""
+    return f"it returns {brief(got)}, but {brief(want)} is right"
+
+
+def brief(value):
+    """A value in at most 80 characters."""
+    def rounded(v):
+        v = v.detach().tolist() if isinstance(v, torch.Tensor) else v
+        if isinstance(v, (list, tuple)):
+            return type(v)(map(rounded, v))
+        return round(v, 4) if isinstance(v, float) else v
+    text = repr(rounded(value))
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def call(function, args):
+    """The result of function(*args); then the gradient, in each argument that wants one, of the sum
+    of what it returns; then whether it has changed its arguments. Random numbers start anew."""
+    args = copy.deepcopy(args)
+    before = copy.deepcopy(args)
+    torch.manual_seed(0)
+    result = function(*args)
+    parts = result if isinstance(result, (tuple, list)) else [result]
+    leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
+    differentiable = [p.sum() for p in parts if isinstance(p, torch.Tensor) and p.requires_grad]
+    gradients = torch.autograd.grad(sum(differentiable), leaves, allow_unused=True) if (
+        leaves and differentiable) else [None] * len(leaves)
+    gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, gradients)]
+    return result, gradients, difference(args, before) == ""
+
+
+# ---- judging a function ---------------------------------------------------------------------
+
+WORDS = {
+    "en": dict(changed="it changes its arguments: work on a copy", ended="it does not come to an end",
+               raised="it raises {}", case="for {} ", gradient="the values are right, the gradient is "
+               "not: {}", printed="it prints ({} lines, the first: {})", right="right",
+               undone="not written yet", file="write it in {}"),
+    "zh": dict(changed="它改动了传入的参数：请在副本上计算", ended="它运行不完", raised="它抛出异常 {}",
+               case="输入 {} 时，", gradient="数值对了，梯度不对：{}", printed="它打印了 {} 行，第一行是：{}",
+               right="正确", undone="还没有写", file="请写在 {}")}
+
+
+def judge(function, answer, lang="en"):
+    """What is wrong with a student's function, in one line; "" if nothing is."""
+    words, results = WORDS[lang], []
+    torch.manual_seed(0)
+    for args in list(answer.cases()):
+        try:
+            results.append((args, call(function, args), call(answer.answer, args)))
+        except NotImplementedError:
+            return words["undone"]
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+            return words["case"].format(shown(args)) + words["raised"].format(" ".join(text.split()))
+    if all(same(got, want) for _, got, want in results):
+        return ""
+    for english, chinese, wrong in answer.MISTAKES:
+        with suppress(Exception):                     # a mistake may fail on inputs of some shape
+            if all(same(got, call(wrong, args)) for args, got, _ in results):
+                return chinese if lang == "zh" else english
+    for args, (result, gradients, kept), (right, slopes, _) in results:
+        where = words["case"].format(shown(args))
+        if found := difference(result, right):
+            return where + found
+        if found := difference(gradients, slopes):
+            return where + words["gradient"].format(found)
+        if not kept:
+            return where + words["changed"]
+
+
+def same(one, other):
+    return not difference(one[0], other[0]) and not difference(one[1], other[1]) \
+        and one[2] == other[2]
+
+
+def shown(args):
+    return brief(args)[1:-1].rstrip(",")
+
+
+def verdict(n, lang):
+    """(solved, one line) for the student's function; hints are in the language lang."""
+    name, words = exercises()[n], WORDS[lang]
+    answer = importlib.import_module(f"exercises.answers.{name}")
+    said, printed = [], io.StringIO()
+
+    def work():
+        try:
+            module = importlib.import_module(f"exercises.{name}")
+            said.append(judge(getattr(module, answer.NAME), answer, lang))
+        except BaseException as error:                # a syntax error, exit(), no such function
+            said.append(words["raised"].format(f"{type(error).__name__}: {error}"))
+
+    thread = threading.Thread(target=work, daemon=True)
+    with redirect_stdout(printed):
+        thread.start()
+        thread.join(SECONDS)
+    found = said[0] if said else words["ended"]
+    if lines := printed.getvalue().splitlines():
+        note = words["printed"].format(len(lines), lines[0][:60])
+        found = f"{found}; {note}" if found else found
+    return not found, found or words["right"]
+
+
+# ---- --run: the function in the real script -------------------------------------------------
+
+def run_script(path, name, function, flags):
+    """Run a stage with `function` in the place of `name`, if there is one. The functions of a stage
+    stand before `if __name__ == "__main__":`, what uses them comes after."""
+    head, line, main = Path(path).read_text().partition('if __name__ == "__main__":')
+    space = {"__name__": "__main__", "__file__": path}
+    sys.argv = [path, *flags]
+    module, _, attribute = name.rpartition(".")
+    if function and module:                           # model.attention: imported by the stage
+        setattr(importlib.import_module(module), attribute, function)
+    exec(compile(head, path, "exec"), space)
+    if function and not module:
+        space[name] = function
+    exec(compile("\n" * head.count("\n") + line + main, path, "exec"), space)
+
+
+def half(n, config):
+    """One of the two runs, in a process of its own."""
+    name = exercises()[n]
+    answer = importlib.import_module(f"exercises.answers.{name}")
+    script, place, flags = answer.RUN
+    student = getattr(importlib.import_module(f"exercises.{name}"), answer.NAME)
+    function = student if config.only == "yours" else None
+    run_script(script, place, function, [*shlex.split(flags), f"--out={config.out}"])
+
+
+def side_by_side(n):
+    """Both runs, then their logs as one table."""
+    answer = importlib.import_module(f"exercises.answers.{exercises()[n]}")
+    if not answer.RUN:
+        fail(f"exercise {n} has no run")
+    logs = {}
+    with TemporaryDirectory() as folder:
+        for only in ("ours", "yours"):
+            out = Path(folder) / f"{only}.pt"
+            print(f"\n--- {only}: {answer.RUN[0]} {answer.RUN[2]}", flush=True)
+            done = subprocess.run([sys.executable, "-m", "exercises", str(n),
+                                   f"--only={only}", f"--out={out}"])
+            log = out.with_suffix(".jsonl")
+            if done.returncode and not log.exists():
+                raise SystemExit(done.returncode)
+            logs[only] = [json.loads(line) for line in log.read_text().splitlines()]
+    table(logs, answer.COLUMNS)
+
+
+def table(logs, columns):
+    """Ours beside yours: a row for each step that both have logged."""
+    print(f"\n{'step':>6}" + "".join(f"{c.split('/')[-1] + ' ' + who:>24}"
+                                     for c in columns for who in logs))
+    rows = {who: {} for who in logs}
+    for who, lines in logs.items():
+        for line in lines:
+            rows[who].setdefault(line["step"], {}).update(line)
+    for step in sorted(set.intersection(*(set(r) for r in rows.values()))):
+        cells = [rows[who][step].get(column) for column in columns for who in logs]
+        if any(cell is not None for cell in cells):
+            print(f"{step:>6}" + "".join(f"{'-' if c is None else number(c):>24}" for c in cells))
+
+
+def explain(name, lang):
+    """The text of an exercise: its docstring, or the Chinese one."""
+    if lang == "zh":
+        return importlib.import_module(f"exercises.answers.{name}").ZH.strip()
+    source = (HERE / f"{name}.py").read_text(encoding="utf-8")
+    return source.split('"""')[1].strip()             # also of a file with a syntax error
+
+
+if __name__ == "__main__":
+    config = parse_config(Config, __doc__, words="exercise")
+    there = exercises()
+    if config.lang not in WORDS:
+        fail(f"--lang={config.lang} is not en or zh")
+    if config.exercise and (not config.exercise.isdecimal() or int(config.exercise) not in there):
+        fail(f"no exercise {config.exercise}: `python -m exercises` lists them")
+    n = int(config.exercise or 0)
+    if config.only:
+        half(n, config)
+    elif config.run and n:
+        side_by_side(n)
+    elif n:
+        solved, said = verdict(n, config.lang)
+        if not solved:
+            print(explain(there[n], config.lang) + "\n")
+        print(f"{n}: {said}" if not said == WORDS[config.lang]["undone"] else
+              WORDS[config.lang]["file"].format(f"exercises/{there[n]}.py"))
+        sys.stdout.flush()
+        os._exit(not solved)                          # an endless function can't be stopped
+    else:
+        count = 0
+        for i, name in there.items():
+            solved, said = verdict(i, config.lang)
+            count += solved
+            title = explain(name, config.lang).split("\n")[0]
+            print(f"{'x' if solved else ' '} {title}" + ("" if solved else f"   ({said})"), flush=True)
+        print(f"{count} of {len(there)}")
+        sys.stdout.flush()
+        os._exit(0)

@@ -1,0 +1,65 @@
+import torch
+import torch.nn.functional as F
+
+from reward import ranking_loss as answer
+
+NAME = "ranking_loss"
+RUN = "reward.py", "ranking_loss", "--steps=60 --batch_size=16 --micro_batch=16 --eval_every=15"
+COLUMNS = ["val_loss", "val_accuracy"]
+ZH = """
+14. 排序损失 ranking loss
+
+标注者给同一个提示 prompt 的 K 个回答排了名次。奖励模型 reward model 给每个回答一个分数 score。训练要让每一对回答里，
+更好的那个分数更高：
+
+    loss = 所有回答对的平均值：-log sigmoid(较好者的分数 - 较差者的分数)
+
+K 个回答组成 K (K - 1) / 2 对。名次相同的两个回答不分高下：它们不成对，也不计入对数。（InstructGPT 式 1。）
+例：分数 [1, 0]，名次 [0, 1] -> log(1 + exp(-1))。
+
+请用 torch.nn.functional 里的 logsigmoid：x 很小时，log(sigmoid(x)) 会变成 -inf。
+"""
+
+
+def cases():
+    for ranks in ([0, 1], [1, 0, 2], [2, 0, 1, 3], [0, 1, 1, 2], [0, 0, 1], [3, 1, 0, 2, 4]):
+        yield torch.randn(len(ranks), requires_grad=True), torch.tensor(ranks)
+    yield torch.tensor([-200.0, 0.0], requires_grad=True), torch.tensor([0, 1])
+
+
+def pairs(scores, ranks):
+    """Better minus worse, for each pair."""
+    return (scores[:, None] - scores[None, :])[ranks[:, None] < ranks[None, :]]
+
+
+MISTAKES = [
+    ("You prefer the worse answer: rank 0 is the best, so its score must be the higher one.",
+     "你偏爱了较差的回答：名次 0 是最好的，它的分数应当更高。",
+     lambda scores, ranks: -F.logsigmoid(-pairs(scores, ranks)).mean()),
+    ("You add the pairs up. Take their mean: prompts with many answers must not weigh more.",
+     "你把所有回答对加起来了。应当取平均值，否则回答多的提示权重更大。",
+     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum()),
+    ("You divide by K, the number of answers. Divide by the number of pairs.",
+     "你除以了回答的个数 K。应当除以回答对的个数。",
+     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum() / len(scores)),
+    ("You divide by K (K - 1) / 2 even when answers are tied. Tied answers make no pair.",
+     "有并列名次时，你仍然除以 K (K - 1) / 2。并列的回答不成对。",
+     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum()
+     / (len(scores) * (len(scores) - 1) / 2)),
+    ("You divide by K (K - 1): that counts each pair twice.",
+     "你除以了 K (K - 1)：每一对被数了两次。",
+     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum()
+     / (len(scores) * (len(scores) - 1))),
+    ("You use only the best and the worst answer. Every pair teaches something.",
+     "你只用了最好和最差的回答。每一对都有用。",
+     lambda scores, ranks: -F.logsigmoid(scores[ranks.argmin()] - scores[ranks.argmax()])),
+    ("You take log(sigmoid(x)): for very negative x it is -inf. Use logsigmoid.",
+     "你用了 log(sigmoid(x))：x 很小时它是 -inf。请用 logsigmoid。",
+     lambda scores, ranks: -torch.log(torch.sigmoid(pairs(scores, ranks))).mean()),
+    ("You forgot the logarithm: the loss is not the probability, but its -log.",
+     "你忘了取对数：损失不是概率，而是概率的 -log。",
+     lambda scores, ranks: -torch.sigmoid(pairs(scores, ranks)).mean()),
+    ("The gradient does not reach the scores: no .item(), .detach() or torch.tensor(…) on the way.",
+     "梯度传不到分数：中间不要用 .item()、.detach() 或 torch.tensor(…)。",
+     lambda scores, ranks: answer(scores.detach(), ranks)),
+]

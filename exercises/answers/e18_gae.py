@@ -1,0 +1,73 @@
+import torch
+
+from rlhf_ppo import gae as answer
+
+NAME = "gae"
+RUN = ("rlhf_ppo.py", "gae", "--steps=6 --batch_size=64 --minibatch=32 --n_eval=64 --eval_every=3 "
+       "--ptx_coef=0")
+COLUMNS = ["objective/score", "ppo/val/explained_var"]
+ZH = """
+18. 广义优势估计 generalised advantage estimation（GAE）
+
+评论家 critic 在每个 token 处估计回答最终有多好：V_t。优势 advantage 表示某个 token 之后的结果比评论家预期的好多少。
+只向前看一步时，它是
+
+    delta_t = r_t + gamma V_{t+1} - V_t
+
+GAE（Schulman et al. 2015，式 16）再加上后面各步的偏差，每远一步多乘一个 gamma lam：
+
+    A_t = delta_t + gamma lam A_{t+1}
+
+回答结束之后的价值是 0：最后一个 token 处，V_{t+1} = 0，A_{t+1} = 0。请从最后一个 token 往前算。mask 在回答的 token
+上为 1；各行长度不同。例：rewards [0, 1]，values [.5, .8]，gamma = lam = 1 -> advantages [.5, .2]。
+"""
+
+
+def cases():
+    for gamma, lam in ((1.0, 0.95), (0.9, 0.8), (1.0, 0.0), (0.9, 1.0)):
+        mask = torch.zeros(3, 6, dtype=torch.bool)
+        mask[0, 1:5] = mask[1, 2:] = mask[2, 0:1] = True
+        values = torch.randn(3, 6)                    # not 0 beyond the answer
+        yield torch.randn(3, 6) * mask, values, mask, gamma, lam
+
+
+def backwards(rewards, values, mask, gamma, lam, after=True, next_value=True, decay=None,
+              carry=True):
+    """GAE in which some part can be switched off."""
+    advantages, (B, T) = torch.zeros_like(rewards), rewards.shape
+    decay = gamma * lam if decay is None else decay
+    for b in range(B):
+        A = V = 0.0
+        for t in reversed(range(T)):
+            if not mask[b, t] and after:
+                A = V = 0.0
+                continue
+            delta = rewards[b, t] + (gamma * V if next_value else 0) - values[b, t]
+            A = delta + decay * A if carry else delta
+            V, advantages[b, t] = values[b, t], A
+    advantages = advantages * mask
+    return advantages, (advantages + values) * mask
+
+
+MISTAKES = [
+    ("GAE does not stop at the end of the answer: what stands behind it gets in. V and A are 0 there.",
+     "GAE 没有在回答结尾处停下：结尾之后的值混了进来。那里 V 和 A 都是 0。",
+     lambda *a: backwards(*a, after=False)),
+    ("You forgot the value of the next token in delta: r_t + gamma V_{t+1} - V_t.",
+     "delta 里漏了下一个 token 的价值：r_t + gamma V_{t+1} - V_t。",
+     lambda *a: backwards(*a, next_value=False)),
+    ("You discount the next advantage by lam only. It is gamma times lam.",
+     "你只用 lam 折扣后一步的优势。应当是 gamma 乘 lam。",
+     lambda r, v, m, gamma, lam: backwards(r, v, m, gamma, lam, decay=lam)),
+    ("You discount the next advantage by gamma only. It is gamma times lam.",
+     "你只用 gamma 折扣后一步的优势。应当是 gamma 乘 lam。",
+     lambda r, v, m, gamma, lam: backwards(r, v, m, gamma, lam, decay=gamma)),
+    ("You return delta: the later surprises are missing. Go from the last token to the first.",
+     "你返回的是 delta：后面各步的偏差没有加上。请从最后一个 token 往前算。",
+     lambda *a: backwards(*a, carry=False)),
+    ("Your returns are the advantages again. They are advantages + values, inside the answer.",
+     "你的 returns 还是优势。它应当是 advantages + values，只在回答之内。",
+     lambda *a: (answer(*a)[0],) * 2),
+    ("Your returns are not 0 outside the answer.", "在回答之外，你的 returns 不是 0。",
+     lambda r, v, m, *a: (answer(r, v, m, *a)[0], answer(r, v, m, *a)[0] + v)),
+]
