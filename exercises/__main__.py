@@ -1,13 +1,13 @@
 """Exercises that check themselves. Each file in exercises/ explains one idea and has a function
 without a body, which you write.
 
-    python -m exercises                 # the list: what is solved, what comes next
-    python -m exercises 14              # the text of exercise 14, or what is wrong with your function
-    python -m exercises 14 --run        # a minute of the real script with your function, beside ours
-    python -m exercises 14 --lang=zh    # in Chinese
+    python -m exercises                # the list: what is solved, what comes next
+    python -m exercises 14             # its text, or what is wrong with your function
+    python -m exercises 14 --run       # a minute of the real script with your function, beside ours
+    python -m exercises 14 --lang=zh   # in Chinese
 
-Your function is compared with the project's own, on random inputs. exercises/answers/ has the inputs
-and the mistakes that are recognised: reading it spoils the exercise.
+Your function is compared with the project's own, on random inputs. exercises/answers/ has the
+inputs and the mistakes that are recognised: reading it spoils the exercise.
 """
 
 import copy
@@ -93,9 +93,8 @@ def brief(value):
 
 def call(function, args):
     """The result of function(*args); then the gradient, in each argument that wants one, of the sum
-    of what it returns; then whether it has changed its arguments. Random numbers start anew."""
+    of what it returns; then the arguments as it leaves them. Random numbers start anew."""
     args = copy.deepcopy(args)
-    before = copy.deepcopy(args)
     torch.manual_seed(0)
     result = function(*args)
     parts = result if isinstance(result, (tuple, list)) else [result]
@@ -104,53 +103,59 @@ def call(function, args):
     gradients = torch.autograd.grad(sum(differentiable), leaves, allow_unused=True) if (
         leaves and differentiable) else [None] * len(leaves)
     gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, gradients)]
-    return result, gradients, difference(args, before) == ""
+    return result, gradients, args
 
 
 # ---- judging a function ---------------------------------------------------------------------
 
 WORDS = {
-    "en": dict(changed="it changes its arguments: work on a copy", ended="it does not come to an end",
-               raised="it raises {}", case="for {} ", gradient="the values are right, the gradient is "
-               "not: {}", printed="it prints ({} lines, the first: {})", right="right",
-               undone="not written yet", file="write it in {}"),
-    "zh": dict(changed="它改动了传入的参数：请在副本上计算", ended="它运行不完", raised="它抛出异常 {}",
-               case="输入 {} 时，", gradient="数值对了，梯度不对：{}", printed="它打印了 {} 行，第一行是：{}",
-               right="正确", undone="还没有写", file="请写在 {}")}
+    "en": dict(
+        right="right", undone="not written yet", file="write it in {}", case="for {} ",
+        changed="it does not leave its arguments as it should: most functions must work on a copy",
+        gradient="the values are right, the gradient is not: {}", raised="it raises {}",
+        ended="it does not come to an end", printed="it prints ({} lines, the first: {})"),
+    "zh": dict(
+        right="正确", undone="还没有写", file="请写在 {}", case="输入 {} 时，",
+        changed="调用之后传入的参数不对：一般应当在副本上计算", gradient="数值对了，梯度不对：{}",
+        raised="它抛出异常 {}", ended="它运行不完", printed="它打印了 {} 行，第一行是：{}")}
 
 
 def judge(function, answer, lang="en"):
-    """What is wrong with a student's function, in one line; "" if nothing is."""
-    words, results = WORDS[lang], []
+    """What is wrong with a student's function, in one line; "" if nothing is. An exercise whose
+    results can't be compared value by value has a function `check`, which judges their properties.
+    """
+    words, results, where = WORDS[lang], [], ""
     torch.manual_seed(0)
-    for args in list(answer.cases()):
-        try:
+    try:
+        if hasattr(answer, "check"):
+            return answer.check(function, lang)
+        for args in list(answer.cases()):
+            where = words["case"].format(shown(args))
             results.append((args, call(function, args), call(answer.answer, args)))
-        except NotImplementedError:
-            return words["undone"]
-        except Exception as error:
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
-            return words["case"].format(shown(args)) + words["raised"].format(" ".join(text.split()))
+    except NotImplementedError:
+        return words["undone"]
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({Path(line.filename).name}:{line.lineno})"
+        return where + words["raised"].format(" ".join(text.split()))
     if all(same(got, want) for _, got, want in results):
         return ""
     for english, chinese, wrong in answer.MISTAKES:
         with suppress(Exception):                     # a mistake may fail on inputs of some shape
             if all(same(got, call(wrong, args)) for args, got, _ in results):
                 return chinese if lang == "zh" else english
-    for args, (result, gradients, kept), (right, slopes, _) in results:
+    for args, (result, gradients, after), (right, slopes, right_after) in results:
         where = words["case"].format(shown(args))
         if found := difference(result, right):
             return where + found
         if found := difference(gradients, slopes):
             return where + words["gradient"].format(found)
-        if not kept:
+        if difference(after, right_after):
             return where + words["changed"]
 
 
 def same(one, other):
-    return not difference(one[0], other[0]) and not difference(one[1], other[1]) \
-        and one[2] == other[2]
+    return not any(map(difference, one, other))
 
 
 def shown(args):
@@ -185,15 +190,15 @@ def verdict(n, lang):
 
 def run_script(path, name, function, flags):
     """Run a stage with `function` in the place of `name`, if there is one. The functions of a stage
-    stand before `if __name__ == "__main__":`, what uses them comes after."""
+    stand before `if __name__ == "__main__":`, what uses them comes after. Instead of a name there
+    may be a function that puts the student's in its place."""
     head, line, main = Path(path).read_text().partition('if __name__ == "__main__":')
     space = {"__name__": "__main__", "__file__": path}
     sys.argv = [path, *flags]
-    module, _, attribute = name.rpartition(".")
-    if function and module:                           # model.attention: imported by the stage
-        setattr(importlib.import_module(module), attribute, function)
+    if function and callable(name):
+        name(function)
     exec(compile(head, path, "exec"), space)
-    if function and not module:
+    if function and not callable(name):
         space[name] = function
     exec(compile("\n" * head.count("\n") + line + main, path, "exec"), space)
 
@@ -274,8 +279,8 @@ if __name__ == "__main__":
         for i, name in there.items():
             solved, said = verdict(i, config.lang)
             count += solved
-            title = explain(name, config.lang).split("\n")[0]
-            print(f"{'x' if solved else ' '} {title}" + ("" if solved else f"   ({said})"), flush=True)
+            title = explain(name, config.lang).split("\n")[0] + ("" if solved else f"   ({said})")
+            print(f"{'x' if solved else ' '} {title}", flush=True)
         print(f"{count} of {len(there)}")
         sys.stdout.flush()
         os._exit(0)

@@ -1,7 +1,7 @@
 """18. Generalised advantage estimation (GAE)
 
-The critic says at every token how good the answer is going to be: V_t. The advantage of a token says
-how much better things went than the critic expected. One step ahead, that is
+The critic says at every token how good the answer is going to be: V_t. The advantage of a token
+says how much better things went than the critic expected. One step ahead, that is
 
     delta_t = r_t + gamma V_{t+1} - V_t
 
@@ -14,7 +14,7 @@ from the last token to the first. mask is 1 on the answer's tokens; the rows hav
 Example: rewards [0, 1], values [.5, .8], gamma = lam = 1 -> advantages [.5, .2].
 """
 
-import torch
+import torch     # noqa: F401
 
 
 def gae(rewards, values, mask, gamma, lam):

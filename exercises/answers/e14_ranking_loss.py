@@ -9,12 +9,13 @@ COLUMNS = ["val_loss", "val_accuracy"]
 ZH = """
 14. 排序损失 ranking loss
 
-标注者给同一个提示 prompt 的 K 个回答排了名次。奖励模型 reward model 给每个回答一个分数 score。训练要让每一对回答里，
-更好的那个分数更高：
+标注者给同一个提示 prompt 的 K 个回答排了名次。奖励模型 reward model 给每个回答一个分数 score。
+训练要让每一对回答里，更好的那个分数更高：
 
     loss = 所有回答对的平均值：-log sigmoid(较好者的分数 - 较差者的分数)
 
-K 个回答组成 K (K - 1) / 2 对。名次相同的两个回答不分高下：它们不成对，也不计入对数。（InstructGPT 式 1。）
+K 个回答组成 K (K - 1) / 2 对。名次相同的两个回答不分高下：它们不成对，也不计入对数。
+（InstructGPT 式 1。）
 例：分数 [1, 0]，名次 [0, 1] -> log(1 + exp(-1))。
 
 请用 torch.nn.functional 里的 logsigmoid：x 很小时，log(sigmoid(x)) 会变成 -inf。

@@ -9,8 +9,8 @@ COLUMNS = ["objective/score", "ppo/val/explained_var"]
 ZH = """
 18. 广义优势估计 generalised advantage estimation（GAE）
 
-评论家 critic 在每个 token 处估计回答最终有多好：V_t。优势 advantage 表示某个 token 之后的结果比评论家预期的好多少。
-只向前看一步时，它是
+评论家 critic 在每个 token 处估计回答最终有多好：V_t。优势 advantage 表示某个 token 之后的结果
+比评论家预期的好多少。只向前看一步时，它是
 
     delta_t = r_t + gamma V_{t+1} - V_t
 
@@ -18,8 +18,9 @@ GAE（Schulman et al. 2015，式 16）再加上后面各步的偏差，每远一
 
     A_t = delta_t + gamma lam A_{t+1}
 
-回答结束之后的价值是 0：最后一个 token 处，V_{t+1} = 0，A_{t+1} = 0。请从最后一个 token 往前算。mask 在回答的 token
-上为 1；各行长度不同。例：rewards [0, 1]，values [.5, .8]，gamma = lam = 1 -> advantages [.5, .2]。
+回答结束之后的价值是 0：最后一个 token 处，V_{t+1} = 0，A_{t+1} = 0。请从最后一个 token 往前算。
+mask 在回答的 token 上为 1；各行长度不同。
+例：rewards [0, 1]，values [.5, .8]，gamma = lam = 1 -> advantages [.5, .2]。
 """
 
 
@@ -50,7 +51,8 @@ def backwards(rewards, values, mask, gamma, lam, after=True, next_value=True, de
 
 
 MISTAKES = [
-    ("GAE does not stop at the end of the answer: what stands behind it gets in. V and A are 0 there.",
+    ("GAE does not stop at the end of the answer: what stands behind it gets in. There V and A are "
+     "0.",
      "GAE 没有在回答结尾处停下：结尾之后的值混了进来。那里 V 和 A 都是 0。",
      lambda *a: backwards(*a, after=False)),
     ("You forgot the value of the next token in delta: r_t + gamma V_{t+1} - V_t.",
