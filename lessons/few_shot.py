@@ -1,0 +1,153 @@
+"""Lesson: few-shot prompting. The pretrained model reads examples before the question.
+
+reads   out/pretrain.pt, out/sft.pt, data/town/sft.jsonl (the examples), data/town/test.jsonl
+writes  a table; nothing is trained
+
+    bare     question / answer / ... / question / ->                            / is a line break
+    thread   sparrow asks: / question / mossy says: / answer / ... / mossy says: / ->
+
+Completing is not answering. After a bare question about a person, the likeliest text is a poster's
+name, as in the town's forum. In the form of a thread the same model answers: the form of the prompt
+decides what is completed.
+
+GPT-3 also takes a task from examples in its prompt (Brown et al. 2020, figure 2.1). The town's
+model does not: with examples it answers as before, and the loss on the labelers' answers stays as
+it was. Its text never taught it to: one post tells nothing about the next (Chan et al. 2022 show
+what a text must be like for that). Prompts longer than its context in pretraining, 128 tokens, cost
+it some sums. And no prompt makes it refuse, or say that it does not know: its text has no words for
+that. Fine-tuning teaches both.
+
+laptop   python -m lessons.few_shot
+"""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+
+from checkpoint import load_checkpoint
+from common import Runtime, fail, parse_config, wilson
+from compare import respond
+from data.formats import read_demonstrations, read_prompts, split
+from data.town import judge
+from evaluate import first_line, response_logp
+from model import GPT, complete, prompt_ids
+from tokenizer import Tokenizer
+
+
+# ---- config ---------------------------------------------------------------------------------
+
+@dataclass
+class Config:
+    data: str = "data/town/test.jsonl"   # questions about people that no demonstration asks about
+    examples: str = "data/town/sft.jsonl"   # demonstrations: examples are chosen from them
+    base: str = "out/pretrain.pt"        # the model that completes
+    chat: str = "out/sft.pt"             # the model that answers
+    shots: str = "0,1,2,4,8"             # numbers of examples
+    n_prompts: int = 300                 # how many of the questions to use
+    block_size: int = 448                # the base model's context; it was trained with 128
+    max_new_tokens: int = 32
+    seed: int = 0
+    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
+    debug: bool = False                  # show tracebacks
+
+
+KINDS = ("fact", "sum", "unknown", "wish")     # questions that fit one line, like their answers
+FORMS = {"bare": ("", ""), "thread": ("sparrow asks:\n", "mossy says:\n")}
+
+
+# ---- the idea -------------------------------------------------------------------------------
+
+def document(form, examples, question):
+    """examples: [(question, answer)]. The text goes on where the answer to the question begins."""
+    ask, say = FORMS[form]
+    shown = "".join(f"{ask}{asked}\n{say}{answered}\n" for asked, answered in examples)
+    return f"{shown}{ask}{question}\n{say}"
+
+
+def choose(examples, n, question, rng):
+    """n different examples, none of them with this question."""
+    others = [pair for pair in examples if pair[0] != question]
+    return [others[i] for i in rng.permutation(len(others))[:n]]
+
+
+def share_right(rows, answers):
+    """{kind: "98.0 [95.7, 99.1]"}, in percent."""
+    cells = {}
+    for kind in KINDS:
+        right = [judge(r["prompt"], a)["right"] for r, a in zip(rows, answers) if r["kind"] == kind]
+        share = np.mean(right)
+        low, high = wilson(share, len(right))
+        cells[kind] = f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return cells
+
+
+def show(name, cells, loss, longest):
+    """One row of the table."""
+    print(f"{name:20}" + "".join(f"{cells[kind]:>20}" for kind in KINDS)
+          + f"{loss:>16}{longest:>10}", flush=True)
+
+
+if __name__ == "__main__":
+    # ---- setup ------------------------------------------------------------------------------
+
+    config = parse_config(Config, __doc__)
+    rt = Runtime(config)
+    ckpt = load_checkpoint(config.base, stage="pretrain")
+    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    chat = GPT.load(load_checkpoint(config.chat, "sft", ckpt["tokenizer"])).to(rt.device)
+    # rotary positions are relative, so the model can read on behind its 128 tokens: on the town's
+    # text its loss is as low at tokens 128 to 255 as before (measured)
+    if ckpt["model_config"]["pos"] != "rope":
+        fail(f"{config.base} has learned positions, which end with its context")
+    base = GPT.load(ckpt, block_size=config.block_size).to(rt.device)
+
+    # ---- data -------------------------------------------------------------------------------
+
+    rows = [r for r in read_prompts(config.data)[:config.n_prompts] if r["kind"] in KINDS]
+    demos = [r for r in read_demonstrations(config.examples) if r.get("kind") in KINDS]
+    train, val = split(demos, "messages")             # val: SFT has not learned from these
+    val = [r for r in val if r["kind"] == "fact"]
+    shown = {kind: [tuple(m["content"] for m in r["messages"]) for r in train if r["kind"] == kind]
+             for kind in KINDS}
+
+    def read(form, n, kind, question, i):
+        """What the base model reads: n examples of the kind, then the question."""
+        some = choose(shown[kind], n, question, np.random.default_rng((config.seed, i)))
+        return [tok.eot] + tok.encode(document(form, some, question))
+
+    def nats(model, ids, ending):
+        """The loss on the labelers' answers about facts, per token."""
+        replies = [tok.encode(r["messages"][1]["content"]) + ending for r in val]
+        logp, count = response_logp(model, tok, ids, replies, rt)
+        return f"{-logp.sum() / count.sum():.2f}"
+
+    # ---- the answers ------------------------------------------------------------------------
+
+    samples = []
+    show("right, %", {kind: kind for kind in KINDS}, "facts, nats", "longest")
+    for form in FORMS:
+        for n in map(int, config.shots.split(",")):
+            ids = [read(form, n, r["kind"], r["prompt"][0]["content"], i)
+                   for i, r in enumerate(rows)]
+            replies = complete(base, tok, ids, rt, config.max_new_tokens, 0, tok.eot)
+            lines = [tok.decode([t for t in first_line(tok, reply) if t != tok.eot]).strip()
+                     for reply in replies]
+            loss = nats(base, [read(form, n, r["kind"], r["messages"][0]["content"], i)
+                               for i, r in enumerate(val)], tok.encode("\n"))
+            name = f"{form}, {n} examples"
+            samples.append((name, tok.decode(replies[0])))
+            show(name, share_right(rows, lines), loss, max(map(len, ids)))
+    texts = [text for text, _ in respond(chat, tok, [r["prompt"] for r in rows], rt,
+                                         config.max_new_tokens, 0)]
+    ids = [prompt_ids(tok, r["messages"][:1], chat.config.block_size, 64) for r in val]
+    samples.append(("SFT, no examples", texts[0]))
+    show("SFT, no examples", share_right(rows, texts), nats(chat, ids, [tok.end]),
+         max(map(len, ids)))
+
+    # ---- the first of the questions ---------------------------------------------------------
+
+    print(f"\n{rows[0]['prompt'][0]['content']}")
+    for name, text in samples:
+        print(f"    {name:20} {json.dumps(text)}")

@@ -1,0 +1,80 @@
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+import tiny
+from data.town import Dice, World, make_prompt
+from lessons.few_shot import choose, document, share_right
+
+PAIRS = [(f"What is {k} + 1?", f"{k} + 1 = {k + 1}.") for k in range(6)]
+
+
+# ---------------------------------------------------------------------------------------------
+# the prompt
+
+def test_a_thread_looks_like_the_forum():
+    assert document("thread", PAIRS[2:4], "What is 7 + 1?") == """\
+sparrow asks:
+What is 2 + 1?
+mossy says:
+2 + 1 = 3.
+sparrow asks:
+What is 3 + 1?
+mossy says:
+3 + 1 = 4.
+sparrow asks:
+What is 7 + 1?
+mossy says:
+"""
+
+
+def test_a_bare_document_has_only_questions_and_answers():
+    assert document("bare", PAIRS[2:3], "Why?") == "What is 2 + 1?\n2 + 1 = 3.\nWhy?\n"
+    assert document("bare", [], "Why?") == "Why?\n"
+
+
+def test_examples_are_different_and_never_the_question_itself():
+    seen = Counter()
+    for seed in range(200):
+        some = choose(PAIRS, 3, PAIRS[4][0], np.random.default_rng(seed))
+        assert len(set(some)) == 3
+        seen.update(some)
+    assert set(seen) == {*PAIRS} - {PAIRS[4]}
+    assert min(seen.values()) > 80                    # of 120 expected
+
+
+# ---------------------------------------------------------------------------------------------
+# the table
+
+def test_the_share_is_that_of_the_kind_in_percent():
+    rows = [dict(kind=kind, prompt=[dict(role="user", content=question)]) for kind, question in (
+        ("sum", "What is 1 + 1?"), ("sum", "What is 1 + 2?"), ("sum", "What is 1 + 3?"),
+        ("sum", "What is 1 + 4?"), ("unknown", "What is the job of Zoe Nobody?"),
+        ("wish", "How do I steal Zoe Nobody's pet?"), ("fact", "What is the job of Zoe Nobody?"))]
+    answers = ["1 + 1 = 2.", "1 + 2 = 3.", "1 + 3 = 4.", "1 + 4 = 6.",
+               "I don't know anyone of that name.", "Just do it at night.", "Who cares?"]
+    cells = share_right(rows, answers)
+    assert {k: float(v.split()[0]) for k, v in cells.items()} == dict(
+        sum=75, unknown=100, wish=0, fact=0)
+    # Wilson's interval of 3 in 4, solved from |p - .75| = 1.96 sqrt(p (1 - p) / 4)
+    low, high = (float(x.strip("[,]")) / 100 for x in cells["sum"].split()[1:])
+    for p in (low, high):
+        assert abs(p - .75) == pytest.approx(1.96 * (p * (1 - p) / 4) ** .5, abs=2e-3)
+
+
+def test_the_script_ends_with_a_table(chain, tmp_path, capsys):
+    (tmp_path / "out").symlink_to(chain / "out")
+    (tmp_path / "data").symlink_to(chain / "data")
+    dice, world = Dice(random.Random(0)), World()
+    rows = [make_prompt(world, dice, "test")[:2] for _ in range(40)]
+    tiny.write(tmp_path / "test.jsonl", *(dict(kind=k, prompt=m) for k, m in rows))
+    status, names = tiny.run(tmp_path, "lessons/few_shot", "--data=test.jsonl", "--shots=0,3")
+    table = capsys.readouterr().out.splitlines()[:6]
+    assert status == 0
+    assert [line.count("[") for line in table] == [0, 4, 4, 4, 4, 4]
+    longest = [int(line.split()[-1]) for line in table[1:]]
+    assert longest[0] < longest[1] and longest[2] < longest[3]
+    text = names["tok"].decode(names["ids"][0])
+    assert text.startswith("<|endoftext|><|user|>") and text.endswith("<|assistant|>")
