@@ -1,0 +1,87 @@
+from collections import Counter
+
+from tokenizer import learn_merges
+
+NAME = "best_pair"
+RUN = None
+ZH = """
+1. 统计相邻对：先合并哪一对
+
+字节对编码 byte-pair encoding（BPE）从字节开始：最初的 token 是 0 到 255。学习时反复做同一步：
+把出现次数最多的一对相邻 token 变成一个新 token。本题只做第一步：找出这一对。
+
+文本已经切成片段 chunk（大致是单词），相同的片段也已经数好。只统计片段内部的相邻对，所以任何
+token 都不会跨过单词的边界。出现 n 次的片段要算 n 次。（Sennrich et al. 2016，算法 1。）
+
+次数相同时，取编号较小的一对：(97, 98) 先于 (98, 97)。有了这条规则，在哪台电脑上结果都一样。
+
+例：{"aaab": 2, "ba": 3}
+    aa 在 "aaab" 里出现 2 次，共 4 次；ab 共 2 次；ba 共 3 次  -> (97, 97)
+
+"text".encode() 得到文本的字节；再用 list() 就得到一串整数。
+"""
+
+
+def answer(chunks):
+    return next(iter(learn_merges(chunks, 1)))
+
+
+def cases():
+    yield {"aaab": 2, "ba": 3},                       # overlapping pairs; between the chunks
+    yield {"xyz": 1, "xy": 1, "zq": 5},               # frequencies
+    yield {"ab": 2, "ba": 2, "cd": 3},                # the order within a pair
+    yield {"zy": 2, "ab": 2},                         # ties
+    yield {"ab": 2, "zy": 2, "q": 9},
+    yield {"é": 3, "ab": 2},                          # one character, two bytes
+    yield {"hm": 2, "m": 9, "mm": 1},
+    yield {"kkkk": 2, "lm": 5},
+
+
+def pairs(chunks, weigh=True, ids=lambda text: text.encode(), order=lambda pair: pair):
+    """The counts of all pairs; each part can be done otherwise."""
+    counts = Counter()
+    for text, n in chunks.items():
+        for pair in zip(ids(text), ids(text)[1:]):
+            counts[order(pair)] += n if weigh else 1
+    return counts
+
+
+def first(counts):
+    return min(counts, key=lambda pair: (-counts[pair], pair))
+
+
+def joined(chunks):
+    return {"".join(text * n for text, n in chunks.items()): 1}
+
+
+def without_overlap(chunks):
+    return Counter({pair: sum(n * text.encode().count(bytes(pair)) for text, n in chunks.items())
+                    for pair in pairs(chunks)})
+
+
+MISTAKES = [
+    ("You count each chunk once. A chunk that occurs n times counts n times.",
+     "每个片段你只算了一次。出现 n 次的片段要算 n 次。",
+     lambda chunks: first(pairs(chunks, weigh=False))),
+    ("You count pairs across the border of two chunks. Only pairs inside a chunk count.",
+     "你把跨越两个片段边界的相邻对也数进去了。只数片段内部的。",
+     lambda chunks: first(pairs(joined(chunks)))),
+    ("Overlapping pairs are missing: aaa has the pair (a, a) twice. str.count does not see that.",
+     "重叠的相邻对漏数了：aaa 里 (a, a) 出现两次。str.count 数不出来。",
+     lambda chunks: first(without_overlap(chunks))),
+    ("You count characters instead of bytes: é is two bytes. Use text.encode().",
+     "你数的是字符，不是字节：é 有两个字节。请用 text.encode()。",
+     lambda chunks: first(pairs(chunks, ids=lambda text: [*map(ord, text)]))),
+    ("The order within a pair matters: (a, b) and (b, a) are different pairs.",
+     "一对之内的先后有区别：(a, b) 和 (b, a) 是不同的两对。",
+     lambda chunks: first(pairs(chunks, order=lambda pair: tuple(sorted(pair))))),
+    ("Of equally frequent pairs you take the one that was seen first. Take the smaller ids.",
+     "次数相同时，你取了最先遇到的一对。应当取编号较小的。",
+     lambda chunks: max(counts := pairs(chunks), key=counts.get)),
+    ("Of equally frequent pairs you take the largest ids. Take the smallest.",
+     "次数相同时，你取了编号较大的一对。应当取较小的。",
+     lambda chunks: max(counts := pairs(chunks), key=lambda pair: (counts[pair], pair))),
+    ("You take the rarest pair. The most frequent one is merged first.",
+     "你取了次数最少的一对。应当先合并次数最多的。",
+     lambda chunks: min(counts := pairs(chunks), key=lambda pair: (counts[pair], pair))),
+]

@@ -1,0 +1,100 @@
+import random
+from collections import Counter
+
+from tokenizer import bpe, replace
+from tokenizer import merge as answer     # noqa: F401
+
+NAME = "encode"
+RUN = None
+ZH = """
+3. 用合并规则编码 encode
+
+分词器 tokenizer 就是一串合并规则。给一个单词编码：从它的字节开始，不断合并，直到没有可以合并的
+相邻对。先后很重要：在单词里的所有相邻对当中，先合并最早学到的那一对，和训练时一样。最早学到的
+规则也最常用。换一种顺序会得到别的 token，而模型从没在这个位置见过它们。
+
+    只要有相邻对在 merges 里：
+        取最早学到的那一对
+        从左往右，把每一处都换掉（第 2 题）
+
+新 token 的编号按学习的顺序递增：编号最小的，学得最早。
+
+例：merges = {(98, 99): 256, (97, 98): 257, (256, 100): 258}，单词 "abcd" 的字节是
+    [97, 98, 99, 100] -> [97, 256, 100] -> [97, 258]
+相邻对 (97, 98) 在单词里更靠前，但 (98, 99) 学得更早。
+"""
+
+
+def cases():
+    rng = random.Random(0)
+    yield [97, 98, 99, 100], {(98, 99): 256, (97, 98): 257, (256, 100): 258}
+    yield [97, 98], {}
+    yield [], {(97, 98): 256}
+    for _ in range(12):
+        words = [[rng.choice([97, 97, 98, 99]) for _ in range(rng.randint(3, 9))] for _ in "123456"]
+        yield [rng.choice([97, 97, 98, 99]) for _ in range(12)], bpe(words, 8)
+
+
+def known(ids, merges):
+    return [pair for pair in zip(ids, ids[1:]) if pair in merges]
+
+
+def in_order(choose, rounds=10**6):
+    """Merge the pair that choose(pairs, merges) picks, again and again."""
+    def encode(ids, merges):
+        for _ in range(rounds):
+            if not (pairs := known(ids, merges)):
+                break
+            pair = choose(pairs, merges)
+            ids = replace(ids, pair, merges[pair])
+        return ids
+    return encode
+
+
+def leftmost(ids, merges):
+    while pairs := known(ids, merges):
+        i = [*zip(ids, ids[1:])].index(pairs[0])
+        ids = ids[:i] + [merges[pairs[0]]] + ids[i + 2:]
+    return ids
+
+
+def once(ids, merges):
+    out, i = [], 0
+    while i < len(ids):
+        pair = tuple(ids[i:i + 2])
+        out.append(merges.get(pair, ids[i]))
+        i += 2 if pair in merges else 1
+    return out
+
+
+def longest(ids, merges):
+    parts = {id: (id,) for id in ids}
+    for (left, right), new in merges.items():
+        parts[new] = parts.get(left, (left,)) + parts.get(right, (right,))
+    whole, out, i = {part: id for id, part in parts.items()}, [], 0
+    while i < len(ids):
+        part = next(tuple(ids[i:j]) for j in range(len(ids), i, -1) if tuple(ids[i:j]) in whole)
+        out.append(whole[part])
+        i += len(part)
+    return out
+
+
+MISTAKES = [
+    ("You merge the leftmost pair first. Take the pair that was learned first.",
+     "你先合并了最左边的一对。应当先合并最早学到的一对。", leftmost),
+    ("You merge the pair first that is most frequent in this word. Frequencies count in training; "
+     "here take the pair that was learned first.",
+     "你先合并了在这个单词里次数最多的一对。次数只在训练时有用；这里应当取最早学到的一对。",
+     in_order(lambda pairs, merges: Counter(pairs).most_common(1)[0][0])),
+    ("You merge the pair that was learned last. The smallest new id was learned first.",
+     "你先合并了最晚学到的一对。新编号最小的，学得最早。",
+     in_order(lambda pairs, merges: max(pairs, key=merges.get))),
+    ("You merge one pair and stop. Go on until no known pair is left.",
+     "你合并了一对就停了。应当继续，直到没有可以合并的相邻对。",
+     in_order(lambda pairs, merges: min(pairs, key=merges.get), rounds=1)),
+    ("You go through the word once. New tokens can be merged, too: go on until nothing changes.",
+     "你只从头到尾走了一遍。新 token 还可以再合并：直到不再变化为止。", once),
+    ("You take the longest token that fits, as WordPiece does. BPE repeats the merges in the order "
+     "in which they were learned.",
+     "你取了能匹配的最长 token，那是 WordPiece 的做法。BPE 按学习的顺序重复合并。", longest),
+]

@@ -1,0 +1,118 @@
+from tokenizer import PATTERNS, Tokenizer
+
+NAME = "encode_chat"
+COLUMNS = ["val_loss", "val_token_accuracy"]
+ZH = """
+4. 对话掩码 chat mask
+
+一段对话变成一行 token。特殊 token 说明是谁在说话，<|end|> 表示这一轮说完了。监督微调 supervised
+fine-tuning（SFT）时，模型读全部内容，但只学助手 assistant 说的话。掩码 mask 标出这些位置：要学的
+token 上为 1。
+
+    ids   <|endoftext|> <|user|> H i <|end|> <|assistant|> Y o <|end|>
+    mask  0             0        0 0 0       0             1 1 1
+
+助手的话后面的 <|end|> 要学：模型就是这样学会停下来的。<|assistant|> 不学：它由程序写。助手没有说话
+的一轮（content.strip() 为空）只读不学。reply 为真时，最后加一个 <|assistant|>，请模型回答；它的掩码
+是 0。
+
+tok.encode(text) 给出文本的 ids。特殊 token 是 tok.eot（<|endoftext|>）、tok.end、tok.assistant，
+按名字取则是 tok.specials["<|user|>"]。文本里写着的 "<|end|>" 只会变成普通 ids，不会变成特殊 token。
+"""
+
+
+class Bytes(Tokenizer):
+    """A tokenizer without merges, which can't be changed."""
+    def __deepcopy__(self, memo):
+        return self
+
+    def __repr__(self):
+        return "tok"
+
+
+def install(function):
+    Tokenizer.encode_chat = function
+
+
+RUN = "sft.py", install, "--steps=200 --eval_every=50 --ptx=0"
+
+
+def answer(tok, messages, reply=False):
+    return Tokenizer.encode_chat(tok, messages, reply)
+
+
+def cases():
+    tok = Bytes(PATTERNS["digits"], list(range(256)), {})
+    for dialogue in ("user Hi", "user Hi/assistant Yo", "system Be brief/user 1+1/assistant 2",
+                     "user a/assistant b/user c/assistant d", "user <|end|>/assistant <|user|>",
+                     "user a/assistant  /user b/assistant c"):
+        turns = [turn.split(" ", 1) for turn in dialogue.split("/")]
+        messages = [dict(role=role, content=content) for role, content in turns]
+        yield tok, messages
+        yield tok, messages, True
+
+
+def variant(learned):
+    """The right ids, and a mask that is 1 where learned(role, part, words, last) says so."""
+    def encode_chat(tok, messages, reply=False):
+        ids, mask = [tok.eot], [learned("", "start", True, False)]
+        for i, message in enumerate(messages):
+            role, words = message["role"], message["content"].strip() != ""
+            text, last = tok.encode(message["content"]), i == len(messages) - 1
+            ids += [tok.specials[f"<|{role}|>"], *text, tok.end]
+            mask += [learned(role, part, words, last)
+                     for part in ("marker", *["text"] * len(text), "end")]
+        if reply:
+            ids, mask = ids + [tok.assistant], mask + [learned("", "start", True, False)]
+        return ids, [int(m) for m in mask]
+    return encode_chat
+
+
+def right(role, part, words, last):
+    return role == "assistant" and part in ("text", "end") and words
+
+
+def earlier(tok, messages, reply=False):
+    ids, mask = answer(tok, messages, reply)
+    return ids, mask[1:] + [0]
+
+
+def without_start(tok, messages, reply=False):
+    return tuple(part[1:] for part in answer(tok, messages, reply))
+
+
+MISTAKES = [
+    ("Your mask is 1 everywhere. Learn what the assistant says, not what it reads.",
+     "你的掩码处处是 1。要学的是助手说的话，不是它读到的话。",
+     variant(lambda *a: True)),
+    ("Your mask also counts the prompt: what user and system say is read, not learned.",
+     "你的掩码把提示也算进去了：用户 user 和系统 system 的话只读不学。",
+     variant(lambda role, part, words, last: part in ("text", "end") and words)),
+    ("Your mask is 1 on the user's words. It is the assistant's words that are learned.",
+     "你的掩码在用户的话上是 1。要学的是助手的话。",
+     variant(lambda role, part, *a: role == "user" and part in ("text", "end"))),
+    ("<|end|> after the user's words is not learned: the program writes it.",
+     "用户的话后面的 <|end|> 不学：它由程序写。",
+     variant(lambda role, part, words, last: part == "end" and words
+             or right(role, part, words, last))),
+    ("Your mask leaves out <|end|> after the assistant's words: the model would never stop.",
+     "助手的话后面的 <|end|> 没有算进掩码：模型就学不会停下来。",
+     variant(lambda role, part, *a: right(role, part, *a) and part == "text")),
+    ("Your mask also counts <|assistant|>. The program writes it, so it is not learned.",
+     "你的掩码把 <|assistant|> 也算进去了。它由程序写，不用学。",
+     variant(lambda role, part, words, last: role == "assistant" and words)),
+    ("You learn only the last answer. In a longer dialogue every answer is learned.",
+     "你只学了最后一个回答。多轮对话里，每个回答都要学。",
+     variant(lambda role, part, words, last: right(role, part, words, last) and last)),
+    ("An empty answer is read, not learned: its <|end|> would teach the model to say nothing.",
+     "空的回答只读不学：学了它的 <|end|>，模型就会学着什么也不说。",
+     variant(lambda role, part, *a: right(role, part, True, False))),
+    ("Your mask stands one place too early. It marks the tokens themselves; targets are shifted "
+     "later.",
+     "你的掩码早了一位。它标的是 token 自己；错开一位是后来做目标 target 时的事。", earlier),
+    ("<|endoftext|> is missing at the start of the dialogue.",
+     "对话开头缺了 <|endoftext|>。", without_start),
+    ("reply=True must end with <|assistant|>, with the mask 0: then the model speaks next.",
+     "reply=True 时，最后要有 <|assistant|>，掩码是 0：接下来轮到模型说话。",
+     lambda tok, messages, reply=False: answer(tok, messages)),
+]

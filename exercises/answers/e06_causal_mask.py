@@ -1,0 +1,91 @@
+import torch
+
+import model
+from model import positions
+
+NAME = "may_look"
+COLUMNS = ["val_loss"]
+ZH = """
+6. 因果掩码 causal mask 与填充 padding
+
+语言模型预测下一个 token。所以一个 token 可以看自己和前面的 token，绝不能看后面的：那等于偷看答案。
+这就是因果掩码。
+
+长短不一的提示 prompt 放在同一个批次 batch 里。短的在前面填充，这样所有提示都在同一处结束，回答从
+那里开始。任何 token 都不能看填充。位置也只数真正的 token：一个提示，前面有没有填充，回答都一样。
+
+例：一行是填充、a、b、c：mask [0, 1, 1, 1]
+
+    look    填充  a  b  c         positions  [0, 0, 1, 2]
+    填充      0   0  0  0
+    a         0   1  0  0
+    b         0   1  1  0
+    c         0   1  1  1
+
+这个矩阵的第 t 行说明第 t 个 token 可以看哪里。填充的位置是多少都无所谓；请写 0，因为嵌入
+embedding 没有第 -1 行。
+"""
+
+
+def answer(mask):
+    pos, bias = positions(0, mask.size(1), mask, mask.device, torch.float32)
+    return bias[:, 0] == 0, pos
+
+
+def install(function):
+    """Where a text is read from its first token on; in training nothing is padded."""
+    def all_positions(past, T, mask, device, dtype):
+        if past:
+            return positions(past, T, mask, device, dtype)
+        look, pos = function(torch.ones(1, T, dtype=torch.long) if mask is None else mask)
+        bias = torch.zeros(look.shape, dtype=dtype).masked_fill_(~look.bool(),
+                                                                 torch.finfo(dtype).min)
+        return pos[0] if mask is None else pos, bias[:, None]
+
+    model.positions = all_positions
+
+
+RUN = ("pretrain.py", install, "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32 "
+       "--device=cpu")
+
+
+def cases():
+    yield torch.tensor([[0, 1, 1, 1]]),
+    yield torch.tensor([[1, 1, 1, 1, 1]]),
+    yield torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]]),
+
+
+def look(mask, below=0, causal=True, padding=True, future=False):
+    seen = torch.ones(*mask.shape, mask.size(1), dtype=torch.bool)
+    seen = seen.triu() if future else seen.tril(below) if causal else seen
+    return (seen & mask[:, None, :].bool() if padding else seen), answer(mask)[1]
+
+
+MISTAKES = [
+    ("Your tokens look into the future: row t is the token that looks, tril() is the past.",
+     "你的 token 在看后面：第 t 行是正在看的 token，过去是 tril()。",
+     lambda mask: look(mask, future=True)),
+    ("A token does not see itself. It may: it predicts the next token, not itself.",
+     "token 看不到自己。它可以看自己：它预测的是下一个 token，不是自己。",
+     lambda mask: look(mask, below=-1)),
+    ("A token sees the next one, too: that is the answer. It may see itself, but nothing later.",
+     "token 还看到了下一个 token，那正是答案。最多只能看到对角线。",
+     lambda mask: look(mask, below=1)),
+    ("The causal mask is missing: all tokens see the later ones.",
+     "缺了因果掩码：每个 token 都能看到后面的 token。", lambda mask: look(mask, causal=False)),
+    ("Padding can be seen. Combine the causal mask with mask[:, None, :].",
+     "填充能被看到。请把因果掩码和 mask[:, None, :] 合在一起。",
+     lambda mask: look(mask, padding=False)),
+    ("You close the rows of padding, not its columns. Columns are what is looked at, and padding "
+     "must not be seen.",
+     "你遮住的是填充所在的行，不是列：应当让填充不被看到。列才是被看的 token。",
+     lambda mask: (look(mask, padding=False)[0] & mask[:, :, None].bool(), answer(mask)[1])),
+    ("Your positions count padding: the first real token has the position 0.",
+     "你的位置把填充也数进去了：第一个真正的 token 位置是 0。",
+     lambda mask: (answer(mask)[0], torch.arange(mask.size(1)).expand_as(mask))),
+    ("Your positions begin at 1. Count from 0.", "你的位置从 1 开始。应当从 0 开始。",
+     lambda mask: (answer(mask)[0], mask.cumsum(-1))),
+    ("The positions of padding are -1, a row that an embedding does not have. Make them 0.",
+     "填充的位置成了 -1，嵌入里没有这一行。请改成 0。",
+     lambda mask: (answer(mask)[0], mask.cumsum(-1) - 1)),
+]

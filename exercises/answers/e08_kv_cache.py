@@ -1,0 +1,78 @@
+import torch
+
+from model import KVCache
+
+NAME = "append"
+COLUMNS = ["objective/score", "objective/kl"]
+ZH = """
+8. KV 缓存 KV cache
+
+要再写一个 token，注意力需要前面所有 token 的键和值。增加 token 时它们不会变，因为没有 token 会看
+后面的。所以把它们存起来：每个新 token 只花一步，不必把全文重读一遍。
+
+内存一次预留好，可放 S 个 token。前 length 个位置已经填好；后面是旧的无用数据。每一步带来 T 个新的
+键和值（先是整个提示，然后一次一个 token）。把它们写进张量 tensor 本身，接在已填好的位置后面；再
+返回到此为止填好的全部键和值：注意力接着用它们计算。
+
+例：length = 2，T = 1，用一个字母代表一个向量：
+    keys [a, b, ?, ?]，k [c]  ->  keys 现在是 [a, b, c, ?]，返回 [a, b, c]
+
+length 是普通的整数，之后由调用者增加：各层共用一个 length。
+"""
+
+
+def answer(keys, values, length, k, v):
+    cache = KVCache.__new__(KVCache)                  # without reserving memory
+    cache.k, cache.v, cache.length = [keys], [values], length
+    return cache.append(0, k, v)
+
+
+def install(function):
+    KVCache.append = lambda cache, layer, k, v: function(cache.k[layer], cache.v[layer],
+                                                         cache.length, k, v)
+
+
+RUN = ("rlhf_ppo.py", install, "--steps=6 --batch_size=64 --minibatch=32 --n_eval=64 "
+       "--eval_every=3 --ptx_coef=0")
+
+
+def cases():
+    for length, T in ((0, 4), (4, 1), (3, 2), (7, 1)):
+        yield (torch.randn(2, 2, 8, 4), torch.randn(2, 2, 8, 4), length,
+               torch.randn(2, 2, T, 4), torch.randn(2, 2, T, 4))
+
+
+def store(keys, values, length, k, v, at=None):
+    at = length if at is None else at
+    keys[:, :, at:at + k.size(2)], values[:, :, at:at + k.size(2)] = k, v
+    return keys[:, :, :length + k.size(2)], values[:, :, :length + k.size(2)]
+
+
+def keep(keys, values, length, k, v):
+    return tuple(torch.cat([old[:, :, :length], new], dim=2)
+                 for old, new in ((keys, k), (values, v)))
+
+
+def one(keys, values, length, k, v):
+    return store(keys, values, length, k[:, :, -1:], v[:, :, -1:])
+
+
+MISTAKES = [
+    ("You return only the new keys and values. Attention needs the earlier ones, too.",
+     "你只返回了新的键和值。注意力还需要前面的。",
+     lambda *a: (store(*a), a[3:])[1]),
+    ("You return the whole memory: the rubbish behind the filled places gets in.",
+     "你返回了整块内存：已填好的位置后面的无用数据混了进来。",
+     lambda *a: (store(*a), a[:2])[1]),
+    ("You write at the front and destroy the earlier keys. Write at `length`.",
+     "你写在了开头，毁掉了前面的键。应当从 length 处开始写。",
+     lambda *a: store(*a, at=0)),
+    ("You store nothing: at the next step these keys and values are lost. Write into the tensors.",
+     "你什么也没存：到了下一步，这些键和值就没有了。请写进张量本身。", keep),
+    ("You store a single token. The first step brings the whole prompt: T tokens.",
+     "你只存了一个 token。第一步带来的是整个提示：T 个 token。", one),
+    ("You put the new keys before the old ones. They come last.",
+     "你把新的键放在了旧的前面。应当接在后面。",
+     lambda keys, values, length, k, v: (store(keys, values, length, k, v), (
+         torch.cat([k, keys[:, :, :length]], 2), torch.cat([v, values[:, :, :length]], 2)))[1]),
+]

@@ -1,0 +1,94 @@
+import math
+
+import torch
+from torch.nn import functional as F
+
+NAME = "cross_entropy"
+COLUMNS = ["loss", "val_loss"]
+ZH = """
+9. 手写交叉熵 cross-entropy
+
+模型给词表 vocabulary 里的每个 token 一个数，叫 logit。softmax 把它们变成概率。一个位置的损失 loss，
+是接下来真正出现的那个 token 的概率，取 -log：
+
+    loss = -log softmax(logits)[target] = log(sum_v exp(logits_v)) - logits[target]
+
+单位是 nat。整个批次的损失，是所有计入的位置的平均值。目标 target 为 -1 的位置不计入：那是填充，
+或者用户的话。它们既不在总和里，也不在除数里。
+
+例：logits [0, 0]，target 1 -> log 2 = .693。再加一个 target 为 -1 的位置，结果不变。
+
+logit 为 100 时，exp 超出 float32 的范围。请用 torch.logsumexp 或 log_softmax，它们先减去最大的
+logit。直接用 F.cross_entropy 就等于抄答案：请自己写。
+"""
+
+
+def answer(logits, targets):
+    return F.cross_entropy(logits, targets, ignore_index=-1)
+
+
+def install(function):
+    """In training; the held-out loss stays ours."""
+    ours = F.cross_entropy
+
+    def cross_entropy(logits, targets, reduction="mean", **more):
+        if reduction == "mean":
+            return function(logits, targets)
+        return ours(logits, targets, reduction=reduction, **more)
+
+    F.cross_entropy = cross_entropy
+
+
+RUN = "pretrain.py", install, "--steps=200 --warmup=20 --eval_every=50 --eval_rows=32"
+
+
+def cases():
+    for targets in ([1, 0, 2], [3, -1, 0, -1, 4], [-1, 2], [0, 3]):
+        yield torch.randn(len(targets), 5, requires_grad=True), torch.tensor(targets)
+    yield torch.tensor([[0.0, 200.0, 30.0], [500.0, 0.0, 1.0]], requires_grad=True), torch.tensor(
+        [2, 1])
+
+
+def nats(logits, targets):
+    """Of the counted positions."""
+    logp = logits.log_softmax(-1)[targets != -1]
+    return -logp.gather(1, targets[targets != -1, None])
+
+
+def of(values, targets):
+    """values (N, V) of the counted targets."""
+    return values[targets != -1].gather(1, targets[targets != -1, None])
+
+
+MISTAKES = [
+    ("You divide by all positions. Those with target -1 count neither in the sum nor below.",
+     "你除以了全部位置的个数。target 为 -1 的位置，总和里不算，个数里也不算。",
+     lambda logits, targets: nats(logits, targets).sum() / len(targets)),
+    ("Positions with target -1 count: in Python, index -1 is the last token of the vocabulary.",
+     "target 为 -1 的位置也算进去了：Python 里，下标 -1 是词表的最后一个 token。",
+     lambda logits, targets: -logits.log_softmax(-1)[range(len(targets)), targets].mean()),
+    ("Targets of 0 count, too: 0 is a token. Only -1 does not count.",
+     "target 为 0 也要算：0 是一个 token。只有 -1 不算。",
+     lambda logits, targets: nats(logits, targets.where(targets > 0, -1)).mean()),
+    ("You add the losses up. Take their mean.", "你把损失加起来了。应当取平均值。",
+     lambda *a: nats(*a).sum()),
+    ("The minus is missing: the loss is -log p.", "漏了负号：损失是 -log p。",
+     lambda *a: -nats(*a).mean()),
+    ("Your loss is in bits. Nats come from the natural logarithm.",
+     "你的损失以 bit 为单位。用自然对数才是 nat。", lambda *a: nats(*a).mean() / math.log(2)),
+    ("The softmax is missing: logits are not log-probabilities.",
+     "漏了 softmax：logit 不是对数概率。", lambda *a: -of(*a).mean()),
+    ("You take the softmax twice: log_softmax wants logits, not probabilities.",
+     "你做了两次 softmax：log_softmax 要的是 logit，不是概率。",
+     lambda logits, targets: nats(logits.softmax(-1), targets).mean()),
+    ("The logarithm is missing: you return -p, not -log p.",
+     "漏了对数：你返回的是 -p，不是 -log p。",
+     lambda logits, targets: -of(logits.softmax(-1), targets).mean()),
+    ("exp of a large logit is infinite. Use logsumexp or log_softmax.",
+     "logit 很大时，exp 是无穷大。请用 logsumexp 或 log_softmax。",
+     lambda logits, targets: (logits.exp().sum(-1).log()[targets != -1, None]
+                              - of(logits, targets)).mean()),
+    ("log(softmax(x)) is -inf when a probability is rounded to 0. Use log_softmax.",
+     "概率被舍入成 0 时，log(softmax(x)) 是 -inf。请用 log_softmax。",
+     lambda logits, targets: -of(logits.softmax(-1), targets).log().mean()),
+]
