@@ -11,11 +11,13 @@ inputs and the mistakes that are recognised: reading it spoils the exercise.
 """
 
 import copy
+import ctypes
 import importlib
 import io
 import json
 import math
 import os
+import runpy
 import shlex
 import subprocess
 import sys
@@ -48,6 +50,19 @@ def exercises():
     """{number: name of the file}, in order."""
     names = sorted(path.stem for path in HERE.glob("e[0-9][0-9]_*.py"))
     return {int(name[1:3]): name for name in names}
+
+
+def ours(n):
+    """The module with our function, its cases and its mistakes."""
+    return importlib.import_module(f"exercises.answers.{exercises()[n]}")
+
+
+def yours(n):
+    """The function that the student has written."""
+    names = runpy.run_path(HERE / f"{exercises()[n]}.py")
+    if not callable(names.get(ours(n).NAME)):
+        raise NameError(f"there is no function {ours(n).NAME}")
+    return names[ours(n).NAME]
 
 
 # ---- comparing two results ------------------------------------------------------------------
@@ -83,11 +98,12 @@ def difference(got, want):
 def brief(value):
     """A value in at most 80 characters."""
     def rounded(v):
-        v = v.detach().tolist() if isinstance(v, torch.Tensor) else v
+        if isinstance(v, torch.Tensor):
+            v = (v if v.numel() < 100 else v.flatten()[:100]).detach().tolist()
         if isinstance(v, (list, tuple)):
-            return type(v)(map(rounded, v))
+            return tuple(map(rounded, v)) if isinstance(v, tuple) else list(map(rounded, v))
         return round(v, 4) if isinstance(v, float) else v
-    text = repr(rounded(value))
+    text = " ".join(repr(rounded(value)).split())
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -135,9 +151,10 @@ def judge(function, answer, lang="en"):
     except NotImplementedError:
         return words["undone"]
     except Exception as error:
-        line = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} ({Path(line.filename).name}:{line.lineno})"
-        return where + words["raised"].format(" ".join(text.split()))
+        line = [line for line in traceback.extract_tb(error.__traceback__)
+                if "site-packages" not in line.filename][-1]          # of the student's file
+        place = f" ({Path(line.filename).name}:{line.lineno})"
+        return where + words["raised"].format(in_one_line(error) + place)
     if all(same(got, want) for _, got, want in results):
         return ""
     for english, chinese, wrong in answer.MISTAKES:
@@ -162,28 +179,33 @@ def shown(args):
     return brief(args)[1:-1].rstrip(",")
 
 
+def in_one_line(error):
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def verdict(n, lang):
     """(solved, one line) for the student's function; hints are in the language lang."""
-    name, words = exercises()[n], WORDS[lang]
-    answer = importlib.import_module(f"exercises.answers.{name}")
-    said, printed = [], io.StringIO()
+    words, answer, said, printed = WORDS[lang], ours(n), [], io.StringIO()
 
     def work():
         try:
-            module = importlib.import_module(f"exercises.{name}")
-            said.append(judge(getattr(module, answer.NAME), answer, lang))
+            said.append(judge(yours(n), answer, lang))
         except BaseException as error:                # a syntax error, exit(), no such function
-            said.append(words["raised"].format(f"{type(error).__name__}: {error}"))
+            said.append(words["raised"].format(in_one_line(error)))
 
     thread = threading.Thread(target=work, daemon=True)
     with redirect_stdout(printed):
         thread.start()
         thread.join(SECONDS)
-    found = said[0] if said else words["ended"]
+        found = said[0] if said else words["ended"]
+        if thread.is_alive():                         # ends at its next line of Python, if any
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+            thread.join(SECONDS)
+    line = found or words["right"]
     if lines := printed.getvalue().splitlines():
-        note = words["printed"].format(len(lines), lines[0][:60])
-        found = f"{found}; {note}" if found else found
-    return not found, found or words["right"]
+        line += "; " + words["printed"].format(len(lines), lines[0][:60])
+    return not found, line
 
 
 # ---- --run: the function in the real script -------------------------------------------------
@@ -204,32 +226,31 @@ def run_script(path, name, function, flags):
 
 
 def half(n, config):
-    """One of the two runs, in a process of its own."""
-    name = exercises()[n]
-    answer = importlib.import_module(f"exercises.answers.{name}")
-    script, place, flags = answer.RUN
-    student = getattr(importlib.import_module(f"exercises.{name}"), answer.NAME)
-    function = student if config.only == "yours" else None
+    """One of the two runs, in a process of its own. Where the stage calls its function in another
+    way, RUN has a fourth part, which turns the student's function into one of that kind."""
+    script, place, flags, *adapt = ours(n).RUN
+    function = yours(n) if config.only == "yours" else None
+    if function and adapt:
+        function = adapt[0](function)
     run_script(script, place, function, [*shlex.split(flags), f"--out={config.out}"])
 
 
 def side_by_side(n):
     """Both runs, then their logs as one table."""
-    answer = importlib.import_module(f"exercises.answers.{exercises()[n]}")
-    if not answer.RUN:
+    if not ours(n).RUN:
         fail(f"exercise {n} has no run")
-    logs = {}
+    logs, (script, _, flags, *_) = {}, ours(n).RUN
     with TemporaryDirectory() as folder:
         for only in ("ours", "yours"):
             out = Path(folder) / f"{only}.pt"
-            print(f"\n--- {only}: {answer.RUN[0]} {answer.RUN[2]}", flush=True)
+            print(f"\n--- {only}: {script} {flags}", flush=True)
             done = subprocess.run([sys.executable, "-m", "exercises", str(n),
                                    f"--only={only}", f"--out={out}"])
             log = out.with_suffix(".jsonl")
             if done.returncode and not log.exists():
                 raise SystemExit(done.returncode)
             logs[only] = [json.loads(line) for line in log.read_text().splitlines()]
-    table(logs, answer.COLUMNS)
+    table(logs, ours(n).COLUMNS)
 
 
 def table(logs, columns):
@@ -246,11 +267,11 @@ def table(logs, columns):
             print(f"{step:>6}" + "".join(f"{'-' if c is None else number(c):>24}" for c in cells))
 
 
-def explain(name, lang):
+def explain(n, lang):
     """The text of an exercise: its docstring, or the Chinese one."""
     if lang == "zh":
-        return importlib.import_module(f"exercises.answers.{name}").ZH.strip()
-    source = (HERE / f"{name}.py").read_text(encoding="utf-8")
+        return ours(n).ZH.strip()
+    source = (HERE / f"{exercises()[n]}.py").read_text(encoding="utf-8")
     return source.split('"""')[1].strip()             # also of a file with a syntax error
 
 
@@ -262,24 +283,26 @@ if __name__ == "__main__":
     if config.exercise and (not config.exercise.isdecimal() or int(config.exercise) not in there):
         fail(f"no exercise {config.exercise}: `python -m exercises` lists them")
     n = int(config.exercise or 0)
+    if config.run and not n:
+        fail("--run needs the number of an exercise")
     if config.only:
         half(n, config)
-    elif config.run and n:
+    elif config.run:
         side_by_side(n)
     elif n:
         solved, said = verdict(n, config.lang)
         if not solved:
-            print(explain(there[n], config.lang) + "\n")
+            print(explain(n, config.lang) + "\n")
         print(f"{n}: {said}" if not said == WORDS[config.lang]["undone"] else
               WORDS[config.lang]["file"].format(f"exercises/{there[n]}.py"))
         sys.stdout.flush()
         os._exit(not solved)                          # an endless function can't be stopped
     else:
         count = 0
-        for i, name in there.items():
+        for i in there:
             solved, said = verdict(i, config.lang)
             count += solved
-            title = explain(name, config.lang).split("\n")[0] + ("" if solved else f"   ({said})")
+            title = explain(i, config.lang).split("\n")[0] + ("" if solved else f"   ({said})")
             print(f"{'x' if solved else ' '} {title}", flush=True)
         print(f"{count} of {len(there)}")
         sys.stdout.flush()
