@@ -28,9 +28,9 @@ def cases():
     yield torch.tensor([-200.0, 0.0], requires_grad=True), torch.tensor([0, 1])
 
 
-def pairs(scores, ranks):
+def pairs(scores, ranks, above=torch.lt):
     """Better minus worse, for each pair."""
-    return (scores[:, None] - scores[None, :])[ranks[:, None] < ranks[None, :]]
+    return (scores[:, None] - scores[None, :])[above(ranks[:, None], ranks[None, :])]
 
 
 MISTAKES = [
@@ -51,6 +51,9 @@ MISTAKES = [
      "你除以了 K (K - 1)：每一对被数了两次。",
      lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum()
      / (len(scores) * (len(scores) - 1))),
+    ("You compare with <=: then tied answers, and each answer with itself, make a pair.",
+     "你用了 <=：这样并列的回答、甚至每个回答与自己，都成了一对。",
+     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks, torch.le)).mean()),
     ("You use only the best and the worst answer. Every pair teaches something.",
      "你只用了最好和最差的回答。每一对都有用。",
      lambda scores, ranks: -F.logsigmoid(scores[ranks.argmin()] - scores[ranks.argmax()])),

@@ -1,4 +1,5 @@
 import torch
+import torch.nn.functional as F
 
 from rlhf_ppo import gae as answer
 
@@ -46,15 +47,22 @@ def backwards(rewards, values, mask, gamma, lam, after=True, next_value=True, de
             delta = rewards[b, t] + (gamma * V if next_value else 0) - values[b, t]
             A = delta + decay * A if carry else delta
             V, advantages[b, t] = values[b, t], A
-    advantages = advantages * mask
     return advantages, (advantages + values) * mask
 
 
+def value_behind(rewards, values, mask, gamma, lam):
+    """The last token of an answer sees the value of the next position, which is no token."""
+    last = mask & ~F.pad(mask[:, 1:], (0, 1))
+    return answer(rewards + gamma * F.pad(values[:, 1:], (0, 1)) * last, values, mask, gamma, lam)
+
+
+STOP = ("GAE does not stop at the end of the answer: what stands behind it gets in. There V and A "
+        "are 0.", "GAE 没有在回答结尾处停下：结尾之后的值混了进来。那里 V 和 A 都是 0。")
 MISTAKES = [
-    ("GAE does not stop at the end of the answer: what stands behind it gets in. There V and A are "
-     "0.",
-     "GAE 没有在回答结尾处停下：结尾之后的值混了进来。那里 V 和 A 都是 0。",
-     lambda *a: backwards(*a, after=False)),
+    (*STOP, lambda *a: backwards(*a, after=False)),
+    (*STOP, lambda *a: tuple(result * a[2] for result in backwards(*a, after=False))),
+    ("The last token of an answer sees the value behind the answer: its V_{t+1} is 0.",
+     "回答的最后一个 token 用到了结尾之后的价值：那里 V_{t+1} 是 0。", value_behind),
     ("You forgot the value of the next token in delta: r_t + gamma V_{t+1} - V_t.",
      "delta 里漏了下一个 token 的价值：r_t + gamma V_{t+1} - V_t。",
      lambda *a: backwards(*a, next_value=False)),

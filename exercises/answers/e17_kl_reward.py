@@ -1,0 +1,87 @@
+from types import SimpleNamespace
+
+import torch
+
+import rlhf_ppo
+
+NAME = "token_rewards"
+RUN = ("rlhf_ppo.py", "token_rewards", "--steps=10 --batch_size=128 --minibatch=32 --n_eval=128 "
+       "--eval_every=5 --ptx_coef=0",
+       lambda function: lambda r, beta: function(r.logp, r.ref_logp, r.scores, r.last, beta))
+COLUMNS = ["objective/score", "objective/kl", "objective/rlhf_reward"]
+ZH = """
+17. 每个 token 的奖励
+
+奖励模型 reward model 给整个回答打分，PPO 却要每个 token 都有奖励。它由两部分组成：
+
+    每个 token 都要为偏离参考模型 reference 付出代价：   -beta (log pi(a_t) - log pi_ref(a_t))
+    回答的最后一个 token 另外得到整个回答的分数
+
+对整个回答求和，就是 score - beta KL，其中 KL 由这一个样本估计。没有这项惩罚，策略 policy 会找到奖励
+模型误判为好的文本。（Ziegler et al. 2019，式 2。）
+
+如果策略给某个 token 的概率比参考模型高，这个 token 就要付出代价；如果更低，则有所得。各个回答长度不
+同：last 指出它在哪里结束。结尾之后，logp 和 ref_logp 都是 0。
+
+例：logp [-1, -2]，ref_logp [-2, -2]，score 5，last 1，beta .1 -> 奖励 [-.1, 5]。
+"""
+
+
+def answer(logp, ref_logp, scores, last, beta):
+    rollout = SimpleNamespace(logp=logp, ref_logp=ref_logp, scores=scores, last=last)
+    return rlhf_ppo.token_rewards(rollout, beta)
+
+
+def cases():
+    for beta in (0.1, 0.5, 2.0):
+        last = torch.tensor([2, 4, 1])
+        mask = torch.arange(6) <= last[:, None]
+        yield -torch.rand(3, 6) * mask, -torch.rand(3, 6) * mask, torch.randn(3), last, beta
+
+
+def scored(rewards, scores, last):
+    """The scores, added at the last token."""
+    rewards = rewards.clone()
+    rewards[range(len(rewards)), last] += scores
+    return rewards
+
+
+MISTAKES = [
+    ("Your KL has the wrong sign: it rewards the distance from the reference. Subtract it.",
+     "KL 的符号反了：你在奖励偏离参考模型。应当减去它。",
+     lambda p, q, s, last, beta: scored(beta * (p - q), s, last)),
+    ("You left out beta: a nat of distance costs beta.",
+     "你漏了 beta：偏离一个 nat 的代价是 beta。",
+     lambda p, q, s, last, beta: scored(q - p, s, last)),
+    ("The KL is missing: then nothing keeps the policy near the reference.",
+     "漏了 KL：这样就没有什么约束策略留在参考模型附近。",
+     lambda p, q, s, last, beta: scored(0 * p, s, last)),
+    ("You give the score to every token. Only the last one earns it.",
+     "你把分数给了每个 token。只有最后一个 token 得到分数。",
+     lambda p, q, s, last, beta: beta * (q - p) + s[:, None]),
+    ("You put the score into the last column. That is padding for a short answer: last says where "
+     "it ends.",
+     "你把分数放在最后一列。对短回答来说那里是填充 padding：last 才是它结束的位置。",
+     lambda p, q, s, last, beta: scored(beta * (q - p), s, [-1] * len(s))),
+    ("You put the score one place after the last token. last is already the position of that "
+     "token.",
+     "你把分数放在最后一个 token 的后一位。last 已经是最后一个 token 的位置。",
+     lambda p, q, s, last, beta: scored(beta * (q - p), s, last + 1)),
+    ("The score replaces the KL of the last token. Add it: the last token pays, too.",
+     "分数把最后一个 token 的 KL 覆盖掉了。应当相加：最后一个 token 也要付代价。",
+     lambda p, q, s, last, beta: scored(
+         beta * (q - p), s - beta * (q - p)[range(len(s)), last], last)),
+    ("You put the KL of the whole answer on the last token. Every token pays for itself.",
+     "你把整个回答的 KL 都放在最后一个 token 上。每个 token 应当各付各的。",
+     lambda p, q, s, last, beta: scored(0 * p, s + beta * (q - p).sum(1), last)),
+    ("You use |log-ratio|. A token that is less probable than under the reference brings "
+     "something: only so is the mean the KL.",
+     "你取了绝对值。概率比参考模型低的 token 有所得：这样平均值才等于 KL。",
+     lambda p, q, s, last, beta: scored(-beta * (p - q).abs(), s, last)),
+    ("You subtract probabilities. The KL needs the difference of their logarithms, as given.",
+     "你减的是概率。KL 要的是对数概率之差，也就是给出的 logp 之差。",
+     lambda p, q, s, last, beta: scored(-beta * (p.exp() - q.exp()), s, last)),
+    ("You multiply the score by beta as well. Only the distance is weighed by beta.",
+     "你把分数也乘了 beta。beta 只乘偏离的部分。",
+     lambda p, q, s, last, beta: scored(beta * (q - p), beta * s, last)),
+]

@@ -1,0 +1,80 @@
+from types import SimpleNamespace
+
+import torch
+
+import rlhf_ppo
+
+NAME = "whiten"
+RUN = ("rlhf_ppo.py", "whiten", "--steps=10 --batch_size=128 --minibatch=32 --n_eval=128 "
+       "--eval_every=5 --ptx_coef=0", lambda function: lambda x, mask, rt: function(x, mask))
+COLUMNS = ["objective/score", "objective/kl", "ppo/policy/clipfrac"]
+ZH = """
+19. 白化 whitening
+
+优势 advantage 在这一轮可能很大，在下一轮可能很小，而学习率不变。所以 PPO 对一轮里的所有回答一起做平
+移和缩放，使优势的平均值为 0，标准差为 1：
+
+    (x - mean) / sqrt(variance + 1e-8)
+
+各个回答长度不同；mask 在回答的 token 上为 1。填充 padding 不是数据：平均值和方差都不计入它，结果在
+那里为 0。方差用有偏的估计，即除以 token 的个数。（Ziegler et al. 2019；“有偏方差，1e-8”是其复现工
+作列出的细节之一。）
+
+例：[[1, 3, 7]]，mask 为 [[1, 1, 0]] -> [[-1, 1, 0]]。
+"""
+
+
+def answer(x, mask):
+    one_process = SimpleNamespace(sum=lambda *values: [float(v) for v in values])
+    return rlhf_ppo.whiten(x, mask, one_process)
+
+
+def cases():
+    for scale, shift in ((1.0, 0.0), (5.0, 2.0), (0.1, -1.0)):
+        mask = torch.zeros(3, 6, dtype=torch.bool)
+        mask[0, 1:5] = mask[1, 2:] = mask[2, 0:2] = True
+        yield scale * torch.randn(3, 6) + shift, mask
+    yield torch.full((2, 3), 2.0), torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool)
+
+
+def scaled(x, mask, mean=True, root=0.5, unbiased=False, eps=1e-8):
+    """Whitening of which some part is different."""
+    variance = x[mask].var(unbiased=unbiased)
+    return (x - mean * x[mask].mean()) / (variance + eps)**root * mask
+
+
+def by_row(x, mask):
+    return torch.stack([scaled(row, m) for row, m in zip(x, mask)])
+
+
+MISTAKES = [
+    ("Padding counts in your mean and variance. Take both over x[mask].",
+     "你的平均值和方差计入了填充。两者都应当只取 x[mask]。",
+     lambda x, mask: scaled(x, torch.ones_like(mask)) * mask),
+    ("You set the padding to 0, and then it counts as zeros in your mean and variance. Divide by "
+     "the number of real tokens.",
+     "你把填充设成了 0，但它们仍作为 0 计入平均值和方差。应当除以真实 token 的个数。",
+     lambda x, mask: scaled(x * mask, torch.ones_like(mask)) * mask),
+    ("Your result is not 0 where mask is 0.", "在 mask 为 0 的地方，你的结果不是 0。",
+     lambda x, mask: (x - x[mask].mean()) * (x[mask].var(unbiased=False) + 1e-8)**-0.5),
+    ("Your variance is the unbiased one (n - 1), torch's default. Divide by n: unbiased=False.",
+     "你的方差是无偏的（除以 n - 1），那是 torch 的默认值。应当除以 n：unbiased=False。",
+     lambda x, mask: scaled(x, mask, unbiased=True)),
+    ("You divide by the variance. Divide by its root.", "你除以了方差。应当除以它的平方根。",
+     lambda x, mask: scaled(x, mask, root=1.0)),
+    ("You do not subtract the mean. (So Ziegler et al. whiten rewards, but not advantages.)",
+     "你没有减去平均值。（Ziegler et al. 对奖励是这样做的，对优势不是。）",
+     lambda x, mask: scaled(x, mask, mean=False)),
+    ("You only subtract the mean. Divide by the deviation, too.",
+     "你只减了平均值，还要除以标准差。",
+     lambda x, mask: scaled(x, mask, root=0.0)),
+    ("You whiten each answer by itself. A bad answer must stay worse than a good one: take all "
+     "answers together.",
+     "你对每个回答单独做了白化。差的回答应当仍比好的回答差：请把所有回答放在一起算。", by_row),
+    ("You divide by 0 when all advantages are equal: add 1e-8 to the variance.",
+     "所有优势都相等时，你除以了 0：请给方差加上 1e-8。",
+     lambda x, mask: scaled(x, mask, eps=0.0).masked_fill(~mask, 0.0)),
+    ("You divide by 0 when all advantages are equal: add 1e-8 to the variance.",
+     "所有优势都相等时，你除以了 0：请给方差加上 1e-8。",
+     lambda x, mask: scaled(x, mask, eps=0.0)),
+]

@@ -1,0 +1,85 @@
+import torch
+
+import rlhf_ppo
+
+NAME = "policy_loss"
+RUN = ("rlhf_ppo.py", "policy_loss", "--steps=10 --batch_size=128 --minibatch=32 --n_eval=128 "
+       "--eval_every=5 --ptx_coef=0",
+       lambda function: lambda *args: (function(*args), *rlhf_ppo.policy_loss(*args)[1:]))
+COLUMNS = ["objective/score", "objective/kl", "ppo/policy/clipfrac"]
+ZH = """
+20. PPO 的截断损失 clipped loss
+
+回答由旧策略采样得到。概率比 ratio 表示现在的策略 policy 认为其中某个 token 的概率是原来的多少倍：
+
+    ratio = pi(a_t) / pi_old(a_t)          给出的是两者的对数
+    loss = -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)        （Schulman et al. 2017，式 7）
+
+优势 advantage A > 0 时，损失使这个 token 的概率增大，直到 ratio 等于 1 + eps，此后梯度为 0。A < 0
+时使它减小，直到 1 - eps。取 min 是悲观的选择：如果 token 的概率朝错误的方向移动，无论多远，总会被拉
+回来。所以截断限制的是收益，不是损失。
+
+例：ratio 1.5，A 2，eps .2 -> -min(3, 2.4) = -2.4；A 为 -2 时 -> -min(-3, -2.4) = 3。
+"""
+
+
+def answer(*args):
+    return rlhf_ppo.policy_loss(*args)[0]
+
+
+def cases():
+    for eps in (0.2, 0.1, 0.3):
+        old = -torch.rand(12) - 0.5
+        move = torch.linspace(-0.6, 0.6, 12)[torch.randperm(12)]
+        yield (old + move).requires_grad_(), old, torch.randn(12), eps
+
+
+def ratio(logp, old_logp):
+    return (logp - old_logp).exp()
+
+
+def clipped(r, A, eps, pick=torch.min):
+    return -pick(r * A, r.clamp(1 - eps, 1 + eps) * A)
+
+
+MISTAKES = [
+    ("The sign is missing: the optimizer makes the loss small, and A > 0 must become more "
+     "probable.",
+     "漏了负号：优化器使损失变小，而 A > 0 的 token 应当变得更可能。",
+     lambda p, old, A, eps: -clipped(ratio(p, old), A, eps)),
+    ("You take the max inside the minus. It is -min(…), or max(-…, -…).",
+     "负号里面你取了 max。应为 -min(…)，或者 max(-…, -…)。",
+     lambda p, old, A, eps: clipped(ratio(p, old), A, eps, torch.max)),
+    ("The min is missing: you always use the clipped ratio. A token that has moved to the wrong "
+     "side then gets no gradient and never comes back.",
+     "漏了 min：你总是用截断后的 ratio。这样朝错误方向移动的 token 没有梯度，再也回不来。",
+     lambda p, old, A, eps: -ratio(p, old).clamp(1 - eps, 1 + eps) * A),
+    ("Nothing is clipped.", "没有截断。", lambda p, old, A, eps: -ratio(p, old) * A),
+    ("You clip the difference of the logarithms to ±eps. Clip the ratio, to 1 ± eps.",
+     "你把对数之差截断到 ±eps。应当把 ratio 截断到 1 ± eps。",
+     lambda p, old, A, eps: -torch.min(
+         ratio(p, old) * A, (p - old).clamp(-eps, eps).exp() * A)),
+    ("Your ratio is upside down: the present policy is above, the old one below.",
+     "ratio 上下颠倒了：现在的策略在上，旧策略在下。",
+     lambda p, old, A, eps: clipped(ratio(old, p), A, eps)),
+    ("Your ratio is the difference of the logarithms. Take exp of it.",
+     "你的 ratio 是对数之差。还要取 exp。",
+     lambda p, old, A, eps: clipped(p - old, A, eps)),
+    ("Your ratio divides the logarithms. The ratio of two probabilities is exp(logp - old_logp).",
+     "你用对数相除。两个概率之比是 exp(logp - old_logp)。",
+     lambda p, old, A, eps: clipped(p / old, A, eps)),
+    ("You use the probability instead of the ratio: exp(logp - old_logp).",
+     "你用的是概率，不是概率比：exp(logp - old_logp)。",
+     lambda p, old, A, eps: clipped(p.exp(), A, eps)),
+    ("You clip from 1 - eps only; the ratio must not exceed 1 + eps either.",
+     "你只截断了下界 1 - eps；ratio 也不能超过 1 + eps。",
+     lambda p, old, A, eps: -torch.min(
+         ratio(p, old) * A, ratio(p, old).clamp(min=1 - eps) * A)),
+    ("You return one number, the mean. The stage averages itself, over all micro-batches: return a "
+     "loss for each token.",
+     "你返回了一个平均值。训练脚本自己会对所有小批求平均：请返回每个 token 的损失。",
+     lambda p, old, A, eps: clipped(ratio(p, old), A, eps).mean()),
+    ("The values are right, but no gradient reaches logp: no .detach() and no torch.no_grad().",
+     "数值对了，但梯度传不到 logp：不要用 .detach() 或 torch.no_grad()。",
+     lambda p, old, A, eps: answer(p.detach(), old, A, eps)),
+]
