@@ -1022,6 +1022,18 @@ def test_hints_are_given_in_chinese(n):
         *answers(n).MISTAKES, *([answers(n).FORM] if n == 13 else [])]]
 
 
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    gpt, targets = GPT(GPTConfig(block_size=8, vocab_size=9, n_layer=1, n_embd=8, n_hidden=8)), []
+    for count in (8, 1, 3):                           # counted tokens of each micro-batch
+        targets += [[1] * count + [-1] * (8 - count)]
+    x, y = torch.randint(9, (3, 8)), torch.tensor(targets)
+    whole, = torch.autograd.grad(gpt(x, y)[1], gpt.wte.weight)
+    nats = F.cross_entropy(gpt(x)[0].transpose(1, 2), y, ignore_index=-1, reduction="none")
+    for loss in answers(11).answer(nats[:, None], y[:, None] >= 0):
+        loss.backward(retain_graph=True)
+    torch.testing.assert_close(gpt.wte.weight.grad, whole)
+
+
 # ---- what --run puts into the real script ---------------------------------------------------
 
 @pytest.fixture

@@ -3,7 +3,7 @@ import torch
 from model import KVCache
 
 NAME = "append"
-COLUMNS = ["objective/score", "objective/kl"]
+COLUMNS = ["objective/score", "ppo/policy/approxkl"]     # large if sampling and scoring disagree
 ZH = """
 8. KV 缓存 KV cache
 
@@ -28,8 +28,13 @@ def answer(keys, values, length, k, v):
 
 
 def install(function):
-    KVCache.append = lambda cache, layer, k, v: function(cache.k[layer], cache.v[layer],
-                                                         cache.length, k, v)
+    """In a memory of zeros: what a mistake leaves unwritten must not be NaN by chance."""
+    def append(cache, layer, k, v):
+        if cache.length == 0:
+            cache.k[layer].zero_(), cache.v[layer].zero_()
+        return function(cache.k[layer], cache.v[layer], cache.length, k, v)
+
+    KVCache.append = append
 
 
 RUN = ("rlhf_ppo.py", install, "--steps=6 --batch_size=64 --minibatch=32 --n_eval=64 "

@@ -6,7 +6,7 @@ import model
 from model import sample as ours
 
 NAME = "sample"
-COLUMNS = ["objective/score", "objective/kl"]
+COLUMNS = ["objective/score", "ppo/policy/approxkl"]     # large if sampling and scoring disagree
 ZH = """
 13. 采样与 top-p（核采样 nucleus sampling）
 
