@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import model
-from exercises.__main__ import call, exercises, judge, run_script, same
+from exercises.__main__ import WORDS, call, exercises, explain, judge, run_script, same, yours
 from model import GPT, GPTConfig, KVCache
 from tokenizer import Tokenizer
 
@@ -1012,6 +1012,12 @@ def test_no_way_to_sample_looks_like_another():
     results += [[wrong(*case) for case in exercise.cases()] for *_, wrong in exercise.MISTAKES]
     for one, other in itertools.combinations(results, 2):
         assert max((a - b).abs().max() for a, b in zip(one, other)) > 0.06
+
+
+@pytest.mark.parametrize("n", NUMBERS)
+def test_what_the_student_gets_has_a_text_in_both_languages_and_no_body(n):
+    assert all(explain(n, lang).startswith(f"{n}. ") for lang in WORDS)
+    assert judge(yours(n), answers(n)) == "not written yet"
 
 
 @pytest.mark.parametrize("n", NUMBERS)
