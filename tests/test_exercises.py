@@ -198,10 +198,11 @@ def test_run_shows_both_curves_side_by_side(school, chain):
     done = command(school, "14", "--run")
     assert done.returncode == 0, done.stderr
     head, *rows = done.stdout.splitlines()[-5:]
-    assert head.split() == ["step", *(f"{c} {who}" for c in ("val_loss", "val_accuracy")
-                                      for who in ("ours", "yours"))] or "yours" in head
+    assert head.split() == "step val_loss ours val_loss yours val_accuracy ours".split() + [
+        "val_accuracy", "yours"]
+    assert [int(row.split()[0]) for row in rows] == [15, 30, 45, 60]
     ours, yours = map(float, rows[-1].split()[3:])
-    assert ours > 0.5 > yours                         # it has learned to prefer the worse answers
+    assert ours > yours                               # it has learned to prefer the worse answers
 
 
 # ---- every --run, at a tiny size ------------------------------------------------------------
