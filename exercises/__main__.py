@@ -298,12 +298,14 @@ if __name__ == "__main__":
         sys.stdout.flush()
         os._exit(not solved)                          # an endless function can't be stopped
     else:
-        count = 0
+        undone = []
         for i in there:
             solved, said = verdict(i, config.lang)
-            count += solved
-            title = explain(i, config.lang).split("\n")[0] + ("" if solved else f"   ({said})")
-            print(f"{'x' if solved else ' '} {title}", flush=True)
-        print(f"{count} of {len(there)}")
+            title = explain(i, config.lang).split("\n")[0].partition(". ")[2]
+            wrong = "" if solved or said == WORDS[config.lang]["undone"] else f"   ({said})"
+            print(f"{'x' if solved else ' '} {i:>2}. {title}{wrong}", flush=True)
+            undone += [] if solved else [i]
+        print(f"{len(there) - len(undone)} of {len(there)}"
+              + (f"; next: python -m exercises {undone[0]}" if undone else ""))
         sys.stdout.flush()
         os._exit(0)

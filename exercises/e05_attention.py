@@ -15,8 +15,8 @@ Shapes: B rows, H heads, T queries, S keys. All B x H products are computed at o
 the last two dimensions.  Example: if all keys are equal, every output is the mean of the values.
 """
 
-import math     # noqa: F401
-import torch    # noqa: F401
+import math
+import torch
 
 
 def attention(q, k, v, bias):

@@ -19,7 +19,7 @@ Row t of this matrix says where token t may look. The position of padding does n
 because an embedding has no row -1.
 """
 
-import torch    # noqa: F401
+import torch
 
 
 def may_look(mask):

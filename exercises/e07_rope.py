@@ -16,7 +16,7 @@ x[..., 0::2] is the first number of all pairs. torch.stack(…, dim=-1).flatten(
 into their order.
 """
 
-import torch    # noqa: F401
+import torch
 
 
 def rope(x, pos, theta):

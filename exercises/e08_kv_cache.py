@@ -15,7 +15,7 @@ Example, with length = 2, T = 1 and single letters for vectors:
 `length` is a plain number that the caller raises afterwards: all layers share it.
 """
 
-import torch    # noqa: F401
+import torch
 
 
 def append(keys, values, length, k, v):

@@ -14,7 +14,7 @@ would learn nothing.
 Example: lr 1, warmup 2, steps 6  ->  .5, 1, 1, .855, .505, .155 for the steps 0 to 5
 """
 
-import math     # noqa: F401
+import math
 
 
 def get_lr(step, config):

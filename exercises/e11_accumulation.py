@@ -16,7 +16,7 @@ Example: the losses [1, 2, 3] in one micro-batch and [4] in the other (the rest 
     -> [1.5, 1.0], together 2.5. The mean of the means would be (2 + 4) / 2 = 3.
 """
 
-import torch    # noqa: F401
+import torch
 
 
 def micro_losses(nats, mask):

@@ -17,7 +17,7 @@ sort(descending=True) gives values and their places; scatter brings results back
 torch.multinomial draws from probabilities. Every row of the batch has its own cut.
 """
 
-import torch    # noqa: F401
+import torch
 
 
 def sample(logits, temperature, top_p):

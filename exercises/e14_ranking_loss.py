@@ -11,8 +11,8 @@ not counted. (InstructGPT, eq. 1.)  Example: scores [1, 0] with ranks [0, 1] -> 
 torch.nn.functional has logsigmoid: log(sigmoid(x)) is -inf for very negative x.
 """
 
-import torch                        # noqa: F401
-import torch.nn.functional as F     # noqa: F401
+import torch
+import torch.nn.functional as F
 
 
 def ranking_loss(scores, ranks):

@@ -14,7 +14,7 @@ p = .731: two labelers agree on .731^2 + .269^2 = 60.7%, and the ceiling is 73.1
 labelers agreed on 73%; compare.py sets the noise so that ours do, too.)
 """
 
-import torch      # noqa: F401
+import torch
 
 
 def agreement_and_ceiling(gaps, noise):

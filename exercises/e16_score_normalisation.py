@@ -16,7 +16,7 @@ et al. 2019 set mean and deviation, Stiennon et al. 2020 and InstructGPT the mea
 Take scores.std() for the deviation.
 """
 
-import torch      # noqa: F401
+import torch
 
 
 def normalise(weight, bias, scores):

@@ -15,7 +15,7 @@ Beyond it logp and ref_logp are 0.
 Example: logp [-1, -2], ref_logp [-2, -2], score 5, last 1, beta .1 -> rewards [-.1, 5].
 """
 
-import torch      # noqa: F401
+import torch
 
 
 def token_rewards(logp, ref_logp, scores, last, beta):

@@ -14,7 +14,7 @@ from the last token to the first. mask is 1 on the answer's tokens; the rows hav
 Example: rewards [0, 1], values [.5, .8], gamma = lam = 1 -> advantages [.5, .2].
 """
 
-import torch     # noqa: F401
+import torch
 
 
 def gae(rewards, values, mask, gamma, lam):

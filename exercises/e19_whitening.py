@@ -14,7 +14,7 @@ lists.)
 Example: [[1, 3, 7]] with mask [[1, 1, 0]] -> [[-1, 1, 0]].
 """
 
-import torch      # noqa: F401
+import torch
 
 
 def whiten(x, mask):

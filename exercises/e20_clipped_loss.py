@@ -14,7 +14,7 @@ what can be gained, not what can be lost.
 Example: ratio 1.5, A 2, eps .2 -> -min(3, 2.4) = -2.4; with A -2 -> -min(-3, -2.4) = 3.
 """
 
-import torch      # noqa: F401
+import torch
 
 
 def policy_loss(logp, old_logp, advantages, eps):

@@ -15,7 +15,7 @@ Ziegler et al. 2019; the factor 1/2 is theirs, too.)
 Example: V 1, V_old 0, R 2, eps .2 -> near .2, loss 1/2 max(1, 3.24) = 1.62.
 """
 
-import torch      # noqa: F401
+import torch
 
 
 def value_loss(values, old_values, returns, eps):

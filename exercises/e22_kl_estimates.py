@@ -14,7 +14,7 @@ pays with k1 (exercise 17); rlhf_ppo.py shows k3 as approxkl.
 Example: logp -1, ref_logp -2 -> r = e^-1, k1 = 1, k2 = .5, k3 = .368 - 1 + 1 = .368.
 """
 
-import torch      # noqa: F401
+import torch
 
 
 def kl_estimates(logp, ref_logp):

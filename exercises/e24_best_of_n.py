@@ -19,7 +19,7 @@ Stiennon et al. 2020 and Gao et al. 2022 use this number; it is never smaller th
 p [.5, .5], n 2 -> q [.75, .25], KL .131, the limit .193.
 """
 
-import torch      # noqa: F401
+import torch
 
 
 def best_of_n(p, n):

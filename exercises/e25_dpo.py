@@ -16,8 +16,8 @@ Example: chosen -10, rejected -11, both -10.5 under the reference, beta .1 -> r 
 = log(1 + exp(-.1)) = .644.
 """
 
-import torch                        # noqa: F401
-import torch.nn.functional as F     # noqa: F401
+import torch
+import torch.nn.functional as F
 
 
 def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):

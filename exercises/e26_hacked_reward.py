@@ -17,7 +17,7 @@ be no sum; then the score is 0. A prompt is a dialogue: prompt[-1]["content"] is
 Afterwards put the bad reward here, and look at --run: the score rises while the grade falls.
 """
 
-import re         # noqa: F401
+import re
 
 
 def reward(prompts, responses):

@@ -2,7 +2,7 @@ import random
 from collections import Counter
 
 from tokenizer import bpe, replace
-from tokenizer import merge as answer     # noqa: F401
+from tokenizer import merge as answer
 
 NAME = "encode"
 RUN = None

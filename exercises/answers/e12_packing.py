@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from sft import pack as answer     # noqa: F401
+from sft import pack as answer
 
 NAME = "pack"
 RUN = "sft.py", "pack", "--steps=200 --eval_every=50 --ptx=0"
