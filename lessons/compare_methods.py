@@ -1,0 +1,327 @@
+"""Which way from comparisons to a better model? Five, from the same SFT model and comparisons.
+
+reads   the folders of lab/seeds.py, out/seed0 …: sft.pt, comparisons.jsonl, reward.pt, ppo.pt
+writes  its runs in a folder `methods` in each of them, tables, out/methods.svg
+
+    best of n            no training: 16 answers, of which the reward model chooses one
+    rejection sampling   lessons/best_of_n.py
+    DPO                  lessons/dpo.py: the only one without a reward model
+    GRPO                 lessons/grpo.py
+    PPO                  rlhf_ppo.py
+
+Each method that trains has equally many trials, TRIALS, with seed 0. The one with the highest grade
+on prompts about the validation people is run with the other seeds, too. The tables are about the
+test people, of whom no trial has heard: the median over the seeds [least, most].
+
+    python -m lab.seeds --seeds=3                # first: run the chains
+    python -m lessons.compare_methods            # the same command goes on where it was interrupted
+    python -m lessons.compare_methods --seeds=1 --trials=1 --more=steps=4     # a quick look
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from checkpoint import fingerprint, load_checkpoint
+from common import Runtime, fail, load_function, parse_config, verdicts_of, writing
+from data.corpus import Corpus
+from data.formats import read_comparisons, split
+from evaluate import Answers, answer, measure, sample_best_of, wins
+from lessons.best_of_n import best_answers
+from lessons.held_out import read_prompts_that_fit
+from model import GPT, ScalarGPT, answer_text, frozen
+from pretrain import evaluate as text_loss
+from reward import encode_comparison
+from tokenizer import Tokenizer
+from tools.diagram import Drawing
+from tools.views import held_out, read_log
+
+
+@dataclass
+class Config:
+    seeds: int = 3             # how many: 0, 1, …
+    folder: str = "out/seed"   # the folders' names, without the number
+    trials: int = 4            # how many of TRIALS; 1: the defaults
+    jobs: int = 1              # runs at a time
+    more: str = ""             # flags for every run, such as "steps=4,n_eval=64"
+    prompts: str = "data/town/prompts.jsonl"   # the methods' prompts; the picture's, held out
+    val: str = "data/town/val.jsonl"   # prompts that choose among the trials
+    test: str = "data/town/test.jsonl"   # prompts for the tables
+    text: str = "data/town/pretrain"   # pretraining text: how much of it was forgotten?
+    judge: str = "data/town.py:judge"  # FILE.py:function(prompt, response) -> verdict
+    out: str = "out/methods.svg"
+    n_prompts: int = 800       # of val and of test, at most
+    best_of: int = 16
+    max_new_tokens: int = 64
+    temperature: float = 0.7
+    missing_end: float = 2.0   # subtracted from the score of an answer without an end
+    seed: int = 0              # of the sampled answers
+    device: str = "auto"
+    dtype: str = "auto"
+    debug: bool = False        # show tracebacks
+
+
+# ---- the runs -------------------------------------------------------------------------------
+
+SCRIPTS = {"rejection sampling": "lessons.best_of_n", "DPO": "lessons.dpo",
+           "GRPO": "lessons.grpo", "PPO": "rlhf_ppo"}
+TRIALS = {
+    "rejection sampling": [dict(), dict(lr=1e-3), dict(lr=2e-4), dict(best_of=8, steps=8)],
+    "DPO": [dict(), dict(beta=0.1), dict(beta=1), dict(lr=1e-4)],
+    "GRPO": [dict(), dict(lr=1e-4), dict(kl_coef=0.03), dict(normalise=False)],
+    "PPO": [dict(), dict(lr=1e-3), dict(kl_coef=0.05), dict(kl_coef=0.2)],
+}
+
+
+def train(method, flags, seed, config):
+    """The checkpoint of a run, which is made unless it is there. PPO's first trial is the chain's
+    own. What the script prints goes to a .txt beside the result."""
+    folder = Path(f"{config.folder}{seed}")
+    if method == "PPO" and not flags:
+        return folder / "ppo.pt"
+    script, more = SCRIPTS[method], dict(pair.split("=") for pair in config.more.split(",") if pair)
+    flags = flags | more
+    name = "-".join([script.rpartition(".")[2], *(f"{k}={v}" for k, v in flags.items())])
+    out = folder / "methods" / f"{name}.pt"
+    if out.exists():
+        return out
+    out.parent.mkdir(exist_ok=True)
+    read = (dict(data=folder / "comparisons.jsonl", prompts=config.prompts) if method == "DPO" else
+            dict(data=config.prompts, reward=folder / "reward.pt"))
+    flags = dict(init=folder / "sft.pt", out=out, seed=seed, **read) | flags
+    threads = max(1, (os.cpu_count() or 1) // config.jobs)
+    with open(out.with_suffix(".txt"), "w") as printed:
+        ended = subprocess.run(
+            [sys.executable, "-m", script, *(f"--{k}={v}" for k, v in flags.items())],
+            stdout=printed, stderr=printed, env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
+    if ended.returncode:
+        raise ValueError(f"{out} was not finished: {out.with_suffix('.txt')} says why; the same "
+                         f"command goes on there")
+    print(f"    {out}", flush=True)
+    return out
+
+
+def cached(file, make):
+    """What make() gives, from the JSON file if it is there."""
+    if not file.exists():
+        found = make()
+        file.parent.mkdir(exist_ok=True)
+        with writing(file) as f:
+            json.dump(found, f)
+    return json.loads(file.read_text())
+
+
+# ---- what a method's answers are worth ------------------------------------------------------
+
+class Examiner:
+    """The SFT and the reward model of one seed, and what other models are compared with them."""
+
+    def __init__(self, seed, rt, config):
+        self.folder, self.rt, self.config = Path(f"{config.folder}{seed}"), rt, config
+        ckpt = load_checkpoint(self.folder / "sft.pt", stage="sft")
+        self.tok, self.sft = Tokenizer.from_dict(ckpt["tokenizer"]), frozen(GPT.load(ckpt), rt)
+        self.reward = frozen(ScalarGPT.load(load_checkpoint(
+            self.folder / "reward.pt", stage="reward", tokenizer=ckpt["tokenizer"])), rt)
+        self.judge = load_function(config.judge)
+        self.room = self.sft.config.block_size - config.max_new_tokens - 1
+
+    def rows(self, path):
+        """All prompts of a file, whichever side of the split by hash they are on."""
+        train, val = read_prompts_that_fit(path, self.tok, self.room)
+        return (train + val)[:self.config.n_prompts]
+
+    def examine(self, path, data, best_of=0):
+        """The grade of each answer to the prompts in data, and means."""
+        tok, rt, config, rows = self.tok, self.rt, self.config, self.rows(data)
+        policy = GPT.load(load_checkpoint(path, stage=("sft", "ppo"),
+                                          tokenizer=tok.to_dict())).to(rt.device)
+        ids = [row["ids"] for row in rows]
+        if best_of:
+            replies, *_ = best_answers(policy, self.reward, rows, config.seed, tok, rt, config)
+            said = Answers(ids, replies, [answer_text(tok, r) for r in replies],
+                           [r[-1] == tok.end for r in replies])
+        else:
+            said = answer(policy, False, tok, ids, config.temperature, rt, config)
+        verdicts = verdicts_of(self.judge, [r["prompt"] for r in rows], said.texts, config.judge)
+        found = measure(policy, self.sft, tok, said, rt, config)
+        if best_of:
+            found["kl"] = math.log(best_of) - (best_of - 1) / best_of
+        corpus = Corpus(config.text, tok, self.folder / "cache", fingerprint(config.text))
+        *text, _ = corpus.held_out_rows(policy.config.block_size, 128)
+        loss, _ = text_loss(policy, text, len(corpus.sources), 16, rt)
+        return dict(grades=[v["grade"] for v in verdicts], kl=float(found["kl"]),
+                    right=float(np.mean([v["right"] for v in verdicts])),
+                    length=float(found["length"]), text_loss=loss.item())
+
+    def best_of_curve(self):
+        """[[KL, grade], …] of the best of 1, 2, 4, … answers to the held-out prompts."""
+        _, rows = read_prompts_that_fit(self.config.prompts, self.tok, self.room)
+        points = sample_best_of(self.sft, self.reward, self.judge, self.tok,
+                                [r["prompt"] for r in rows[:256]], self.rt, self.config)
+        return [[p["kl"], p["grade"]] for p in points]
+
+    def reward_cost(self):
+        """(FLOPs, seconds) of the reward model's training: forward and backward, and its language
+        model forward. Its log has tokens per second."""
+        rows, _ = split(read_comparisons(self.folder / "comparisons.jsonl"))
+        T = self.sft.config.block_size
+        n = sum(len(ids) for row in rows if (item := encode_comparison(self.tok, row, T))
+                for ids in item["ids"])
+        speed = [r["tokens_per_s"] for r in read_log(self.folder / "reward.jsonl")]
+        passes = 3 + (self.reward.lm is not None)
+        return n * passes * self.flops(), n / np.mean(speed)
+
+    def flops(self):
+        """Of a forward pass, per token, at the usual length of 32 tokens."""
+        return self.sft.flops_per_token(32) / 3
+
+
+def ppo_cost(path, prompt_tokens, flops, T):
+    """(FLOPs, seconds) of a run of PPO, whose log has the length of the answers: a forward pass to
+    sample, 5 to assess (policy, reference, critic, reward model, its language model), and a forward
+    and backward one, 3, of policy and critic in each epoch. flops: of a forward pass, per token."""
+    c, passes, seconds = load_checkpoint(path, stage="ppo")["config"], 0, 0.0
+    for row in read_log(path.with_suffix(".jsonl")):
+        if "seconds" in row:
+            passes += c["batch_size"] * (prompt_tokens + row["length"]) * (6 + 6 * c["epochs"])
+            updates = c["epochs"] * c["batch_size"] // c["minibatch"]
+            passes += (c["ptx_coef"] > 0) * updates * max(1, c["minibatch"] // 16) * T * 3
+            seconds += row["seconds"]
+    return passes * flops, seconds
+
+
+def cost(method, path, reward_cost, prompt_tokens, flops, T):
+    """(FLOPs, seconds) of a method: its run's, and the reward model's where it needs one."""
+    if method == "PPO":
+        own = ppo_cost(path, prompt_tokens, flops, T)
+    else:
+        log = read_log(path.with_suffix(".jsonl")) if method in SCRIPTS else []
+        own = (sum(row.get(name, 0) for row in log) for name in ("flops", "seconds"))
+    shared = (0, 0) if method in ("SFT", "DPO") else reward_cost
+    return tuple(a + b for a, b in zip(own, shared))
+
+
+# ---- what people read -----------------------------------------------------------------------
+
+def show(title, columns, found):
+    """columns: [(name, format)]; found: {method: for each seed a row of values}."""
+    print(f"\n{title}\n{'':20}" + "".join(f"{name:>21}" for name, _ in columns))
+    for method, rows in found.items():
+        print(f"{method:20}" + "".join(
+            f"{form.format(median(v)) + f' [{form}, {form}]'.format(min(v), max(v)):>21}"
+            for v, (_, form) in zip(zip(*rows), columns)))
+
+
+COLOURS = {"best of n": "text", "rejection sampling": "checkpoint", "DPO": "model",
+           "GRPO": "reward", "PPO": "loss"}
+
+
+def picture(curves):
+    """{method: for each seed [(KL, grade), …]} -> a Drawing: grade against the square root of the
+    KL divergence; a line through the medians over the seeds, a dot for each seed."""
+    d = Drawing(800, 440, "Grade against the distance from the SFT model")
+    points = [p for seeds in curves.values() for curve in seeds for p in curve]
+    right = max(1, math.ceil(4 * max(max(kl, 0) ** 0.5 for kl, _ in points)) / 4)
+    low = math.floor(4 * min(grade for _, grade in points)) / 4
+    high = math.ceil(4 * max(grade for _, grade in points)) / 4
+
+    def place(point):
+        kl, grade = point
+        return (60 + 540 * max(kl, 0) ** 0.5 / right,
+                390 - 360 * (grade - low) / max(high - low, 0.25))
+
+    for i in range(round(4 * (high - low)) + 1):
+        y = place((0, low + i / 4))[1]
+        d.text(50, y + 5, f"{low + i / 4:.2f}", anchor="end")
+        d.parts.append(f'<path d="M60,{y:.0f} H600" stroke="currentColor" opacity=".15"/>')
+    for i in range(round(4 * right) + 1):
+        d.text(place(((i / 4) ** 2, low))[0], 410, f"{i / 4:g}")
+    d.text(330, 432, "√KL from the SFT model (KL in nats)")
+    d.text(60, 18, "true grade, on held-out prompts", anchor="start")
+    for n, (method, seeds) in enumerate(curves.items()):
+        line = [place([median(values) for values in zip(*at_once)]) for at_once in zip(*seeds)]
+        d.parts.append(f'<path class="to" style="--c:var(--{COLOURS[method]})" d="M'
+                       + " L".join(f"{x:.1f},{y:.1f}" for x, y in line) + '"/>')
+        d.parts += [f'<circle class="head" style="--c:var(--{COLOURS[method]})" r="2.5" '
+                    f'cx="{x:.1f}" cy="{y:.1f}"/>' for curve in seeds for x, y in map(place, curve)]
+        d.text(615, 60 + 22 * n, method, COLOURS[method], True, "start")
+    return d
+
+
+if __name__ == "__main__":
+    config = parse_config(Config, __doc__)
+    if not 1 <= config.trials <= 4 or config.best_of < 2:
+        fail("--trials must be 1 to 4, and --best_of at least 2")
+    rt, seeds = Runtime(config), range(config.seeds)
+    for seed in seeds:
+        if not Path(f"{config.folder}{seed}", "ppo.pt").exists():
+            fail(f"{config.folder}{seed} has no ppo.pt: `python -m lab.seeds "
+                 f"--seeds={config.seeds}` makes it")
+    pool = ThreadPoolExecutor(config.jobs)
+
+    # ---- the trials, with seed 0, judged by the validation people ----------------------------
+
+    first, best = Examiner(0, rt, config), {}
+    jobs = [(m, flags, 0, config) for m in SCRIPTS for flags in TRIALS[m][:config.trials]]
+    paths = list(pool.map(train, *zip(*jobs)))
+    print("\ntrials: the grade on prompts about the validation people, seed 0")
+    for (method, flags, *_), path in zip(jobs, paths):
+        found = cached(first.folder / "methods" / f"{path.stem}.val.json",
+                       lambda: first.examine(path, config.val))
+        grade = np.mean(found["grades"])
+        print(f"    {method:20} {grade:.3f}  KL {found['kl']:.2f}  "
+              + (" ".join(f"{k}={v}" for k, v in flags.items()) or "as shipped"), flush=True)
+        best[method] = max(best.get(method, (0, None)), (grade, flags), key=lambda pair: pair[0])
+
+    # ---- the best of each, with all seeds -----------------------------------------------------
+
+    jobs = [(m, best[m][1], seed, config) for m in SCRIPTS for seed in seeds]
+    paths = {job[::2]: path for job, path in zip(jobs, pool.map(train, *zip(*jobs)))}
+    quality, costs, curves = {}, {}, {}
+    for seed in seeds:
+        seen = Examiner(seed, rt, config)
+        more, T = seen.folder / "methods", seen.sft.config.block_size
+        sft, flops, reward_cost = seen.folder / "sft.pt", seen.flops(), seen.reward_cost()
+        prompt = np.mean([len(row["ids"]) for row in seen.rows(config.prompts)])
+        found = {}
+        for method in ("SFT", "best of n", *SCRIPTS):
+            path, n = paths.get((method, seed), sft), config.best_of * (method == "best of n")
+            name = f"best_of_{n}" if n else path.stem
+            one = found[method] = cached(more / f"{name}.test.json",
+                                         lambda: seen.examine(path, config.test, n))
+            ours, sfts = np.array(one["grades"]), np.array(found["SFT"]["grades"])
+            quality.setdefault(method, []).append(
+                (ours.mean(), wins(ours, sfts).mean(), one["right"], one["kl"]))
+            spent, seconds = cost(method, path, reward_cost, prompt, flops, T)
+            # one forward pass writes an answer; each of n is also read by the reward model's two
+            costs.setdefault(method, []).append(
+                (one["length"], one["text_loss"], spent / 1e12, seconds, n * 3 or 1))
+            if method in SCRIPTS:
+                curve = [(row["kl"], row["grade"]) for row in
+                         held_out(read_log(path.with_suffix(".jsonl")))]
+                curves.setdefault(method, []).append(curve)
+            elif n:
+                curves.setdefault(method, []).append(
+                    cached(more / "best_of_curve.json", seen.best_of_curve))
+        print(f"seed {seed} is examined", flush=True)
+
+    # ---- save, show ---------------------------------------------------------------------------
+
+    show(f"answers to prompts about the test people, seeds 0 to {config.seeds - 1}",
+         [("grade", "{:.2f}"), ("win rate / SFT", "{:.2f}"), ("right", "{:.1%}"),
+          ("KL", "{:.2f}")], quality)
+    show("and the rest; the cost includes the reward model's training where one is needed",
+         [("length, tokens", "{:.1f}"), ("loss on text", "{:.3f}"), ("TFLOP", "{:.1f}"),
+          ("seconds", "{:.0f}"), ("passes per answer", "{:.0f}")], costs)
+    with writing(config.out) as f:
+        f.write(picture(curves).svg())
+    print(f"\nsaved {config.out}")
+    rt.close()
