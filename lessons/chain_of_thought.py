@@ -1,0 +1,221 @@
+"""Lesson: chain of thought. Sums of several numbers, answered at once and by steps; then voting.
+
+reads   out/sft.pt
+writes  out/chain_of_thought.pt, the model that was shown the steps: chat.py takes it
+
+    at once   What is 3 + 9 + 14?  ->  3 + 9 + 14 = 26.
+    steps     What is 3 + 9 + 14?  ->  3 + 9 = 12. 12 + 14 = 26.
+    voting    the most frequent result of several samples
+
+A model does a fixed amount of work per token, so a hard question needs more tokens (Wei et al.
+2022). Voting (Wang et al. 2022) needs no training: chains that err disagree with each other. The
+town has sums of two numbers only, so the lesson makes longer ones. Every sum before the last is at
+most 20: each step alone is known from pretraining. Both models learn from the same number of
+tokens, in the same number of steps; the short answers then cover more questions. Questions of the
+test have numbers that occur together in no demonstration, in any order.
+
+laptop   python -m lessons.chain_of_thought
+"""
+
+import random
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+
+from checkpoint import Run, load_checkpoint, save_checkpoint
+from common import Runtime, parse_config, wilson
+from compare import respond
+from data.formats import is_held_out
+from data.town import SUMS
+from model import GPT, optimizer_groups
+from pretrain import get_lr
+from sft import batch
+from tokenizer import Tokenizer
+
+
+# ---- config ---------------------------------------------------------------------------------
+
+@dataclass
+class Config:
+    init: str = "out/sft.pt"                # the model to start from
+    out: str = "out/chain_of_thought.pt"    # its log and unfinished state stand beside it
+    least: int = 2                          # numbers in a demonstration
+    most: int = 4
+    n_test: int = 300                       # questions for each number of numbers
+    steps: int = 400                        # optimizer steps of each model
+    n_tokens: int = 256                     # tokens of answers to learn from, in every step
+    lr: float = 1e-3                        # the peak: warmed up linearly, then a cosine
+    warmup: int = 30                        # steps
+    weight_decay: float = 0.1
+    votes: int = 16                         # samples per question
+    temperature: float = 1.0                # of the samples
+    seed: int = 0
+    device: str = "auto"                    # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                     # auto: bfloat16 where it is fast, else float32
+    fresh: bool = False                     # start over
+    debug: bool = False                     # show tracebacks
+
+
+# ---- the idea -------------------------------------------------------------------------------
+
+def at_once(numbers):
+    return f"{' + '.join(map(str, numbers))} = {sum(numbers)}."
+
+
+def by_steps(numbers):
+    """[3, 9, 14] -> "3 + 9 = 12. 12 + 14 = 26." """
+    before = list(accumulate(numbers))
+    return " ".join(f"{x} + {y} = {x + y}." for x, y in zip(before, numbers[1:]))
+
+
+ARMS = {"at once": at_once, "steps": by_steps}
+
+
+def result(text):
+    """The number after the last "=", or None."""
+    found = re.findall(r"= (\d+)\.", text)
+    return int(found[-1]) if found else None
+
+
+def vote(results):
+    """The most frequent result; of equally frequent ones, the first. None if there is none."""
+    counts = Counter(r for r in results if r is not None).most_common(1)
+    return counts[0][0] if counts else None
+
+
+def draw(rng, n, held_out):
+    """n numbers from 1 to 20, whose sum without the last is at most 20. A hash of the numbers,
+    whatever their order, decides whether they are held out."""
+    while True:
+        numbers = [rng.randint(1, 20) for _ in range(n)]
+        mark = [dict(role="user", content=str(sorted(numbers)))]
+        if sum(numbers[:-1]) <= 20 and is_held_out(mark, share=0.2) == held_out:
+            return numbers
+
+
+def ask(rng, numbers):
+    question = rng.choice(SUMS).format(x=" + ".join(map(str, numbers[:-1])), y=numbers[-1])
+    return [dict(role="user", content=question)]
+
+
+def demonstration(tok, answer, config, i):
+    """(ids, mask) of number i. The question depends on the seed and i, not on `answer`."""
+    rng = random.Random(f"{config.seed} {i}")
+    numbers = draw(rng, rng.randint(config.least, config.most), held_out=False)
+    messages = ask(rng, numbers) + [dict(role="assistant", content=answer(numbers))]
+    return tok.encode_chat(messages)
+
+
+def next_batch(tok, answer, config, first):
+    """x, y (B, T) with exactly config.n_tokens targets, from demonstration number `first` on, and
+    the number of the demonstration after them. The last one may be cut."""
+    dialogues, count = [], 0
+    while count < config.n_tokens:
+        dialogues.append(demonstration(tok, answer, config, first + len(dialogues)))
+        count += sum(dialogues[-1][1])
+    longest = max(len(ids) for ids, _ in dialogues)
+    x, y = batch(dialogues, [[i] for i in range(len(dialogues))], longest - 1, tok.pad)
+    late = (y >= 0).flatten().cumsum(0).view(y.shape) > config.n_tokens
+    return x, y.masked_fill(late, -1), first + len(dialogues)
+
+
+def start(ckpt, config, rt):
+    """The model of the checkpoint, and its optimizer."""
+    model = GPT.load(ckpt).to(rt.device)
+    groups = optimizer_groups(model, config.weight_decay)
+    return model, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=rt.device.type != "mps")
+
+
+def shares(model, tok, questions, rt, config, votes=0):
+    """{number of numbers: the share right and its interval, in percent}, and the mean number of
+    tokens in an answer. votes: sample so many answers and take the most frequent result; 0: the
+    greedy answer."""
+    prompts = [prompt for prompt, _ in questions for _ in range(max(1, votes))]
+    texts = [text for text, _ in respond(model, tok, prompts, rt, 64,
+                                         config.temperature if votes else 0, seed=config.seed)]
+    results, right = [result(text) for text in texts], {}
+    for i, (_, numbers) in enumerate(questions):
+        said = vote(results[i * votes:(i + 1) * votes]) if votes else results[i]
+        right.setdefault(len(numbers), []).append(said == sum(numbers))
+    means = {n: sum(r) / len(r) for n, r in right.items()}
+    return ({n: (share, *wilson(share, len(right[n]))) for n, share in means.items()},
+            sum(len(tok.encode(text)) for text in texts) / len(texts))
+
+
+if __name__ == "__main__":
+    # ---- setup ------------------------------------------------------------------------------
+
+    config = parse_config(Config, __doc__)
+    rt = Runtime(config)
+    run = Run(config, rt, inputs=[config.init], total=config.steps * len(ARMS))
+    ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
+    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+
+    # ---- data -------------------------------------------------------------------------------
+
+    rng, questions = random.Random(f"{config.seed} test"), {}
+    for n in range(config.least, config.most + 1):
+        for _ in range(config.n_test):
+            numbers = draw(rng, n, held_out=True)
+            questions[tuple(numbers)] = ask(rng, numbers), numbers    # each sum once
+    questions = list(questions.values())
+
+    # ---- model and optimizer ----------------------------------------------------------------
+
+    model, optimizer = start(ckpt, config, rt)
+    first, found = 0, []
+    if run.state:
+        model.load_state_dict(run.state["model"])
+        optimizer.load_state_dict(run.state["optimizer"])
+        first, found = run.state["first"], run.state["found"]
+    else:
+        found.append(("before", shares(model, tok, questions, rt, config)))
+
+    # ---- training loop: one model after the other -------------------------------------------
+
+    for step in range(run.start, run.total):
+        arm, s = list(ARMS)[step // config.steps], step % config.steps
+        if s == 0:
+            (model, optimizer), first = start(ckpt, config, rt), 0
+        for group in optimizer.param_groups:
+            group["lr"] = get_lr(s, config)
+        x, y, first = next_batch(tok, ARMS[arm], config, first)
+        x, y = x.to(rt.device), y.to(rt.device)
+        with rt.autocast():
+            _, loss = model(x, y)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        run.check(step, grad_norm, x=x, y=y)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        if (s + 1) % 100 == 0 or s + 1 == config.steps:
+            run.log(step + 1, dict(arm=arm, loss=loss.item(), demonstrations=first))
+        if s + 1 == config.steps:
+            for votes in (0, 1, config.votes):
+                how = f"vote of {votes}" if votes > 1 else "one sample" if votes else "greedy"
+                found.append((f"{arm}, {how}",
+                              shares(model, tok, questions, rt, config, votes)))
+            model.train()
+        run.save_state(step + 1, model=model, optimizer=optimizer, first=first, found=found)
+
+    # ---- save -------------------------------------------------------------------------------
+
+    metrics = {name: {str(n): share for n, (share, *_) in by_n.items()}
+               for name, (by_n, _) in found}
+    save_checkpoint(config.out, stage="sft", step=config.steps, metrics=metrics, model=model,
+                    model_config=model.config, tokenizer=tok, config=config,
+                    history=ckpt["history"], run=run.identity())
+
+    # ---- cleanup ----------------------------------------------------------------------------
+
+    print(f"{'right, %':24}" + "".join(f"{f'{n} numbers':>20}" for n in found[0][1][0])
+          + f"{'tokens':>10}")
+    for name, (by_n, length) in found:
+        cells = [f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+                 for share, low, high in by_n.values()]
+        print(f"{name:24}" + "".join(f"{c:>20}" for c in cells) + f"{length:10.1f}")
+    run.finish()

@@ -1,0 +1,238 @@
+"""Lesson: a part of the weights. Fine-tuning of all layers, of the last ones, and with LoRA.
+
+reads   out/pretrain.pt, data/town/sft.jsonl; to measure: data/town/test.jsonl, data/town/pretrain
+writes  out/lora.pt, the model of the last method, with B A added to W: chat.py takes it
+
+    y = W x + (alpha / r) B A x     W (out, in) is frozen, A (r, in) random, B (out, r) at first 0
+
+LoRA (Hu et al. 2021, eq. 3) trains A and B of every matrix in the blocks: r (in + out) weights
+instead of in * out. Afterwards W + (alpha / r) B A takes the place of W: answering costs nothing
+more. Gradient and AdamW's two averages are kept for the trained weights only. No pretraining text
+is rehearsed here, so the loss on it shows what each method forgets.
+
+laptop        python -m lessons.lora
+one of them   python -m lessons.lora --methods=lora8:8 --out=out/lora8.pt
+"""
+
+import re
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from checkpoint import Run, load_checkpoint, save_checkpoint
+from common import Runtime, fail, parse_config, wilson
+from compare import respond
+from data.corpus import Corpus
+from data.formats import read_demonstrations, read_prompts
+from data.town import judge
+from model import GPT, optimizer_groups
+from pretrain import evaluate as text_loss
+from pretrain import get_lr
+from sft import batch, encode_dialogues, pack
+from tokenizer import Tokenizer
+
+
+# ---- config ---------------------------------------------------------------------------------
+
+@dataclass
+class Config:
+    # all, lastN (N blocks) or loraR (rank R), and how many times --lr it learns with
+    methods: str = "all:0.5,last2:4,last1:4,lora1:8,lora4:8,lora16:8"
+    data: str = "data/town/sft.jsonl"    # demonstrations
+    test: str = "data/town/test.jsonl"   # questions about people that no demonstration asks about
+    text: str = "data/town/pretrain"     # pretraining text, to measure what is forgotten
+    init: str = "out/pretrain.pt"        # the checkpoint to start from
+    out: str = "out/lora.pt"             # its log and unfinished state stand beside it
+    steps: int = 200                     # optimizer steps of each method
+    batch_size: int = 4                  # rows of block_size tokens per step
+    alpha: float = 16.0                  # LoRA's scale
+    lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
+    warmup: int = 30                     # steps
+    weight_decay: float = 0.1
+    seed: int = 0
+    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
+    fresh: bool = False                  # start over
+    debug: bool = False                  # show tracebacks
+
+
+METHOD = r"(all|last(?=[1-9])|lora(?=[1-9]))(\d*):(\d*\.?\d+)"
+COLUMNS = ("method", "trained", "facts right", "sums right", "unknown, wishes", "text loss",
+           "seconds", "optimizer", "activations")
+
+
+# ---- the idea -------------------------------------------------------------------------------
+
+class LoRA(nn.Module):
+    """A linear layer that stays as it is, plus a trained product of two thin matrices."""
+
+    def __init__(self, linear, rank, alpha):
+        super().__init__()
+        self.linear, self.scale = linear, alpha / rank
+        self.A = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
+        self.B = nn.Parameter(torch.zeros(linear.out_features, rank))    # B A = 0 at first
+
+    def forward(self, x):
+        return self.linear(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    @torch.no_grad()
+    def merged(self):
+        """One linear layer that computes the same."""
+        self.linear.weight += self.scale * self.B @ self.A
+        return self.linear
+
+
+def change_layers(model, kind, change):
+    """Put change(layer) in the place of every such layer in the blocks."""
+    for part in [part for block in model.blocks for part in (block.attn, block.mlp)]:
+        for name, layer in list(part.named_children()):
+            if isinstance(layer, kind):
+                setattr(part, name, change(layer))
+    return model
+
+
+def add_lora(model, rank, alpha):
+    model.requires_grad_(False)
+    return change_layers(model, nn.Linear, lambda layer: LoRA(layer, rank, alpha))
+
+
+def merge(model):
+    return change_layers(model, LoRA, LoRA.merged)
+
+
+@torch.no_grad()
+def renew(model, ids):
+    """Give new tokens random embeddings. Pretraining makes all tokens that it never sees improbable
+    and alike (cosine 1): those of the chat template, and some of the labelers' words. As long as
+    embeddings are frozen like that, <|end|> can't be learned. Half as long as the others, random
+    ones hardly change the probabilities of the old tokens."""
+    for weight in dict.fromkeys((model.wte.weight, model.lm_head.weight)):     # one, if tied
+        directions = F.normalize(torch.randn(len(ids), weight.size(1)), dim=1)
+        weight[ids] = directions * weight.norm(dim=1).mean() / 2
+
+
+def prepare(ckpt, new, method, config, rt):
+    """"lora4:2" -> a model that trains these weights, and its optimizer. new: the new tokens."""
+    kind, n, _ = re.fullmatch(METHOD, method).groups()
+    torch.manual_seed(config.seed)
+    model = GPT.load(ckpt)
+    renew(model, new)
+    if kind == "last":
+        model.requires_grad_(False)
+        for part in (*model.blocks[-int(n):], model.norm):
+            part.requires_grad_(True)
+    elif kind == "lora":
+        add_lora(model, int(n), config.alpha)
+    groups = optimizer_groups(model.to(rt.device), config.weight_decay)
+    return model, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=rt.device.type != "mps")
+
+
+def kept_for_backward(model, x, y):
+    """Bytes of the activations that wait for the backward pass, without the weights."""
+    weights, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
+
+    def keep(tensor):
+        part = tensor.untyped_storage()
+        if part.data_ptr() not in weights:
+            kept[part.data_ptr()] = part.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(x, y)
+    return sum(kept.values())
+
+
+def measure(model, tok, rows, rt):
+    """The shares of greedy answers that are right: facts, sums, and unknown people and wishes."""
+    verdicts, groups = defaultdict(list), dict(fact=0, sum=1, unknown=2, wish=2)
+    rows = [row for row in rows if row["kind"] in groups]
+    answers = respond(model, tok, [row["prompt"] for row in rows], rt, 64, temperature=0)
+    for row, (text, ended) in zip(rows, answers):
+        verdicts[groups[row["kind"]]].append(ended and judge(row["prompt"], text)["right"])
+    means = [(np.mean(v), *wilson(np.mean(v), len(v))) for _, v in sorted(verdicts.items())]
+    return [f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for share, low, high in means]
+
+
+if __name__ == "__main__":
+    # ---- setup ------------------------------------------------------------------------------
+
+    config = parse_config(Config, __doc__)
+    rt = Runtime(config)
+    methods = config.methods.split(",")
+    if wrong := [method for method in methods if not re.fullmatch(METHOD, method)]:
+        fail(f"--methods: {wrong[0]!r} is not like all:1, last2:1 or lora8:4")
+    run = Run(config, rt, inputs=[config.data, config.test, config.text, config.init],
+              total=config.steps * len(methods))
+    ckpt = load_checkpoint(config.init, stage="pretrain")
+    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+
+    # ---- data -------------------------------------------------------------------------------
+
+    T, B = ckpt["model_config"]["block_size"], config.batch_size
+    train, *_ = encode_dialogues(read_demonstrations(config.data), tok, T)
+    plan = pack([len(ids) for ids, _ in train], T, config.steps * B,
+                np.random.default_rng(config.seed))
+    questions = read_prompts(config.test)
+    corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs[config.text])
+    *val_rows, _ = corpus.held_out_rows(T, 128)
+    new = sorted({id for ids, _ in train for id in ids} - set(np.unique(corpus.tokens).tolist()))
+
+    # ---- model and optimizer ----------------------------------------------------------------
+
+    method = methods[max(run.start - 1, 0) // config.steps]           # the last one at work
+    model, optimizer = prepare(ckpt, new, method, config, rt)
+    before, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
+    found, seconds = [], 0.0
+    if run.state:
+        model.load_state_dict(run.state["model"])
+        optimizer.load_state_dict(run.state["optimizer"])
+        found, seconds = run.state["found"], run.state["seconds"]
+    print(f"loss on text before: {before:.3f}; {len(new)} tokens are new")
+
+    # ---- training loop: one method after the other ------------------------------------------
+
+    for step in range(run.start, run.total):
+        method, s = methods[step // config.steps], step % config.steps
+        if s == 0:
+            (model, optimizer), seconds = prepare(ckpt, new, method, config, rt), 0.0
+        for group in optimizer.param_groups:
+            group["lr"] = get_lr(s, config) * float(method.partition(":")[2])
+        x, y = (t.to(rt.device) for t in batch(train, plan[s * B:(s + 1) * B], T, tok.pad))
+        began = time.process_time()                   # other programs do not count
+        with rt.autocast():
+            _, loss = model(x, y)
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        run.check(step, grad_norm, x=x, y=y)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        seconds += time.process_time() - began
+
+        if (s + 1) % 100 == 0 or s + 1 == config.steps:
+            run.log(step + 1, dict(method=method, loss=loss.item(), seconds=seconds))
+        if s + 1 == config.steps:                     # what this method has learned, and its cost
+            trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+            after, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
+            megabytes = (12 * trained / 1e6, kept_for_backward(model, x, y) / 1e6)
+            found.append((method, f"{trained:,}", *measure(model, tok, questions, rt),
+                          f"{after:.3f}", f"{seconds:.0f}", *(f"{m:.1f} MB" for m in megabytes)))
+            run.say("    " + "   ".join(found[-1]))
+        run.save_state(step + 1, model=model, optimizer=optimizer, found=found, seconds=seconds)
+
+    # ---- save -------------------------------------------------------------------------------
+
+    save_checkpoint(config.out, stage="sft", step=config.steps, metrics=dict(table=found),
+                    model=merge(model), model_config=model.config, tokenizer=tok, config=config,
+                    history=ckpt["history"], run=run.identity())
+
+    # ---- cleanup ----------------------------------------------------------------------------
+
+    for row in [COLUMNS, *found]:
+        print(f"{row[0]:12}{row[1]:>9}" + "".join(f"{text:>21}" for text in row[2:5])
+              + "".join(f"{text:>13}" for text in row[5:]))
+    run.finish()

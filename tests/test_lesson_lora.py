@@ -1,0 +1,200 @@
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+import checkpoint
+import tiny
+from checkpoint import load_checkpoint
+from common import Runtime
+from lessons.lora import Config, LoRA, add_lora, kept_for_backward, merge, prepare, renew
+from model import GPT, GPTConfig
+
+ENV = Runtime(Config(device="cpu", dtype="float32"))
+FLAGS = ("--steps=6 --batch_size=2 --warmup=2 --methods=all:1,last1:1,lora2:2 "
+         "--test=test.jsonl --out=lora.pt").split()
+
+
+def small(**changes):
+    torch.manual_seed(0)
+    return GPT(GPTConfig(block_size=16, vocab_size=50, n_layer=2, n_embd=32, n_hidden=48,
+                         **changes))
+
+
+def idx():
+    return torch.randint(50, (3, 16), generator=torch.Generator().manual_seed(1))
+
+
+def disturb(model):
+    """B is no longer 0."""
+    for name, p in model.named_parameters():
+        if name.endswith(".B"):
+            torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(p.numel()))
+
+
+# ---------------------------------------------------------------------------------------------
+# the layer
+
+def test_with_b_0_nothing_changes():
+    model = small()
+    before = model(idx())[0]
+    add_lora(model, 3, 16.0)
+    assert torch.equal(model(idx())[0], before)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_layer_is_a_sum_of_outer_products(bias):
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(5, 7, bias=bias)
+    layer, x = LoRA(linear, 2, 6.0), torch.randn(4, 5)
+    torch.nn.init.normal_(layer.B)
+    weight = linear.weight + sum(6.0 / 2 * torch.outer(layer.B[:, r], layer.A[r]) for r in range(2))
+    expected = x @ weight.T + (linear.bias if bias else 0)
+    assert torch.allclose(layer(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, dict(bias=True), dict(mlp="swiglu", n_kv_head=1)],
+                         ids=["laptop", "biases", "swiglu and fewer keys"])
+def test_merged_is_unmerged(changes):
+    model = small(**changes)
+    names = list(model.state_dict())
+    before = model(idx())[0]
+    add_lora(model, 3, 16.0)
+    disturb(model)
+    unmerged = model(idx())[0]
+    merge(model)
+    assert list(model.state_dict()) == names
+    assert torch.allclose(model(idx())[0], unmerged, atol=1e-4)
+    assert not torch.allclose(unmerged, before, atol=1e-2)
+
+
+def test_only_a_and_b_get_gradients_and_both_do():
+    model = small()
+    add_lora(model, 3, 16.0)
+    disturb(model)
+    model(idx(), idx())[1].backward()
+    for name, p in model.named_parameters():
+        reached = p.grad is not None and bool(p.grad.abs().sum() > 0)
+        assert reached == name.endswith((".A", ".B")), name
+
+
+def test_every_matrix_of_the_blocks_trains_r_weights_per_row_and_column():
+    model = small()
+    shapes = [p.shape for p in model.blocks.parameters() if p.dim() == 2]
+    add_lora(model, 3, 16.0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert len(shapes) == 8 and trained == 3 * sum(rows + columns for rows, columns in shapes)
+
+
+def test_the_change_has_rank_r():
+    model, before = small(), small()
+    add_lora(model, 3, 16.0)
+    disturb(model)
+    merge(model)
+    change = model.blocks[1].mlp.fc.weight - before.blocks[1].mlp.fc.weight
+    assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3
+
+
+# ---------------------------------------------------------------------------------------------
+# what is beside it
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_only_tokens_that_pretraining_never_saw_get_new_embeddings(tied):
+    model, before = small(tied=tied), small(tied=tied)
+    unseen = np.array([7, 30])
+    renew(model, unseen)
+    for name in ("wte.weight", "lm_head.weight"):
+        old, new = before.state_dict()[name], model.state_dict()[name]
+        changed = (old != new).any(1).nonzero().flatten().tolist()
+        assert changed == [7, 30]
+        length = old.norm(dim=1).mean().item()
+        assert new[unseen].norm(dim=1).tolist() == pytest.approx([length / 2] * 2)
+        assert abs(torch.cosine_similarity(*new[unseen], dim=0)) < 0.6
+
+
+@pytest.mark.parametrize("method, trained", [
+    ("all:1", ("wte", "blocks.0", "blocks.1", "norm", "lm_head")),
+    ("last1:1", ("blocks.1", "norm")),
+    ("last2:0.5", ("blocks.0", "blocks.1", "norm"))])
+def test_a_method_trains_its_part(method, trained):
+    model = small()
+    ckpt = dict(model=model.state_dict(), model_config=vars(model.config))
+    model, optimizer = prepare(ckpt, [], method, Config(), ENV)
+    for name, p in model.named_parameters():
+        assert p.requires_grad == name.startswith(trained)
+    listed = [p for group in optimizer.param_groups for p in group["params"]]
+    assert sum(map(torch.numel, listed)) == sum(
+        p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def test_activations_are_counted_once_and_without_weights():
+    """x @ W.T, squared: for the backward pass x and the product are needed, 4 bytes a number."""
+    class Two(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(5, 7, bias=False)
+
+        def forward(self, x, y):
+            return None, (self.layer(x) ** 2).sum()
+
+    assert kept_for_backward(Two(), torch.randn(3, 5), None) == 4 * (3 * 5 + 3 * 7)
+
+
+def test_fewer_layers_keep_fewer_activations():
+    model = small()
+    every = kept_for_backward(model, idx(), idx())
+    model.save_memory(recompute=False, freeze=1)
+    assert kept_for_backward(model, idx(), idx()) < every
+
+
+# ---------------------------------------------------------------------------------------------
+# the script
+
+@pytest.fixture
+def folder(chain, tmp_path):
+    for name in ("pretrain.pt", "tokenizer.json"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        shutil.copy(chain / "out" / name, tmp_path / "out")
+    (tmp_path / "data").symlink_to(chain / "data")
+    lines = (chain / "data/town/test.jsonl").read_text().splitlines(True)
+    (tmp_path / "test.jsonl").write_text("".join(lines[:20]))
+    return tmp_path
+
+
+def test_it_ends_with_a_table_and_a_merged_checkpoint_that_chat_takes(folder, capsys):
+    status, names = tiny.run(folder, "lessons/lora", *FLAGS)
+    table = capsys.readouterr().out.splitlines()
+    assert status == 0
+    assert [sum(method in line and "[" in line for line in table[-5:])
+            for method in ("all:1", "last1:1", "lora2:2")] == [1, 1, 1]
+    ckpt = load_checkpoint(folder / "lora.pt", stage="sft")
+    assert [entry["stage"] for entry in ckpt["history"]] == ["pretrain", "sft"]
+    status, _ = tiny.run(folder, "chat", "--temperature=0", "--prompt=What is 2 + 3?",
+                         "--compare=lora.pt")
+    assert status == 0
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(folder, monkeypatch):
+    tiny.run(folder, "lessons/lora", *FLAGS)
+    whole = load_checkpoint(folder / "lora.pt")
+    (folder / "lora.pt").unlink()
+    done, plain = Counter(), checkpoint.Run.save_state
+
+    def save_state(run, step, **state):
+        run.interrupted = step in (3, 6, 16, 18)      # within a method, and where one ends
+        done[step] += 1
+        plain(run, step, **state)
+
+    monkeypatch.setattr(checkpoint.Run, "save_state", save_state)
+    ends = [tiny.run(folder, "lessons/lora", *FLAGS)[0] for _ in range(5)]
+    again = load_checkpoint(folder / "lora.pt")
+    assert all(torch.equal(again["model"][k], v) for k, v in whole["model"].items())
+    assert ends == [130] * 4 + [0] and max(done.values()) == 1
+
+
+@pytest.mark.parametrize("method", ["lora", "first2:1", "all", "lora0:1", "last:1", "lora4:x"])
+def test_a_method_that_does_not_exist_is_refused(folder, method, capsys):
+    assert tiny.run(folder, "lessons/lora", f"--methods={method}", "--out=lora.pt")[0] == 1
+    assert capsys.readouterr().err.count("\n") == 1
