@@ -109,7 +109,7 @@ def merge(model):
 def renew(model, ids):
     """Give new tokens random embeddings. Pretraining makes all tokens that it never sees improbable
     and alike (cosine 1): those of the chat template, and some of the labelers' words. As long as
-    embeddings are frozen like that, <|end|> can't be learned. Half as long as the others, random
+    embeddings are frozen like that, <|end|> is hard to learn. Half as long as the others, random
     ones hardly change the probabilities of the old tokens."""
     for weight in dict.fromkeys((model.wte.weight, model.lm_head.weight)):     # one, if tied
         directions = F.normalize(torch.randn(len(ids), weight.size(1)), dim=1)
