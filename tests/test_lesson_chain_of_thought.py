@@ -79,7 +79,7 @@ def test_a_batch_has_the_demonstrations_in_order_and_only_the_last_is_cut(tiny_t
     got = [row[row >= 0].tolist() for row in y]
     assert got[:-1] == learned[:-1]
     assert got[-1] == learned[-1][:len(got[-1])] and got[-1]
-    assert [row[:len(ids)].tolist()[:-1] for row, (ids, _) in zip(x, whole)] == [
+    assert [row[:len(ids) - 1].tolist() for row, (ids, _) in zip(x, whole)] == [
         ids[:-1] for ids, _ in whole]
 
 
