@@ -14,7 +14,7 @@ Write a reward that is not fooled. The checker shows it good answers and many ha
 
 All scores must be between -1 and 1, so that the KL penalty still weighs something. The prompt may
 be no sum; then the score is 0. A prompt is a dialogue: prompt[-1]["content"] is the question.
-Afterwards put the bad reward here, and look at --run: the score rises while the grade falls.
+With --run PPO learns from your reward, and the grade says what the town's judge thinks of it.
 """
 
 import re
