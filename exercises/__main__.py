@@ -65,25 +65,40 @@ def yours(n):
     return names[ours(n).NAME]
 
 
+WORDS = {
+    "en": dict(
+        right="right", undone="not written yet", file="write it in {}", case="for {} ",
+        changed="it does not leave its arguments as it should: most functions must work on a copy",
+        gradient="the values are right, the gradient is not: {}", raised="it raises {}",
+        ended="it does not come to an end", printed="it prints ({} lines, the first: {})",
+        returns="it returns {}, but {} is right", shape="its shape is {}, but {} is right",
+        length="it returns {} values, but {} are right",
+        tensor="it returns {}, but a tensor of shape {} is right"),
+    "zh": dict(
+        right="正确", undone="还没有写", file="请写在 {}", case="输入 {} 时，",
+        changed="调用之后传入的参数不对：一般应当在副本上计算", gradient="数值对了，梯度不对：{}",
+        raised="它抛出异常 {}", ended="它运行不完", printed="它打印了 {} 行，第一行是：{}",
+        returns="它返回 {}，应当是 {}", shape="它的形状是 {}，应当是 {}",
+        length="它返回 {} 个值，应当是 {} 个", tensor="它返回 {}，应当是形状为 {} 的张量")}
+
+
 # ---- comparing two results ------------------------------------------------------------------
 
-def difference(got, want):
+def difference(got, want, lang="en"):
     """What is wrong with `got`, in a few words; "" if it equals `want` up to rounding."""
-    if isinstance(want, tuple | list):
-        if not isinstance(got, tuple | list):
-            return f"it returns {brief(got)}, but {brief(want)} is right"
+    words = WORDS[lang]
+    if isinstance(want, tuple | list) and isinstance(got, tuple | list):
         if len(got) != len(want):
-            return f"it returns {len(got)} values, but {len(want)} are right"
-        return next(filter(None, map(difference, got, want)), "")
+            return words["length"].format(len(got), len(want))
+        return next(filter(None, (difference(g, w, lang) for g, w in zip(got, want))), "")
     if isinstance(want, torch.Tensor) and want.dim():
         if not isinstance(got, torch.Tensor):
-            return f"it returns {brief(got)}, but a tensor of shape {tuple(want.shape)} is right"
+            return words["tensor"].format(brief(got), tuple(want.shape))
         if got.shape != want.shape:
-            return f"its shape is {tuple(got.shape)}, but {tuple(want.shape)} is right"
+            return words["shape"].format(tuple(got.shape), tuple(want.shape))
         if torch.allclose(got.double(), want.double(), rtol=1e-4, atol=1e-5, equal_nan=True):
             return ""
-        return f"it returns {brief(got)}, but {brief(want)} is right"
-    if isinstance(want, (float, torch.Tensor)) and not isinstance(got, (str, type(None))):
+    elif isinstance(want, (float, torch.Tensor)) and not isinstance(got, (str, type(None))):
         try:
             got, want = (x.item() if isinstance(x, torch.Tensor) else float(x) for x in (got, want))
             if math.isclose(got, want, rel_tol=1e-4, abs_tol=1e-5) or got != got and want != want:
@@ -92,7 +107,7 @@ def difference(got, want):
             pass
     elif type(got) is type(want) and got == want:
         return ""
-    return f"it returns {brief(got)}, but {brief(want)} is right"
+    return words["returns"].format(brief(got), brief(want))
 
 
 def brief(value):
@@ -124,18 +139,6 @@ def call(function, args):
 
 # ---- judging a function ---------------------------------------------------------------------
 
-WORDS = {
-    "en": dict(
-        right="right", undone="not written yet", file="write it in {}", case="for {} ",
-        changed="it does not leave its arguments as it should: most functions must work on a copy",
-        gradient="the values are right, the gradient is not: {}", raised="it raises {}",
-        ended="it does not come to an end", printed="it prints ({} lines, the first: {})"),
-    "zh": dict(
-        right="正确", undone="还没有写", file="请写在 {}", case="输入 {} 时，",
-        changed="调用之后传入的参数不对：一般应当在副本上计算", gradient="数值对了，梯度不对：{}",
-        raised="它抛出异常 {}", ended="它运行不完", printed="它打印了 {} 行，第一行是：{}")}
-
-
 def judge(function, answer, lang="en"):
     """What is wrong with a student's function, in one line; "" if nothing is. An exercise whose
     results can't be compared value by value has a function `check`, which judges their properties.
@@ -163,9 +166,9 @@ def judge(function, answer, lang="en"):
                 return chinese if lang == "zh" else english
     for args, (result, gradients, after), (right, slopes, right_after) in results:
         where = words["case"].format(shown(args))
-        if found := difference(result, right):
+        if found := difference(result, right, lang):
             return where + found
-        if found := difference(gradients, slopes):
+        if found := difference(gradients, slopes, lang):
             return where + words["gradient"].format(found)
         if difference(after, right_after):
             return where + words["changed"]
