@@ -36,8 +36,8 @@ from data.corpus import Corpus
 from data.formats import read_comparisons, split
 from evaluate import Answers, answer, measure, sample_best_of, wins
 from lessons.best_of_n import best_answers
-from lessons.held_out import read_prompts_that_fit
-from model import GPT, ScalarGPT, answer_text, frozen
+from lessons.held_out import load_reward, read_prompts_that_fit
+from model import GPT, answer_text, frozen
 from pretrain import evaluate as text_loss
 from reward import encode_comparison
 from tokenizer import Tokenizer
@@ -109,14 +109,18 @@ def train(method, flags, seed, config):
     return out
 
 
-def cached(file, make):
-    """What make() gives, from the JSON file if it is there."""
-    if not file.exists():
-        found = make()
+def cached(file, model, data, config, make):
+    """What make() finds out about a model on some prompts, from the JSON file if it is there and
+    was made of the same model, with the same prompts and flags."""
+    flags = [getattr(config, name) for name in ("n_prompts", "best_of", "max_new_tokens", "judge",
+                                                "temperature", "missing_end", "text", "seed")]
+    made = [fingerprint(model), fingerprint(data), *flags]
+    if not file.exists() or (found := json.loads(file.read_text()))["made"] != made:
+        found = dict(made=made, found=make())
         file.parent.mkdir(exist_ok=True)
         with writing(file) as f:
             json.dump(found, f)
-    return json.loads(file.read_text())
+    return found["found"]
 
 
 # ---- what a method's answers are worth ------------------------------------------------------
@@ -128,8 +132,7 @@ class Examiner:
         self.folder, self.rt, self.config = Path(f"{config.folder}{seed}"), rt, config
         ckpt = load_checkpoint(self.folder / "sft.pt", stage="sft")
         self.tok, self.sft = Tokenizer.from_dict(ckpt["tokenizer"]), frozen(GPT.load(ckpt), rt)
-        self.reward = frozen(ScalarGPT.load(load_checkpoint(
-            self.folder / "reward.pt", stage="reward", tokenizer=ckpt["tokenizer"])), rt)
+        self.reward = load_reward(f"{self.folder}/reward.pt", ckpt, rt)
         self.judge = load_function(config.judge)
         self.room = self.sft.config.block_size - config.max_new_tokens - 1
 
@@ -274,7 +277,7 @@ if __name__ == "__main__":
     paths = list(pool.map(train, *zip(*jobs)))
     print("\ntrials: the grade on prompts about the validation people, seed 0")
     for (method, flags, *_), path in zip(jobs, paths):
-        found = cached(first.folder / "methods" / f"{path.stem}.val.json",
+        found = cached(first.folder / "methods" / f"{path.stem}.val.json", path, config.val, config,
                        lambda: first.examine(path, config.val))
         grade = np.mean(found["grades"])
         print(f"    {method:20} {grade:.3f}  KL {found['kl']:.2f}  "
@@ -295,7 +298,7 @@ if __name__ == "__main__":
         for method in ("SFT", "best of n", *SCRIPTS):
             path, n = paths.get((method, seed), sft), config.best_of * (method == "best of n")
             name = f"best_of_{n}" if n else path.stem
-            one = found[method] = cached(more / f"{name}.test.json",
+            one = found[method] = cached(more / f"{name}.test.json", path, config.test, config,
                                          lambda: seen.examine(path, config.test, n))
             ours, sfts = np.array(one["grades"]), np.array(found["SFT"]["grades"])
             quality.setdefault(method, []).append(
@@ -310,7 +313,8 @@ if __name__ == "__main__":
                 curves.setdefault(method, []).append(curve)
             elif n:
                 curves.setdefault(method, []).append(
-                    cached(more / "best_of_curve.json", seen.best_of_curve))
+                    cached(more / "best_of_curve.json", sft, config.prompts, config,
+                           seen.best_of_curve))
         print(f"seed {seed} is examined", flush=True)
 
     # ---- save, show ---------------------------------------------------------------------------

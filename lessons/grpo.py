@@ -25,10 +25,9 @@ import numpy as np
 import torch
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, load_function, parse_config
-from lessons.held_out import read_prompts_that_fit, score, show, watch
-from model import (GPT, ScalarGPT, answer_text, complete, frozen, log_probs, optimizer_groups,
-                   right_pad)
+from common import Runtime, fail, parse_config
+from lessons.held_out import load_reward, read_prompts_that_fit, score, show, watch
+from model import GPT, answer_text, complete, frozen, log_probs, optimizer_groups, right_pad
 from rlhf_ppo import response_mask
 from tokenizer import Tokenizer
 
@@ -117,8 +116,7 @@ if __name__ == "__main__":
         fail("--temperature=0 always says the same: GRPO learns from answers that differ")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    reward = load_function(config.reward) if own_reward else frozen(ScalarGPT.load(
-        load_checkpoint(config.reward, stage="reward", tokenizer=ckpt["tokenizer"])), rt)
+    reward = load_reward(config.reward, ckpt, rt)
 
     # ---- data -------------------------------------------------------------------------------
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from checkpoint import load_checkpoint
 from common import fail, get_scores, load_function
 from data.formats import read_prompts, split
 from evaluate import answer, cell, interval, measure
-from model import ScalarGPT
+from model import ScalarGPT, frozen
 from reward import score_all
 
 
@@ -18,6 +19,14 @@ class Watched:
     there is a reward; grades: the true grade of each, (N,)."""
     figures: dict
     grades: torch.Tensor
+
+
+def load_reward(name, ckpt, rt):
+    """A frozen reward model for the policy of ckpt, or the function that FILE.py:function names."""
+    if ".py:" in name:
+        return load_function(name)
+    r_ckpt = load_checkpoint(name, stage="reward", tokenizer=ckpt["tokenizer"])
+    return frozen(ScalarGPT.load(r_ckpt), rt)
 
 
 def score(rows, replies, texts, reward, tok, rt, config):

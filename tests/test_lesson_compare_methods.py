@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from checkpoint import save_checkpoint
 from data.formats import read_prompts
-from lessons.compare_methods import Config, cost, picture, ppo_cost
+from lessons.compare_methods import Config, cached, cost, picture, ppo_cost
 from model import GPT, GPTConfig, ScalarGPT
 from test_chain import read_log
 
@@ -92,9 +92,25 @@ def test_the_loss_on_text_is_the_scoreboards(folder, compared):
                     "--text=text.jsonl", "--out=out/board.json")[0] == 0
     board = json.loads((folder / "out/board.json").read_text())["models"]
     for name in ("sft", "ppo"):
-        found = json.loads((folder / f"out/seed0/methods/{name}.test.json").read_text())
+        found = json.loads((folder / f"out/seed0/methods/{name}.test.json").read_text())["found"]
         assert len(found["grades"]) == 16
         assert found["text_loss"] == pytest.approx(board[name]["text_loss"], rel=1e-4)
+
+
+def test_what_was_found_with_other_prompts_or_flags_is_not_used(tmp_path):
+    model, data, made = tmp_path / "m.pt", tmp_path / "p.jsonl", []
+    model.write_text("weights"), data.write_text("prompts")
+
+    def found(**flags):
+        return cached(tmp_path / "found" / "m.json", model, data, Config(**flags),
+                      lambda: made.append(flags) or dict(n=len(made)))
+
+    assert [found()["n"], found()["n"]] == [1, 1]
+    assert found(n_prompts=5)["n"] == 2
+    data.write_text("other prompts")
+    assert [found(n_prompts=5)["n"], found(n_prompts=5)["n"]] == [3, 3]
+    model.write_text("other weights")
+    assert found(n_prompts=5)["n"] == 4
 
 
 def counted(folder, script, *flags):
