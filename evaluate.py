@@ -119,6 +119,16 @@ def answer(model, base, tok, ids, temperature, rt, config):
 
 # ---- what can be measured without a judge ---------------------------------------------------
 
+def sum_logp(model, tok, ids, replies, rt, temperature=1.0):
+    """log p(reply | ids) in nats, (B,), with its gradient."""
+    idx, _ = right_pad([i + r for i, r in zip(ids, replies)], tok.pad, rt.device)
+    mask = response_mask(ids, replies, rt.device)
+    with rt.autocast():
+        logp, _ = log_probs(model, idx, mask, temperature)            # (n,) all replies' tokens
+    owner = torch.nonzero(mask)[:, 0]                 # the reply that each token belongs to
+    return torch.zeros(len(ids), device=rt.device).index_add(0, owner, logp)
+
+
 @torch.no_grad()
 def response_logp(model, tok, ids, replies, rt, temperature=1.0, batch_size=64):
     """log p(reply | ids) in nats, and the number of tokens of each reply: two (N,) arrays."""
@@ -127,12 +137,9 @@ def response_logp(model, tok, ids, replies, rt, temperature=1.0, batch_size=64):
     written = np.flatnonzero(count)
     for start in range(0, len(written), batch_size):
         chosen = written[start:start + batch_size]
-        idx, _ = right_pad([ids[i] + replies[i] for i in chosen], tok.pad, rt.device)
-        mask = response_mask([ids[i] for i in chosen], [replies[i] for i in chosen], rt.device)
-        with rt.autocast():
-            logp, _ = log_probs(model, idx, mask, temperature)
-        owner = torch.nonzero(mask)[:, 0].cpu()       # the reply that each token belongs to
-        total[chosen] = torch.zeros(len(chosen)).index_add(0, owner, logp.cpu()).numpy()
+        logp = sum_logp(model, tok, [ids[i] for i in chosen], [replies[i] for i in chosen], rt,
+                        temperature)
+        total[chosen] = logp.cpu().numpy()
     return total, count
 
 

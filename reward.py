@@ -90,6 +90,17 @@ def encode_comparison(tok, row, T):
     return dict(ids=[ids[i] for i in kept], ranks=ranks, utility=utility)
 
 
+def batches(items, batch_size, n, seed):
+    """At least n lists of indices: prompts of similar length, in random order, new each epoch."""
+    rng, plan, per_epoch = np.random.default_rng(seed), [], len(items) // batch_size
+    longest = np.array([max(map(len, item["ids"])) for item in items])
+    while len(plan) < n:
+        order = rng.permutation(len(items))[:per_epoch * batch_size]
+        order = order[np.argsort(longest[order], kind="stable")]
+        plan += rng.permutation(order.reshape(per_epoch, batch_size)).tolist()
+    return plan
+
+
 def score(model, rows, tok, rt):
     """[[ids]] -> (B,): the model's number at the last token of each row. Padding comes after that
     token, so it changes nothing."""
@@ -165,14 +176,9 @@ if __name__ == "__main__":
         if len(scored) < 2:
             fail(f"{config.demos}: one demonstration can't set the scale of the scores; --demos= "
                  f"takes the responses instead")
-    # batches of prompts of similar length, in random order, a new one each epoch
-    rng, per_epoch = np.random.default_rng(config.seed), len(train) // config.batch_size
+    per_epoch = len(train) // config.batch_size
     config.steps = run.total = run.bar.total = config.steps or per_epoch
-    plan, longest = [], np.array([max(map(len, item["ids"])) for item in train])
-    while len(plan) < config.steps:
-        order = rng.permutation(len(train))[:per_epoch * config.batch_size]
-        order = order[np.argsort(longest[order], kind="stable")]
-        plan += rng.permutation(order.reshape(per_epoch, config.batch_size)).tolist()
+    plan = batches(train, config.batch_size, config.steps, config.seed)
     pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
     print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held "
           f"out ({len(rows) - len(train) - len(val)} left out, equal once cut to {T} tokens); "

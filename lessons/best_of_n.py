@@ -24,9 +24,9 @@ import torch
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, get_scores, load_function, parse_config
-from lessons.dpo import answer_logp
-from lessons.held_out import Watched, read_prompts_that_fit, score, show, watch
-from model import GPT, ScalarGPT, answer_text, complete, frozen, optimizer_groups
+from evaluate import sum_logp
+from lessons.held_out import Watched, load_reward, read_prompts_that_fit, score, show, watch
+from model import GPT, answer_text, complete, frozen, optimizer_groups
 from tokenizer import Tokenizer
 
 
@@ -84,8 +84,7 @@ if __name__ == "__main__":
              "--batch_size")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    reward = load_function(config.reward) if own_reward else frozen(ScalarGPT.load(
-        load_checkpoint(config.reward, stage="reward", tokenizer=ckpt["tokenizer"])), rt)
+    reward = load_reward(config.reward, ckpt, rt)
 
     # ---- data -------------------------------------------------------------------------------
 
@@ -125,16 +124,16 @@ if __name__ == "__main__":
         rt.seed(config.seed, step, "epochs")
         order, losses = [torch.randperm(len(best)) for _ in range(config.epochs)], []
         for part in torch.cat(order).split(config.minibatch):
-            ids = [rows[i]["ids"] + best[i] for i in part.tolist()]
-            logp = answer_logp(policy, ids, tok, rt, config.temperature)
-            loss = -logp.sum() / sum(len(best[i]) for i in part.tolist())
+            ids, said = [rows[i]["ids"] for i in part.tolist()], [best[i] for i in part.tolist()]
+            logp = sum_logp(policy, tok, ids, said, rt, config.temperature)
+            loss = -logp.sum() / sum(map(len, said))
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            run.check(step, grad_norm, ids=ids)
+            run.check(step, grad_norm, ids=ids, said=said)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
-            passes += 3 * sum(map(len, ids))          # a backward pass is two forward ones
+            passes += 3 * sum(map(len, ids + said))   # a backward pass is two forward ones
 
         # c. what happened
         run.log(step + 1, dict(score=scores.mean().item(), best=scores.amax(1).mean().item(),

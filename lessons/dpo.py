@@ -23,12 +23,11 @@ import torch
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, parse_config, wilson
 from data.formats import read_comparisons, split
-from evaluate import cell
+from evaluate import cell, sum_logp
 from lessons.held_out import read_prompts_that_fit, show, watch
-from model import GPT, frozen, log_probs, optimizer_groups, right_pad
+from model import GPT, frozen, optimizer_groups
 from pretrain import get_lr
-from reward import encode_comparison, ranking_loss
-from rlhf_ppo import response_mask
+from reward import batches, encode_comparison, ranking_loss
 from tokenizer import Tokenizer
 
 
@@ -61,14 +60,9 @@ class Config:
 
 def answer_logp(model, rows, tok, rt, temperature):
     """[[ids]] of prompt and answer -> (B,): log p(answer | prompt), the sum over its tokens."""
-    idx, _ = right_pad(rows, tok.pad, rt.device)
     starts = [len(ids) - ids[::-1].index(tok.assistant) for ids in rows]          # of the answers
-    mask = response_mask([ids[:n] for ids, n in zip(rows, starts)],
-                         [ids[n:] for ids, n in zip(rows, starts)], rt.device)
-    with rt.autocast():
-        logp, _ = log_probs(model, idx, mask, temperature)            # (n,) all answers' tokens
-    owner = torch.nonzero(mask)[:, 0]                                 # the row of each token
-    return torch.zeros(len(rows), device=rt.device).index_add(0, owner, logp)
+    return sum_logp(model, tok, [ids[:n] for ids, n in zip(rows, starts)],
+                    [ids[n:] for ids, n in zip(rows, starts)], rt, temperature)
 
 
 def dpo_loss(logp, ref_logp, ranks, beta):
@@ -125,14 +119,9 @@ if __name__ == "__main__":
     if len(train) < config.batch_size or not val:
         fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
              f"{config.batch_size} and 1 are needed")
-    # batches of prompts of similar length, in random order, a new one each epoch
-    rng, per_epoch = np.random.default_rng(config.seed), len(train) // config.batch_size
+    per_epoch = len(train) // config.batch_size
     config.steps = run.total = run.bar.total = config.steps or per_epoch
-    plan, longest = [], np.array([max(map(len, item["ids"])) for item in train])
-    while len(plan) < config.steps:
-        order = rng.permutation(len(train))[:per_epoch * config.batch_size]
-        order = order[np.argsort(longest[order], kind="stable")]
-        plan += rng.permutation(order.reshape(per_epoch, config.batch_size)).tolist()
+    plan = batches(train, config.batch_size, config.steps, config.seed)
     print(f"{len(train):,} prompts to learn from, {len(val)} held out; "
           f"{config.steps / per_epoch:.1f} epochs")
 
