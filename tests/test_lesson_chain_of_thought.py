@@ -1,11 +1,9 @@
 import random
 import shutil
-from collections import Counter
 
 import pytest
 import torch
 
-import checkpoint
 import tiny
 from checkpoint import load_checkpoint
 from lessons.chain_of_thought import (Config, at_once, by_steps, demonstration, draw, next_batch,
@@ -130,20 +128,13 @@ def test_it_ends_with_a_table_and_a_checkpoint_that_chat_takes(folder, capsys):
                     "--compare=cot.pt")[0] == 0
 
 
-def test_an_interrupted_run_ends_with_the_same_weights_and_figures(folder, monkeypatch):
+def test_an_interrupted_run_ends_with_the_same_weights_and_figures(folder):
     tiny.run(folder, "lessons/chain_of_thought", *FLAGS)
     whole = load_checkpoint(folder / "cot.pt")
     (folder / "cot.pt").unlink()
-    done, plain = Counter(), checkpoint.Run.save_state
-
-    def save_state(run, step, **state):
-        run.interrupted = step in (3, 6, 10, 12)      # within a model, and where one ends
-        done[step] += 1
-        plain(run, step, **state)
-
-    monkeypatch.setattr(checkpoint.Run, "save_state", save_state)
-    ends = [tiny.run(folder, "lessons/chain_of_thought", *FLAGS)[0] for _ in range(5)]
+    steps = (3, 6, 10, 12)                            # within a model, and where one ends
+    ends, most = tiny.often_interrupted(folder, "lessons/chain_of_thought", steps, *FLAGS)
     again = load_checkpoint(folder / "cot.pt")
-    assert ends == [130] * 4 + [0] and max(done.values()) == 1
+    assert ends == [130] * 4 + [0] and most == 1
     assert all(torch.equal(again["model"][k], v) for k, v in whole["model"].items())
     assert again["metrics"] == whole["metrics"]

@@ -8,6 +8,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,22 @@ def interrupted(folder, script, step, *flags):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save_state", stop)
         return run(folder, script, *flags)[0]
+
+
+def often_interrupted(folder, script, steps, *flags):
+    """Run to the end, with a Ctrl-C in each of the steps: the exit statuses, and how often the step
+    that was done most often was done."""
+    done, save_state = Counter(), Run.save_state
+
+    def stop(self, step, **state):
+        self.interrupted = step in steps
+        done[step] += 1
+        save_state(self, step, **state)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_state", stop)
+        ends = [run(folder, script, *flags)[0] for _ in range(len(steps) + 1)]
+    return ends, max(done.values())
 
 
 def torchrun(folder, *arguments, **environment):
