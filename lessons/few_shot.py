@@ -12,10 +12,10 @@ decides what is completed.
 
 GPT-3 also takes a task from examples in its prompt (Brown et al. 2020, figure 2.1). The town's
 model does not: with examples it answers as before, and the loss on the labelers' answers stays as
-it was. Its text never taught it to: one post tells nothing about the next (Chan et al. 2022 show
-what a text must be like for that). Prompts longer than its context in pretraining, 128 tokens, cost
-it some sums. And no prompt makes it refuse, or say that it does not know: its text has no words for
-that. Fine-tuning teaches both.
+it was. Perhaps its text never taught it to: one post tells nothing about the next (Chan et al. 2022
+show what a text must be like for that). With eight examples it loses some sums, whether for their
+number or because the prompt is then longer than the 128 tokens of its training. And no prompt makes
+it refuse, or say that it does not know: its text has no words for that. Fine-tuning teaches both.
 
 laptop   python -m lessons.few_shot
 """
