@@ -40,17 +40,30 @@ class Config:
 
 # ---- running the stages ---------------------------------------------------------------------
 
+def finished_chains(config, known):
+    """[(seed, folder)] of lab/seeds.py. Checks --what, and gives each of --jobs runs its share of
+    the cores."""
+    for name in config.what.split(","):
+        if name not in known:
+            fail(f"--what={name} is not one of {', '.join(known)}")
+    chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
+    for _, folder in chains:
+        if not (folder / "ppo.pt").exists():
+            fail(f"{folder} has no ppo.pt: `python -m lab.seeds --seeds={config.seeds}` makes it")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
+    return chains
+
+
 def run(script, out, **flags):
     """Run python <script> --out=<out> --flag=value …, unless `out` exists. What the script prints
     goes to a .txt beside the result."""
     out.parent.mkdir(exist_ok=True)
-    command = [sys.executable, script, f"--out={out}"] + [f"--{k}={v}" for k, v in flags.items()]
+    command = [sys.executable, *script.split(), f"--out={out}",
+               *(f"--{k}={v}" for k, v in flags.items())]
     if out.exists():
         return out
-    threads = max(1, (os.cpu_count() or 1) // config.jobs)
     with open(out.with_suffix(".txt"), "w") as printed:
-        ended = subprocess.run(command, stdout=printed, stderr=printed,
-                               env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
+        ended = subprocess.run(command, stdout=printed, stderr=printed)
     if ended.returncode:
         raise ValueError(f"{' '.join(command[1:])} stopped: {out.with_suffix('.txt')} says why; "
                          f"the same command continues there")
@@ -58,17 +71,17 @@ def run(script, out, **flags):
     return out
 
 
-def ppo(folder, name, seed, **flags):
+def ppo(folder, name, seed, *, within="experiments", **flags):
     """PPO; by default from the folder's SFT model, with the folder's reward model."""
     flags = dict(init=folder / "sft.pt", reward=folder / "reward.pt", seed=seed) | flags
-    return run("rlhf_ppo.py", folder / "experiments" / f"{name}.pt", **flags)
+    return run("rlhf_ppo.py", folder / within / f"{name}.pt", **flags)
 
 
-def scoreboard(folder, name, *models, **flags):
+def scoreboard(folder, name, *models, within="experiments", **flags):
     """The scoreboard of evaluate.py, on prompts about the test people."""
     flags = dict(models=",".join(map(str, models)), reward=folder / "reward.pt", best_of=0,
                  comparisons=folder / "comparisons.jsonl") | flags
-    out = run("evaluate.py", folder / "experiments" / f"{name}.json", **flags)
+    out = run("evaluate.py", folder / within / f"{name}.json", **flags)
     return json.loads(out.read_text())
 
 
@@ -95,27 +108,31 @@ def show(title, columns, labels, found):
 
 # ---- the experiments; chains: [(seed, folder)] ----------------------------------------------
 
+STARTS = {"SFT": ("sft", "sft.pt", True), "pretrained": ("pretrained", "pretrain.pt", True),
+          "scratch": ("scratch", "", True),
+          "SFT, without log-probabilities (InstructGPT's)": ("textbook", "sft.pt", False)}
+
+
+def reward_starts(seed, folder):
+    """For each of STARTS, what its reward model gets right of: pairs, pairs / ceiling, facts,
+    sums."""
+    rows, sft = [], folder / "sft.pt"
+    for name, init, lm in STARTS.values():
+        out = run("reward.py", folder / "experiments" / f"reward_{name}.pt", like=sft,
+                  init=folder / init if init else "", lm=sft if lm else "", seed=seed,
+                  data=folder / "comparisons.jsonl")
+        board = scoreboard(folder, f"reward_{name}", sft, reward=out, n_prompts=100, text="")
+        rm, apart = board["reward_model"], board["contrasts"]
+        rows.append((rm["accuracy"], rm["accuracy"] / rm["ceiling"], apart["fact"][0],
+                     apart["sum"][0]))
+    return rows
+
+
 def starts(chains):
     """Four starting points of the reward model, with the same comparisons and steps."""
-    kinds = [("sft", "SFT", "sft.pt", True), ("pretrained", "pretrained", "pretrain.pt", True),
-             ("scratch", "scratch", "", True),
-             ("textbook", "SFT, without log-probabilities (InstructGPT's)", "sft.pt", False)]
-
-    def one(seed, folder):
-        rows, sft = [], folder / "sft.pt"
-        for name, _, start, lm in kinds:
-            out = run("reward.py", folder / "experiments" / f"reward_{name}.pt", like=sft,
-                      init=folder / start if start else "", lm=sft if lm else "", seed=seed,
-                      data=folder / "comparisons.jsonl")
-            board = scoreboard(folder, f"reward_{name}", sft, reward=out, n_prompts=100, text="")
-            rm, apart = board["reward_model"], board["contrasts"]
-            rows.append((rm["accuracy"], rm["accuracy"] / rm["ceiling"], apart["fact"][0],
-                         apart["sum"][0]))
-        return rows
-
     show("starts: the reward model on held-out pairs, and right above wrong in the same words",
          [("accuracy", "{:.3f}"), ("/ ceiling", "{:.1%}"), ("facts", "{:.1%}"), ("sums", "{:.1%}")],
-         [label for _, label, *_ in kinds], each(chains, one))
+         STARTS, each(chains, reward_starts))
 
 
 def bound(chains):
@@ -216,21 +233,25 @@ def fit(distance, gain, form):
     return alpha, beta, 1 - residual.var() / gain.var()
 
 
-def overoptimise(chains):
-    """A long PPO run without KL penalty, where the score rises and the grade falls; best of n."""
-    def one(seed, folder):
-        free = evaluations(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=4, lr=2e-4,
-                               decay=False, ptx_coef=0))
-        best = scoreboard(folder, "best_of", folder / "sft.pt", best_of=64)["best_of_n"]
-        return free, best
+def free(seed, folder):
+    """The evaluations of a long PPO run without KL penalty."""
+    return evaluations(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=4, lr=2e-4,
+                           decay=False, ptx_coef=0))
 
-    for (seed, _), (free, best) in zip(chains, each(chains, one)):
+
+def overoptimise(chains):
+    """PPO without KL penalty, where the score rises and the grade falls; best of n."""
+    def one(seed, folder):
+        best = scoreboard(folder, "best_of", folder / "sft.pt", best_of=64)["best_of_n"]
+        return free(seed, folder), best
+
+    for (seed, _), (long, best) in zip(chains, each(chains, one)):
         print(f"\noveroptimise: seed {seed}, PPO without KL penalty\n"
               + " ".join(f"{name:>10}" for name in ("iteration", "sqrt(KL)", "score", "grade")))
-        for r in free:
+        for r in long:
             print(f"{r['step']:10} {max(r['kl'], 0) ** .5:10.2f} {r['score']:10.2f} "
                   f"{r['grade']:10.2f}")
-        for name, points, form in (("PPO", free, "log"), ("best of n", best, "linear")):
+        for name, points, form in (("PPO", long, "log"), ("best of n", best, "linear")):
             start, points = points[0], [r for r in points[1:] if r["kl"] > 0]
             d = [r["kl"] ** .5 for r in points]
             for key in ("score", "grade"):
@@ -243,12 +264,6 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     experiments = dict(starts=starts, bound=bound, details=details, rounds=rounds,
                        overoptimise=overoptimise)
-    for name in config.what.split(","):
-        if name not in experiments:
-            fail(f"--what={name} is not one of {', '.join(experiments)}")
-    chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
-    for _, folder in chains:
-        if not (folder / "ppo.pt").exists():
-            fail(f"{folder} has no ppo.pt: `python -m lab.seeds --seeds={config.seeds}` makes it")
+    chains = finished_chains(config, experiments)
     for name in config.what.split(","):
         experiments[name](chains)
