@@ -1,7 +1,7 @@
 """Lesson: few-shot prompting. The pretrained model reads examples before the question.
 
 reads   out/pretrain.pt, out/sft.pt, data/town/sft.jsonl (the examples), data/town/test.jsonl
-writes  a table; nothing is trained
+writes  a table, out/few_shot.json with its shares; nothing is trained
 
     bare     question / answer / ... / question / ->                            / is a line break
     thread   sparrow asks: / question / mossy says: / answer / ... / mossy says: / ->
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpoint import load_checkpoint
-from common import Runtime, fail, parse_config, wilson
+from common import Runtime, fail, parse_config, wilson, writing
 from compare import respond
 from data.formats import read_demonstrations, read_prompts, split
 from data.town import judge
@@ -43,6 +43,7 @@ class Config:
     examples: str = "data/town/sft.jsonl"   # demonstrations: examples are chosen from them
     base: str = "out/pretrain.pt"        # the model that completes
     chat: str = "out/sft.pt"             # the model that answers
+    out: str = "out/few_shot.json"
     shots: str = "0,1,2,4,8"             # numbers of examples
     n_prompts: int = 300                 # how many of the questions to use
     block_size: int = 448                # the base model's context; it was trained with 128
@@ -125,7 +126,7 @@ if __name__ == "__main__":
 
     # ---- the answers ------------------------------------------------------------------------
 
-    samples = []
+    samples, found = [], {}
     show("right, %", {kind: kind for kind in KINDS}, "facts, nats", "longest")
     for form in FORMS:
         for n in map(int, config.shots.split(",")):
@@ -138,16 +139,20 @@ if __name__ == "__main__":
                                for i, r in enumerate(val)], tok.encode("\n"))
             name = f"{form}, {n} examples"
             samples.append((name, tok.decode(replies[0])))
-            show(name, share_right(rows, lines), loss, max(map(len, ids)))
+            found[name] = share_right(rows, lines)
+            show(name, found[name], loss, max(map(len, ids)))
     texts = [text for text, _ in respond(chat, tok, [r["prompt"] for r in rows], rt,
                                          config.max_new_tokens, 0)]
     ids = [prompt_ids(tok, r["messages"][:1], chat.config.block_size, 64) for r in val]
     samples.append(("SFT, no examples", texts[0]))
-    show("SFT, no examples", share_right(rows, texts), nats(chat, ids, [tok.end]),
+    found["SFT, no examples"] = share_right(rows, texts)
+    show("SFT, no examples", found["SFT, no examples"], nats(chat, ids, [tok.end]),
          max(map(len, ids)))
 
-    # ---- the first of the questions ---------------------------------------------------------
+    # ---- the shares, and the first of the questions -----------------------------------------
 
+    with writing(config.out) as f:
+        json.dump(found, f, indent=1)
     print(f"\n{rows[0]['prompt'][0]['content']}")
     for name, text in samples:
         print(f"    {name:20} {json.dumps(text)}")

@@ -1,3 +1,4 @@
+import json
 import random
 from collections import Counter
 
@@ -70,10 +71,15 @@ def test_the_script_ends_with_a_table(chain, tmp_path, capsys):
     dice, world = Dice(random.Random(0)), World()
     rows = [make_prompt(world, dice, "test")[:2] for _ in range(40)]
     tiny.write(tmp_path / "test.jsonl", *(dict(kind=k, prompt=m) for k, m in rows))
-    status, names = tiny.run(tmp_path, "lessons/few_shot", "--data=test.jsonl", "--shots=0,3")
+    status, names = tiny.run(tmp_path, "lessons/few_shot", "--data=test.jsonl", "--shots=0,3",
+                             "--out=few_shot.json")
     table = capsys.readouterr().out.splitlines()[:6]
     assert status == 0
     assert [line.count("[") for line in table] == [0, 4, 4, 4, 4, 4]
+    saved = json.loads((tmp_path / "few_shot.json").read_text())
+    assert [line[:20].strip() for line in table[1:]] == list(saved)
+    assert all(share in line for line, row in zip(table[1:], saved.values())
+               for share in row.values())
     longest = [int(line.split()[-1]) for line in table[1:]]
     assert longest[0] < longest[1] and longest[2] < longest[3]
     text = names["tok"].decode(names["ids"][0])
