@@ -171,6 +171,8 @@ CASES = """
     tools/diagram --lang=fr               | --lang=fr is not en or zh
     lab/experiments --what=poems          | --what=poems is not one of starts, bound, details
     lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
+    lab/claims --what=poems               | --what=poems is not one of compute, completes
+    lab/claims --seeds=1                  | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
     chat --init=nowhere.pt                | nowhere.pt is missing: `python rlhf_ppo.py` makes it
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: delete it
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain

@@ -1,0 +1,348 @@
+"""What the lecture State of GPT (Karpathy 2023) and InstructGPT (Ouyang et al. 2022) say, and what
+is so in the town: a table with a row for each claim.
+
+reads   the folders of lab/seeds.py, out/seed0 …
+writes  its runs in a folder `claims` in each of them (in `experiments`, where lab/experiments.py
+        makes the same ones), and the table on the screen
+
+    python -m lab.seeds --seeds=3               # first: run the chains
+    python -m lab.claims --what=compute,agree   # some rows
+    python -m lab.claims                        # all of them but `size`, hours on a laptop
+    python -m lab.claims --what=size            # first trains a model ten times as large
+
+Each row has the claim with its source, when it holds in a seed, and our figures: the median over
+the seeds [least, most]. A claim holds if it holds in every seed. Finished runs are not repeated;
+after a change of the code or the chains, delete the folders.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations, pairwise, zip_longest
+from statistics import median
+from textwrap import wrap
+
+import numpy as np
+
+from checkpoint import load_checkpoint
+from common import Runtime, parse_config
+from compare import agreement, ceiling
+from data.formats import read_comparisons, read_demonstrations
+from data.town import write_jsonl
+from lab import experiments
+from lab.experiments import finished_chains, run
+from lab.labelers import mixed, rated
+from lessons import compare_methods
+from tools.views import comparing
+
+
+@dataclass
+class Config:
+    what: str = ("compute,completes,few_shot,unlocks,few_good,rating,ranks,agree,comparisons,"
+                 "starts,stages,constraint,entropy,ptx,part")         # which rows
+    seeds: int = 3             # how many: 0, 1, …
+    folder: str = "out/seed"   # the folders' names, without the number
+    jobs: int = 1              # runs at a time
+    debug: bool = False        # show tracebacks
+
+
+# ---- running the stages ---------------------------------------------------------------------
+
+ppo, scoreboard = (partial(f, within="claims") for f in (experiments.ppo, experiments.scoreboard))
+
+
+def board_of(folder):
+    """The chain's own scoreboard, and what it says of pretrain, sft and ppo."""
+    models = ",".join(f"{folder}/{stage}.pt" for stage in ("pretrain", "sft", "ppo"))
+    out = run("evaluate.py", folder / "scoreboard.json", models=models,
+              reward=folder / "reward.pt", comparisons=folder / "comparisons.jsonl")
+    board = json.loads(out.read_text())
+    return board, *board["models"].values()
+
+
+def answers(folder, name, *models, **flags):
+    """What the scoreboard says of other models: a list."""
+    board = scoreboard(folder, name, *models, **dict(reward="", text="") | flags)
+    return list(board["models"].values())
+
+
+def fine_tune(seed, folder, name, **flags):
+    """SFT from the pretrained model: the checkpoint, and what the scoreboard says of it."""
+    out = run("sft.py", folder / "claims" / f"{name}.pt", seed=seed,
+              **dict(init=folder / "pretrain.pt", like=folder / "pretrain.pt") | flags)
+    return out, *answers(folder, name, out)
+
+
+def accuracy(seed, folder, name, data):
+    """Train a reward model on comparisons. Its accuracy on the chain's held-out pairs."""
+    sft = folder / "sft.pt"
+    out = run("reward.py", folder / "claims" / f"{name}.pt", data=data, init=sft, lm=sft, seed=seed)
+    board = scoreboard(folder, name, sft, reward=out, n_prompts=1, text="", contrasts="")
+    return board["reward_model"]["accuracy"]
+
+
+def own_accuracy(folder):
+    """The accuracy of the chain's reward model."""
+    return board_of(folder)[0]["reward_model"]["accuracy"]
+
+
+def right(model, *kinds):
+    """The share of the greedy answers that are right, to prompts of these kinds, or of all."""
+    found = [model["by_kind"][kind] for kind in kinds or model["by_kind"]]
+    return sum(f["right"] * f["n"] for f in found) / sum(f["n"] for f in found)
+
+
+def rising(values):
+    return all(a < b for a, b in pairwise(values))
+
+
+# ---- the claims: (seed, folder) -> {label: figure}, their format, whether it holds ----------
+
+def compute(seed, folder):
+    """Pretraining is 98 to 99% of the compute (State of GPT; InstructGPT, 5.1: 3,640 petaflop/s
+    days for GPT-3, 4.9 for SFT, 60 for PPO). Shares of all FLOPs. Holds from 98% on."""
+    spent = flops(folder)
+    shares = {stage: n / sum(spent.values()) for stage, n in spent.items()}
+    return shares, "{:.1%}", shares["pretraining"] >= 0.98
+
+
+def flops(folder):
+    """{stage: FLOPs}: 6 for each weight and token that is trained, 2 where it is only read, and
+    attention."""
+    config = compare_methods.Config(folder=str(folder))               # the seed is in its name
+    seen, found = compare_methods.Examiner("", Runtime(config), config), {}
+    T, rows = seen.sft.config.block_size, read_comparisons(folder / "comparisons.jsonl")
+    for stage, name in (("pretrain", "pretraining"), ("sft", "SFT")):
+        c = load_checkpoint(folder / f"{stage}.pt", stage)["config"]
+        found[name] = c["steps"] * c["batch_size"] * T * seen.sft.flops_per_token(T)
+    prompt = np.mean([len(row["ids"]) for row in seen.rows(config.prompts)])
+    answer = np.mean([len(seen.tok.encode(a)) + 1 for row in rows for a in row["responses"]])
+    c = comparing(folder)
+    found["comparisons"] = c["n_prompts"] * c["k"] * (prompt + answer) * seen.flops()
+    found["reward model"] = seen.reward_cost()[0]
+    found["PPO"] = compare_methods.ppo_cost(folder / "ppo.pt", prompt, seen.flops(), T)[0]
+    return found
+
+
+def prompted(folder):
+    """The table of lessons/few_shot.py: {form of the prompt: {kind: the share that is right}}."""
+    out = run("-m lessons.few_shot", folder / "claims" / "few_shot.json", shots="0,4",
+              base=folder / "pretrain.pt", chat=folder / "sft.pt")
+    return {form: {kind: float(cell.split()[0]) / 100 for kind, cell in cells.items()}
+            for form, cells in json.loads(out.read_text()).items()}
+
+
+def completes(seed, folder):
+    """A base model completes documents, it does not answer (State of GPT). Questions about people,
+    greedy answers that are right. Holds if these are below 10%, and after SFT above 90%."""
+    found = prompted(folder)
+    base, sft = (found[form]["fact"] for form in ("bare, 0 examples", "SFT, no examples"))
+    return {"pretrained, the bare question": base, "SFT": sft}, "{:.1%}", base < 0.1 and sft > 0.9
+
+
+def few_shot(seed, folder):
+    """Examples in the prompt make a base model answer (State of GPT; Brown et al. 2020). Facts,
+    sums, unknown people and wishes, greedy answers that are right, the mean of the four shares.
+    Holds if examples help both the bare question and the one in the form of a forum's thread."""
+    found = {form: np.mean(list(shares.values())) for form, shares in prompted(folder).items()}
+    return found, "{:.1%}", all(found[f"{form}, 4 examples"] > found[f"{form}, 0 examples"]
+                                for form in ("bare", "thread"))
+
+
+def scratch(seed, folder):
+    return fine_tune(seed, folder, "scratch", init="", ptx=0)
+
+
+def unlocks(seed, folder):
+    """Fine-tuning unlocks what pretraining has learned (State of GPT; Zhou et al. 2023). Facts
+    about people of whom no demonstration speaks, greedy answers that are right. Holds if SFT is
+    above 90%, and SFT from random weights below 10%."""
+    found = {"pretraining, then SFT": right(board_of(folder)[2], "fact"),
+             "SFT from random weights": right(scratch(seed, folder)[1], "fact")}
+    sft, from_scratch = found.values()
+    return found, "{:.1%}", sft > 0.9 and from_scratch < 0.1
+
+
+def few_good(seed, folder):
+    """Few good demonstrations beat many mixed ones (State of GPT; Zhou et al. 2023). The grade of
+    sampled answers after 800 steps of SFT. Holds if 500 of the labelers' are better than all 3,000
+    with half of the answers as bad as the forum's worst."""
+    rows, found = read_demonstrations("data/town/sft.jsonl"), {}
+    for label, some in (("500 good", rows[:500]), ("3,000 mixed", mixed(rows, seed))):
+        name = label.split()[1]
+        data = folder / "claims" / f"demos_{name}.jsonl"
+        write_jsonl(data, some)
+        found[label] = fine_tune(seed, folder, f"sft_{name}", data=data)[1]["grade"][0]
+    found["3,000 good"] = board_of(folder)[2]["grade"][0]
+    return found, "{:.2f}", found["500 good"] > found["3,000 mixed"]
+
+
+def rating(seed, folder):
+    """Comparing is easier than rating (Christiano et al. 2017; State of GPT: than writing). Each of
+    the same answers is judged once, with the same noise. Ratings from 1 to 7 are by 40 labelers
+    with own shifts (deviation 1) and scales (from .6 to 1.8), and become ranks. The reward model's
+    accuracy on held-out rankings. Holds if rankings beat ratings by different labelers."""
+    rows, found = read_comparisons(folder / "comparisons.jsonl"), {"rankings": own_accuracy(folder)}
+    kinds = dict(one="ratings, one labeler a prompt", many="ratings, one labeler an answer",
+                 standardised="the same, standardised")
+    for kind, label in kinds.items():
+        data = folder / "claims" / f"ratings_{kind}.jsonl"
+        write_jsonl(data, rated(rows, kind, seed))
+        found[label] = accuracy(seed, folder, f"reward_{kind}", data)
+    return found, "{:.3f}", found["rankings"] > found[kinds["many"]]
+
+
+def ranks(seed, folder):
+    """K answers ranked at once give K (K - 1) / 2 pairs (InstructGPT, 3.5: K = 4 to 9). The reward
+    model's accuracy after 1,500 labeled prompts. Holds if each larger K gives more."""
+    found = {}
+    for k in (2, 4, 9):
+        data = run("compare.py", folder / "claims" / f"compared_{k}.jsonl", k=k, n_prompts=1500,
+                   init=folder / "sft.pt", seed=seed)
+        found[f"K = {k}"] = accuracy(seed, folder, f"reward_k{k}", data)
+    return found, "{:.3f}", rising(found.values())
+
+
+def agree(seed, folder):
+    """Two labelers agree on 73% of the pairs (InstructGPT, 3.4; here the noise is set so), and the
+    reward model agrees with them as often (4.1: 72.4%). Holds if it does so at least as often. A
+    perfect reward model reaches the ceiling."""
+    rows = read_comparisons(folder / "comparisons.jsonl")
+    gaps = np.array([(a - b) / row["noise"] for row in rows
+                     for a, b in combinations(row["grades"], 2)])
+    found = {"two labelers": agreement(gaps, 1), "reward model": own_accuracy(folder),
+             "ceiling": ceiling(gaps)}
+    return found, "{:.3f}", found["reward model"] >= found["two labelers"]
+
+
+def comparisons(seed, folder):
+    """More comparisons make a better reward model (Stiennon et al. 2020, 4.3: +1.1 points each time
+    they double). Accuracy, by the number of prompts. Holds if each doubling raises it."""
+    rows, found = read_comparisons(folder / "comparisons.jsonl"), {}
+    for part in (8, 4, 2):
+        data = folder / "claims" / f"comparisons_{part}.jsonl"
+        write_jsonl(data, rows[:len(rows) // part])
+        found[f"1/{part} of the prompts"] = accuracy(seed, folder, f"reward_{part}", data)
+    found["all of the prompts"] = own_accuracy(folder)
+    return found, "{:.3f}", rising(found.values())
+
+
+def starts(seed, folder):
+    """It matters little whether the reward model starts from the pretrained or from the SFT model
+    (InstructGPT, C.2). Accuracy. Holds if they are at most .02 apart."""
+    rows = experiments.reward_starts(seed, folder)
+    labels = "SFT", "pretrained", "random weights", "SFT, no log-probabilities"
+    found = {label: row[0] for label, row in zip(labels, rows)}
+    return found, "{:.3f}", abs(found["SFT"] - found["pretrained"]) <= 0.02
+
+
+def stages(seed, folder):
+    """Any stage can be skipped, all three do best (State of GPT: RLHF is preferred to SFT, and SFT
+    to base models). The grade of sampled answers; the pretrained model has 4 examples before the
+    question. Holds if all three beat every other combination."""
+    # a learning rate of 0 leaves random weights
+    random, nothing = fine_tune(seed, folder, "random", init="", ptx=0, lr=0, steps=1)
+    raw, only_sft = scratch(seed, folder)
+    policies = dict(ppo_random=random, ppo_scratch=raw, ppo_base=folder / "pretrain.pt")
+    trained = [ppo(folder, name, seed, init=init) for name, init in policies.items()]
+    only_ppo, no_pretraining, no_sft = answers(folder, "stages", *trained)
+    _, base, sft, all_three = board_of(folder)
+    found = {"none": nothing, "PPO": only_ppo, "SFT": only_sft, "SFT, PPO": no_pretraining,
+             "pretraining": base, "pretraining, PPO": no_sft, "pretraining, SFT": sft,
+             "all three": all_three}
+    found = {label: model["grade"][0] for label, model in found.items()}
+    return found, "{:.2f}", max(found, key=found.get) == "all three"
+
+
+def constraint(seed, folder):
+    """Without the KL penalty the policy exploits the reward model (InstructGPT, 3.5; Gao et al.
+    2022). 60 iterations with --kl_coef=0, held-out prompts. Holds if at the end the score is higher
+    than where the grade was best, and the grade at least .2 lower."""
+    rows = experiments.free(seed, folder)
+    best, last = max(rows, key=lambda row: row["grade"]), rows[-1]
+    found = {"grade, at its best": best["grade"], "score, then": best["score"],
+             "grade, at the end": last["grade"], "score, at the end": last["score"]}
+    return found, "{:.2f}", last["score"] > best["score"] and last["grade"] <= best["grade"] - 0.2
+
+
+def entropy(seed, folder):
+    """RLHF loses entropy, base models are more diverse (State of GPT). Answers at temperature .7,
+    nats per token. Holds if it falls from the pretrained to the SFT model, and again with PPO."""
+    pretrained, sft, ppo = (model["entropy"] for model in board_of(folder)[1:])
+    return dict(pretrained=pretrained, SFT=sft, PPO=ppo), "{:.3f}", pretrained > sft > ppo
+
+
+def size(seed, folder):
+    """A small model with RLHF is preferred to a larger base model (InstructGPT, 4.1: 1.3B to 175B).
+    The grade of sampled answers. The larger one has ten times the weights, 4 examples before the
+    question, and half of the learning rate (not tuned). Holds if PPO's grade is higher."""
+    big = run("pretrain.py", folder / "claims" / "big.pt", tokenizer=folder / "tokenizer.json",
+              n_layer=7, n_head=5, n_embd=320, lr=4e-3, seed=seed)
+    _, base, _, small = board_of(folder)
+    found = {"base, ten times as large": answers(folder, "big", big)[0], "base": base, "PPO": small}
+    found = {label: model["grade"][0] for label, model in found.items()}
+    return found, "{:.2f}", found["PPO"] > found["base, ten times as large"]
+
+
+def ptx(seed, folder):
+    """Pretraining text in PPO undoes the alignment tax (InstructGPT, 4.2 and eq. 2). The change of
+    the loss on held-out text, against SFT. Holds if it rises without that text, and less than half
+    as much with it."""
+    out = ppo(folder, "no_ptx", seed, ptx_coef=0)
+    before, without = answers(folder, "no_ptx", folder / "sft.pt", out, n_prompts=100,
+                              text="data/town/pretrain")
+    _, _, sft, shipped = board_of(folder)
+    found = {"--ptx_coef=0": without["text_loss"] / before["text_loss"] - 1,
+             "--ptx_coef=1": shipped["text_loss"] / sft["text_loss"] - 1}
+    tax, left = found.values()
+    return found, "{:+.1%}", 0 < tax and left < tax / 2
+
+
+def part(seed, folder):
+    """A small part of the weights learns nearly as well as all (State of GPT; Hu et al. 2021). 200
+    steps of SFT, greedy answers that are right, all kinds of prompt. Holds if LoRA of rank 4 is at
+    most 5 points below all weights."""
+    methods, found = {"all weights": "all:0.5", "last layer": "last1:1", "LoRA": "lora4:4"}, {}
+    for label, method in methods.items():
+        out = folder / "claims" / f"part_{method.partition(':')[0]}.pt"
+        run("-m lessons.lora", out, methods=method, init=folder / "pretrain.pt", seed=seed)
+        found[label] = right(*answers(folder, out.stem, out))
+    return found, "{:.1%}", found["LoRA"] >= found["all weights"] - 0.05
+
+
+CLAIMS = {claim.__name__: claim for claim in (
+    compute, completes, few_shot, unlocks, few_good, rating, ranks, agree, comparisons, starts,
+    stages, constraint, entropy, size, ptx, part)}
+
+
+# ---- the table ------------------------------------------------------------------------------
+
+def verdict(held):
+    """held: for each seed, whether the claim holds."""
+    return ("HOLDS" if all(held) else "DOES NOT HOLD" if not any(held) else
+            f"MIXED: in {sum(held)} of {len(held)} seeds")
+
+
+def spread(values, form):
+    """The median [least, most]; a single value stands alone."""
+    text = form.format(median(values))
+    return text + f" [{form}, {form}]".format(min(values), max(values)) * (len(values) > 1)
+
+
+def show(name, claim, found):
+    """Print a row. found: for each seed, what the claim returned."""
+    figures, forms, held = zip(*found)
+    cells = [f"{label:32}{spread([f[label] for f in figures], forms[0])}" for label in figures[0]]
+    left = [*wrap(" ".join(claim.__doc__.split()), 60), f"$ python -m lab.claims --what={name}"]
+    for a, b in zip_longest(left, [*cells, verdict([bool(h) for h in held])], fillvalue=""):
+        print(f"{a:62}{b}".rstrip())
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    config = parse_config(Config, __doc__)
+    chains = finished_chains(config, CLAIMS)
+    for name in config.what.split(","):
+        with ThreadPoolExecutor(config.jobs) as pool:
+            show(name, CLAIMS[name], list(pool.map(lambda chain: CLAIMS[name](*chain), chains)))
