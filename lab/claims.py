@@ -29,7 +29,7 @@ from checkpoint import load_checkpoint
 from common import Runtime, parse_config
 from compare import agreement, ceiling
 from data.formats import read_comparisons, read_demonstrations
-from data.town import write_jsonl
+from data.town import write
 from lab import experiments
 from lab.experiments import finished_chains, run
 from lab.labelers import mixed, rated
@@ -93,6 +93,13 @@ def right(model, *kinds):
     return sum(f["right"] * f["n"] for f in found) / sum(f["n"] for f in found)
 
 
+def stored(folder, name, rows):
+    """A file with these rows in the folder `claims`: its path."""
+    path = folder / "claims" / f"{name}.jsonl"
+    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return path
+
+
 def rising(values):
     return all(a < b for a, b in pairwise(values))
 
@@ -100,8 +107,8 @@ def rising(values):
 # ---- the claims: (seed, folder) -> {label: figure}, their format, whether it holds ----------
 
 def compute(seed, folder):
-    """Pretraining is 98 to 99% of the compute (State of GPT; InstructGPT, 5.1: 3,640 petaflop/s
-    days for GPT-3, 4.9 for SFT, 60 for PPO). Shares of all FLOPs. Holds from 98% on."""
+    """Pretraining is 98 to 99% of the compute (State of GPT; InstructGPT, 5.1: GPT-3 took 3,640
+    petaflop/s-days, SFT 4.9, PPO 60). Shares of all FLOPs. Holds from 98% on."""
     spent = flops(folder)
     shares = {stage: n / sum(spent.values()) for stage, n in spent.items()}
     return shares, "{:.1%}", shares["pretraining"] >= 0.98
@@ -171,8 +178,7 @@ def few_good(seed, folder):
     rows, found = read_demonstrations("data/town/sft.jsonl"), {}
     for label, some in (("500 good", rows[:500]), ("3,000 mixed", mixed(rows, seed))):
         name = label.split()[1]
-        data = folder / "claims" / f"demos_{name}.jsonl"
-        write_jsonl(data, some)
+        data = stored(folder, f"demos_{name}", some)
         found[label] = fine_tune(seed, folder, f"sft_{name}", data=data)[1]["grade"][0]
     found["3,000 good"] = board_of(folder)[2]["grade"][0]
     return found, "{:.2f}", found["500 good"] > found["3,000 mixed"]
@@ -187,8 +193,7 @@ def rating(seed, folder):
     kinds = dict(one="ratings, one labeler a prompt", many="ratings, one labeler an answer",
                  standardised="the same, standardised")
     for kind, label in kinds.items():
-        data = folder / "claims" / f"ratings_{kind}.jsonl"
-        write_jsonl(data, rated(rows, kind, seed))
+        data = stored(folder, f"ratings_{kind}", rated(rows, kind, seed))
         found[label] = accuracy(seed, folder, f"reward_{kind}", data)
     return found, "{:.3f}", found["rankings"] > found[kinds["many"]]
 
@@ -221,8 +226,7 @@ def comparisons(seed, folder):
     they double). Accuracy, by the number of prompts. Holds if each doubling raises it."""
     rows, found = read_comparisons(folder / "comparisons.jsonl"), {}
     for part in (8, 4, 2):
-        data = folder / "claims" / f"comparisons_{part}.jsonl"
-        write_jsonl(data, rows[:len(rows) // part])
+        data = stored(folder, f"comparisons_{part}", rows[:len(rows) // part])
         found[f"1/{part} of the prompts"] = accuracy(seed, folder, f"reward_{part}", data)
     found["all of the prompts"] = own_accuracy(folder)
     return found, "{:.3f}", rising(found.values())
@@ -343,6 +347,7 @@ def show(name, claim, found):
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     chains = finished_chains(config, CLAIMS)
+    print(f"{'claim':62}{'figure':32}median [least, most]\n")
     for name in config.what.split(","):
         with ThreadPoolExecutor(config.jobs) as pool:
             show(name, CLAIMS[name], list(pool.map(lambda chain: CLAIMS[name](*chain), chains)))
