@@ -109,7 +109,8 @@ BOUNDS = [
                   "details_steps runs"),
     (0, math.inf, "lr warmup weight_decay muon temperature kl_coef clip clip_value "
                   "ptx_coef best_of top_k n_docs n_demos freeze"),
-    (0, 1, "dropout gamma lam top_p ptx held_out"), (0.5, 1, "agreement"), (0, 2**63 - 1, "seed")]
+    (0, 1, "dropout gamma lam top_p ptx held_out wrong"), (0.5, 1, "agreement"),
+    (0, 2**63 - 1, "seed")]
 
 
 def parse_value(kind, text):
