@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -113,11 +114,12 @@ def test_see_prints_the_lines_that_have_all_columns(tmp_path):
     assert said.split() == "mine step 4 | grade 1.500 | loss 2.000".split()
 
 
-def test_a_bug_is_planted_in_a_copy():
+def test_a_bug_is_planted_in_a_copy(tmp_path):
     if not (ROOT / ".git").exists():
         pytest.skip("needs the repository")
     before = (ROOT / "sft.py").read_bytes()
     plant = "bug sft.py 's/^import time/import bug/' grep -c 'import bug' sft.py"
     said = subprocess.run(["bash", "-c", HELPERS + plant], cwd=ROOT, capture_output=True,
-                          text=True, check=True).stdout
+                          text=True, check=True,
+                          env=dict(os.environ, TMPDIR=str(tmp_path))).stdout     # for mktemp
     assert said == "1\n" and (ROOT / "sft.py").read_bytes() == before
