@@ -42,7 +42,7 @@ class Config:
     data: str = "data/town/test.jsonl"   # held-out prompts
     models: str = "out/pretrain.pt,out/sft.pt,out/ppo.pt"   # one column each
     reward: str = "out/reward.pt"        # the reward model to examine; "": none
-    comparisons: str = "out/comparisons.jsonl"
+    comparisons: str = "out/comparisons.jsonl"   # to examine the reward model; "": none
     contrasts: str = "data/town/contrasts.jsonl"   # right and wrong answers in the same words
     examples: str = "data/town/sft.jsonl"   # the pretrained model's examples
     text: str = "data/town/pretrain"     # text: how much of it was forgotten? "": none
@@ -382,7 +382,7 @@ if __name__ == "__main__":
         for name, model in models.items():            # what has a later stage forgotten?
             loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
             results[name]["text_loss"] = loss.item()
-    if reward and Path(config.comparisons).exists():
+    if reward and config.comparisons and Path(config.comparisons).exists():
         share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
         _, unseen = split(read_comparisons(config.comparisons), share=share)
         if unseen:

@@ -5,6 +5,7 @@ import io
 import itertools
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -302,6 +303,21 @@ def test_the_flags_that_the_mistakes_are_made_in_are_right(call):
 
 # ---------------------------------------------------------------------------------------------
 # two runs, and losses that are no numbers
+
+def optional():
+    """(script, flag) of every input that a stage's Config says may be empty."""
+    return [(script, flag) for script in RIGHT for flag in re.findall(
+        r'^    (\w+): str = .*# .*"": ', (ROOT / f"{script}.py").read_text(), re.MULTILINE)
+        if (script, flag) not in (("chat", "prompt"), ("reward", "like"), ("sft", "like"))]
+
+
+@pytest.mark.parametrize("script, flag", optional())
+def test_an_input_that_may_be_empty_may_be_empty(call, folder, script, flag):
+    like = ["--like=pretrain.pt"] if flag == "init" and script != "pretrain" else []
+    assert call(script, *RIGHT[script].split(), *like, f"--{flag}=") == (0, "")
+    for file in folder.glob("new.*"):
+        file.unlink()
+
 
 SFT = RIGHT["sft"].split()
 
