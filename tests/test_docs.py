@@ -1,0 +1,58 @@
+"""Every command in README and docs runs a script that exists, with flags that it has."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from common import parse_config
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = [ROOT / "README.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMAND = re.compile(r"python (?:-i )?(?:-m (?P<module>(?:tools|lessons|lab)\.\w+)|"
+                     r"(?P<file>[\w/]+)\.py)(?P<rest>[^\n`]*)|"
+                     r"torchrun [^\n`]*?(?P<ddp>\w+)\.py(?P<more>[^\n`]*)")
+
+
+def commands(text):
+    """(module, flags) of every command in a text; a command may go over lines that end in \\."""
+    text = re.sub(r"\$\(\(.*?\)\)", "8000", text.replace("\\\n", " "))     # bash's arithmetic
+    for found in COMMAND.finditer(text):
+        module = found["module"] or (found["file"] or found["ddp"]).replace("/", ".")
+        rest = re.split(r"\s[|;&>#<]|…", found["rest"] or found["more"] or "")[0]
+        yield module, re.findall(r"(?<!\S)--\w+(?:=\"[^\"]*\"|=\S*)?", rest)
+
+
+def known(module):
+    return (ROOT / f"{module.replace('.', '/')}.py").exists()
+
+
+CASES = [(path.relative_to(ROOT).as_posix(), module, flags) for path in DOCS
+         for module, flags in commands(path.read_text(encoding="utf-8"))
+         if not module.startswith(("data.real", "out."))]            # files that the page writes
+
+
+@pytest.mark.parametrize("page, module, flags", CASES, ids=str)
+def test_a_command_of_the_docs_has_a_script_and_its_flags(page, module, flags):
+    assert known(module)
+    parse_config(importlib.import_module(module).Config, "", [f.replace('"', "") for f in flags])
+
+
+def test_commands_are_found_in_blocks_and_in_lines():
+    text = ("`python sft.py --lr=1 --out=a.pt` or\n    torchrun --nproc_per_node=2 pretrain.py \\\n"
+            "        --steps=3   # --no\npython -m tools.hf import a b --block_size=8 > c --no\n")
+    assert list(commands(text)) == [("sft", ["--lr=1", "--out=a.pt"]),
+                                    ("pretrain", ["--steps=3"]), ("tools.hf", ["--block_size=8"])]
+
+
+def test_a_flag_that_does_not_exist_is_found(capsys):
+    (module, flags), = commands("python sft.py --learning=1")
+    with pytest.raises(SystemExit):
+        parse_config(importlib.import_module(module).Config, "", flags)
+    assert "unknown flag --learning" in capsys.readouterr().err
+
+
+def test_there_are_commands_in_every_page_that_should_have_some():
+    assert {"README.md", "docs/real.md", "docs/course.md"} <= {page for page, *_ in CASES}
+    assert len(CASES) > 100
