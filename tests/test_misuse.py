@@ -301,9 +301,6 @@ def test_the_flags_that_the_mistakes_are_made_in_are_right(call):
         assert call(script, *RIGHT[script].split()) == (0, "")
 
 
-# ---------------------------------------------------------------------------------------------
-# two runs, and losses that are no numbers
-
 def optional():
     """(script, flag) of every input that a stage's Config says may be empty."""
     return [(script, flag) for script in RIGHT for flag in re.findall(
@@ -318,6 +315,9 @@ def test_an_input_that_may_be_empty_may_be_empty(call, folder, script, flag):
     for file in folder.glob("new.*"):
         file.unlink()
 
+
+# ---------------------------------------------------------------------------------------------
+# two runs, and losses that are no numbers
 
 SFT = RIGHT["sft"].split()
 
