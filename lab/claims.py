@@ -31,7 +31,7 @@ from compare import agreement, ceiling
 from data.formats import read_comparisons, read_demonstrations
 from data.town import write
 from lab import experiments
-from lab.experiments import finished_chains, run
+from lab.experiments import chosen, finished_chains, run
 from lab.labelers import mixed, rated
 from lessons import compare_methods
 from tools.views import comparing
@@ -346,8 +346,8 @@ def show(name, claim, found):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    chains = finished_chains(config, CLAIMS)
+    names, chains = chosen(config.what, CLAIMS), finished_chains(config)
     print(f"{'claim':62}{'figure':32}median [least, most]\n")
-    for name in config.what.split(","):
+    for name in names:
         with ThreadPoolExecutor(config.jobs) as pool:
             show(name, CLAIMS[name], list(pool.map(lambda chain: CLAIMS[name](*chain), chains)))

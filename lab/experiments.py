@@ -40,12 +40,16 @@ class Config:
 
 # ---- running the stages ---------------------------------------------------------------------
 
-def finished_chains(config, known):
-    """[(seed, folder)] of lab/seeds.py. Checks --what, and gives each of --jobs runs its share of
-    the cores."""
-    for name in config.what.split(","):
+def chosen(what, known):
+    """The names in --what."""
+    for name in what.split(","):
         if name not in known:
             fail(f"--what={name} is not one of {', '.join(known)}")
+    return what.split(",")
+
+
+def finished_chains(config):
+    """[(seed, folder)] of lab/seeds.py. Gives each of --jobs runs its share of the cores."""
     chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
     for _, folder in chains:
         if not (folder / "ppo.pt").exists():
@@ -264,6 +268,6 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     experiments = dict(starts=starts, bound=bound, details=details, rounds=rounds,
                        overoptimise=overoptimise)
-    chains = finished_chains(config, experiments)
-    for name in config.what.split(","):
+    names, chains = chosen(config.what, experiments), finished_chains(config)
+    for name in names:
         experiments[name](chains)

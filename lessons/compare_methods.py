@@ -20,9 +20,6 @@ test people, of whom no trial has heard: the median over the seeds [least, most]
 
 import json
 import math
-import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +32,7 @@ from common import Runtime, fail, load_function, parse_config, verdicts_of, writ
 from data.corpus import Corpus
 from data.formats import read_comparisons, split
 from evaluate import Answers, answer, measure, sample_best_of, wins
+from lab.experiments import finished_chains, run
 from lessons.best_of_n import best_answers
 from lessons.held_out import load_reward, read_prompts_that_fit
 from model import GPT, answer_text, frozen
@@ -83,7 +81,7 @@ TRIALS = {
 
 def train(method, flags, seed, config):
     """The checkpoint of a run, which is made unless it is there. PPO's first trial is the chain's
-    own. What the script prints goes to a .txt beside the result."""
+    own."""
     folder = Path(f"{config.folder}{seed}")
     if method == "PPO" and not flags:
         return folder / "ppo.pt"
@@ -91,22 +89,9 @@ def train(method, flags, seed, config):
     flags = flags | more
     name = "-".join([script.rpartition(".")[2], *(f"{k}={v}" for k, v in flags.items())])
     out = folder / "methods" / f"{name}.pt"
-    if out.exists():
-        return out
-    out.parent.mkdir(exist_ok=True)
     read = (dict(data=folder / "comparisons.jsonl", prompts=config.prompts) if method == "DPO" else
             dict(data=config.prompts, reward=folder / "reward.pt"))
-    flags = dict(init=folder / "sft.pt", out=out, seed=seed, **read) | flags
-    threads = max(1, (os.cpu_count() or 1) // config.jobs)
-    with open(out.with_suffix(".txt"), "w") as printed:
-        ended = subprocess.run(
-            [sys.executable, "-m", script, *(f"--{k}={v}" for k, v in flags.items())],
-            stdout=printed, stderr=printed, env=dict(os.environ, OMP_NUM_THREADS=str(threads)))
-    if ended.returncode:
-        raise ValueError(f"{out} was not finished: {out.with_suffix('.txt')} says why; the same "
-                         f"command goes on there")
-    print(f"    {out}", flush=True)
-    return out
+    return run(f"-m {script}", out, **dict(init=folder / "sft.pt", seed=seed, **read) | flags)
 
 
 def cached(file, model, data, config, make):
@@ -264,10 +249,7 @@ if __name__ == "__main__":
     if not 1 <= config.trials <= 4 or config.best_of < 2:
         fail("--trials must be 1 to 4, and --best_of at least 2")
     rt, seeds = Runtime(config), range(config.seeds)
-    for seed in seeds:
-        if not Path(f"{config.folder}{seed}", "ppo.pt").exists():
-            fail(f"{config.folder}{seed} has no ppo.pt: `python -m lab.seeds "
-                 f"--seeds={config.seeds}` makes it")
+    finished_chains(config)
     pool = ThreadPoolExecutor(config.jobs)
 
     # ---- the trials, with seed 0, judged by the validation people ----------------------------

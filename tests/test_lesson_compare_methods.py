@@ -54,7 +54,7 @@ def compared(folder):
     for _ in range(2):
         with redirect_stdout(io.StringIO()) as out:
             assert tiny.run(folder, "lessons/compare_methods", *FLAGS,
-                            PYTHONPATH=str(tiny.ROOT))[0] == 0
+                            PYTHONPATH=str(tiny.ROOT), OMP_NUM_THREADS="1")[0] == 0
         printed.append(out.getvalue())
         made = (folder / "out/seed0/methods").iterdir()
         files.append({file.name: file.stat().st_mtime_ns for file in made})
