@@ -26,12 +26,12 @@ from torch.nn import ModuleDict
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, parse_config, wilson
-from data.corpus import Corpus
 from data.formats import read_demonstrations
 from data.town import SUMS, judge
+from lessons.rehearsal import Rows
 from model import GPT, answer_text, left_pad, optimizer_groups, prompt_ids
 from pretrain import get_lr
-from sft import batch, encode_dialogues, pack
+from sft import encode_dialogues
 from tokenizer import Tokenizer
 
 
@@ -172,12 +172,7 @@ if __name__ == "__main__":
                                    dict(role="assistant", content=f"{x} + {y} = {x + y}.")])
                   for question, x, y in sums] + rest,
         "calls": [encode_call(tok, *row) for row in sums] + rest}
-    n_text = round(config.batch_size * config.ptx)    # rows of pretraining text
-    n_chat = config.batch_size - n_text
-    plan = {name: pack([len(ids) for ids, _ in rows], T, config.steps * n_chat,
-                       np.random.default_rng(config.seed)) for name, rows in train.items()}
-    corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs[config.text])
-    corpus.shuffle(config.steps * n_text * T + 1, config.seed)
+    rows = {name: Rows(train[name], tok, T, run, config) for name in train}
 
     # ---- model and optimizer ----------------------------------------------------------------
 
@@ -194,10 +189,9 @@ if __name__ == "__main__":
     for step in range(run.start, config.steps):
         for group in optimizer.param_groups:
             group["lr"] = get_lr(step, config)
-        text, losses = corpus.rows(step * n_text, n_text, T), {}
+        losses = {}
         for name, model in models.items():            # as many tokens for each
-            x, y = batch(train[name], plan[name][step * n_chat:(step + 1) * n_chat], T, tok.pad)
-            x, y = torch.cat([x, text[:, :-1]]), torch.cat([y, text[:, 1:]])
+            x, y = rows[name][step]
             with rt.autocast():
                 _, loss = model(x.to(rt.device), y.to(rt.device))
             loss.backward()

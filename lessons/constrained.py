@@ -25,11 +25,11 @@ import torch.nn.functional as F
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, parse_config, wilson
-from data.corpus import Corpus
 from data.town import FACTS, VALUES, Dice, World, ask, judge, pronouns, state
+from lessons.rehearsal import Rows
 from model import GPT, KVCache, answer_text, left_pad, optimizer_groups, prompt_ids, sample
 from pretrain import get_lr
-from sft import batch, encode_dialogues, pack
+from sft import encode_dialogues
 from tokenizer import Tokenizer
 
 
@@ -205,12 +205,7 @@ if __name__ == "__main__":
 
     T, world = ckpt["model_config"]["block_size"], World(config.town)
     train, *_ = encode_dialogues(demonstrations(world, config.n_demos, config.seed), tok, T)
-    n_text = round(config.batch_size * config.ptx)    # rows of pretraining text
-    n_chat = config.batch_size - n_text
-    plan = pack([len(ids) for ids, _ in train], T, config.steps * n_chat,
-                np.random.default_rng(config.seed))
-    corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs[config.text])
-    corpus.shuffle(config.steps * n_text * T + 1, config.seed)
+    rows = Rows(train, tok, T, run, config)
     asked = questions(world, config.n_eval)
 
     # ---- model and optimizer ----------------------------------------------------------------
@@ -236,9 +231,7 @@ if __name__ == "__main__":
             break
         for group in optimizer.param_groups:
             group["lr"] = get_lr(step, config)
-        x, y = batch(train, plan[step * n_chat:(step + 1) * n_chat], T, tok.pad)
-        text = corpus.rows(step * n_text, n_text, T)
-        x, y = torch.cat([x, text[:, :-1]]), torch.cat([y, text[:, 1:]])
+        x, y = rows[step]
         with rt.autocast():
             _, loss = model(x.to(rt.device), y.to(rt.device))
         loss.backward()

@@ -31,13 +31,13 @@ import torch
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, parse_config, wilson
 from compare import respond
-from data.corpus import Corpus
 from data.formats import read_demonstrations
 from data.town import (FOLLOW_UPS, UNKNOWN, VALUES, Dice, World, ask, judge, pronouns, state,
                        understand)
+from lessons.rehearsal import Rows
 from model import GPT, optimizer_groups
 from pretrain import get_lr
-from sft import batch, encode_dialogues, pack
+from sft import encode_dialogues
 from tokenizer import Tokenizer
 
 
@@ -210,15 +210,11 @@ if __name__ == "__main__":
     new = newcomers(world, config.town + 1)
     asked = held_out(world, new, config.n_eval)
     watched = dict(list(asked.items())[1:3])          # newcomers with an article
-    n_text = round(config.batch_size * config.ptx)    # rows of pretraining text
-    n_chat = config.batch_size - n_text
-    rows = demonstrations(world, new, config.n_demos, config.seed, config.wrong)
-    train, cut, dropped = encode_dialogues(rows + read_demonstrations(config.data), tok, T)
-    plan = pack([len(ids) for ids, _ in train], T, config.steps * n_chat,
-                np.random.default_rng(config.seed))
-    corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs[config.text])
-    corpus.shuffle(config.steps * n_text * T + 1, config.seed)
-    print(f"{len(train):,} dialogues to learn from, {sum(map(len, plan)) / len(train):.1f} epochs")
+    demos = demonstrations(world, new, config.n_demos, config.seed, config.wrong)
+    train, *_ = encode_dialogues(demos + read_demonstrations(config.data), tok, T)
+    rows = Rows(train, tok, T, run, config)
+    print(f"{len(train):,} dialogues to learn from, {sum(map(len, rows.plan)) / len(train):.1f} "
+          f"epochs")
 
     # ---- model and optimizer ----------------------------------------------------------------
 
@@ -240,9 +236,7 @@ if __name__ == "__main__":
         for group in optimizer.param_groups:
             group["lr"] = get_lr(step, config)
         model.train()
-        x, y = batch(train, plan[step * n_chat:(step + 1) * n_chat], T, tok.pad)
-        text = corpus.rows(step * n_text, n_text, T)
-        x, y = torch.cat([x, text[:, :-1]]), torch.cat([y, text[:, 1:]])
+        x, y = rows[step]
         with rt.autocast():
             _, loss = model(x.to(rt.device), y.to(rt.device))
         loss.backward()

@@ -1,0 +1,28 @@
+"""Plumbing of calculator.py, constrained.py and look_up.py: the rows that SFT reads in each step,
+dialogues and pretraining text to rehearse, as in sft.py."""
+
+import numpy as np
+import torch
+
+from data.corpus import Corpus
+from sft import batch, pack
+
+
+class Rows:
+    """rows[step]: x, y (batch_size, T) of that step, config.ptx of them pretraining text; plan says
+    which of the dialogues [(ids, learned)] stand in which row."""
+
+    def __init__(self, dialogues, tok, T, run, config):
+        self.dialogues, self.pad, self.T = dialogues, tok.pad, T
+        self.n_text = round(config.batch_size * config.ptx)
+        self.n_chat = config.batch_size - self.n_text
+        self.plan = pack([len(ids) for ids, _ in dialogues], T, config.steps * self.n_chat,
+                         np.random.default_rng(config.seed))
+        self.corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs[config.text])
+        self.corpus.shuffle(config.steps * self.n_text * T + 1, config.seed)
+
+    def __getitem__(self, step):
+        plan = self.plan[step * self.n_chat:(step + 1) * self.n_chat]
+        x, y = batch(self.dialogues, plan, self.T, self.pad)
+        text = self.corpus.rows(step * self.n_text, self.n_text, self.T)
+        return torch.cat([x, text[:, :-1]]), torch.cat([y, text[:, 1:]])
