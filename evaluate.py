@@ -74,11 +74,11 @@ class Answers:
 def few_shot(tok, prompt, kind, examples, config, rng, room):
     """ids: up to four examples of the same kind, then the prompt. All have the form of the
     pretraining text, and each example is a document. At most `room` tokens."""
-    def write(messages):
+    def write(messages):                              # at once: "?\n" can be one token
         names = dict(user=config.ask, assistant=config.say, system="")
         return [tok.eot] + tok.encode("\n".join(names[m["role"]] + m["content"] for m in messages))
 
-    ids = write(prompt) + tok.encode("\n" + config.say)
+    ids = write([*prompt, dict(role="assistant", content="")])
     same = [e for e in examples if e.get("kind") == kind] or examples
     for i in rng.permutation(len(same))[:4]:
         shot = write(same[i]["messages"])

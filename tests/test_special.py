@@ -14,7 +14,7 @@ from evaluate import few_shot
 from reward import encode_answer
 from sft import encode_dialogues
 from tiny import write
-from tokenizer import SPECIALS
+from tokenizer import SPECIALS, Tokenizer
 
 PIECES = [*SPECIALS, "<|", "|>", "<", "|", ">", "end", "assistant", "<|END|>", "<| end |>", "</s>",
           "<|im_start|>", "[INST]", "\n", "\r\n", " ", "\t", "\0", "\u200b", "Ada", "12", "é", "語",
@@ -121,3 +121,13 @@ def test_few_shot_examples_have_no_special_token_but_endoftext(tiny_tokenizer, a
         ids = few_shot(tiny_tokenizer, asked, "fact", examples, config, rng, room=1000)
         assert set(specials(tiny_tokenizer, ids)) == {"endoftext"}
         assert len(specials(tiny_tokenizer, ids)) == 2
+
+
+def test_the_question_and_what_follows_it_are_encoded_as_in_the_pretraining_text():
+    text = "Q: Who?\nA: Me\n" * 9
+    tok = Tokenizer.train(text, 268)
+    assert b"?\n" in tok.tokens.values()                     # "?" and the line break are one token
+    config = SimpleNamespace(ask="Q: ", say="A: ")
+    asked = [dict(role="user", content="Who?")]
+    ids = few_shot(tok, asked, "fact", [], config, np.random.default_rng(0), room=1000)
+    assert ids == [tok.eot, *tok.encode("Q: Who?\nA: ")]
