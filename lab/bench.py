@@ -215,6 +215,7 @@ def train(config):
     gpu = Runtime(config).device.type == "cuda"
     V, T, n_layer, n_head, n_embd, style = ((50304, 1024, 12, 12, 768, "gpt2") if gpu else
                                             (1024, 256, 4, 2, 128, "laptop"))
+    style = STYLES[style] | dict(bias=False)          # as nanoGPT's default
     setups = {dtype: Runtime(replace(config, dtype=dtype)) for dtype in DTYPES}
     peak = {dtype: rt.peak_flops() for dtype, rt in setups.items()}
     device = setups["float32"].device
@@ -229,7 +230,7 @@ def train(config):
     entrants = {}
     for dtype, compiled in ((("bfloat16", "true"),) if gpu else
                             (("float32", "false"), ("bfloat16", "false"), ("float32", "true"))):
-        model = small(V, T, n_layer, n_embd, **STYLES[style]).to(device)
+        model = small(V, T, n_layer, n_embd, **style).to(device)
         optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1), betas=(0.9, 0.95), fused=True)
         work = model.flops_per_token(T) * x.numel()
         name = f"model.py, {dtype}{', compiled' if compiled == 'true' else ''}"
