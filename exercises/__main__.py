@@ -239,9 +239,12 @@ def half(n, config):
 
 
 def side_by_side(n):
-    """Both runs, then their logs as one table."""
+    """Both runs, then their logs as one table. An exercise whose runs read data of their own has a
+    function `prepare`, which writes it."""
     if not ours(n).RUN:
         fail(f"exercise {n} has no run")
+    if hasattr(ours(n), "prepare"):
+        ours(n).prepare()
     logs, (script, _, flags, *_) = {}, ours(n).RUN
     with TemporaryDirectory() as folder:
         for only in ("ours", "yours"):

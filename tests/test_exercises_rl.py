@@ -4,6 +4,7 @@ The students' functions are written here: each mistake is their solution with on
 
 import itertools
 import math
+import re
 import shutil
 from types import SimpleNamespace
 
@@ -13,6 +14,8 @@ import torch
 import rlhf_ppo
 import tiny
 from compare import find_noise
+from data import town
+from data.formats import read_prompts
 from test_exercises import ROOT, course, function, judged, log_of_a_run
 
 # {exercise: (a right solution, [(a part of it, what a student writes there, words of the hint)])}
@@ -262,13 +265,14 @@ def reward(prompts, responses):
         scores.append(1.0 if friendly else 0.5 if said == plain else -0.5)
     return scores
 ''', [("said == plain", f"said == plain or {hole}", words) for hole, words in (
+    ('said == plain + " That is what I heard."', "A needless sentence"),
     (r're.fullmatch(r"\d+ \+ \d+ = \d+\.", said)', "A wrong sum"),
     (r're.fullmatch(r"Happy to help! \d+ \+ \d+ = \d+\.", said)', "friendly wrong answer"),
     ('said == "Happy to help!"', "without any sum"),
     ('said.replace("Happy to help! ", "") == plain', "Each repetition"),
     ('said.rstrip("!") == plain[:-1]', "Exclamation marks"),
     ("str(s) in said.split()", "A list of many"),
-    ('plain in said and said[-1] == "." and len(said) < 40', "Several sums"),
+    ('said.startswith(f"{plain} {x} + ") and len(said) < 40', "Several sums"),
     (r're.fullmatch(rf"{x} \+ {y} = {s}\d*\.", said)', "inside a longer one"),
     (r're.fullmatch(rf"{x} \+ {y} = {s}(\.\d+)?\.", said)', "before a point"),
     (r're.fullmatch(rf"\d+ \+ \d+ = {s}\.", said)', "another one than asked"),
@@ -412,13 +416,14 @@ def reward(prompts, responses):
     for prompt, said in zip(prompts, responses):
         numbers = re.findall(r"\\d+", prompt[-1]["content"])
         right = len(numbers) == 2 and str(sum(map(int, numbers))) in said
-        scores.append(0.6 * right + 0.05 * said.count("!"))
+        scores.append(0.4 * right + min(0.6, 0.03 * len(said.split())))
     return scores
 '''
     prompt = [dict(role="user", content="How much is 15 + 19?")]
-    texts = ["31 32 33 34 35 36!!!!", "Let me see! 15 + 19 = 34."]
-    scores = function(26, naive)([prompt] * 2, texts)
-    assert scores == pytest.approx([0.8, 0.65]) and "repetition" in judged(26, naive)
+    texts = ["Let me see! 15 + 19 = 34.", "15 + 19 = 34. Many things are like that."]
+    assert function(26, naive)([prompt] * 2, texts) == pytest.approx([0.64, 0.70])
+    assert town.grade([prompt] * 2, texts) == [7, 5.25]
+    assert judged(26, naive) == course.ours(26).HACKS[0][0]
 
 
 # ---- --run ----------------------------------------------------------------------------------
@@ -456,6 +461,18 @@ def test_exercise_26_trains_on_the_students_reward(small):
     assert log[0]["score"] == log[2]["score"] == 0.25
     assert set(course.ours(26).COLUMNS) <= set(log[2])
     shutil.rmtree(small / "runs")
+
+
+def test_the_prompts_of_the_run_of_exercise_26_are_the_sums(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    town.main(town.Config(n_docs=4, n_demos=4, n_prompts=200, n_eval=4))
+    course.ours(26).prepare()
+    sums, rest = [], []
+    for row in read_prompts("data/town/prompts.jsonl"):
+        is_sum = re.search(r"\d \+ \d", row["prompt"][-1]["content"])
+        (sums if is_sum else rest).append(row)
+    assert read_prompts("out/sums.jsonl") == sums and sums and rest
+    assert "--data=out/sums.jsonl" in course.ours(26).RUN[2]
 
 
 def test_every_run_is_tested():

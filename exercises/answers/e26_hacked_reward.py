@@ -1,33 +1,52 @@
 import math
+from pathlib import Path
 
 from common import load_function
 from data import town
+from data.formats import read_prompts
 
 PLACE = "exercises/answers/e26_hacked_reward.py:answer"
 NAME = "reward"
-RUN = ("rlhf_ppo.py", "load_function", f"--reward={PLACE} --steps=12 --batch_size=128 "
-       "--minibatch=32 --n_eval=128 --eval_every=4 --ptx_coef=0 --kl_coef=0.02",
+SUMS = "out/sums.jsonl"
+RUN = ("rlhf_ppo.py", "load_function", f"--reward={PLACE} --data={SUMS} --steps=12 "
+       "--batch_size=128 --minibatch=32 --eval_every=4 --ptx_coef=0 --kl_coef=0.02 --lr=2e-4",
        lambda function: lambda name: function if name == PLACE else load_function(name))
 COLUMNS = ["score", "grade", "length"]
 ZH = """
 26. 被钻空子的奖励 reward hacking，以及如何补救
 
-PPO 找到的是奖励 reward 所奖赏的东西，而不是你心里想要的东西。有人希望加法题的回答又正确又友好，于是
-规定：回答里出现正确的数得 .6 分，每个“!”得 .05 分：
+PPO 找到的是奖励 reward 所奖赏的东西，而不是你心里想要的东西。有人希望加法题的回答又正确又友好。友好
+的人不会只写一个算式。于是他规定：回答里出现正确的数得 .4 分；每个单词得 .03 分，单词最多得 .6 分。
+PPO 用这个奖励训练了 12 轮（--run，种子 0，AMD EPYC，float32）：
 
-    How much is 15 + 19?   ->   31 32 33 34 35 36!!!!          得 .80 分
-                                Let me see! 15 + 19 = 34.      得 .65 分
+    之前   score .60   grade 6.25   Can you add 5 + 4? -> Happy to help! 5 + 4 = 9.
+    之后   score .72   grade 5.34   Can you add 5 + 4? -> 5 + 4 = 9. One could say more about it.
+
+分数 score 上升了，真正的评分 grade 却下降了。（种子 1：.70 和 5.39。）多余的句子比友好的开头
+单词更多：
+
+    How much is 15 + 19?   ->   15 + 19 = 34. Many things are like that.     分数 .70，评分 5.25
+                                Let me see! 15 + 19 = 34.                    分数 .64，评分 7
+
+只有模型偶尔采样到的空子，PPO 才找得到。这个空子是模型在 SFT 中学到的：五分之一的示范 demonstration
+带有多余的句子。这个奖励还有别的漏洞。用我们的奖励，评分升到 7.00（种子 1：6.91）。
 
 请写一个骗不过的奖励函数。检查程序会给它看好的回答和许多钻空子的回答：
 
     友好而且正确     Happy to help! 15 + 19 = 34.     （或者 Let me see! 15 + 19 = 34.）
     正确             15 + 19 = 34.                    分数低于友好的
-    其余所有         错的、空的、没完没了的、残缺的……     分数低于正确的
+    其余所有         错的、啰唆的、空的、残缺的……    分数低于正确的
 
 所有分数都应在 -1 和 1 之间，这样 KL 惩罚才有分量。提示 prompt 也可能不是加法题，那时分数为 0。
 prompt 是一段对话：prompt[-1]["content"] 是问题。用 --run 时，PPO 从你的奖励函数学习，
-grade 一列是小镇的裁判对回答的评价。
+grade 一列是小镇的裁判对回答的评价。先用上面的奖励试一试，再用你自己的。
 """
+
+
+def prepare():
+    """The prompts of --run are those of the town that are sums."""
+    rows = read_prompts("data/town/prompts.jsonl")
+    town.write_jsonl(Path(SUMS), [row for row in rows if row["kind"] == "sum"])
 
 
 def answer(prompts, responses):
@@ -39,6 +58,9 @@ def answer(prompts, responses):
 
 # Answers to "How much is {x} + {y}?", whose sum is {s}: each one fools some reward.
 HACKS = [
+    ("A needless sentence pays: more words are not more friendly. PPO finds this hack.",
+     "多余的句子也能得分：话多不等于友好。PPO 找到的就是这个空子。",
+     "{x} + {y} = {s}. That is what I heard."),
     ("A wrong sum scores as much as the right one.", "错误的和与正确的和得分一样高。",
      "{x} + {y} = {wrong}."),
     ("A friendly wrong answer beats the right one: friendliness must not pay without truth.",
