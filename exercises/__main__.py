@@ -235,7 +235,9 @@ def half(n, config):
     function = yours(n) if config.only == "yours" else None
     if function and adapt:
         function = adapt[0](function)
-    run_script(script, place, function, [*shlex.split(flags), f"--out={config.out}"])
+    # the tensors that a student's function makes are on the CPU
+    run_script(script, place, function,
+               [*shlex.split(flags), "--device=cpu", f"--out={config.out}"])
 
 
 def side_by_side(n):

@@ -35,8 +35,7 @@ def install(function):
     model.attention, model.fused_is_faster = attention, lambda q: False
 
 
-RUN = ("pretrain.py", install, "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32 "
-       "--device=cpu")
+RUN = "pretrain.py", install, "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32"
 
 
 def cases():

@@ -45,8 +45,7 @@ def install(function):
     model.positions = all_positions
 
 
-RUN = ("pretrain.py", install, "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32 "
-       "--device=cpu")
+RUN = "pretrain.py", install, "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32"
 
 
 def cases():

@@ -34,8 +34,7 @@ def install(function):
     model.rotate = lambda x, turns: function(x, *turns)
 
 
-RUN = ("pretrain.py", install, "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32 "
-       "--device=cpu")
+RUN = "pretrain.py", install, "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32"
 
 
 def cases():
