@@ -94,9 +94,9 @@ def evaluate(model, items, tok, rt, config):
         w, l = torch.nonzero(ranks[:, None] < ranks, as_tuple=True)   # w was ranked above l
         right = 0.5 + 0.5 * (gain[w] - gain[l]).sign()                # equal: a half
         loss = dpo_loss(logp, item["ref_logp"], ranks, config.beta)
-        found.append([loss, right.mean(), gain[w].mean(), gain[l].mean()])
+        found.append(torch.stack([loss, right.mean(), gain[w].mean(), gain[l].mean()]))
     names = ("val_loss", "val_accuracy", "better", "worse")
-    return dict(zip(names, torch.tensor(found).mean(0).tolist()))     # means over the prompts
+    return dict(zip(names, torch.stack(found).mean(0).tolist()))      # means over the prompts
 
 
 if __name__ == "__main__":
