@@ -35,6 +35,9 @@ class GPUTensor(torch.Tensor):
     def tolist(self):
         return self.inner.tolist()
 
+    def untyped_storage(self):
+        return self.inner.untyped_storage()
+
     def numpy(self):
         raise TypeError("can't convert a tensor on cuda to numpy")
 

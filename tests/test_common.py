@@ -130,7 +130,6 @@ def test_a_command_that_has_moved_says_where(old, new):
 # ---------------------------------------------------------------------------------------------
 # devices and ranks
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_where_there_is_none_is_refused(refused):
     assert "--device=cpu" in refused(Runtime, Config(device="cuda"))
 
