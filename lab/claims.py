@@ -125,7 +125,9 @@ def flops(folder):
         found[name] = c["steps"] * c["batch_size"] * T * seen.sft.flops_per_token(T)
     prompt = np.mean([len(row["ids"]) for row in seen.rows(config.prompts)])
     answer = np.mean([len(seen.tok.encode(a)) + 1 for row in rows for a in row["responses"]])
-    c = comparing(folder)
+    if not (c := comparing(folder)):
+        raise ValueError(f"{folder}/comparisons.state is missing, in which compare.py keeps its "
+                         f"flags: run compare.py there again")
     found["comparisons"] = c["n_prompts"] * c["k"] * (prompt + answer) * seen.flops()
     found["reward model"] = seen.reward_cost()[0]
     found["PPO"] = compare_methods.ppo_cost(folder / "ppo.pt", prompt, seen.flops(), T)[0]

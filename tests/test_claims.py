@@ -169,6 +169,9 @@ def test_the_flops_of_training_are_those_counted_by_hand(folder, monkeypatch):
     longest = max(len(r) for row in rows for r in row["responses"])
     answers = found["comparisons"] / ((6 * weights + 12 * L * C * 32) / 3) / 1600
     assert 4 < answers < longest + 40
+    monkeypatch.setattr(claims, "comparing", lambda folder: {})       # the file with its flags
+    with pytest.raises(ValueError, match="comparisons.state is missing"):
+        claims.flops(folder / "out/seed0")
 
 
 def test_the_share_of_right_answers_counts_prompts_not_kinds():
