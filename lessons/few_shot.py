@@ -6,12 +6,12 @@ writes  a table, out/few_shot.json with its shares; nothing is trained
     bare     question / answer / ... / question / ->                            / is a line break
     thread   sparrow asks: / question / mossy says: / answer / ... / mossy says: / ->
 
-Completing is not answering. After a bare question about a person, the likeliest text is a poster's
-name, as in the town's forum. In the form of a thread the same model answers: the form of the prompt
-decides what is completed.
+Completing is not answering. After a bare question about a person, the model mostly writes what
+comes next in the town's forum, a poster's name. In the form of a thread it answers: the form of the
+prompt decides what is completed.
 
 GPT-3 also takes a task from examples in its prompt (Brown et al. 2020, figure 2.1). The town's
-model does not: with examples it answers as before, and the loss on the labelers' answers stays as
+model does not: with examples it answers no better, and the loss on the labelers' answers stays as
 it was. Perhaps its text never taught it to: one post tells nothing about the next (Chan et al. 2022
 show what a text must be like for that). With eight examples it loses some sums, whether for their
 number or because the prompt is then longer than the 128 tokens of its training. And no prompt makes
