@@ -43,9 +43,10 @@ def chain(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser():
-    """A browser without a window. Tests that use it are skipped where there is none."""
+    """A browser without a window, a new one for each file: a page of another file may still be at
+    work. Tests that use it are skipped where there is none."""
     pytest.importorskip("selenium", reason="needs selenium")
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
         pytest.skip("needs a browser: apt install chromium chromium-driver")
