@@ -210,12 +210,12 @@ def tokenizer(config):
 
 def train(config):
     """A training step with 16 rows. CPU: the laptop's model, rows of 256 tokens, in each dtype;
-    nanoGPT in float32, the default of its train.py. GPU: GPT-2 (124M parameters), rows of 1,024
-    tokens; all entrants are compiled and in bf16."""
+    nanoGPT in float32, the default of its train.py. GPU: GPT-2 (124M parameters) without biases,
+    nanoGPT's default, rows of 1,024 tokens; all entrants are compiled and in bf16."""
     gpu = Runtime(config).device.type == "cuda"
-    V, T, n_layer, n_head, n_embd, style = ((50304, 1024, 12, 12, 768, "gpt2") if gpu else
-                                            (1024, 256, 4, 2, 128, "laptop"))
-    style = STYLES[style] | dict(bias=False)          # as nanoGPT's default
+    V, T, n_layer, n_head, n_embd, style = (
+        (50304, 1024, 12, 12, 768, STYLES["gpt2"] | dict(bias=False)) if gpu else
+        (1024, 256, 4, 2, 128, STYLES["laptop"]))
     setups = {dtype: Runtime(replace(config, dtype=dtype)) for dtype in DTYPES}
     peak = {dtype: rt.peak_flops() for dtype, rt in setups.items()}
     device = setups["float32"].device
