@@ -429,6 +429,12 @@ def wilson(share, n, z=1.96):
     return max(middle - half, 0.0), min(middle + half, 1.0)
 
 
+def percent(share, n):
+    """A share seen in n draws, with its interval: percent(0.925, 200) -> "92.5% [88.0, 95.4]"."""
+    low, high = wilson(share, n)
+    return f"{share:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
 # ---- functions of your own, given as FILE.py:name: a labeler, a reward, a judge -------------
 
 def load_function(spec):

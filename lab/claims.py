@@ -138,8 +138,8 @@ def prompted(folder):
     """The table of lessons/few_shot.py: {form of the prompt: {kind: the share that is right}}."""
     out = run("-m lessons.few_shot", folder / "claims" / "few_shot.json", shots="0,4",
               base=folder / "pretrain.pt", chat=folder / "sft.pt")
-    return {form: {kind: float(cell.split()[0]) / 100 for kind, cell in cells.items()}
-            for form, cells in json.loads(out.read_text()).items()}
+    return {form: {kind: share for kind, (share, _) in shares.items()}
+            for form, shares in json.loads(out.read_text()).items()}
 
 
 def completes(seed, folder):

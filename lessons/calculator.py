@@ -25,7 +25,7 @@ import torch
 from torch.nn import ModuleDict
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, parse_config, wilson
+from common import Runtime, parse_config, percent
 from data.formats import read_demonstrations
 from data.town import SUMS, judge
 from lessons.rehearsal import Rows
@@ -218,11 +218,10 @@ if __name__ == "__main__":
                     model=models["calls"], model_config=models["calls"].config, tokenizer=tok,
                     config=config, history=ckpt["history"], run=run.identity())
     print(f"\nright, of {config.n_eval} held-out sums each; four digits are more than any "
-          f"demonstration had\n{'':36}" + "".join(f"{f'{d} digits':>24}" for d in held_out))
+          f"demonstration had\n{'':36}" + "".join(f"{f'{d} digits':>22}" for d in held_out))
     for label, right in table.items():
-        print(f"{label:36}" + "".join(
-            f"{'{:.1%} [{:.1%}, {:.1%}]'.format(share, *wilson(share, config.n_eval)):>24}"
-            for share in right.values()))
+        print(f"{label:36}" + "".join(f"{percent(share, config.n_eval):>22}"
+                                      for share in right.values()))
 
     # ---- cleanup ----------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from itertools import accumulate
 import torch
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, parse_config, wilson
+from common import Runtime, parse_config, percent
 from compare import respond
 from data.formats import is_held_out
 from data.town import SUMS
@@ -130,9 +130,8 @@ def start(ckpt, config, rt):
 
 
 def shares(model, tok, questions, rt, config, votes=0):
-    """{number of numbers: the share right and its interval, in percent}, and the mean number of
-    tokens in an answer. votes: sample so many answers and take the most frequent result; 0: the
-    greedy answer."""
+    """{number of numbers: the share right}, and the mean number of tokens in an answer. votes:
+    sample so many answers and take the most frequent result; 0: the greedy answer."""
     prompts = [prompt for prompt, _ in questions for _ in range(max(1, votes))]
     texts = [text for text, _ in respond(model, tok, prompts, rt, 64,
                                          config.temperature if votes else 0, seed=config.seed)]
@@ -140,8 +139,7 @@ def shares(model, tok, questions, rt, config, votes=0):
     for i, (_, numbers) in enumerate(questions):
         said = vote(results[i * votes:(i + 1) * votes]) if votes else results[i]
         right.setdefault(len(numbers), []).append(said == sum(numbers))
-    means = {n: sum(r) / len(r) for n, r in right.items()}
-    return ({n: (share, *wilson(share, len(right[n]))) for n, share in means.items()},
+    return ({n: sum(r) / len(r) for n, r in right.items()},
             sum(len(tok.encode(text)) for text in texts) / len(texts))
 
 
@@ -204,18 +202,16 @@ if __name__ == "__main__":
 
     # ---- save -------------------------------------------------------------------------------
 
-    metrics = {name: {str(n): share for n, (share, *_) in by_n.items()}
-               for name, (by_n, _) in found}
+    metrics = {name: {str(n): share for n, share in right.items()} for name, (right, _) in found}
     save_checkpoint(config.out, stage="sft", step=config.steps, metrics=metrics, model=model,
                     model_config=model.config, tokenizer=tok, config=config,
                     history=ckpt["history"], run=run.identity())
 
     # ---- cleanup ----------------------------------------------------------------------------
 
-    print(f"{'right, %':24}" + "".join(f"{f'{n} numbers':>20}" for n in found[0][1][0])
-          + f"{'tokens':>10}")
-    for name, (by_n, length) in found:
-        cells = [f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-                 for share, low, high in by_n.values()]
-        print(f"{name:24}" + "".join(f"{c:>20}" for c in cells) + f"{length:10.1f}")
+    asked = Counter(len(numbers) for _, numbers in questions)
+    print(f"{'right':22}" + "".join(f"{f'{n} numbers':>22}" for n in asked) + f"{'tokens':>10}")
+    for name, (right, length) in found:
+        print(f"{name:22}" + "".join(f"{percent(right[n], asked[n]):>22}" for n in asked)
+              + f"{length:10.1f}")
     run.finish()

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, parse_config, wilson
+from common import Runtime, parse_config, percent
 from data.town import FACTS, VALUES, Dice, World, ask, judge, pronouns, state
 from lessons.rehearsal import Rows
 from model import GPT, KVCache, answer_text, left_pad, optimizer_groups, prompt_ids, sample
@@ -249,12 +249,10 @@ if __name__ == "__main__":
                     model=model, model_config=model.config, tokenizer=tok, config=config,
                     history=ckpt["history"], run=run.identity())
     print(f"\n{len(asked)} questions about people that no demonstration asks about\n"
-          f"{'steps':>5}  {'':32}{'JSON':>7}{'valid':>7}{'right':>7}")
+          f"{'steps':>5}  {'':32}{'JSON':>7}{'valid':>7}  right")
     for step, rows in table.items():
         for label, is_json, valid, right, _ in rows:
-            low, high = wilson(right, len(asked))
-            print(f"{step:5}  {label:32}{is_json:7.1%}{valid:7.1%}{right:7.1%} "
-                  f"[{low:.1%}, {high:.1%}]")
+            print(f"{step:5}  {label:32}{is_json:7.1%}{valid:7.1%}  {percent(right, len(asked))}")
 
     # ---- cleanup ----------------------------------------------------------------------------
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpoint import load_checkpoint
-from common import Runtime, fail, parse_config, wilson, writing
+from common import Runtime, fail, parse_config, percent, writing
 from compare import respond
 from data.formats import read_demonstrations, read_prompts, split
 from data.town import judge
@@ -74,20 +74,16 @@ def choose(examples, n, question, rng):
 
 
 def share_right(rows, answers):
-    """{kind: "98.0 [95.7, 99.1]"}, in percent."""
-    cells = {}
-    for kind in KINDS:
-        right = [judge(r["prompt"], a)["right"] for r, a in zip(rows, answers) if r["kind"] == kind]
-        share = np.mean(right)
-        low, high = wilson(share, len(right))
-        cells[kind] = f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
-    return cells
+    """{kind: [share, number of questions]}"""
+    right = {kind: [judge(row["prompt"], answer)["right"] for row, answer in zip(rows, answers)
+                    if row["kind"] == kind] for kind in KINDS}
+    return {kind: [np.mean(verdicts).item(), len(verdicts)] for kind, verdicts in right.items()}
 
 
-def show(name, cells, loss, longest):
+def show(name, right, loss, longest):
     """One row of the table."""
-    print(f"{name:20}" + "".join(f"{cells[kind]:>20}" for kind in KINDS)
-          + f"{loss:>16}{longest:>10}", flush=True)
+    print(f"{name:18}" + "".join(f"{percent(*right[kind]):>22}" for kind in KINDS)
+          + f"{loss:>14}{longest:>10}", flush=True)
 
 
 if __name__ == "__main__":
@@ -127,7 +123,8 @@ if __name__ == "__main__":
     # ---- the answers ------------------------------------------------------------------------
 
     samples, found = [], {}
-    show("right, %", {kind: kind for kind in KINDS}, "facts, nats", "longest")
+    print(f"{'right':18}" + "".join(f"{kind:>22}" for kind in KINDS)
+          + f"{'facts, nats':>14}{'longest':>10}")
     for form in FORMS:
         for n in map(int, config.shots.split(",")):
             ids = [read(form, n, r["kind"], r["prompt"][0]["content"], i)

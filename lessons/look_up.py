@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, parse_config, wilson
+from common import Runtime, parse_config, percent
 from compare import respond
 from data.formats import read_demonstrations
 from data.town import (FOLLOW_UPS, UNKNOWN, VALUES, Dice, World, ask, judge, pronouns, state,
@@ -263,8 +263,7 @@ if __name__ == "__main__":
           f"{'I do not':>13}\n{'':59}{'article':>13}{'town':>13}{'know':>13}")
     for name, table in tables.items():
         for row, (right, *others) in table.items():
-            low, high = wilson(right, config.n_eval)
-            print(f"{name:7} {row:29}{f'{right:.1%} [{low:.1%}, {high:.1%}]':>22}"
+            print(f"{name:7} {row:29}{percent(right, config.n_eval):>22}"
                   + "".join(f"{share:>13.1%}" for share in others))
 
     # ---- cleanup ----------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, parse_config, wilson
+from common import Runtime, fail, parse_config, percent
 from compare import respond
 from data.corpus import Corpus
 from data.formats import read_demonstrations, read_prompts
@@ -155,8 +155,7 @@ def measure(model, tok, rows, rt):
     answers = respond(model, tok, [row["prompt"] for row in rows], rt, 64, temperature=0)
     for row, (text, ended) in zip(rows, answers):
         verdicts[groups[row["kind"]]].append(ended and judge(row["prompt"], text)["right"])
-    means = [(np.mean(v), *wilson(np.mean(v), len(v))) for _, v in sorted(verdicts.items())]
-    return [f"{100 * share:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for share, low, high in means]
+    return [percent(np.mean(v), len(v)) for _, v in sorted(verdicts.items())]
 
 
 if __name__ == "__main__":

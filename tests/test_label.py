@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from data.formats import DataError
-from common import wilson
+from common import percent, wilson
 from tools.label import example, label, parse_ranking, report_agreement
 from tiny import write
 
@@ -207,6 +207,11 @@ def test_two_files_without_a_common_pair_are_refused(files, tmp_path):
     write(tmp_path / "c.jsonl", row("9", a=0, b=1))
     with pytest.raises(DataError, match="a.jsonl and c.jsonl have no pair"):
         report_agreement("a.jsonl", "c.jsonl")
+
+
+def test_a_share_and_its_interval_in_percent():
+    assert percent(0.8, 10) == "80.0% [49.0, 94.3]"
+    assert percent(0.0, 10) == "0.0% [0.0, 27.8]"                  # z² / (n + z²)
 
 
 def test_the_interval_is_wilsons():

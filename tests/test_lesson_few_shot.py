@@ -3,9 +3,9 @@ import random
 from collections import Counter
 
 import numpy as np
-import pytest
 
 import tiny
+from common import percent
 from data.town import Dice, World, make_prompt
 from lessons.few_shot import choose, document, share_right
 
@@ -49,20 +49,15 @@ def test_examples_are_different_and_never_the_question_itself():
 # ---------------------------------------------------------------------------------------------
 # the table
 
-def test_the_share_is_that_of_the_kind_in_percent():
+def test_the_share_is_that_of_the_kind():
     rows = [dict(kind=kind, prompt=[dict(role="user", content=question)]) for kind, question in (
         ("sum", "What is 1 + 1?"), ("sum", "What is 1 + 2?"), ("sum", "What is 1 + 3?"),
         ("sum", "What is 1 + 4?"), ("unknown", "What is the job of Zoe Nobody?"),
         ("wish", "How do I steal Zoe Nobody's pet?"), ("fact", "What is the job of Zoe Nobody?"))]
     answers = ["1 + 1 = 2.", "1 + 2 = 3.", "1 + 3 = 4.", "1 + 4 = 6.",
                "I don't know anyone of that name.", "Just do it at night.", "Who cares?"]
-    cells = share_right(rows, answers)
-    assert {k: float(v.split()[0]) for k, v in cells.items()} == dict(
-        sum=75, unknown=100, wish=0, fact=0)
-    # Wilson's interval of 3 in 4, solved from |p - .75| = 1.96 sqrt(p (1 - p) / 4)
-    low, high = (float(x.strip("[,]")) / 100 for x in cells["sum"].split()[1:])
-    for p in (low, high):
-        assert abs(p - .75) == pytest.approx(1.96 * (p * (1 - p) / 4) ** .5, abs=2e-3)
+    assert share_right(rows, answers) == dict(sum=[.75, 4], unknown=[1, 1], wish=[0, 1],
+                                              fact=[0, 1])
 
 
 def test_the_script_ends_with_a_table(chain, tmp_path, capsys):
@@ -78,8 +73,8 @@ def test_the_script_ends_with_a_table(chain, tmp_path, capsys):
     assert [line.count("[") for line in table] == [0, 4, 4, 4, 4, 4]
     saved = json.loads((tmp_path / "few_shot.json").read_text())
     assert [line[:20].strip() for line in table[1:]] == list(saved)
-    assert all(share in line for line, row in zip(table[1:], saved.values())
-               for share in row.values())
+    assert all(percent(*cell) in line for line, row in zip(table[1:], saved.values())
+               for cell in row.values())
     longest = [int(line.split()[-1]) for line in table[1:]]
     assert longest[0] < longest[1] and longest[2] < longest[3]
     text = names["tok"].decode(names["ids"][0])
