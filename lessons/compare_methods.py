@@ -47,7 +47,7 @@ from tools.views import held_out, read_log
 class Config:
     seeds: int = 3             # how many: 0, 1, …
     folder: str = "out/seed"   # the folders' names, without the number
-    trials: int = 4            # how many of TRIALS; 1: the defaults
+    trials: int = 6            # how many of TRIALS; 1: the defaults
     jobs: int = 1              # runs at a time
     more: str = ""             # flags for every run, such as "steps=4,n_eval=64"
     prompts: str = "data/town/prompts.jsonl"   # the methods' prompts; the picture's, held out
@@ -72,10 +72,14 @@ class Config:
 SCRIPTS = {"rejection sampling": "lessons.best_of_n", "DPO": "lessons.dpo",
            "GRPO": "lessons.grpo", "PPO": "rlhf_ppo"}
 TRIALS = {
-    "rejection sampling": [dict(), dict(lr=1e-3), dict(lr=2e-4), dict(best_of=8, steps=8)],
-    "DPO": [dict(), dict(beta=0.1), dict(beta=1), dict(lr=1e-4)],
-    "GRPO": [dict(), dict(lr=1e-4), dict(kl_coef=0.03), dict(normalise=False)],
-    "PPO": [dict(), dict(lr=1e-3), dict(kl_coef=0.05), dict(kl_coef=0.2)],
+    "rejection sampling": [dict(), dict(lr=1e-3), dict(lr=2e-4), dict(best_of=8, steps=8),
+                           dict(lr=1e-4), dict(lr=2e-4, best_of=8, steps=8)],
+    "DPO": [dict(), dict(beta=0.1), dict(beta=1), dict(lr=1e-4), dict(lr=5e-5),
+            dict(lr=1e-4, beta=1)],
+    "GRPO": [dict(), dict(lr=1e-4), dict(kl_coef=0.03), dict(normalise=False), dict(lr=5e-5),
+             dict(lr=1e-4, normalise=False)],
+    "PPO": [dict(), dict(lr=1e-3), dict(kl_coef=0.05), dict(kl_coef=0.2), dict(lr=2.5e-4),
+            dict(lr=2.5e-4, kl_coef=0.2)],
 }
 
 
@@ -246,8 +250,8 @@ def picture(curves):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    if not 1 <= config.trials <= 4 or config.best_of < 2:
-        fail("--trials must be 1 to 4, and --best_of at least 2")
+    if not 1 <= config.trials <= 6 or config.best_of < 2:
+        fail("--trials must be 1 to 6, and --best_of at least 2")
     rt, seeds = Runtime(config), range(config.seeds)
     finished_chains(config)
     pool = ThreadPoolExecutor(config.jobs)
