@@ -7,7 +7,8 @@ writes  its runs in a folder `methods` in each of them, tables, out/methods.svg
     rejection sampling   lessons/best_of_n.py
     DPO                  lessons/dpo.py: the only one without a reward model
     GRPO                 lessons/grpo.py
-    PPO                  rlhf_ppo.py
+    PPO                  rlhf_ppo.py: the only one that rehearses pretraining text
+    PPO, no text         the same without
 
 Each method that trains has equally many trials, TRIALS, with seed 0. The one with the highest grade
 on prompts about the validation people is run with the other seeds, too. The tables are about the
@@ -47,7 +48,7 @@ from tools.views import held_out, read_log
 class Config:
     seeds: int = 3             # how many: 0, 1, …
     folder: str = "out/seed"   # the folders' names, without the number
-    trials: int = 6            # how many of TRIALS; 1: the defaults
+    trials: int = 7            # how many of TRIALS; 1: the defaults
     jobs: int = 1              # runs at a time
     more: str = ""             # flags for every run, such as "steps=4,n_eval=64"
     prompts: str = "data/town/prompts.jsonl"   # the methods' prompts; the picture's, held out
@@ -70,16 +71,17 @@ class Config:
 # ---- the runs -------------------------------------------------------------------------------
 
 SCRIPTS = {"rejection sampling": "lessons.best_of_n", "DPO": "lessons.dpo",
-           "GRPO": "lessons.grpo", "PPO": "rlhf_ppo"}
+           "GRPO": "lessons.grpo", "PPO": "rlhf_ppo", "PPO, no text": "rlhf_ppo"}
 TRIALS = {
     "rejection sampling": [dict(), dict(lr=1e-3), dict(lr=2e-4), dict(best_of=8, steps=8),
-                           dict(lr=1e-4), dict(lr=2e-4, best_of=8, steps=8)],
+                           dict(lr=1e-4), dict(lr=2e-4, best_of=8, steps=8),
+                           dict(lr=2e-4, epochs=1)],
     "DPO": [dict(), dict(beta=0.1), dict(beta=1), dict(lr=1e-4), dict(lr=5e-5),
-            dict(lr=1e-4, beta=1)],
+            dict(lr=1e-4, beta=1), dict(lr=2.5e-5)],
     "GRPO": [dict(), dict(lr=1e-4), dict(kl_coef=0.03), dict(normalise=False), dict(lr=5e-5),
-             dict(lr=1e-4, normalise=False)],
+             dict(lr=1e-4, normalise=False), dict(lr=1e-4, kl_coef=0.2)],
     "PPO": [dict(), dict(lr=1e-3), dict(kl_coef=0.05), dict(kl_coef=0.2), dict(lr=2.5e-4),
-            dict(lr=2.5e-4, kl_coef=0.2)],
+            dict(lr=2.5e-4, kl_coef=0.2), dict(lam=1)],
 }
 
 
@@ -192,7 +194,7 @@ def ppo_cost(path, prompt_tokens, flops, T):
 
 def cost(method, path, reward_cost, prompt_tokens, flops, T):
     """(FLOPs, seconds) of a method: its run's, and the reward model's where it needs one."""
-    if method == "PPO":
+    if method.startswith("PPO"):
         own = ppo_cost(path, prompt_tokens, flops, T)
     else:
         log = read_log(path.with_suffix(".jsonl")) if method in SCRIPTS else []
@@ -250,8 +252,8 @@ def picture(curves):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    if not 1 <= config.trials <= 6 or config.best_of < 2:
-        fail("--trials must be 1 to 6, and --best_of at least 2")
+    if not 1 <= config.trials <= 7 or config.best_of < 2:
+        fail("--trials must be 1 to 7, and --best_of at least 2")
     rt, seeds = Runtime(config), range(config.seeds)
     finished_chains(config)
     pool = ThreadPoolExecutor(config.jobs)
@@ -259,7 +261,7 @@ if __name__ == "__main__":
     # ---- the trials, with seed 0, judged by the validation people ----------------------------
 
     first, best = Examiner(0, rt, config), {}
-    jobs = [(m, flags, 0, config) for m in SCRIPTS for flags in TRIALS[m][:config.trials]]
+    jobs = [(m, flags, 0, config) for m in TRIALS for flags in TRIALS[m][:config.trials]]
     paths = list(pool.map(train, *zip(*jobs)))
     print("\ntrials: the grade on prompts about the validation people, seed 0")
     for (method, flags, *_), path in zip(jobs, paths):
@@ -272,6 +274,7 @@ if __name__ == "__main__":
 
     # ---- the best of each, with all seeds -----------------------------------------------------
 
+    best["PPO, no text"] = None, best["PPO"][1] | dict(ptx_coef=0)
     jobs = [(m, best[m][1], seed, config) for m in SCRIPTS for seed in seeds]
     paths = {job[::2]: path for job, path in zip(jobs, pool.map(train, *zip(*jobs)))}
     quality, costs, curves = {}, {}, {}
@@ -293,7 +296,7 @@ if __name__ == "__main__":
             # one forward pass writes an answer; each of n is also read by the reward model's two
             costs.setdefault(method, []).append(
                 (one["length"], one["text_loss"], spent / 1e12, seconds, n * 3 or 1))
-            if method in SCRIPTS:
+            if method in TRIALS:
                 curve = [(row["kl"], row["grade"]) for row in
                          held_out(read_log(path.with_suffix(".jsonl")))]
                 curves.setdefault(method, []).append(curve)

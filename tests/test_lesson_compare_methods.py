@@ -63,14 +63,15 @@ def compared(folder):
 
 def table(printed, title):
     """{method: [the medians]} of a table."""
-    lines = printed.partition(title)[2].splitlines()[2:8]
+    lines = printed.partition(title)[2].splitlines()[2:9]
     return {line[:20].strip(): [float(v.rstrip("%")) for v in
                                 re.findall(r"(\S+) \[", line[20:])] for line in lines}
 
 
 def test_every_method_has_its_row_and_sft_ties_with_itself(compared):
     rows = table(compared[0][0], "about the test people")
-    assert list(rows) == ["SFT", "best of n", "rejection sampling", "DPO", "GRPO", "PPO"]
+    assert list(rows) == ["SFT", "best of n", "rejection sampling", "DPO", "GRPO", "PPO",
+                          "PPO, no text"]
     assert rows["SFT"][1] == 0.5 and rows["SFT"][3] == 0
     assert all(1 <= row[0] <= 7 for row in rows.values())
 
@@ -83,7 +84,12 @@ def test_the_best_of_4_costs_4_answers_and_the_reward_models_two_readings_of_eac
 def test_the_same_command_again_runs_nothing_and_prints_the_same(compared):
     (first, again), (before, after) = compared
     assert before == after
-    assert first.partition("trials:")[2] == again.partition("trials:")[2]
+    titles = "trials:", "answers to prompts about the test people"
+    assert all(first.count(title) == 1 for title in titles)
+    made = "    out/seed0/methods/"                        # the runs, in the first only
+    assert made in first and made not in again
+    assert [line for line in first.splitlines() if not line.startswith(made)] == (
+        again.splitlines())
 
 
 def test_the_loss_on_text_is_the_scoreboards(folder, compared):
