@@ -44,7 +44,7 @@ class Config:
     best_of: int = 16                      # n: answers per prompt
     minibatch: int = 32                    # answers per update
     epochs: int = 2                        # passes over each round's best answers
-    lr: float = 5e-4                       # the first round's; then linear to 0
+    lr: float = 2e-4                       # the first round's; then linear to 0
     max_new_tokens: int = 64
     temperature: float = 0.7               # divides the logits wherever probabilities are computed
     missing_end: float = 2.0               # subtracted from the score of an answer without an end

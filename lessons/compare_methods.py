@@ -73,14 +73,13 @@ class Config:
 SCRIPTS = {"rejection sampling": "lessons.best_of_n", "DPO": "lessons.dpo",
            "GRPO": "lessons.grpo", "PPO": "rlhf_ppo", "PPO, no text": "rlhf_ppo"}
 TRIALS = {
-    "rejection sampling": [dict(), dict(lr=1e-3), dict(lr=2e-4), dict(best_of=8, steps=8),
-                           dict(lr=1e-4), dict(lr=2e-4, best_of=8, steps=8),
-                           dict(lr=2e-4, epochs=1)],
-    "DPO": [dict(), dict(beta=0.1), dict(beta=1), dict(lr=1e-4), dict(lr=5e-5),
-            dict(lr=1e-4, beta=1), dict(lr=2.5e-5)],
-    "GRPO": [dict(), dict(lr=1e-4), dict(kl_coef=0.03), dict(normalise=False), dict(lr=5e-5),
-             dict(lr=1e-4, normalise=False), dict(lr=1e-4, kl_coef=0.2)],
-    "PPO": [dict(), dict(lr=1e-3), dict(kl_coef=0.05), dict(kl_coef=0.2), dict(lr=2.5e-4),
+    "rejection sampling": [dict(), dict(lr=5e-4), dict(lr=1e-3), dict(lr=1e-4), dict(epochs=1),
+                           dict(lr=5e-4, best_of=8, steps=8), dict(best_of=8, steps=8)],
+    "DPO": [dict(), dict(lr=2e-4), dict(lr=1e-4), dict(lr=2.5e-5), dict(lr=2e-4, beta=0.1),
+            dict(lr=2e-4, beta=1), dict(lr=1e-4, beta=1)],
+    "GRPO": [dict(), dict(lr=2e-4), dict(lr=5e-5), dict(lr=2e-4, kl_coef=0.03),
+             dict(lr=2e-4, normalise=False), dict(normalise=False), dict(kl_coef=0.2)],
+    "PPO": [dict(), dict(lr=1e-3), dict(lr=2.5e-4), dict(kl_coef=0.05), dict(kl_coef=0.2),
             dict(lr=2.5e-4, kl_coef=0.2), dict(lam=1)],
 }
 

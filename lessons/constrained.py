@@ -249,10 +249,11 @@ if __name__ == "__main__":
                     model=model, model_config=model.config, tokenizer=tok, config=config,
                     history=ckpt["history"], run=run.identity())
     print(f"\n{len(asked)} questions about people that no demonstration asks about\n"
-          f"{'steps':>5}  {'':32}{'JSON':>7}{'valid':>7}  right")
+          f"{'steps':>5}  {'':32}{'JSON':>7}{'valid':>7}{'right':>22}")
     for step, rows in table.items():
         for label, is_json, valid, right, _ in rows:
-            print(f"{step:5}  {label:32}{is_json:7.1%}{valid:7.1%}  {percent(right, len(asked))}")
+            print(f"{step:5}  {label:32}{is_json:7.1%}{valid:7.1%}"
+                  f"{percent(right, len(asked)):>22}")
 
     # ---- cleanup ----------------------------------------------------------------------------
 

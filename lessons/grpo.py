@@ -46,7 +46,7 @@ class Config:
     k: int = 8                             # answers per prompt: a group
     minibatch: int = 64                    # answers per update
     epochs: int = 2                        # passes over each iteration's answers
-    lr: float = 2e-4                       # the peak: one iteration of warmup, then linear to 0
+    lr: float = 1e-4                       # the peak: one iteration of warmup, then linear to 0
     max_new_tokens: int = 64
     temperature: float = 0.7               # divides the logits wherever probabilities are computed
     kl_coef: float = 0.1                   # beta: what a nat of distance from the reference costs
