@@ -233,6 +233,6 @@ if __name__ == "__main__":
     # ---- cleanup ----------------------------------------------------------------------------
 
     for row in [COLUMNS, *found]:
-        print(f"{row[0]:12}{row[1]:>9}" + "".join(f"{text:>21}" for text in row[2:5])
+        print(f"{row[0]:12}{row[1]:>9}" + "".join(f"{text:>22}" for text in row[2:5])
               + "".join(f"{text:>13}" for text in row[5:]))
     run.finish()
