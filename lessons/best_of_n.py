@@ -10,7 +10,8 @@ The loss is that of supervised fine-tuning; the demonstrations are the model's o
 Nothing is computed from a score, only which one is higher. The best of n answers is worth more
 than one answer, but costs n times as much. Training makes that the price of one answer. Then the
 next round begins from a better model. The best of n is never far away: its KL divergence from the
-policy is at most log n - (n - 1) / n, 1.84 nats for 16.
+policy is at most log n - (n - 1) / n, 1.84 nats for 16. But the rounds add up, and no KL penalty
+holds them back: a hole in the reward model is found and learned (docs/lessons.md shows one).
 
 laptop   python -m lessons.best_of_n
 """
