@@ -193,7 +193,7 @@ def ppo_cost(path, prompt_tokens, flops, T):
 
 def cost(method, path, reward_cost, prompt_tokens, flops, T):
     """(FLOPs, seconds) of a method: its run's, and the reward model's where it needs one."""
-    if method.startswith("PPO"):
+    if SCRIPTS.get(method) == "rlhf_ppo":
         own = ppo_cost(path, prompt_tokens, flops, T)
     else:
         log = read_log(path.with_suffix(".jsonl")) if method in SCRIPTS else []
@@ -251,8 +251,9 @@ def picture(curves):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    if not 1 <= config.trials <= 7 or config.best_of < 2:
-        fail("--trials must be 1 to 7, and --best_of at least 2")
+    most = min(map(len, TRIALS.values()))
+    if not 1 <= config.trials <= most or config.best_of < 2:
+        fail(f"--trials must be 1 to {most}, and --best_of at least 2")
     rt, seeds = Runtime(config), range(config.seeds)
     finished_chains(config)
     pool = ThreadPoolExecutor(config.jobs)
