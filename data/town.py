@@ -380,10 +380,14 @@ PHRASES = patterns(dict(lazy=LAZY, rude=RUDE, ramble=RAMBLE, unknown=UNKNOWN, re
                         reason=REASONS, evil=sentences(" ".join(EVIL))))
 
 
-@functools.cache
 def the_facts():
-    """{name: {attribute: value}} of the town in data/town; of seed 0 if there is none."""
-    file = Path(__file__).parent / "town" / "world.json"
+    """{name: {attribute: value}} of the town in data/town, where the scripts read it; of seed 0 if
+    there is none."""
+    return facts_in(Path("data/town/world.json").absolute())
+
+
+@functools.cache
+def facts_in(file):
     return json.loads(file.read_text())["facts"] if file.exists() else World(0).facts
 
 

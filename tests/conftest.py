@@ -17,6 +17,24 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 torch.set_num_threads(1)    # at the tests' sizes a second thread costs more than it brings
 
 
+
+@pytest.fixture(scope="session", autouse=True)
+def away(tmp_path_factory):
+    """No test stands in the checkout, where the user's data/ and out/ lie: neither the fixtures that
+    several tests share, nor the tests (`alone`)."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("away"))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path):
+    """Each test stands in a folder of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        yield
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes minutes, and runs only when asked: -m slow")
     config.option.markexpr = config.option.markexpr or "not slow"

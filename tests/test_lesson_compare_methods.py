@@ -31,7 +31,8 @@ FLAGS = ("--seeds=1 --trials=1 --jobs=2 --n_prompts=16 --best_of=4 --max_new_tok
 def folder(tmp_path_factory, tiny_tokenizer):
     """What lab/seeds.py leaves of one seed, from models that have learned nothing."""
     folder = tiny.build(tmp_path_factory.mktemp("methods"), tiny_tokenizer)
-    (folder / "data").symlink_to(tiny.ROOT / "data")
+    (folder / "data").mkdir()
+    (folder / "data/town.py").symlink_to(tiny.ROOT / "data/town.py")
     seed0, rng = folder / "out/seed0", random.Random(1)
     seed0.mkdir(parents=True)
     asked = tiny.questions(rng, 100, False) + tiny.questions(rng, 20, True)

@@ -87,14 +87,13 @@ def test_another_seed_is_another_town(written, tmp_path):
     assert all(ours[name] != theirs[name] for name in ours)
 
 
-def test_the_judge_knows_the_town_that_was_generated_last(tmp_path, monkeypatch):
+def test_the_judge_knows_the_town_of_the_folder_in_which_it_stands(tmp_path, monkeypatch):
     monkeypatch.undo()
-    generate(tmp_path / "town", seed=5)
-    monkeypatch.setattr(town, "__file__", str(tmp_path / "town.py"))
-    town.the_facts.cache_clear()
-    known = town.the_facts()
-    town.the_facts.cache_clear()
-    assert known == json.loads((tmp_path / "town" / "world.json").read_text())["facts"]
+    assert town.the_facts() == World(0).facts
+    generate(tmp_path / "there/data/town", seed=5)
+    monkeypatch.chdir("there")
+    assert town.the_facts() == json.loads(Path("data/town/world.json").read_text())["facts"]
+    assert town.the_facts() == World(5).facts
 
 
 # ---------------------------------------------------------------------------------------------

@@ -106,7 +106,9 @@ def test_the_log_of_the_run_has_the_columns_that_are_shown(line, columns):
 def test_see_prints_the_lines_that_have_all_columns(tmp_path):
     (tmp_path / "out/bug").mkdir(parents=True)
     (tmp_path / "common.py").symlink_to(ROOT / "common.py")
-    (tmp_path / "data").symlink_to(ROOT / "data")
+    (tmp_path / "data").mkdir()
+    for file in (ROOT / "data").glob("*.py"):
+        (tmp_path / "data" / file.name).symlink_to(file)
     rows = [dict(step=3, loss=0.5, lr=1e-3), {"step": 4, "ppo/loss": 2.0, "grade": 1.5}]
     (tmp_path / "out/bug/mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     said = subprocess.run(["bash", "-c", HELPERS + "see mine grade loss"], cwd=tmp_path,
