@@ -225,14 +225,15 @@ def score(reward, tok, ids, missing_end):
 
 
 def prompts_that_fit(folder, tok, most):
-    """[ids] of the prompts to train on."""
+    """[ids] of the prompts to train on, and of those held out."""
     rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
             for row in read_prompts(folder / "prompts.jsonl")]
-    return [row["ids"] for row in split([row for row in rows if len(row["ids"]) <= most])[0]]
+    return [[row["ids"] for row in part]
+            for part in split([row for row in rows if len(row["ids"]) <= most])]
 
 
 def clipped(ratio, advantage, near=0.2):
-    return min(ratio * advantage, min(max(ratio, 1 - near), 1 + near) * advantage, key=float)
+    return torch.min(ratio * advantage, ratio.clamp(1 - near, 1 + near) * advantage)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ def test_grpo_follows_its_formula_answer_by_answer_and_token_by_token(folder, no
     policy, reference, reward = GPT.load(ckpt), GPT.load(ckpt), ScalarGPT.load(
         load_checkpoint(folder / "reward.pt"))
     optimizer = adamw(policy, decay=0, eps=1e-5)
-    prompts = prompts_that_fit(folder, tok, 32 - 6 - 1)
+    prompts, _ = prompts_that_fit(folder, tok, 32 - 6 - 1)
     plan = np.random.default_rng(0).permutation(len(prompts))         # 12 of them are asked
     ended = 0
     for step, share in enumerate([1 / 2, 2 / 3, 1 / 3]):
@@ -280,3 +281,62 @@ def test_grpo_follows_its_formula_answer_by_answer_and_token_by_token(folder, no
             descend(loss, 0.01 * share, optimizer, policy)
     assert status == 0 and 0 < ended < 48
     assert_same(names["policy"], policy, ckpt["model"])
+
+
+# ---------------------------------------------------------------------------------------------
+# PPO
+
+PPO = (FLAGS["rlhf_ppo"] + " --batch_size=12 --minibatch=4 --micro_batch=3 --epochs=2 --steps=3 "
+       "--n_eval=3 --eval_every=9 --lr=0.01 --temperature=0.8 --kl_coef=0.3 --gamma=0.9 --lam=0.8 "
+       "--ptx_coef=0.3 --missing_end=0.5 --dtype=float64 --fresh --out=new.pt").split()
+
+
+def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
+    status, names = run(folder, "rlhf_ppo", *PPO)
+    tok, rt, ckpt = names["tok"], names["rt"], load_checkpoint(folder / "sft.pt")
+    policy, reference = GPT.load(ckpt), GPT.load(ckpt)
+    critic, reward = (ScalarGPT.load(load_checkpoint(folder / "reward.pt")) for _ in range(2))
+    start = {name: w.clone() for name, w in critic.state_dict().items()}
+    optimizer = adamw(policy, critic, decay=0, eps=1e-5)
+    (prompts, held_out), text = prompts_that_fit(folder, tok, 32 - 6 - 1), text_rows(
+        folder, tok, 32, 3 * 2 * 3)
+    # the critic begins with the mean score of answers to held-out prompts
+    said = complete(policy, tok, held_out[:3], rt, 6, 0.8, seed="evaluate")
+    scores = [score(reward, tok, a + b, 0.5) for a, b in zip(held_out, said)]
+    torch.nn.init.zeros_(critic.head.weight)
+    torch.nn.init.constant_(critic.head.bias, sum(scores) / 3)
+    plan, ended = np.random.default_rng(0).permutation(len(prompts)), 0
+    for step, share in enumerate([1 / 2, 2 / 3, 1 / 3]):
+        asked = [prompts[i] for i in plan[step * 12:step * 12 + 12]]
+        said = complete(policy, tok, asked, rt, 6, 0.8, seed=(0, step))
+        ended += sum(answer[-1] == tok.end for answer in said)
+        rollout = []                                  # an answer: what each of its tokens needs
+        for a, b in sorted(zip(asked, said), key=lambda pair: len(pair[0]) + len(pair[1])):
+            with torch.no_grad():
+                old, ref = (log_p(m, a + b, 0.8)[len(a) - 1:] for m in (policy, reference))
+                values = value(critic, a + b)[len(a) - 1:-1]
+            rewards = -0.3 * (old - ref)
+            rewards[-1] += score(reward, tok, a + b, 0.5)
+            errors = rewards + 0.9 * F.pad(values[1:], (0, 1)) - values
+            gains = torch.stack([sum((0.9 * 0.8) ** (k - t) * errors[k] for k in range(t, len(b)))
+                                 for t in range(len(b))])
+            rollout.append([a + b, len(a) - 1, old, values, gains, gains + values])
+        every = torch.cat([answer[4] for answer in rollout])
+        for answer in rollout:                        # mean 0 and deviation 1
+            answer[4] = (answer[4] - every.mean()) / (every.var(unbiased=False) + 1e-8).sqrt()
+        rt.seed(0, step, "epochs")
+        order = [k for _ in range(2) for k in torch.randperm(3).tolist()]
+        for k, row in zip(order, text[step * 6:step * 6 + 6]):
+            loss = count = 0
+            for ids, first, old, old_values, gains, returns in rollout[k * 4:k * 4 + 4]:
+                ratio = (log_p(policy, ids, 0.8)[first:] - old).exp()
+                values = value(critic, ids)[first:-1]
+                near = torch.max(torch.min(values, old_values + 0.2), old_values - 0.2)
+                wrong = torch.max((values - returns) ** 2, (near - returns) ** 2)
+                loss += (wrong / 2 - clipped(ratio, gains)).sum()
+                count += len(old)
+            descend(loss / count - 0.3 * log_p(policy, row).mean(), 0.01 * share, optimizer,
+                    policy, critic)
+    assert status == 0 and 0 < ended < 36
+    assert_same(names["policy"], policy, ckpt["model"])
+    assert_same(names["critic"], critic, start)
