@@ -42,7 +42,8 @@ def precise(monkeypatch):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokenizer):
-    """Models with large weights, so that each token that is read matters. Some answers end."""
+    """Models with weights such that some gradients are longer than 1. Some of ppo.pt's answers
+    end."""
     folder = build(tmp_path_factory.mktemp("loops"), tiny_tokenizer)
     config = GPTConfig(block_size=32, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_embd=16,
                        n_hidden=32, tied=False)
@@ -50,8 +51,9 @@ def folder(tmp_path_factory, tiny_tokenizer):
         torch.manual_seed(seed)
         model = ScalarGPT(config, lm=True) if stage == "reward" else GPT(config)
         for p in model.parameters():
-            torch.nn.init.normal_(p, mean=p.dim() == 1, std=0.3)
-        if stage != "reward":
+            torch.nn.init.normal_(p, mean=p.dim() == 1,
+                                  std=0.3 if stage in ("reward", "ppo") else 0.05)
+        if stage == "ppo":
             with torch.no_grad():
                 model.lm_head.weight[tiny_tokenizer.end] *= 3
         save_checkpoint(folder / f"{stage}.pt", stage=stage, step=1, metrics={}, model=model,
@@ -92,22 +94,28 @@ def adamw(*models, decay, eps=1e-8, without=()):
 
 
 def descend(loss, lr, optimizer, *models):
-    """One step. The gradient of each model is made as short as 1 where it is longer."""
+    """One step. The gradient of each model is made as short as 1 where it is longer. Returns how
+    long they were."""
     for p in (p for model in models for p in model.parameters()):
         p.grad = None
     loss.backward()
+    lengths = []
     for model in models:
         grads = [p.grad for p in model.parameters() if p.grad is not None]
         norm = sum((g ** 2).sum() for g in grads) ** 0.5
         for g in grads:
             g.mul_(min(1, 1 / (norm + 1e-6)))
+        lengths.append(norm.item())
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.step()
+    return lengths
 
 
-def assert_same(found, expected, start):
-    """The weights of two models are equal, and not those that they started from."""
+def assert_same(found, expected, start, lengths):
+    """The weights of two models are equal, and not those that they started from. Some gradients,
+    but not all, were clipped: else a loss times a number would lead to the same weights."""
+    assert min(lengths) < 1 < max(lengths)
     found, expected = found.state_dict(), expected.state_dict()
     for name, w in expected.items():
         torch.testing.assert_close(found[name], w, rtol=0, atol=1e-8, msg=name)
@@ -147,12 +155,12 @@ def test_pretraining_follows_the_mean_loss_of_its_rows(folder, times):
     ckpt = load_checkpoint(folder / "pretrain.pt")
     model, rows = GPT.load(ckpt), text_rows(folder, names["tok"], 32, STEPS * 4)
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if times else []
-    optimizer, memory = adamw(model, decay=0.3, without=matrices), {}
+    optimizer, memory, lengths = adamw(model, decay=0.3, without=matrices), {}, []
     for step, share in enumerate(SHARES):
         losses = [-log_p(model, ids).mean() for ids in rows[step * 4:step * 4 + 4]]
-        descend(sum(losses) / 4, 0.01 * share, optimizer, model)
+        lengths += descend(sum(losses) / 4, 0.01 * share, optimizer, model)
         muon(matrices, memory, 0.01 * share * times, 0.3)
-    assert_same(names["model"], model, ckpt["model"])
+    assert_same(names["model"], model, ckpt["model"], lengths)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -162,7 +170,7 @@ def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
     names = halves(folder, "sft", f"{FLAGS['sft']} {SHORT} --ptx=0.25 --out=chat.pt")
     tok, ckpt = names["tok"], load_checkpoint(folder / "pretrain.pt")
     model, text = GPT.load(ckpt), text_rows(folder, tok, 32, STEPS)
-    optimizer = adamw(model, decay=0.3)
+    optimizer, lengths = adamw(model, decay=0.3), []
     rows, _ = split(read_demonstrations(folder / "sft.jsonl"), "messages")
     dialogues = [tok.encode_chat(row["messages"]) for row in rows]
     dialogues = [(ids[:33], mask[:33]) for ids, mask in dialogues if sum(mask[:33])]
@@ -174,8 +182,8 @@ def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
             ids, mask = (sum((dialogues[i][k] for i in row), []) for k in (0, 1))
             for logp, learned in zip(log_p(model, ids), mask[1:]):
                 loss, count = loss - logp * learned, count + learned
-        descend(loss / count, 0.01 * share, optimizer, model)
-    assert_same(names["model"], model, ckpt["model"])
+        lengths += descend(loss / count, 0.01 * share, optimizer, model)
+    assert_same(names["model"], model, ckpt["model"], lengths)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -194,7 +202,7 @@ def test_the_reward_model_follows_the_mean_loss_of_each_prompts_pairs(folder):
     model.start_from(ckpt["model"])
     model.lm.load_state_dict(ckpt["model"])
     start = {name: w.clone() for name, w in model.state_dict().items()}
-    optimizer = adamw(model, decay=0.3)
+    optimizer, lengths = adamw(model, decay=0.3), []
     items = [encode_comparison(tok, row, 32) for row in split(rows)[0]]
     items = [item for item in items if item]
     for chosen, share in zip(batches(items, 4, STEPS, SEED), SHARES):
@@ -204,7 +212,7 @@ def test_the_reward_model_follows_the_mean_loss_of_each_prompts_pairs(folder):
             for a in range(len(ids)):
                 pairs += [(a, b) for b in range(len(ids)) if ranks[a] < ranks[b]]
             loss += sum((1 + (scores[b] - scores[a]).exp()).log() for a, b in pairs) / len(pairs)
-        descend(loss / 4, 0.01 * share, optimizer, model)
+        lengths += descend(loss / 4, 0.01 * share, optimizer, model)
     # the demonstrations' scores get mean 0 and deviation 1
     with torch.no_grad():
         shown = [row["messages"] for row in read_demonstrations(folder / "sft.jsonl")]
@@ -213,7 +221,7 @@ def test_the_reward_model_follows_the_mean_loss_of_each_prompts_pairs(folder):
         deviation = ((scores - scores.mean()) ** 2).sum().div(len(scores) - 1).sqrt()
         model.head.weight /= deviation
         model.head.bias.copy_((model.head.bias - scores.mean()) / deviation)
-    assert_same(names["model"], model, start)
+    assert_same(names["model"], model, start, lengths)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -242,7 +250,7 @@ def clipped(ratio, advantage, near=0.2):
 # ---------------------------------------------------------------------------------------------
 # GRPO
 
-GRPO = ("--data=prompts.jsonl --init=sft.pt --reward=reward.pt --watch=length.py:longer "
+GRPO = ("--data=prompts.jsonl --init=ppo.pt --reward=reward.pt --watch=length.py:longer "
         "--batch_size=16 --k=4 --minibatch=4 --max_new_tokens=6 --eval_every=9 --n_eval=1 "
         "--epochs=2 --steps=3 --lr=0.01 --temperature=0.8 --kl_coef=0.3 --missing_end=0.5 "
         f"--seed={SEED} --dtype=float64")
@@ -252,10 +260,10 @@ GRPO = ("--data=prompts.jsonl --init=sft.pt --reward=reward.pt --watch=length.py
 def test_grpo_follows_its_formula_answer_by_answer_and_token_by_token(folder, normalise):
     names = halves(folder, "lessons/grpo", f"{GRPO} --normalise={normalise} "
                                            f"--out=groups_{normalise}.pt")
-    tok, rt, ckpt = names["tok"], names["rt"], load_checkpoint(folder / "sft.pt")
+    tok, rt, ckpt = names["tok"], names["rt"], load_checkpoint(folder / "ppo.pt")
     policy, reference, reward = GPT.load(ckpt), GPT.load(ckpt), ScalarGPT.load(
         load_checkpoint(folder / "reward.pt"))
-    optimizer = adamw(policy, decay=0, eps=1e-5)
+    optimizer, lengths = adamw(policy, decay=0, eps=1e-5), []
     prompts, _ = prompts_that_fit(folder, tok, 32 - 6 - 1)
     plan = np.random.default_rng(SEED).permutation(len(prompts))         # 12 of them are asked
     ended = 0
@@ -282,26 +290,27 @@ def test_grpo_follows_its_formula_answer_by_answer_and_token_by_token(folder, no
                     k3 = (r - n).exp() - (r - n) - 1
                     loss -= ((clipped((n - o).exp(), gain) - 0.3 * k3)
                              / (len(new) if normalise else 6) / 4)
-            descend(loss, 0.01 * share, optimizer, policy)
+            lengths += descend(loss, 0.01 * share, optimizer, policy)
     assert 0 < ended < 48
-    assert_same(names["policy"], policy, ckpt["model"])
+    assert_same(names["policy"], policy, ckpt["model"], lengths)
 
 
 # ---------------------------------------------------------------------------------------------
 # PPO
 
-PPO = (FLAGS["rlhf_ppo"] + " --batch_size=12 --minibatch=4 --micro_batch=3 --epochs=2 --steps=3 "
-       "--n_eval=3 --eval_every=9 --lr=0.01 --temperature=0.8 --kl_coef=0.3 --gamma=0.9 --lam=0.8 "
-       f"--ptx_coef=0.3 --missing_end=0.5 --seed={SEED} --dtype=float64 --out=answers.pt")
+PPO = (f"{FLAGS['rlhf_ppo']} --init=ppo.pt --batch_size=12 --minibatch=4 --micro_batch=3 "
+       "--epochs=2 --steps=3 --n_eval=3 --eval_every=9 --lr=0.01 --temperature=0.8 --kl_coef=0.3 "
+       f"--gamma=0.9 --lam=0.8 --ptx_coef=0.3 --missing_end=0.5 --seed={SEED} "
+       "--dtype=float64 --out=answers.pt")
 
 
 def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
     names = halves(folder, "rlhf_ppo", PPO)
-    tok, rt, ckpt = names["tok"], names["rt"], load_checkpoint(folder / "sft.pt")
+    tok, rt, ckpt = names["tok"], names["rt"], load_checkpoint(folder / "ppo.pt")
     policy, reference = GPT.load(ckpt), GPT.load(ckpt)
     critic, reward = (ScalarGPT.load(load_checkpoint(folder / "reward.pt")) for _ in range(2))
     start = {name: w.clone() for name, w in critic.state_dict().items()}
-    optimizer = adamw(policy, critic, decay=0, eps=1e-5)
+    optimizer, lengths = adamw(policy, critic, decay=0, eps=1e-5), []
     (prompts, held_out), text = prompts_that_fit(folder, tok, 32 - 6 - 1), text_rows(
         folder, tok, 32, 3 * 2 * 3)
     # the critic begins with the mean score of answers to held-out prompts
@@ -339,8 +348,8 @@ def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
                 wrong = torch.max((values - returns) ** 2, (near - returns) ** 2)
                 loss += (wrong / 2 - clipped(ratio, gains)).sum()
                 count += len(old)
-            descend(loss / count - 0.3 * log_p(policy, row).mean(), 0.01 * share, optimizer,
-                    policy, critic)
+            lengths += descend(loss / count - 0.3 * log_p(policy, row).mean(), 0.01 * share,
+                               optimizer, policy, critic)
     assert 0 < ended < 36
-    assert_same(names["policy"], policy, ckpt["model"])
-    assert_same(names["critic"], critic, start)
+    assert_same(names["policy"], policy, ckpt["model"], lengths[::2])
+    assert_same(names["critic"], critic, start, lengths[1::2])
