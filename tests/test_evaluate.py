@@ -4,6 +4,7 @@ import json
 import math
 import random
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -152,6 +153,40 @@ def test_the_reward_model_is_examined_pair_by_pair(reward_model, tiny_tokenizer)
         np.mean([r for r, l in zip(right, longer) if l]))
     assert found["by_kind"]["fact"] == (
         pytest.approx(np.mean([r for r, f in zip(right, facts) if f])), sum(facts))
+
+
+class Judge(torch.nn.Module):
+    """Its score of a text is the sum of a number for each token."""
+
+    def __init__(self, n_tokens):
+        super().__init__()
+        self.gpt = SimpleNamespace(config=SimpleNamespace(block_size=64))
+        self.worth = torch.randn(n_tokens, generator=torch.Generator().manual_seed(0)) / 4
+
+    def forward(self, idx):
+        return self.worth[idx].cumsum(1)
+
+
+def test_each_quarter_of_the_margins_has_what_is_predicted_and_what_was_observed(tiny_tokenizer):
+    rng, rows, pairs = random.Random(0), [], []
+    judge = Judge(tiny_tokenizer.vocab_size)
+    for i in range(40):                               # a pair each, in a random order
+        texts = [f"{i} {' '.join(rng.choices(['Ada', 'cat', 'fox', '42'], k=k))}" for k in (2, 3)]
+        rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts,
+                         ranks=rng.choice([[0, 1], [1, 0]])))
+        first, second = (judge.worth[encode_answer(tiny_tokenizer, rows[-1]["prompt"], t, 64)].sum()
+                         for t in texts)
+        pairs.append((first - second).item() * (1 if rows[-1]["ranks"] == [0, 1] else -1))
+    pairs.sort(key=abs)
+    found = examine_reward(judge, tiny_tokenizer, rows, RT)["by_margin"]
+    assert len(found) == 4 and 0.2 < np.mean([m > 0 for m in pairs]) < 0.8
+    for quarter, start in zip(found, range(0, 40, 10)):
+        mine = pairs[start:start + 10]
+        assert quarter["accuracy"] == pytest.approx(np.mean([m > 0 for m in mine]))
+        assert quarter["predicted"] == pytest.approx(
+            np.mean([1 / (1 + math.exp(-abs(m))) for m in mine]), rel=1e-4)
+        low, high = quarter["margin"]
+        assert low - 1e-5 < abs(mine[0]) and abs(mine[-1]) < high + 1e-5
 
 
 def test_accuracy_is_counted_by_kind(reward_model, tiny_tokenizer):
