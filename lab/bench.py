@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -76,6 +77,18 @@ def race(title, entrants, runs, amount=None, unit="s", warmup=True):
         shown = f"{center:>8} {unit} [{', '.join(ends)}]"
         print(f"    {name:34} {shown:34} {medians[name] / ours:6.2f} x our time")
     return medians
+
+
+def peak_flops(rt):
+    """Floating-point operations a second in a large matrix product, measured. It grows until a
+    product takes 20 ms: emulated bf16 can be a thousand times slower than a GPU."""
+    n, seconds, largest = 128, 0, 8192 if rt.device.type == "cuda" else 2048
+    while n < largest and seconds < 0.02:
+        n *= 2
+        a = torch.randn(n, n, device=rt.device, dtype=rt.dtype)
+        # .item() waits for the GPU
+        seconds = min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=8))
+    return 2 * n**3 / max(seconds, 1e-9)
 
 
 @contextmanager
@@ -217,7 +230,7 @@ def train(config):
         (50304, 1024, 12, 12, 768, STYLES["gpt2"] | dict(bias=False)) if gpu else
         (1024, 256, 4, 2, 128, STYLES["laptop"]))
     setups = {dtype: Runtime(replace(config, dtype=dtype)) for dtype in DTYPES}
-    peak = {dtype: rt.peak_flops() for dtype, rt in setups.items()}
+    peak = {dtype: peak_flops(rt) for dtype, rt in setups.items()}
     device = setups["float32"].device
     x, y = torch.randint(V, (2, 16, T), device=device)
 
@@ -245,7 +258,7 @@ def train(config):
     seconds = race("training, thousands of tokens a second", entrants, config.runs,
                    x.numel() / 1e3, "k/s")
     for dtype, rt in setups.items():
-        peak[dtype] = max(peak[dtype], rt.peak_flops())
+        peak[dtype] = max(peak[dtype], peak_flops(rt))
         print(f"    the matrix products alone: {peak[dtype] / work * x.numel() / 1e3:.1f} k/s at "
               f"the {peak[dtype] / 1e9:.0f} GFLOP/s that a large product reaches here in {dtype}")
     for name, time_ in seconds.items():
@@ -371,7 +384,7 @@ def ppo(config):
         race("PPO, episodes a second", entrants, config.runs, 128, "/s", warmup=False)
     # 4 epochs forward and backward through 2 models, one pass forward through 4, and sampling
     work = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2
-    rate = Runtime(replace(config, device="cpu", dtype="float32")).peak_flops()
+    rate = peak_flops(Runtime(replace(config, device="cpu", dtype="float32")))
     print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
 

@@ -165,15 +165,6 @@ def test_the_environment_says_what_auto_is(monkeypatch, refused):
     assert "float8 is not one of" in refused(pick_dtype, "auto", torch.device("cpu"))
 
 
-def test_a_utilisation_above_1_is_measured_again_or_not_told(monkeypatch):
-    measured = iter([100.0, 400.0, 300.0, 300.0])
-    monkeypatch.setattr(Runtime, "peak_flops", lambda rt: next(measured))
-    rt = Runtime(Config())
-    assert rt.mfu(50.0) == 0.5                        # the peak is 100 a second
-    assert rt.mfu(200.0) == 0.5                       # it was too low: 400
-    assert rt.mfu(500.0) is None and rt.mfu(1e9) is None
-
-
 @pytest.mark.parametrize("variables, said", [
     (dict(WORLD_SIZE="2"), "the environment has WORLD_SIZE=2, but"),
     (dict(RANK="0"), "MASTER_ADDR, MASTER_PORT: start it with torchrun, or `unset RANK`"),
