@@ -382,35 +382,31 @@ class Run:
             say(text)
 
 
-def rows_of(path):
-    """(the rows of a log, the numbers of the lines that are none). A last line without its end is
-    still being written."""
+def read_rows(path):
+    """The JSON objects in a file with one in each line; [] if it is missing. Other lines, such as a
+    power cut leaves, are named once and skipped. A last line without its end is being written."""
     rows, broken = [], []
     with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
         for n, line in enumerate(f, 1):
             try:
-                row = from_json(line.decode())
-            except (RecursionError, ValueError):
-                row = None
-            if isinstance(row, dict) and isinstance(row.get("step"), int):
-                rows.append(row)
-            elif line.endswith(b"\n"):
-                broken.append(n)
-    return rows, broken
+                rows.append(dict(from_json(line.decode())))
+            except (RecursionError, TypeError, ValueError):
+                broken += [n] * line.endswith(b"\n")
+    if broken:
+        note_once(f"{path}: {len(broken)} broken lines are skipped, the first is line {broken[0]}")
+    return rows
 
 
 def read_log(path):
-    """The rows of out/<stage>.jsonl. What a power cut has left of others is named and skipped."""
-    rows, broken = rows_of(path)
-    if broken:
-        note_once(f"{path}: {len(broken)} broken lines are left out, the first is line {broken[0]}")
-    return rows
+    """The rows of out/<stage>.jsonl."""
+    return [row for row in read_rows(path) if isinstance(row.get("step"), int)]
 
 
 def is_log(path):
     """Whether the file is a log, maybe a damaged one, or missing. out/sft.jsonl could be a user's
     demonstrations."""
+    start = b'{"step": '
     with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
-        start = f.read(2**20).strip(b"\0\r\n")[:9]
-        return b'{"step": '.startswith(start) or rows_of(path)[0] != []
+        first = f.read(2**20).strip(b"\0\r\n")
+        return start.startswith(first[:9]) or b"\n" + start in first
     return True

@@ -12,7 +12,6 @@ laptop                            python evaluate.py
 while tuning: validation prompts  python evaluate.py --data=data/town/val.jsonl
 """
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -24,7 +23,8 @@ import numpy as np
 import torch
 
 from checkpoint import fingerprint, load_checkpoint
-from common import Runtime, load_function, make_folder, parse_config, verdicts_of, writing
+from common import (Runtime, load_function, make_folder, parse_config, to_json, verdicts_of,
+                    writing)
 from compare import ceiling, respond
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
@@ -250,9 +250,11 @@ def sample_best_of(model, reward, judge, tok, prompts, rt, config):
 
 def cell(value, form="{:.2f}"):
     """A number, or a mean with its interval; "-" if there is none."""
+    if value is None or isinstance(value, (list, tuple)) and None in value:
+        return "-"
     if isinstance(value, (list, tuple)):
         return re.sub(r"\b0\.", ".", f"{form} [{form}, {form}]".format(*value))
-    return "-" if value is None else form.format(value)
+    return form.format(value)
 
 
 ROWS = (("grade, 1 to 7", "grade", "{:.2f}"), ("win rate against {}", "win_rate", "{:.2f}"),
@@ -289,7 +291,7 @@ def show(board):
 
 def show_reward(board):
     def shares(by_name):
-        return ", ".join(f"{name} {share:.2f}" for name, share in by_name)
+        return ", ".join(f"{name} {cell(share)}" for name, share in by_name)
 
     if "reward_model" in board:
         r, top = board["reward_model"], ""
@@ -400,6 +402,6 @@ if __name__ == "__main__":
     # ---- save, show -------------------------------------------------------------------------
 
     with writing(config.out) as f:
-        json.dump(board, f, indent=1, default=float)
+        f.write(to_json(board, indent=1))
     show(board)
     print(f"\nsaved {Path(config.out)}")

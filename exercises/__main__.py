@@ -14,7 +14,6 @@ import copy
 import ctypes
 import importlib
 import io
-import json
 import math
 import os
 import runpy
@@ -30,6 +29,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from checkpoint import read_log
 from common import fail, number, parse_config
 
 HERE = Path(__file__).parent
@@ -257,7 +257,7 @@ def side_by_side(n):
             log = out.with_suffix(".jsonl")
             if done.returncode and not log.exists():
                 raise SystemExit(done.returncode)
-            logs[only] = [json.loads(line) for line in log.read_text().splitlines()]
+            logs[only] = read_log(log)
     table(logs, ours(n).COLUMNS)
 
 

@@ -31,7 +31,7 @@ from statistics import median
 
 import torch
 
-from checkpoint import save_checkpoint
+from checkpoint import read_log, save_checkpoint
 from common import DTYPES, Runtime, fail, parse_config
 from data.formats import read_texts
 from model import GPT, STYLES, GPTConfig, ScalarGPT, optimizer_groups
@@ -371,7 +371,7 @@ def ppo(config):
             run = subprocess.run(command, capture_output=True, text=True)
             if run.returncode:
                 fail(run.stderr[-300:])
-            log = map(json.loads, Path(folder, "ppo.jsonl").read_text().splitlines())
+            log = read_log(Path(folder, "ppo.jsonl"))
             return median([row["seconds"] for row in log if "seconds" in row][1:])
 
         entrants = {f"rlhf_ppo.py, {dtype}": partial(ours, dtype) for dtype in DTYPES}
