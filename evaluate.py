@@ -295,13 +295,14 @@ def show_reward(board):
 
     if "reward_model" in board:
         r, top = board["reward_model"], ""
-        if "ceiling" in r:
+        if r["accuracy"] and r.get("ceiling"):        # None: was not finite
             top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
         if "clear_pairs" in r:
             top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
-        print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
+        accuracy = cell(r["accuracy"], "{:.3f}")
+        print(f"\nreward model: accuracy {accuracy} on {r['pairs']:,} held-out pairs{top}")
         print("    predicted and observed preference, by quarter of margin: "
-              + shares((f"{b['predicted']:.2f}", b["accuracy"]) for b in r["by_margin"]))
+              + shares((cell(b["predicted"]), b["accuracy"]) for b in r["by_margin"]))
         print("    accuracy by length: " + shares(r["by_length"].items()))
         print("    accuracy by kind: " + shares((kind, v[0]) for kind, v in r["by_kind"].items()))
     if "contrasts" in board:
@@ -309,8 +310,8 @@ def show_reward(board):
             f"{kind} {100 * share:.1f}% of {n}" for kind, (share, n) in board["contrasts"].items()))
     for b in board.get("best_of_n", []):
         grade = "" if b["grade"] is None else f", grade {b['grade']:.2f}"
-        print(f"best of {b['n']:>2} from {board['reference']}: KL {b['kl']:.2f}, "
-              f"score {b['score']:.2f}{grade}")
+        print(f"best of {b['n']:>2} from {board['reference']}: KL {cell(b['kl'])}, "
+              f"score {cell(b['score'])}{grade}")
     same = {name: m["grade_same"] for name, m in board["models"].items() if "grade_same" in m}
     if same:
         print("on the same prompts: " + shares(same.items()))
