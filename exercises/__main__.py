@@ -217,7 +217,7 @@ def run_script(path, name, function, flags):
     """Run a stage with `function` in the place of `name`, if there is one. The functions of a stage
     stand before `if __name__ == "__main__":`, what uses them comes after. Instead of a name there
     may be a function that puts the student's in its place."""
-    head, line, main = Path(path).read_text().partition('if __name__ == "__main__":')
+    head, line, main = Path(path).read_text("utf-8").partition('if __name__ == "__main__":')
     space = {"__name__": "__main__", "__file__": path}
     sys.argv = [path, *flags]
     if function and callable(name):

@@ -122,7 +122,8 @@ def peak_memory(command):
     code = ("import resource, subprocess, sys; p = subprocess.run([sys.executable] + sys.argv[1:], "
             "capture_output=True, text=True); print(p.stderr[-300:] if p.returncode else "
             "resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-    out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True,
+                         encoding="utf-8", errors="replace")
     unit = 1 if sys.platform == "darwin" else 1024
     return int(out.stdout) * unit if out.stdout.strip().isdigit() else fail(out.stdout.strip())
 
@@ -353,7 +354,7 @@ def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=
         save_checkpoint(f"{folder}/{stage}.pt", stage=stage, step=0, metrics={}, model=model, lm=lm,
                         model_config=shape, tokenizer=tok, config=config, history=[])
     prompts = (json.dumps({"prompt": f"{i:020}"}) for i in range(300))
-    Path(folder, "prompts.jsonl").write_text("\n".join(prompts))
+    Path(folder, "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
     return ["rlhf_ppo.py", f"--data={folder}/prompts.jsonl", f"--init={folder}/sft.pt", "--watch=",
             f"--reward={folder}/reward.pt", f"--out={folder}/ppo.pt", "--fresh", "--device=cpu",
             f"--dtype={dtype}", "--batch_size=128", "--minibatch=32",
@@ -368,7 +369,8 @@ def ppo(config):
     with tempfile.TemporaryDirectory() as folder:
         def ours(dtype):
             command = [sys.executable, *ppo_command(config, folder, dtype, steps=4)]
-            run = subprocess.run(command, capture_output=True, text=True)
+            run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8",
+                                 errors="replace")
             if run.returncode:
                 fail(run.stderr[-300:])
             log = read_log(Path(folder, "ppo.jsonl"))
