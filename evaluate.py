@@ -12,7 +12,6 @@ laptop                            python evaluate.py
 while tuning: validation prompts  python evaluate.py --data=data/town/val.jsonl
 """
 
-import json
 import math
 import re
 from collections import defaultdict
@@ -24,7 +23,8 @@ import numpy as np
 import torch
 
 from checkpoint import fingerprint, load_checkpoint
-from common import Runtime, load_function, make_folder, parse_config, verdicts_of, writing
+from common import (Runtime, load_function, make_folder, parse_config, to_json, verdicts_of,
+                    writing)
 from compare import ceiling, respond
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
@@ -260,9 +260,11 @@ def sample_best_of(model, reward, judge, tok, prompts, rt, config):
 
 def cell(value, form="{:.2f}"):
     """A number, or a mean with its interval; "-" if there is none."""
+    if value is None or isinstance(value, (list, tuple)) and None in value:
+        return "-"
     if isinstance(value, (list, tuple)):
         return re.sub(r"\b0\.", ".", f"{form} [{form}, {form}]".format(*value))
-    return "-" if value is None else form.format(value)
+    return form.format(value)
 
 
 ROWS = (("grade, 1 to 7", "grade", "{:.2f}"), ("better than {}", "better", "{:.1%}"),
@@ -300,17 +302,18 @@ def show(board):
 
 def show_reward(board):
     def shares(by_name):
-        return ", ".join(f"{name} {share:.2f}" for name, share in by_name)
+        return ", ".join(f"{name} {cell(share)}" for name, share in by_name)
 
     if "reward_model" in board:
         r, top = board["reward_model"], ""
-        if "ceiling" in r:
+        if r["accuracy"] and r.get("ceiling"):        # None: was not finite
             top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
         if "clear_pairs" in r:
             top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
-        print(f"\nreward model: accuracy {r['accuracy']:.3f} on {r['pairs']:,} held-out pairs{top}")
+        accuracy = cell(r["accuracy"], "{:.3f}")
+        print(f"\nreward model: accuracy {accuracy} on {r['pairs']:,} held-out pairs{top}")
         print("    predicted and observed preference, by quarter of margin: "
-              + shares((f"{b['predicted']:.2f}", b["accuracy"]) for b in r["by_margin"]))
+              + shares((cell(b["predicted"]), b["accuracy"]) for b in r["by_margin"]))
         print("    accuracy by length: " + shares(r["by_length"].items()))
         print("    accuracy by kind: " + shares((kind, v[0]) for kind, v in r["by_kind"].items()))
     if "contrasts" in board:
@@ -318,8 +321,8 @@ def show_reward(board):
             f"{kind} {100 * share:.1f}% of {n}" for kind, (share, n) in board["contrasts"].items()))
     for b in board.get("best_of_n", []):
         grade = "" if b["grade"] is None else f", grade {b['grade']:.2f}"
-        print(f"best of {b['n']:>2} from {board['reference']}: KL at most {b['kl']:.2f}, "
-              f"score {b['score']:.2f}{grade}")
+        print(f"best of {b['n']:>2} from {board['reference']}: KL at most {cell(b['kl'])}, "
+              f"score {cell(b['score'])}{grade}")
     same = {name: m["grade_same"] for name, m in board["models"].items() if "grade_same" in m}
     if same:
         print("on the same prompts: " + shares(same.items()))
@@ -412,6 +415,6 @@ if __name__ == "__main__":
     # ---- save, show -------------------------------------------------------------------------
 
     with writing(config.out) as f:
-        json.dump(board, f, indent=1, default=float)
+        f.write(to_json(board, indent=1))
     show(board)
     print(f"\nsaved {Path(config.out)}")

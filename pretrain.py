@@ -240,8 +240,7 @@ if __name__ == "__main__":
             loss, = rt.average(torch.stack(losses).mean().item())
             speed = per_second(len(losses) * micro_batch * T * rt.world_size, clock)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
-                                   tokens_per_s=speed,
-                                   mfu=rt.mfu(speed * model.flops_per_token(T))))
+                                   tokens_per_s=speed))
             clock, losses = time.monotonic(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             paused = time.monotonic()

@@ -15,6 +15,7 @@ show the median over the seeds [least, most].
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -66,10 +67,10 @@ def run(script, out, **flags):
                *(f"--{k}={v}" for k, v in flags.items())]
     if out.exists():
         return out
-    with open(out.with_suffix(".txt"), "w") as printed:
+    with open(out.with_suffix(".txt"), "w", encoding="utf-8") as printed:
         ended = subprocess.run(command, stdout=printed, stderr=printed)
     if ended.returncode:
-        raise ValueError(f"{' '.join(command[1:])} stopped: {out.with_suffix('.txt')} says why; "
+        raise ValueError(f"{shlex.join(command[1:])} stopped: {out.with_suffix('.txt')} says why; "
                          f"the same command continues there")
     print(f"    {out}", flush=True)
     return out
@@ -86,7 +87,7 @@ def scoreboard(folder, name, *models, within="experiments", **flags):
     flags = dict(models=",".join(map(str, models)), reward=folder / "reward.pt", best_of=0,
                  comparisons=folder / "comparisons.jsonl") | flags
     out = run("evaluate.py", folder / within / f"{name}.json", **flags)
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def evaluations(path):

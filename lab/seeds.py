@@ -73,8 +73,8 @@ if __name__ == "__main__":
                                    env=dict(os.environ, OUT=str(folder), SEED=str(seed)))
             if ended.returncode:
                 fail(f"seed {seed} stopped; the same command continues there")
-        found.append(figures(json.loads((folder / "scoreboard.json").read_text()),
-                             read_log(folder / "pretrain.jsonl")))
+        board = (folder / "scoreboard.json").read_text(encoding="utf-8")
+        found.append(figures(json.loads(board), read_log(folder / "pretrain.jsonl")))
 
     print(f"\n{'seeds 0 to ' + str(config.seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
     for rows in zip(*found):

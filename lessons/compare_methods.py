@@ -105,7 +105,7 @@ def cached(file, model, data, config, make):
     flags = [getattr(config, name) for name in ("n_prompts", "best_of", "max_new_tokens", "judge",
                                                 "temperature", "missing_end", "text", "seed")]
     made = [fingerprint(model), fingerprint(data), *flags]
-    if not file.exists() or (found := json.loads(file.read_text()))["made"] != made:
+    if not file.exists() or (found := json.loads(file.read_text("utf-8")))["made"] != made:
         found = dict(made=made, found=make())
         file.parent.mkdir(exist_ok=True)
         with writing(file) as f:

@@ -11,8 +11,8 @@ writes  the scoreboard on the screen, out/report.html
 
 import dataclasses
 import io
-import json
 import re
+import shlex
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,11 +22,12 @@ import pretrain
 import reward
 import rlhf_ppo
 import sft
-from common import Runtime, fail, parse_config, writing
+from checkpoint import read_log
+from common import Runtime, fail, from_json, note_once, parse_config, to_json, writing
 from evaluate import show
 from tools import views
 from tools.diagram import COLOURS, DIAGRAMS, palette
-from tools.views import held_out, read_log
+from tools.views import held_out
 
 
 @dataclass
@@ -87,11 +88,12 @@ def both(en, zh):
 def lines_of(folder, board):
     """Six panels: stage, title, and lines (name, colour, style, points); texts in two languages."""
     logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
-    seen = [dict(r, distance=max(r["kl"], 0) ** 0.5) for r in held_out(logs["ppo"])]
-    best = [dict(r, distance=r["kl"] ** 0.5) for r in board.get("best_of_n", [])]
+    seen, best = ([r if r.get("kl") is None else dict(r, distance=max(r["kl"], 0) ** 0.5)
+                   for r in rows] for rows in (held_out(logs["ppo"]), board.get("best_of_n", [])))
 
     def line(rows, key, en, zh, colour, style="-", x="step"):
-        return (en, zh), colour, style, [(r[x], r[key]) for r in rows if r.get(key) is not None]
+        points = [(r.get(x), r.get(key)) for r in rows]               # None: was not finite
+        return (en, zh), colour, style, [point for point in points if None not in point]
 
     def losses(name):
         return [line(logs[name], "loss", "training", "训练", "loss", ":"),
@@ -182,7 +184,7 @@ def curves(folder, board, commands):
 
 def figure(value, form):
     """A number, or a mean and its interval."""
-    if value is None:
+    if value is None or isinstance(value, list) and None in value:
         return "–"
     if isinstance(value, list):
         mean, low, high = (form.format(v) for v in value)
@@ -215,7 +217,7 @@ def command(script, Config, config):
     """The command line that gives this config: the flags that are not the defaults."""
     words = [f"--{f.name}={config[f.name]}" for f in dataclasses.fields(Config)
              if f.name in config and config[f.name] != f.default]
-    return " ".join(["python", script, *words])
+    return shlex.join(["python", script, *words])
 
 
 def settings(chain):
@@ -244,6 +246,8 @@ def headline(board):
         return ""
     before, after = (models[name]["grade"][0] for name in ("sft", "ppo"))
     better, worse = models["ppo"]["better"], models["ppo"]["worse"]
+    if None in (before, after):
+        return ""
     return both(f"True grade {before:.2f} of 7 after fine-tuning, {after:.2f} after PPO; PPO's "
                 f"answer is better for {better:.0%} of the prompts and worse for {worse:.0%}.",
                 f"真实评分（满分 7）：监督微调后 {before:.2f}，PPO 后 {after:.2f}；"
@@ -261,15 +265,23 @@ def render(file, parts, data):
     JSON in a script element: no `<` in it can end that element."""
     parts |= dict(style=fill("common.css", dict(light=palette(0), dark=palette(1))),
                   helpers=fill("common.js", {}),
-                  data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
+                  data=to_json(data, ensure_ascii=False).replace("<", "\\u003c"))
     return fill(file, parts)
 
 
+def read_board(path):
+    """The scoreboard; {} if it is missing or broken."""
+    try:
+        return dict(from_json(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (RecursionError, TypeError, ValueError):
+        note_once(f"{path} is broken and left out: `python evaluate.py` makes it")
+        return {}
+
+
 def make(config, rt):
-    """The page as a str."""
+    """The page as a str, and the scoreboard."""
     folder = Path(config.folder)
-    path = folder / "scoreboard.json"
-    board = json.loads(path.read_text()) if path.exists() else {}
+    board = read_board(folder / "scoreboard.json")
     chain = views.Chain(folder, rt)
     made = settings(chain)
     commands = {stage: line for stage, (line, _) in made.items()} | dict(
@@ -289,7 +301,7 @@ def make(config, rt):
                          for lang in ("en", "zh")) for name, d in DIAGRAMS.items()},
         **{f"made_{name}": made_by(commands.get(name)) for name in (*SCRIPTS, *commands)},
         curves=curves(folder, board, commands), scoreboard=scoreboard(board),
-        settings=settings_html(made), folder=escape(str(folder)))
+        settings=settings_html(made), folder=escape(shlex.quote(str(folder))))
     return render("report.html", parts, data), board
 
 
