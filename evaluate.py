@@ -171,7 +171,7 @@ def interval(values, groups, rng, n=1000):
     total, count = np.bincount(group, np.asarray(values, dtype=float)), np.bincount(group)
     drawn = rng.integers(len(count), size=(n, len(count)))
     means = total[drawn].sum(1) / count[drawn].sum(1)
-    return np.mean(values), *np.percentile(means, [2.5, 97.5])
+    return total.sum() / count.sum(), *np.percentile(means, [2.5, 97.5])
 
 
 def groups_of(rows):
