@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 from common import wilson, writing
-from data.formats import read_comparisons, without
+from data.formats import dense_ranks, read_comparisons, string, unjudged
 from tools.label import verdicts
 
 MAX_PEOPLE = 200
@@ -61,14 +61,16 @@ class Rankings:
         if not self.source.exists():
             return {}
         rows = read_comparisons(self.source, dropped=Counter())[:self.n]
-        return {key_of(row): without(row, ("grades", "noise", "ranks")) for row in rows}
+        return {key_of(row): unjudged(row) for row in rows}
 
     def read_rows(self):
         if not self.out.exists():
             return {}
         try:
             rows = [json.loads(line) for line in self.out.read_text("utf-8").split("\n") if line]
-            return {(row["labeler"], key_of(row)): row for row in rows}
+            for row in rows:                          # a person may find all answers equal
+                dense_ranks(row["ranks"], len([string(r, "a response") for r in row["responses"]]))
+            return {(string(row["labeler"], "labeler"), key_of(row)): row for row in rows}
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"{self.out} is not a file of this page: choose another --out"
                              ) from None
