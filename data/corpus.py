@@ -51,9 +51,10 @@ class Corpus:
             raise ValueError(f"{paths}: a single short document{copies} can't be split into text "
                              f"to learn from and text to evaluate on: use more text")
         self.held_out = hold_out(docs["hash"], val_share, self.lengths)
-        if main and n_texts < n and n_texts * val_share < 1:
-            print(f"{paths}: {n:,} documents are only {n_texts:,} different texts: "
-                  f"{self.held_out.sum():,} are held out", file=sys.stderr)
+        share = self.lengths[self.held_out].sum() / self.lengths.sum()
+        if main and n_texts * val_share < 1 and not val_share / 2 < share < val_share * 2.5:
+            print(f"{paths}: {n:,} documents, {n_texts:,} of them different: {share:.1%} of the "
+                  f"tokens are held out", file=sys.stderr)
 
     def mixture(self, mix=""):
         """The probability that a document comes from each source, (n_sources,). mix "a=0.5,b=0.2"

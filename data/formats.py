@@ -47,7 +47,8 @@ MEANINGFUL = ("image", "images", "video", "videos", "audio", "audios", "tools", 
 # 1: the highest is the best.
 SCORES = {"score": 1, "rating": 1, "reward": 1, "grade": 1, "quality": 1, "avg_rating": 1,
           "overall_score": 1, "reward_score": 1, "rm_score": 1, "rank": -1, "margin": 1}
-OPINIONS = ("noise", "label", "labeler", "models")  # more of what belongs to given responses
+LABELS = ("label", "kto_tag")  # false: the answer is bad (TRL's and LLaMA-Factory's KTO)
+OPINIONS = (*LABELS, "noise", "labeler", "models")  # more of what belongs to given responses
 # These say nothing about the text. All other fields that nothing reads are counted and told.
 HARMLESS = re.compile(r"(.*[-_])?(id|uuid|idx|index|source|origin|dataset|subset|split|url|path|"
                       r"domain|category|kind|type|tag|language|lang|model|generator|metadata|meta|"
@@ -287,8 +288,8 @@ def text_and_logp(row, errors, notes):
 # ---- rows -> messages -----------------------------------------------------------------------
 
 def is_number(value):
-    """Not NaN, infinite, or too large for a float."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    """Not NaN, infinite, or too large for a float32."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
 
 
 def string(value, name, errors="strict"):
@@ -519,19 +520,21 @@ def demonstration(row, notes):
         raise DataError("a demonstration must end with the assistant's answer")
     if not responses[0].strip():
         raise Drop("with an empty answer")
-    if row.get("label") is False:                     # TRL's KTO
+    if any(row.get(name) in (False, "false", "False") for name in LABELS):       # also 0
         raise Drop("whose answer is labelled as bad")
     messages = prompt + [message("assistant", responses[0])]
     if any(t["role"] == "assistant" and not t["content"].strip() for t in messages):
         notes["mended", "with an empty answer in the middle, which is not learned"] += 1
-    return {"messages": messages, **kept(row, notes, OPINIONS)}
+    return {"messages": messages, **kept(row, notes, LABELS)}
 
 
 def kept(row, notes, used=()):
     """The fields beside the content and the text. What nothing reads is counted."""
     rest = without(row, (*CONTENT, "text", "logp"))
-    if isinstance(rest.get("kind"), (list, dict)):
-        raise DataError(f"kind must be a string, not {rest['kind']!r:.40}")
+    if "kind" in rest:                                # a name in reports
+        if isinstance(rest["kind"], (list, dict)):
+            raise DataError(f"kind must be a string, not {rest['kind']!r:.40}")
+        rest["kind"] = str(rest["kind"])
     notes.update(unknown(without(rest, used)))
     return rest
 
@@ -565,7 +568,7 @@ def comparison(row, notes):
         ranks = dense_ranks([ranks[i] for i in places], len(places))
         if "grades" in row:
             row = row | {"grades": [row["grades"][i] for i in places]}
-    used = {"grades", *OPINIONS}.union(*(names for names, *_ in scores))
+    used = {"grades", "noise", "labeler", "models"}.union(*(names for names, *_ in scores))
     return {"prompt": prompt, "responses": responses, "ranks": ranks, **kept(row, notes, used)}
 
 

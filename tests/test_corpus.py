@@ -211,9 +211,11 @@ def test_all_copies_of_a_text_are_on_one_side_and_both_sides_get_a_fair_share(do
 
 
 def test_a_text_with_few_different_documents_says_so(tmp_path, tiny_tokenizer, capsys):
-    write(tmp_path / "a.jsonl", SHORT[:3] * 4)
-    Corpus(tmp_path / "a.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
-    assert "12 documents are only 3 different texts: 4 are held out" in capsys.readouterr().err
+    write(tmp_path / "a.jsonl", [("One text.", None), ("Another.", None)] * 4)
+    corpus = Corpus(tmp_path / "a.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
+    share = corpus.lengths[corpus.held_out].sum() / corpus.lengths.sum()
+    assert capsys.readouterr().err == (f"{tmp_path / 'a.jsonl'}: 8 documents, 2 of them different: "
+                                       f"{share:.1%} of the tokens are held out\n")
 
 
 def test_copies_of_a_single_text_are_refused(tmp_path, tiny_tokenizer):

@@ -458,7 +458,8 @@ def test_empty_answers_are_dropped_and_counted(write, capsys):
 
 @pytest.mark.parametrize("row, reason", [
     ({"instruction": "", "input": "", "output": "Hello"}, "with an empty question"),
-    ({"prompt": "Hi", "completion": "Go away", "label": False}, "whose answer is labelled as bad")])
+    *(({"prompt": "Hi", "completion": "Go away", name: label}, "whose answer is labelled as bad")
+      for name in ("label", "kto_tag") for label in (False, 0, "false"))])
 def test_rows_that_teach_nothing_good_are_dropped_and_counted(write, capsys, row, reason):
     assert len(read_demonstrations(write("a.jsonl", row, {"messages": QA}))) == 1
     assert f"dropped 1 of 2 rows: 1 {reason}\n" in capsys.readouterr().err
@@ -726,6 +727,11 @@ def test_a_kept_field_of_a_type_that_no_script_can_use_is_refused(write, read, m
     row = {"messages": QA, "rejected_response": "Go away"}
     said = refusal(read, write("a.jsonl", row, row | more))
     assert "a.jsonl, line 2: " in said and reason in said
+
+
+@pytest.mark.parametrize("kind", [3, True, "3"])
+def test_kinds_are_names(write, kind):
+    assert read_prompts(write("a.jsonl", {"prompt": "Hi", "kind": kind}))[0]["kind"] == str(kind)
 
 
 @pytest.mark.parametrize("more, reason", [
