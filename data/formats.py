@@ -19,7 +19,7 @@ import os
 import re
 import sys
 from ast import literal_eval
-from collections import Counter, defaultdict
+from collections import Counter
 from contextlib import contextmanager, suppress
 from itertools import combinations
 from pathlib import Path
