@@ -24,7 +24,7 @@ import numpy as np
 
 from checkpoint import Run, load_checkpoint
 from common import Runtime, fail, get_scores, load_function, parse_config, writing
-from data.formats import read_prompts
+from data.formats import distinct, read_prompts
 from model import GPT, answer_text, complete, prompt_ids
 from tokenizer import Tokenizer
 
@@ -61,7 +61,8 @@ def respond(model, tok, prompts, rt, max_new_tokens, temperature=1.0, batch_size
 
 def different(answers):
     """[(text, ended)] -> the different texts, without empty ones."""
-    return list(dict.fromkeys(text for text, _ in answers if text.strip()))
+    texts = [text for text, _ in answers if text.strip()]
+    return [texts[i] for i in distinct(texts)]
 
 
 def agreement(differences, noise):
