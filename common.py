@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import inspect
 import io
+import json
 import math
 import os
 import platform
@@ -437,18 +438,59 @@ def percent(share, n):
 
 # ---- functions of your own, given as FILE.py:name: a labeler, a reward, a judge -------------
 
+def function_file(spec):
+    """"FILE.py:name" -> "FILE.py"; "" where spec names another kind of thing, as a checkpoint."""
+    found = re.fullmatch(r"(.+\.py)(:[^/\\]*)?", spec, re.DOTALL)
+    return found[1] if found else ""
+
+
 def load_function(spec):
-    """"FILE.py:name" -> the function."""
-    path, _, name = spec.rpartition(":")
-    if not path.endswith(".py") or not Path(path).is_file():
-        fail(f"{spec}: give a function as FILE.py:name; there is no file {path or spec}")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    """"FILE.py:name" -> the function. It may import what stands beside its file, and whatever it
+    does to its arguments, it does to copies: no two prompts of a copy are the same object."""
+    file = function_file(spec)
+    path, name = Path(file).resolve(), spec[len(file) + 1:]
+    if not file or not name:
+        fail(f"{spec}: give a function as FILE.py:name")
+    if not path.is_file():
+        fail(f"{spec}: give a function as FILE.py:name; there is no file {file}")
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules.setdefault(Path(path).stem, module)   # where dataclasses and pickle look for it
-    module_spec.loader.exec_module(module)
+    modules = {path.stem: module}                     # where dataclasses and pickle look for it
+    with neighbours(path.parent, modules):
+        module_spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
-        fail(f"{path} has no function named {name}")
-    return getattr(module, name)
+        fail(f"{file} has no function named {name}")
+
+    def function(*arguments):
+        with neighbours(path.parent, modules):
+            return getattr(module, name)(*json.loads(json.dumps(arguments)))
+    return function
+
+
+@contextmanager
+def neighbours(folder, modules):
+    """Inside, imports look into `folder` first, as in a script that stands there, and find its
+    `modules` again. A name that the project has, too, is the project's again outside."""
+    names = {path.stem for path in folder.glob("*.py")} - {*sys.stdlib_module_names}
+    names |= {path.parent.name for path in folder.glob("*/__init__.py")}
+    if folder == Path(__file__).resolve().parent:     # there, they are the project's
+        names.clear()
+
+    def take():
+        known = names & sys.modules.keys()
+        return {name: sys.modules.pop(name) for name in ([*sys.modules] if known else ())
+                if name.partition(".")[0] in known}
+
+    hidden = take()
+    for name, module in modules.items():
+        sys.modules.setdefault(name, module)
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+        modules.update(take())
+        sys.modules.update(hidden)
 
 
 def get_scores(function, prompts, responses, name):
@@ -487,11 +529,12 @@ def check_scores(scores, prompts, responses, name):
 
 def verdicts_of(judge, prompts, responses, name):
     """Call a judge on each pair: [{"grade", "right", "unsure", "refusal"}]."""
-    verdicts = []
+    needed, verdicts = {"grade", "right", "unsure", "refusal"}, []
     for prompt, response in zip(prompts, responses):
         try:
             verdict = judge(prompt, response)
-            missing = {"grade", "right", "unsure", "refusal"} - set(verdict)
+            missing = needed - set(verdict)
+            [float(verdict[key]) for key in needed - missing]
         except Exception as error:
             raise ValueError(f"{name}: {type(error).__name__}: {error}"
                              f"{in_words(prompt, response)}") from error
@@ -499,4 +542,5 @@ def verdicts_of(judge, prompts, responses, name):
             raise ValueError(f"{name} gave no {', '.join(sorted(missing))}"
                              f"{in_words(prompt, response)}")
         verdicts.append(verdict)
+    check_scores([verdict["grade"] for verdict in verdicts], prompts, responses, name)
     return verdicts
