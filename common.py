@@ -49,9 +49,10 @@ def tell(message, second_hand=False):
 
 # ---- flags: each field of a script's Config is --field=value --------------------------------
 
-def parse_config(Config, doc, argv=None, words=""):
+def parse_config(Config, doc, argv=None, words="", several=False):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
-    field that collects positional arguments, joined by commas; without it they are refused."""
+    field that collects positional arguments, joined by commas; without it they are refused.
+    several: whether the script shares its work among processes."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:                            # closed, as under pythonw
@@ -97,7 +98,15 @@ def parse_config(Config, doc, argv=None, words=""):
     config = Config(**values)
     if config.debug:
         sys.excepthook = sys.__excepthook__
+    if not several:
+        refuse_ranks()
     return config
+
+
+def refuse_ranks():
+    """A script that knows nothing of ranks would write its files once for each of them."""
+    if os.environ.get("LOCAL_RANK") and os.environ.get("WORLD_SIZE", "1") != "1":
+        fail("this script is made for one process: start it with python, not with torchrun")
 
 
 # Flags of earlier versions, and the commands that took their place.
@@ -453,43 +462,41 @@ def load_function(spec):
         fail(f"{spec}: give a function as FILE.py:name")
     if not path.is_file():
         fail(f"{spec}: give a function as FILE.py:name; there is no file {file}")
+    names = {p.stem for p in path.parent.glob("*.py")} - {*sys.stdlib_module_names}
+    names |= {p.parent.name for p in path.parent.glob("*/__init__.py")}
+    if path.parent == Path(__file__).resolve().parent:                # they are the project's
+        names.clear()
     module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
     modules = {path.stem: module}                     # where dataclasses and pickle look for it
-    with neighbours(path.parent, modules):
+    with neighbours(str(path.parent), names, modules):
         module_spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
         fail(f"{file} has no function named {name}")
 
     def function(*arguments):
-        with neighbours(path.parent, modules):
+        with neighbours(str(path.parent), names, modules):
             return getattr(module, name)(*json.loads(json.dumps(arguments)))
     return function
 
 
 @contextmanager
-def neighbours(folder, modules):
-    """Inside, imports look into `folder` first, as in a script that stands there, and find its
-    `modules` again. A name that the project has, too, is the project's again outside."""
-    names = {path.stem for path in folder.glob("*.py")} - {*sys.stdlib_module_names}
-    names |= {path.parent.name for path in folder.glob("*/__init__.py")}
-    if folder == Path(__file__).resolve().parent:     # there, they are the project's
-        names.clear()
+def neighbours(folder, names, modules):
+    """Inside, imports look into the folder first, as in a script that stands there, and find its
+    `modules` again. Of these names, the project's modules are back outside."""
+    def take(known):
+        return {name: sys.modules.pop(name) for name in known if name.partition(".")[0] in names}
 
-    def take():
-        known = names & sys.modules.keys()
-        return {name: sys.modules.pop(name) for name in ([*sys.modules] if known else ())
-                if name.partition(".")[0] in known}
-
-    hidden = take()
+    hidden = take([*sys.modules] if names & sys.modules.keys() else [])
     for name, module in modules.items():
         sys.modules.setdefault(name, module)
-    sys.path.insert(0, str(folder))
+    n_modules = len(sys.modules)
+    sys.path.insert(0, folder)
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
-        modules.update(take())
+        sys.path.remove(folder)
+        modules.update(take([*(sys.modules if len(sys.modules) > n_modules else modules)]))
         sys.modules.update(hidden)
 
 

@@ -147,7 +147,7 @@ def evaluate(model, items, tok, rt):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.demos, config.lm,
                                   config.init or config.like])

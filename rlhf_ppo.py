@@ -255,7 +255,7 @@ def evaluate(rows, grader, models, tok, rt, config):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     ptx = config.text if config.ptx_coef > 0 else ""
     own_reward = function_file(config.reward)
