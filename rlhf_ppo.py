@@ -280,7 +280,7 @@ if __name__ == "__main__":
     B = config.batch_size // rt.world_size            # answers of this process
     mb = config.minibatch // rt.world_size
     room = T - config.max_new_tokens - 1              # one for the end
-    if config.temperature == 0:
+    if config.temperature < 1e-6:
         fail("--temperature=0 always says the same: PPO learns from samples")
     if room < 8:
         fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the models' {T} tokens "

@@ -80,7 +80,7 @@ if __name__ == "__main__":
     own_reward = function_file(config.reward)
     run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward],
               unit="round")
-    if config.best_of < 2 or config.temperature == 0 or config.batch_size % config.minibatch:
+    if config.best_of < 2 or config.temperature < 1e-6 or config.batch_size % config.minibatch:
         fail("--best_of must be at least 2, --temperature more than 0, and --minibatch must divide "
              "--batch_size")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))

@@ -112,7 +112,7 @@ if __name__ == "__main__":
     if config.k < 2 or config.batch_size % config.k or config.batch_size % config.minibatch:
         fail(f"--k={config.k} must be at least 2 and divide --batch_size={config.batch_size}; "
              f"--minibatch={config.minibatch} must divide it, too")
-    if config.temperature == 0:
+    if config.temperature < 1e-6:
         fail("--temperature=0 always says the same: GRPO learns from answers that differ")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])

@@ -67,6 +67,7 @@ CASES = """
     pretrain --out=                       | --out= should end in .pt
     pretrain --out=text.pt                | would write text.jsonl, but text.jsonl is read here
     pretrain --data=. --out=new.pt        | would write new.pt, but . is read here
+    pretrain --lr=1e12 --muon=0 --warmup=1 --eval_every=1 | val_loss is nan at step 1; with a
     pretrain --lr=1e30                    | is nan at step 2 (its batch: new.nan.pt); with a
     sft --data=nowhere.jsonl              | nowhere.jsonl: No such file or directory
     sft --data=bad/empty.txt              | bad/empty.txt: is empty
