@@ -21,7 +21,7 @@ import dataclasses
 import json
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import takewhile
@@ -34,7 +34,7 @@ import torch
 from checkpoint import load_checkpoint, save_checkpoint
 from common import fail, parse_config
 from model import GPT, GPTConfig
-from tokenizer import GPT2, Tokenizer, merge
+from tokenizer import GPT2, Tokenizer, check_pattern, merge
 from tools import gguf_file
 
 
@@ -364,9 +364,8 @@ def split_pattern(steps):
         if gpt2 and kinds == ["Digits"] and cuts[0]["individual_digits"]:
             return gguf_file.SMOLLM
         if not gpt2 and kinds == ["Split"] and cuts[0]["behavior"] == "Isolated":
-            pattern = cuts[0]["pattern"].get("Regex", "")
-            every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
-            if "".join(match[0] for match in regex.finditer(pattern, every)) == every:
+            with suppress(ValueError):
+                check_pattern(pattern := cuts[0]["pattern"].get("Regex", ""))
                 return pattern
     raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
 
