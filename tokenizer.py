@@ -150,7 +150,7 @@ def check_pattern(pattern):
         if "".join(chunks) != text or "" in chunks:
             raise ValueError(f"pattern={pattern} loses characters or finds nothing in {text!r:.40}")
         if [ranks[chunk.encode()] for chunk in chunks] != theirs.encode_ordinary(text):
-            raise ValueError(f"pattern={pattern} means another thing to tiktoken, as in {text!r:.40}")
+            raise ValueError(f"pattern={pattern} means something else to tiktoken in {text!r:.40}")
 
 
 class Tokenizer:
