@@ -23,7 +23,8 @@ from itertools import combinations
 import numpy as np
 
 from checkpoint import Run, load_checkpoint
-from common import Runtime, fail, get_scores, load_function, parse_config, writing
+from common import (Runtime, fail, function_file, get_scores, load_function, parse_config,
+                    writing)
 from data.formats import distinct, read_prompts
 from model import GPT, answer_text, complete, prompt_ids
 from tokenizer import Tokenizer
@@ -101,7 +102,7 @@ if __name__ == "__main__":
     rt = Runtime(config)
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    run = Run(config, rt, inputs=[config.data, config.init, config.labeler.split(":")[0]],
+    run = Run(config, rt, inputs=[config.data, config.init, function_file(config.labeler)],
               total=len(prompts), unit="answer")
     labeler = load_function(config.labeler)
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
