@@ -7,7 +7,6 @@ import atexit
 import dataclasses
 import glob
 import hashlib
-import json
 import math
 import os
 import shutil
@@ -22,7 +21,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import DTYPES, check_writable, clock, fail, make_folder, number, say, writing
+from common import (DTYPES, check_writable, clock, fail, from_json, make_folder, named, note_once,
+                    number, say, to_json, writing)
 from data.formats import text_files
 from model import GPT, GPTConfig, ScalarGPT
 from tokenizer import Tokenizer
@@ -37,9 +37,9 @@ MAKERS = {"pretrain": "pretrain.py", "sft": "sft.py", "reward": "reward.py", "pp
 
 def atomic_save(obj, path):
     for part in ("model", "critic"):
-        if not all(w.isfinite().all() for w in obj.get(part, {}).values()):
-            fail(f"weights of the {part} are no longer finite, so {path} was not written: start "
-                 f"over with a smaller --lr and --fresh")
+        for name, w in obj.get(part, {}).items():
+            if not w.isfinite().all():
+                fail(f"weights of the {part} are not finite ({name}), so {path} was not written")
     with writing(path, "wb") as f:
         torch.save(obj, f)
 
@@ -83,8 +83,8 @@ def load_checkpoint(path, stage=None, tokenizer=None):
         fail(f"{path} comes from stage '{ckpt['stage']}', but {' or '.join(stages)} is needed here:"
              f" `{maker}` makes one")
     if not is_sound(ckpt):
-        fail(f"{path} is damaged: its weights are not those of the model that it describes; run "
-             f"`python {MAKERS[ckpt['stage']]} --fresh` again")
+        fail(f"{path} is damaged: its weights are not finite, or not those of the model that it "
+             f"describes; run `python {MAKERS[ckpt['stage']]} --fresh` again")
     if tokenizer is not None and ckpt["tokenizer"] != tokenizer:
         fail(f"{path} was trained with another tokenizer than the checkpoint it is used with; "
              f"run the stages again from the same pretrained model")
@@ -111,13 +111,19 @@ def load_dict(path, maker, keys=set()):
     it isn't."""
     if not Path(path).is_file():
         fail(f"{path or 'a file without a name'} is missing: `{maker}` makes it")
+    with open(path, "rb") as f:
+        start = f.read(4)
+    if start.strip(b"\0") and not b"PK\3\4".startswith(start):       # what torch writes is a zip
+        fail(f"{path} is not a checkpoint; `{maker}` makes one")
     try:
         with zipfile.ZipFile(path) as parts, warnings.catch_warnings():
             if parts.testzip():                       # torch doesn't look at the checksums
                 raise ValueError
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception:          # broken bytes can raise anything
+    except Exception as error:                        # broken bytes can raise anything
+        if isinstance(error, OSError) or "not enough memory" in str(error):
+            raise
         fail(f"{path} is damaged or not a checkpoint: delete it and run `{maker}` again")
     if not isinstance(loaded, dict) or not keys <= loaded.keys():
         fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
@@ -159,6 +165,15 @@ def fingerprint(path):
     return digest.hexdigest()[:16]
 
 
+def compared(value, inputs):
+    """A flag's value as runs are compared. A file that is read counts by what is in it, wherever it
+    lies; the function in FILE.py:name by its name, too."""
+    def known(text):
+        path = next((i for i in inputs if text == i or text.startswith(f"{i}:")), None)
+        return text if path is None else (inputs[path], text[len(path):])
+    return [known(text) for text in ([value] if value in inputs else str(value).split(","))]
+
+
 class Run:
     """One run of one stage. `state` is what an interrupted run left, or None.
 
@@ -181,7 +196,7 @@ class Run:
                 if file.resolve().is_relative_to(Path(read).resolve()):
                     fail(f"--out={config.out} would write {file}, but {read} is read here: choose "
                          f"another --out")
-        if self.log_file != self.out and not is_log(self.log_file):
+        if rt.main and self.log_file != self.out and not is_log(self.log_file):
             fail(f"{self.log_file} is there already and is no log: choose another --out")
         self.flags = flags_of(config) | dict(dtype=str(rt.dtype)[6:], processes=rt.world_size)
         for file in (self.out, self.log_file, self.state_file):
@@ -211,20 +226,26 @@ class Run:
         """Two runs must not write the same files. The operating system frees the lock when this
         process ends, even if it is killed; a lock file that is left over blocks nobody."""
         make_folder(self.out)
-        self.locked = open(self.out.with_suffix(".lock"), "a")
-        try:
-            if lockf:
-                lockf(self.locked, LOCK_EX | LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            fail(f"another run is writing {self.out}: wait for it, or choose another --out")
-        except OSError:                               # some network disks have no locks
-            pass
+        while True:
+            self.locked = open(self.out.with_suffix(".lock"), "ab")
+            try:
+                if lockf:
+                    lockf(self.locked, LOCK_EX | LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                fail(f"another run is writing {self.out}: wait for it, or choose another --out")
+            except OSError:                           # some network disks have no locks
+                pass
+            if os.fstat(self.locked.fileno()).st_nlink:     # else another run has just removed it
+                break
         atexit.register(self.unlock)
 
     def unlock(self):
+        """Remove the file while it is locked: nobody else can then lock a file that goes away."""
         if not self.locked.closed:
-            self.locked.close()
+            if lockf is None:
+                self.locked.close()                   # Windows removes no open file
             Path(self.locked.name).unlink(missing_ok=True)
+            self.locked.close()
 
     def resume(self):
         """(the state to continue from, or None; whether the run is finished). Refuses a run with
@@ -245,10 +266,11 @@ class Run:
         # after a loss that was not finite --lr may change
         free = "lr" if self.nan_file.exists() and not finished else ""
         flags = vars(type(self.config)()) | before["flags"]           # newer flags: the defaults
-        changed = [f"--{k}={flags.get(k)} there, {v} here"
-                   for k, v in self.flags.items() if flags.get(k) != v and k != free]
+        changed = [f"--{k}={flags.get(k)} there, {v} here" for k, v in self.flags.items()
+                   if k not in ("out", free) and flags.get(k) != v
+                   and compared(flags.get(k), before["inputs"]) != compared(v, self.inputs)]
         changed += [f"{k} has changed since" for k, v in self.inputs.items()
-                    if before["inputs"].get(k) != v]
+                    if before["inputs"].get(k, v) != v]
         if changed:
             fail(f"{path} is from another run ({'; '.join(changed[:3])}): --fresh starts over, "
                  f"--out=... keeps both")
@@ -336,20 +358,18 @@ class Run:
         that is refused changes nothing."""
         if self.trimmed or not self.rt.main or self.log_file == self.out:
             return
-        self.trimmed, kept = True, []
-        if self.start and self.log_file.exists():
-            kept = [line for line in self.log_file.read_text().splitlines() if line.endswith("}")
-                    and (row := json.loads(line))["step"] + ("split" in row) <= self.start]
+        self.trimmed, rows = True, read_log(self.log_file) if self.start else []
         with writing(self.log_file) as f:
-            f.write("".join(line + "\n" for line in kept))
+            f.writelines(to_json(row) + "\n" for row in rows
+                         if row["step"] + ("split" in row) <= self.start)
 
     def log(self, step, values, **more):
         """Print values as one line; write them and `more` as one line of out/<stage>.jsonl."""
         if not self.rt.main:
             return
         self.trim_log()
-        with open(self.log_file, "a") as f:
-            f.write(json.dumps(dict(step=step, **values, **more)) + "\n")
+        with named(self.log_file), open(self.log_file, "a", encoding="utf-8") as f:
+            f.write(to_json(dict(step=step, **values, **more)) + "\n")
         done = max(step - self.start, 1)
         left = (time.monotonic() - self.began) / done * (self.total - step)
         cells = [f"step {step:>{len(str(self.total))}}/{self.total}"]
@@ -362,8 +382,31 @@ class Run:
             say(text)
 
 
-def is_log(path):
-    """Whether the file is a log, or missing. out/sft.jsonl could be a user's demonstrations."""
+def read_rows(path):
+    """The JSON objects in a file with one in each line; [] if it is missing. Other lines, such as a
+    power cut leaves, are named once and skipped. A last line without its end is being written."""
+    rows, broken = [], []
     with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
-        return f.readline(100)[:9] in (b"", b'{"step": ')
+        for n, line in enumerate(f, 1):
+            try:
+                rows.append(dict(from_json(line.decode())))
+            except (RecursionError, TypeError, ValueError):
+                broken += [n] * line.endswith(b"\n")
+    if broken:
+        note_once(f"{path}: {len(broken)} broken lines are skipped, the first is line {broken[0]}")
+    return rows
+
+
+def read_log(path):
+    """The rows of out/<stage>.jsonl."""
+    return [row for row in read_rows(path) if isinstance(row.get("step"), int)]
+
+
+def is_log(path):
+    """Whether the file is a log, maybe a damaged one, or missing. out/sft.jsonl could be a user's
+    demonstrations."""
+    start = b'{"step": '
+    with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
+        first = f.read(2**20).strip(b"\0\r\n")
+        return start.startswith(first[:9]) or b"\n" + start in first
     return True

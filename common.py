@@ -7,19 +7,21 @@ import atexit
 import ctypes
 import dataclasses
 import difflib
+import errno
 import hashlib
 import importlib.util
 import inspect
 import io
+import json
 import math
 import os
 import platform
 import re
 import sys
 import time
-import timeit
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -80,6 +82,8 @@ def parse_config(Config, doc, argv=None, words=""):
         kind = type(fields[name].default)
         if not equals:                                # --lr 1e-3, and --fresh alone for true
             following = argv and not argv[0].startswith("--")
+            if kind is bool and words:                # --run 14: 14 is a word
+                following = following and argv[0].lower() in ("true", "false", "yes", "no")
             if kind is not bool and not following:
                 fail(f"--{name} needs a value, as in --{name}={fields[name].default}")
             text = argv.pop(0) if following else "true"
@@ -137,6 +141,12 @@ def say(text):
         silence()
 
 
+@cache
+def note_once(text):
+    """Print a line on stderr, but never the same one twice."""
+    print(text, file=sys.stderr)
+
+
 def flush():
     """Write out what is printed. A reader that has gone, as in `… | head`, is no error."""
     try:
@@ -156,6 +166,8 @@ def one_line(kind, error, trace):
     text = " ".join(str(error).split()) or kind.__name__
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in FULL:
+        text += f": make room {'there' if error.filename else 'where this command writes'}"
     known = isinstance(error, (ValueError, OSError))
     gone = isinstance(error, RuntimeError) and re.search("gloo|NCCL|peer", text)
     tell(text if known else f"{kind.__name__}: {text} (--debug=true shows where)", bool(gone))
@@ -218,7 +230,7 @@ class Runtime:
                 libc = ctypes.CDLL(None)
                 libc.mallopt(-3, 2**25), libc.mallopt(-1, 2**28)      # mmap and trim thresholds
         self.device = torch.device(device)
-        self.dtype, self.peak = pick_dtype(config.dtype, self.device), 0.0
+        self.dtype = pick_dtype(config.dtype, self.device)
         if not self.main:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")      # only rank 0 prints
 
@@ -253,26 +265,6 @@ class Runtime:
             fully_shard(block)
         fully_shard(model)
         register_fsdp_forward_method(model, "generate")
-
-    def mfu(self, rate):
-        """Model FLOPs utilisation: rate, in floating-point operations a second, as a share of what
-        a large matrix product reaches here. That peak is measured, and measured again when a share
-        is above 1 (another program may have been running). None if it is still above 1."""
-        rate /= self.world_size
-        if rate > self.peak:
-            self.peak = max(self.peak, self.peak_flops())
-        return rate / self.peak if rate <= self.peak else None
-
-    def peak_flops(self):
-        """Floating-point operations a second in a large matrix product, measured. It grows until a
-        product takes 20 ms: emulated bf16 can be a thousand times slower than a GPU."""
-        n, seconds, largest = 128, 0, 8192 if self.device.type == "cuda" else 2048
-        while n < largest and seconds < 0.02:
-            n *= 2
-            a = torch.randn(n, n, device=self.device, dtype=self.dtype)
-            # .item() waits for the GPU
-            seconds = min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=8))
-        return 2 * n**3 / max(seconds, 1e-9)
 
     def peak_memory(self):
         """", peak memory 1.2 GB": the most that this process has held, on its GPU if it has one."""
@@ -372,6 +364,26 @@ def check_writable(path):
         fail(f"{path} is read-only: allow writing (chmod u+w), or choose another --out")
 
 
+FULL = errno.ENOSPC, errno.EDQUOT       # the disk, or what a user may use of it
+
+
+@contextmanager
+def named(path, kept=""):
+    """with named(path): an error of the system while the file is written names it, and the way out.
+    (Of a file that is read meanwhile the system names another.)"""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        # torch.save replaces the system's error by its own; __context__ still has the first one
+        reason = error if isinstance(error, OSError) else error.__context__
+        place = str(getattr(reason, "filename", None) or path)
+        if not isinstance(reason, OSError) or not place.startswith(str(path)):
+            raise
+        room = "make room there, or " if reason.errno in FULL else ""
+        raise OSError(f"{path} could not be written ({reason.strerror or reason}){kept}: {room}"
+                      f"choose another --out; the same command goes on") from error
+
+
 @contextmanager
 def writing(path, mode="w"):
     """with writing(path) as f: write a temporary file, then rename it. So path is always complete:
@@ -381,22 +393,35 @@ def writing(path, mode="w"):
     check_writable(path)
     tmp = path.with_name(path.name + ".tmp")
     make_folder(path)
-    try:
-        with open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:
-            yield f
-            f.flush()
-            os.fsync(f.fileno())                      # else the name may reach the disk first
-        os.replace(tmp, path)
-    except BaseException as error:
-        with suppress(OSError):
-            tmp.unlink()
-        # torch.save replaces the system's error by its own; __context__ still has the first one
-        reason = error if isinstance(error, OSError) else error.__context__
-        if not isinstance(reason, OSError):
+    with named(path, " and is as it was"):
+        try:
+            with open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:
+                yield f
+                f.flush()
+                os.fsync(f.fileno())                  # else the name may reach the disk first
+            os.replace(tmp, path)
+        except BaseException:
+            with suppress(OSError):
+                tmp.unlink()
             raise
-        raise OSError(f"{path} could not be written ({reason.strerror or reason}) and is as it "
-                      f"was: make room there, or choose another --out; the same command goes on"
-                      ) from error
+
+
+def to_json(value, **options):
+    """JSON as browsers read it: numbers that are not finite become null."""
+    def finite(value):
+        if isinstance(value, dict):
+            return {name: finite(part) for name, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [finite(part) for part in value]
+        if isinstance(value, (str, int, type(None))):
+            return value
+        return float(value) if math.isfinite(value) else None         # NumPy's numbers, too
+    return json.dumps(finite(value), allow_nan=False, **options)
+
+
+def from_json(text):
+    """What to_json wrote, or json.dumps: NaN and Infinity become None."""
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 # ---- what people read -----------------------------------------------------------------------

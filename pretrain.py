@@ -73,7 +73,8 @@ def get_lr(step, config):
 
 
 def orthogonalize(x, rounds=3):
-    """x (n, R, C), R <= C -> nearly U V^T for each x = U S V^T: all singular values become about 1.
+    """x (n, R, C), R <= C -> about U V^T for each x = U S V^T: large singular values come near 1. With
+    3 rounds small ones do not: of a trained model's momentum 43% stay below .5; 5 rounds cost more.
 
     Newton-Schulz: the polynomial f(s) = 3.4445 s - 4.7750 s^3 + 2.0315 s^5 is applied to the
     singular values again and again. It takes only matrix products (Jordan et al. 2024).
@@ -240,8 +241,7 @@ if __name__ == "__main__":
             loss, = rt.average(torch.stack(losses).mean().item())
             speed = per_second(len(losses) * micro_batch * T * rt.world_size, clock)
             run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
-                                   tokens_per_s=speed,
-                                   mfu=rt.mfu(speed * model.flops_per_token(T))))
+                                   tokens_per_s=speed))
             clock, losses = time.monotonic(), []
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             paused = time.monotonic()

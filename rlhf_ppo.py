@@ -1,6 +1,6 @@
 """Stage 4 of 4, reinforcement learning: learn to write answers that the reward model likes (PPO).
 
-reads   out/sft.pt, out/reward.pt, data/town/prompts.jsonl, data/town/pretrain (to rehearse)
+reads   out/sft.pt, out/reward.pt, data/town/prompts.jsonl, data/town/rehearse (text)
 writes  out/ppo.pt
 
     model      starts from     is         it says
@@ -41,7 +41,7 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/prompts.jsonl"  # prompts
-    text: str = "data/town/pretrain"       # pretraining text to rehearse; "": none
+    text: str = "data/town/rehearse"       # pretraining text to rehearse; "": none
     init: str = "out/sft.pt"               # the policy to start from
     reference: str = ""                    # the model to stay near; "": the one it starts from
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
@@ -178,6 +178,13 @@ def whiten(x, mask, rt):
     mean = total / count
     var = max(squares / count - mean ** 2, 0.0)
     return (x - mean) * (var + 1e-8) ** -0.5 * mask
+
+
+def minibatches(n, size):
+    """Shuffle n answers, sorted by length, into minibatches: a list of index tensors (size,). Each
+    takes one of every n / size answers of similar length, so all are alike, and again sorted."""
+    k = n // size
+    return [*(torch.rand(size, k).argsort(1) + k * torch.arange(size)[:, None]).T]
 
 
 def policy_loss(logp, old_logp, advantages, clip):
@@ -374,20 +381,20 @@ if __name__ == "__main__":
         if config.whiten_advantages:
             advantages = whiten(advantages, r.mask, rt)
 
-        # e. epochs: several updates on these answers. The answers of a minibatch are of similar
-        # length; the order of the minibatches is random
+        # e. epochs: several updates on these answers, in new minibatches each time. All sums are
+        # divided by one count, the tokens of a minibatch on average: every token weighs the same
         rt.seed(config.seed, step, "epochs")
-        order = [k * mb for _ in range(config.epochs) for k in torch.randperm(B // mb).tolist()]
+        batches = [m for _ in range(config.epochs) for m in minibatches(B, mb)]
+        count, = rt.average(r.mask.sum() * mb / B)
         infos, ratios = [], []
-        for update, first in enumerate(order, start=step * len(order)):
-            count, = rt.average(r.mask[first:first + mb].sum())
-            for start in range(first, first + mb, config.micro_batch):
-                part = slice(start, min(start + config.micro_batch, first + mb))
+        for update, batch in enumerate(batches, start=step * len(batches)):
+            for start in range(0, mb, config.micro_batch):
+                part = batch[start:start + config.micro_batch]
                 t = int(r.last[part].max()) + 2                       # crop to the longest
                 x, m = r.ids[part, :t], r.mask[part, :t - 1]
                 old = [a[part, :t - 1][m] for a in (r.logp, r.values, advantages, returns)]
                 if rt.ddp:                                            # reduced once per update
-                    final = part.stop == first + mb
+                    final = start + config.micro_batch >= mb
                     policy_ddp.require_backward_grad_sync = final and not ptx
                     critic_ddp.require_backward_grad_sync = final
                 with rt.autocast():
@@ -407,7 +414,6 @@ if __name__ == "__main__":
                 (config.ptx_coef * ptx_loss).backward()
             grad_norm = sum(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                             for net in (policy, critic))
-            batch = slice(first, first + mb)
             run.check(step, grad_norm, ids=r.ids[batch], mask=r.mask[batch], returns=returns[batch])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -8,6 +8,7 @@ interrupted run can continue where it stopped.
 
 import hashlib
 import json
+import os
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -38,7 +39,7 @@ class Corpus:
         if wait is not None:
             wait()                                    # the other processes wait for the files
         docs = np.load(cache / "docs.npz")
-        self.sources = json.loads((cache / "sources.json").read_text())
+        self.sources = json.loads((cache / "sources.json").read_text(encoding="utf-8"))
         self.starts, self.source = docs["starts"], docs["source"]
         self.logp, self.n_bytes = docs["logp"], docs["n_bytes"]
         self.tokens = np.memmap(cache / "tokens.bin", dtype=id_type(tok), mode="r")
@@ -187,6 +188,8 @@ def encode(paths, tok, cache):
                           f" make room there, or choose another --out") from None
         cache.mkdir(exist_ok=True)
         for name in ("tokens.bin", "sources.json", "docs.npz"):
+            with open(Path(tmp, name), "rb+") as f:
+                os.fsync(f.fileno())                  # else the name may reach the disk first
             with suppress(PermissionError):           # Windows: another run reads its own copy
                 Path(tmp, name).replace(cache / name)
 
@@ -224,4 +227,4 @@ def write(paths, tok, folder):
     lengths, source, logp, n_bytes, h = map(np.array, zip(*rows))
     np.savez(folder / "docs.npz", starts=np.concatenate([[0], np.cumsum(lengths)]), source=source,
              logp=logp, n_bytes=n_bytes, hash=h)
-    (folder / "sources.json").write_text(json.dumps(sources))
+    (folder / "sources.json").write_text(json.dumps(sources), encoding="utf-8")

@@ -14,7 +14,6 @@ import copy
 import ctypes
 import importlib
 import io
-import json
 import math
 import os
 import runpy
@@ -30,6 +29,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from checkpoint import read_log
 from common import fail, number, parse_config
 
 HERE = Path(__file__).parent
@@ -217,7 +217,7 @@ def run_script(path, name, function, flags):
     """Run a stage with `function` in the place of `name`, if there is one. The functions of a stage
     stand before `if __name__ == "__main__":`, what uses them comes after. Instead of a name there
     may be a function that puts the student's in its place."""
-    head, line, main = Path(path).read_text().partition('if __name__ == "__main__":')
+    head, line, main = Path(path).read_text("utf-8").partition('if __name__ == "__main__":')
     space = {"__name__": "__main__", "__file__": path}
     sys.argv = [path, *flags]
     if function and callable(name):
@@ -257,7 +257,7 @@ def side_by_side(n):
             log = out.with_suffix(".jsonl")
             if done.returncode and not log.exists():
                 raise SystemExit(done.returncode)
-            logs[only] = [json.loads(line) for line in log.read_text().splitlines()]
+            logs[only] = read_log(log)
     table(logs, ours(n).COLUMNS)
 
 

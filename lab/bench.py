@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 import warnings
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from statistics import median
 
 import torch
 
-from checkpoint import save_checkpoint
+from checkpoint import read_log, save_checkpoint
 from common import DTYPES, Runtime, fail, parse_config
 from data.formats import read_texts
 from model import GPT, STYLES, GPTConfig, ScalarGPT, optimizer_groups
@@ -78,6 +79,18 @@ def race(title, entrants, runs, amount=None, unit="s", warmup=True):
     return medians
 
 
+def peak_flops(rt):
+    """Floating-point operations a second in a large matrix product, measured. It grows until a
+    product takes 20 ms: emulated bf16 can be a thousand times slower than a GPU."""
+    n, seconds, largest = 128, 0, 8192 if rt.device.type == "cuda" else 2048
+    while n < largest and seconds < 0.02:
+        n *= 2
+        a = torch.randn(n, n, device=rt.device, dtype=rt.dtype)
+        # .item() waits for the GPU
+        seconds = min(timeit.repeat(lambda: (a @ a)[0, 0].item(), number=1, repeat=8))
+    return 2 * n**3 / max(seconds, 1e-9)
+
+
 @contextmanager
 def optional(name):
     """Go on without an entrant whose package or clone is missing, and print the reason."""
@@ -109,7 +122,8 @@ def peak_memory(command):
     code = ("import resource, subprocess, sys; p = subprocess.run([sys.executable] + sys.argv[1:], "
             "capture_output=True, text=True); print(p.stderr[-300:] if p.returncode else "
             "resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-    out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True,
+                         encoding="utf-8", errors="replace")
     unit = 1 if sys.platform == "darwin" else 1024
     return int(out.stdout) * unit if out.stdout.strip().isdigit() else fail(out.stdout.strip())
 
@@ -217,7 +231,7 @@ def train(config):
         (50304, 1024, 12, 12, 768, STYLES["gpt2"] | dict(bias=False)) if gpu else
         (1024, 256, 4, 2, 128, STYLES["laptop"]))
     setups = {dtype: Runtime(replace(config, dtype=dtype)) for dtype in DTYPES}
-    peak = {dtype: rt.peak_flops() for dtype, rt in setups.items()}
+    peak = {dtype: peak_flops(rt) for dtype, rt in setups.items()}
     device = setups["float32"].device
     x, y = torch.randint(V, (2, 16, T), device=device)
 
@@ -245,7 +259,7 @@ def train(config):
     seconds = race("training, thousands of tokens a second", entrants, config.runs,
                    x.numel() / 1e3, "k/s")
     for dtype, rt in setups.items():
-        peak[dtype] = max(peak[dtype], rt.peak_flops())
+        peak[dtype] = max(peak[dtype], peak_flops(rt))
         print(f"    the matrix products alone: {peak[dtype] / work * x.numel() / 1e3:.1f} k/s at "
               f"the {peak[dtype] / 1e9:.0f} GFLOP/s that a large product reaches here in {dtype}")
     for name, time_ in seconds.items():
@@ -340,7 +354,7 @@ def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=
         save_checkpoint(f"{folder}/{stage}.pt", stage=stage, step=0, metrics={}, model=model, lm=lm,
                         model_config=shape, tokenizer=tok, config=config, history=[])
     prompts = (json.dumps({"prompt": f"{i:020}"}) for i in range(300))
-    Path(folder, "prompts.jsonl").write_text("\n".join(prompts))
+    Path(folder, "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
     return ["rlhf_ppo.py", f"--data={folder}/prompts.jsonl", f"--init={folder}/sft.pt", "--watch=",
             f"--reward={folder}/reward.pt", f"--out={folder}/ppo.pt", "--fresh", "--device=cpu",
             f"--dtype={dtype}", "--batch_size=128", "--minibatch=32",
@@ -355,10 +369,11 @@ def ppo(config):
     with tempfile.TemporaryDirectory() as folder:
         def ours(dtype):
             command = [sys.executable, *ppo_command(config, folder, dtype, steps=4)]
-            run = subprocess.run(command, capture_output=True, text=True)
+            run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8",
+                                 errors="replace")
             if run.returncode:
                 fail(run.stderr[-300:])
-            log = map(json.loads, Path(folder, "ppo.jsonl").read_text().splitlines())
+            log = read_log(Path(folder, "ppo.jsonl"))
             return median([row["seconds"] for row in log if "seconds" in row][1:])
 
         entrants = {f"rlhf_ppo.py, {dtype}": partial(ours, dtype) for dtype in DTYPES}
@@ -371,7 +386,7 @@ def ppo(config):
         race("PPO, episodes a second", entrants, config.runs, 128, "/s", warmup=False)
     # 4 epochs forward and backward through 2 models, one pass forward through 4, and sampling
     work = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2
-    rate = Runtime(replace(config, device="cpu", dtype="float32")).peak_flops()
+    rate = peak_flops(Runtime(replace(config, device="cpu", dtype="float32")))
     print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
 

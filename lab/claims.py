@@ -57,7 +57,7 @@ def board_of(folder):
     models = ",".join(f"{folder}/{stage}.pt" for stage in ("pretrain", "sft", "ppo"))
     out = run("evaluate.py", folder / "scoreboard.json", models=models,
               reward=folder / "reward.pt", comparisons=folder / "comparisons.jsonl")
-    board = json.loads(out.read_text())
+    board = json.loads(out.read_text(encoding="utf-8"))
     return board, *board["models"].values()
 
 
@@ -139,7 +139,7 @@ def prompted(folder):
     out = run("-m lessons.few_shot", folder / "claims" / "few_shot.json", shots="0,4",
               base=folder / "pretrain.pt", chat=folder / "sft.pt")
     return {form: {kind: share for kind, (share, _) in shares.items()}
-            for form, shares in json.loads(out.read_text()).items()}
+            for form, shares in json.loads(out.read_text(encoding="utf-8")).items()}
 
 
 def completes(seed, folder):

@@ -15,6 +15,7 @@ show the median over the seeds [least, most].
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -66,10 +67,10 @@ def run(script, out, **flags):
                *(f"--{k}={v}" for k, v in flags.items())]
     if out.exists():
         return out
-    with open(out.with_suffix(".txt"), "w") as printed:
+    with open(out.with_suffix(".txt"), "w", encoding="utf-8") as printed:
         ended = subprocess.run(command, stdout=printed, stderr=printed)
     if ended.returncode:
-        raise ValueError(f"{' '.join(command[1:])} stopped: {out.with_suffix('.txt')} says why; "
+        raise ValueError(f"{shlex.join(command[1:])} stopped: {out.with_suffix('.txt')} says why; "
                          f"the same command continues there")
     print(f"    {out}", flush=True)
     return out
@@ -86,7 +87,7 @@ def scoreboard(folder, name, *models, within="experiments", **flags):
     flags = dict(models=",".join(map(str, models)), reward=folder / "reward.pt", best_of=0,
                  comparisons=folder / "comparisons.jsonl") | flags
     out = run("evaluate.py", folder / within / f"{name}.json", **flags)
-    return json.loads(out.read_text())
+    return json.loads(out.read_text(encoding="utf-8"))
 
 
 def evaluations(path):
@@ -145,11 +146,11 @@ def bound(chains):
         best = ppo(folder, "bound", seed, reward="data/town.py:grade", critic=folder / "reward.pt")
         models = scoreboard(folder, "bound", folder / "sft.pt", folder / "ppo.pt", best)["models"]
         sft, most = (models[m]["grade"][0] for m in ("sft", "bound"))
-        return [(m["grade"][0], (m["grade"][0] - sft) / (most - sft), m["win_rate"][0], m["kl"])
+        return [(m["grade"][0], (m["grade"][0] - sft) / (most - sft), m["better"], m["kl"])
                 for m in (models["ppo"], models["bound"])]
 
     show("bound: learned reward model and true grade as PPO's reward, on the test people",
-         [("grade", "{:.2f}"), ("share of the gain", "{:.1%}"), ("win rate", "{:.1%}"),
+         [("grade", "{:.2f}"), ("share of the gain", "{:.1%}"), ("better", "{:.1%}"),
           ("KL", "{:.2f}")],
          ("PPO, the learned reward model", "PPO, the true grade"), each(chains, one))
 
@@ -217,11 +218,11 @@ def rounds(chains):
         same, new = (ppo(folder, "ppo_same_reward", seed, **flags),
                      ppo(folder, "ppo_round2", seed, reward=reward, **flags))
         models = scoreboard(folder, "rounds", sft, folder / "ppo.pt", same, new)["models"]
-        return [(m["grade"][0], m["win_rate"][0], m["kl"])
+        return [(m["grade"][0], m["better"], m["kl"])
                 for m in (models[n] for n in ("ppo", "ppo_same_reward", "ppo_round2"))]
 
     show("rounds: a second round of comparisons, on the test people",
-         [("grade", "{:.2f}"), ("win rate", "{:.1%}"), ("KL", "{:.2f}")],
+         [("grade", "{:.2f}"), ("better", "{:.1%}"), ("KL", "{:.2f}")],
          ("PPO, the first round", "PPO goes on, the same reward model",
           "PPO goes on, the second reward model"), each(chains, one))
 

@@ -47,7 +47,8 @@ def figures(board, log):
         ("grade after PPO", ppo["grade"][0], "{:.2f}"),
         ("grade after PPO, 200 prompts", ppo["grade_same"], "{:.2f}"),
         ("grade of best-of-16 from SFT, the same", board["best_of_n"][-1]["grade"], "{:.2f}"),
-        ("win rate of PPO against SFT", ppo["win_rate"][0], "{:.1%}"),
+        ("PPO better than SFT", ppo["better"], "{:.1%}"),
+        ("PPO worse than SFT", ppo["worse"], "{:.1%}"),
         ("kinds of prompt no worse than after SFT",
          sum(after[kind]["grade"] >= before[kind]["grade"] for kind in before), "{:.0f} of 6"),
         ("KL of PPO from SFT, nats", ppo["kl"], "{:.2f}"),
@@ -72,8 +73,8 @@ if __name__ == "__main__":
                                    env=dict(os.environ, OUT=str(folder), SEED=str(seed)))
             if ended.returncode:
                 fail(f"seed {seed} stopped; the same command continues there")
-        found.append(figures(json.loads((folder / "scoreboard.json").read_text()),
-                             read_log(folder / "pretrain.jsonl")))
+        board = (folder / "scoreboard.json").read_text(encoding="utf-8")
+        found.append(figures(json.loads(board), read_log(folder / "pretrain.jsonl")))
 
     print(f"\n{'seeds 0 to ' + str(config.seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
     for rows in zip(*found):

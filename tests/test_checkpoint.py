@@ -68,6 +68,30 @@ def test_a_file_of_another_kind_is_refused(tmp_path, content, refused):
     assert "`python pretrain.py`" in refused(load_checkpoint, tmp_path / "notes.pt", "pretrain")
 
 
+@pytest.mark.parametrize("content, said", [
+    (b"def f(): ...", "is not a checkpoint"), (b"\x80\2pickle", "is not a checkpoint"),
+    (b"\0" * 99, "is damaged"), (b"PK\3\4half", "is damaged")])
+def test_only_what_was_a_checkpoint_is_to_be_deleted(tmp_path, content, said, refused):
+    (tmp_path / "notes.pt").write_bytes(content)
+    line = refused(load_checkpoint, tmp_path / "notes.pt", "sft")
+    assert said in line and ("delete" in line) == (said == "is damaged")
+
+
+def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(saved, monkeypatch):
+    def load(*_, **__):
+        raise RuntimeError("DefaultCPUAllocator: not enough memory")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        load_checkpoint(saved, "sft")
+
+
+def test_weights_that_are_not_finite_are_named_and_not_saved(tmp_path, refused):
+    said = refused(atomic_save, dict(model={"a": torch.ones(1), "b": torch.tensor([torch.nan])}),
+                   tmp_path / "sft.pt")
+    assert "weights of the model are not finite (b)" in said and not os.listdir(tmp_path)
+
+
 def test_a_checkpoint_of_the_wrong_stage_is_refused_with_the_one_that_is_needed(saved, refused):
     said = refused(load_checkpoint, saved, "reward")
     assert "'sft'" in said and "`python reward.py`" in said

@@ -1,3 +1,4 @@
+import errno
 import math
 import os
 import runpy
@@ -6,12 +7,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import common
-from common import (DTYPES, Runtime, clock, number, one_line, parse_config, per_second, pick_dtype,
-                    writing)
+from common import (DTYPES, Runtime, clock, from_json, number, one_line, parse_config, per_second,
+                    pick_dtype, to_json, writing)
 
 ROOT = Path(common.__file__).parent
 
@@ -57,6 +59,15 @@ def test_a_flag_sets_its_field_and_keeps_its_type(line, name, value):
     assert got == value and type(got) is type(value)
 
 
+@pytest.mark.parametrize("line, fresh, out", [
+    ("--fresh 14", True, "14"), ("--fresh a.jsonl b", True, "a.jsonl,b"), ("--fresh 1", True, "1"),
+    ("14 --fresh", True, "14"), ("--fresh false a", False, "a"), ("--fresh=no a", False, "a"),
+    ("--fresh --steps 3 a", True, "a")])
+def test_a_word_after_a_switch_is_a_word_where_a_command_takes_words(line, fresh, out):
+    config = parse_config(Config, "", line.split(), words="out")
+    assert (config.fresh, config.out) == (fresh, out)
+
+
 def test_fields_without_a_flag_keep_their_defaults():
     assert parse_config(Config, "", ["--steps=3"]) == Config(steps=3)
 
@@ -98,11 +109,14 @@ def test_every_script_starts_and_shows_its_help(script, monkeypatch, capsys):
 @pytest.mark.parametrize("error, said", [
     (ValueError("line 3:\n  not JSON"), "line 3: not JSON"), (OSError("disk full"), "disk full"),
     (KeyError("model"), "KeyError: 'model' (--debug=true shows where)"),
-    (KeyboardInterrupt(), "KeyboardInterrupt")])
+    (OSError(errno.ENOSPC, "full"), "full: make room where this command writes"),
+    (OSError(errno.ENOSPC, "full", "a.txt"), "a.txt: full: make room there"),
+    (OSError(errno.EIO, "broken", "a.txt"), "a.txt: broken"),
+    (KeyboardInterrupt(), "KeyboardInterrupt (--debug=true shows where)")])
 def test_an_uncaught_error_is_shown_in_one_line(error, said, capsys):
     one_line(type(error), error, None)
     shown = capsys.readouterr().err
-    assert said in shown and shown.count("\n") == 1
+    assert shown.endswith(f"{said}\n") and shown.count("\n") == 1
 
 
 def test_debug_shows_tracebacks_again():
@@ -163,15 +177,6 @@ def test_the_environment_says_what_auto_is(monkeypatch, refused):
     assert pick_dtype("float32", torch.device("cpu")) == torch.float32
     monkeypatch.setenv("DTYPE", "float8")
     assert "float8 is not one of" in refused(pick_dtype, "auto", torch.device("cpu"))
-
-
-def test_a_utilisation_above_1_is_measured_again_or_not_told(monkeypatch):
-    measured = iter([100.0, 400.0, 300.0, 300.0])
-    monkeypatch.setattr(Runtime, "peak_flops", lambda rt: next(measured))
-    rt = Runtime(Config())
-    assert rt.mfu(50.0) == 0.5                        # the peak is 100 a second
-    assert rt.mfu(200.0) == 0.5                       # it was too low: 400
-    assert rt.mfu(500.0) is None and rt.mfu(1e9) is None
 
 
 @pytest.mark.parametrize("variables, said", [
@@ -246,6 +251,29 @@ def test_a_file_that_is_read_only_is_not_replaced(tmp_path, refused):
             f.write("new")
 
     assert f"{file} is read-only" in refused(write) and file.read_text() == "old"
+
+
+@pytest.mark.parametrize("reason, way", [
+    (OSError(errno.ENOSPC, "full"), "(full) and is as it was: make room there, or choose"),
+    (OSError(errno.ENOENT, "gone"), "(gone) and is as it was: choose another --out")])
+def test_a_write_that_fails_says_why_and_only_a_full_disk_asks_for_room(tmp_path, reason, way):
+    with pytest.raises(OSError) as error, writing(tmp_path / "a"):
+        raise reason
+    assert f"{tmp_path}/a could not be written {way}" in str(error.value)
+
+
+def test_an_error_of_another_file_meanwhile_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"), writing(tmp_path / "a"):
+        open("nowhere")
+
+
+def test_json_has_null_where_a_number_is_not_finite():
+    value = dict(a=[math.nan, (1, -math.inf)], b=np.float32(0.5), c=torch.tensor(math.inf), d=None,
+                 e=True, f="NaN", g={1: np.int64(3)})
+    text = to_json(value)
+    assert text == ('{"a": [null, [1, null]], "b": 0.5, "c": null, "d": null, "e": true, '
+                    '"f": "NaN", "g": {"1": 3.0}}')
+    assert from_json("[NaN, -Infinity, 1.5]") == [None, None, 1.5]
 
 
 PRINTER = """

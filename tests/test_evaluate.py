@@ -16,8 +16,8 @@ from tools import report
 from common import Runtime
 from data import town
 import evaluate
-from evaluate import (best_of, distinct, examine_reward, first_line, interval, response_logp,
-                      wins)
+from evaluate import (best_of, compared, distinct, examine_reward, first_line, groups_of, interval,
+                      response_logp)
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
 from rlhf_ppo import Config
@@ -46,14 +46,42 @@ def reward_model(config):
 
 def test_for_many_values_the_interval_is_the_normal_one():
     values = np.random.default_rng(0).normal(3, 2, size=4000)
-    mean, low, high = interval(values, np.random.default_rng(1))
+    mean, low, high = interval(values, range(4000), np.random.default_rng(1))
     assert mean == pytest.approx(values.mean())
     assert (low, high) == pytest.approx((mean - 1.96 * 2 / 4000**.5, mean + 1.96 * 2 / 4000**.5),
                                         abs=0.01)
 
 
-def test_a_win_counts_1_and_a_tie_half():
-    assert wins([3, 1, 2], [1, 3, 2]).tolist() == [1, 0, 0.5]
+def test_copies_make_an_interval_no_narrower():
+    """The interval of the groups' own means, if all groups are equally large."""
+    means = np.random.default_rng(0).normal(3, 2, size=400)
+    groups, values = np.repeat(np.arange(400).astype(str), 10), np.repeat(means, 10)
+    found = interval(values, groups, np.random.default_rng(1))
+    assert found == pytest.approx((means.mean(), means.mean() - 1.96 * means.std() / 20,
+                                   means.mean() + 1.96 * means.std() / 20), abs=0.03)
+
+
+def test_the_interval_of_groups_is_that_of_a_bootstrap_written_out():
+    rng, drawn = np.random.default_rng(0), random.Random(1)
+    values, groups = rng.normal(size=60), rng.integers(7, size=60).tolist()
+    means = []
+    for _ in range(20_000):
+        some = [v for g in drawn.choices(range(7), k=7) for v, of in zip(values, groups) if of == g]
+        means.append(sum(some) / len(some))
+    found = interval(values, groups, rng, n=20_000)
+    assert found == pytest.approx((values.mean(), *np.percentile(means, [2.5, 97.5])), abs=0.02)
+
+
+def test_prompts_are_grouped_by_what_they_are_about_else_by_their_text():
+    hi, there = [[dict(role="user", content=text)] for text in ("Hi", "There")]
+    rows = [dict(prompt=hi), dict(prompt=there), dict(prompt=hi, kind="fact"),
+            dict(prompt=hi, about="Ada"), dict(prompt=there, about="Ada")]
+    a, b, c, d, e = groups_of(rows)
+    assert a == c != b and d == e == "Ada"
+
+
+def test_better_equal_and_worse_are_three_shares():
+    assert compared([3, 1, 2, 5], [1, 3, 2, 4]) == dict(better=0.5, equal=0.25, worse=0.25)
 
 
 def test_distinct_is_the_share_of_different_pairs_of_words():

@@ -71,7 +71,6 @@ def town(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(Runtime, "peak_flops", lambda env: 1e12)      # a GPU's takes a CPU a minute
     monkeypatch.setattr(Runtime, "compile", lambda env, model, wanted: model)
 
 

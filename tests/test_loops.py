@@ -338,16 +338,17 @@ def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
         for answer in rollout:                        # mean 0 and deviation 1
             answer[4] = (answer[4] - every.mean()) / (every.var(unbiased=False) + 1e-8).sqrt()
         rt.seed(SEED, step, "epochs")
-        order = [k for _ in range(2) for k in torch.randperm(3).tolist()]
-        for k, row in zip(order, text[step * 6:step * 6 + 6]):
-            loss = count = 0
-            for ids, first, old, old_values, gains, returns in rollout[k * 4:k * 4 + 4]:
+        # a minibatch has one answer of each three of similar length, and a third of the tokens' weight
+        places = [torch.rand(4, 3).argsort(1) for _ in range(2)]
+        batches = [[rollout[3 * i + p[i, k]] for i in range(4)] for p in places for k in range(3)]
+        for minibatch, row in zip(batches, text[step * 6:step * 6 + 6]):
+            loss, count = 0, len(every) / 3
+            for ids, first, old, old_values, gains, returns in minibatch:
                 ratio = (log_p(policy, ids, 0.8)[first:] - old).exp()
                 values = value(critic, ids)[first:-1]
                 near = torch.max(torch.min(values, old_values + 0.2), old_values - 0.2)
                 wrong = torch.max((values - returns) ** 2, (near - returns) ** 2)
                 loss += (wrong / 2 - clipped(ratio, gains)).sum()
-                count += len(old)
             lengths += descend(loss / count - 0.3 * log_p(policy, row).mean(), 0.01 * share,
                                optimizer, policy, critic)
     assert 0 < ended < 36

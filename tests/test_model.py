@@ -756,8 +756,8 @@ def test_greedy_generation_equals_that_of_transformers(twins):
 # memory
 
 def gradients(model, recompute, freeze=0):
-    model = GPT(model.config).train()
-    loud(model).train().save_memory(recompute, freeze)
+    model = loud(GPT(model.config)).double().train()  # so that rounding is not what differs
+    model.save_memory(recompute, freeze)
     torch.manual_seed(1)                              # for dropout
     loss = model(tokens(3, 12), tokens(3, 12, seed=1))[1]
     loss.backward()
@@ -768,8 +768,8 @@ def test_recomputing_activations_changes_no_gradient_even_with_dropout(style):
     model = GPT(config(style, dropout=0.2))
     loss, kept = gradients(model, False)
     again, recomputed = gradients(model, True)
-    assert loss == again
-    assert all(torch.equal(kept[name], recomputed[name]) for name in kept)
+    torch.testing.assert_close(again, loss)
+    torch.testing.assert_close(recomputed, kept)      # in double precision: to 1e-7
 
 
 def test_recomputing_keeps_less_for_the_backward_pass(style):

@@ -3,8 +3,10 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -333,6 +335,53 @@ def test_other_computers_reach_it_by_address_but_not_by_a_strange_name():
     assert not guard.is_ours("evil.example:8000") and not guard.is_ours("")
 
 
+def test_a_proxy_may_lead_here_by_a_name_that_is_allowed(tmp_path):
+    site = Site(folder=str(tmp_path), names="hub.example.org,lab", token="secret-secret")
+    for status, headers in ((200, {}), (200, dict(host="hub.example.org")), (200, dict(host="lab:80")),
+                            (403, dict(host="example.org")),
+                            (200, dict(origin="https://hub.example.org")),
+                            (403, dict(origin="https://example.org"))):
+        assert site.ask("/state", x_token="secret-secret", **headers)[0] == status, headers
+    site.close()
+
+
+def test_the_page_asks_for_relative_paths_which_a_prefix_does_not_break(site):
+    html = site.ask("/")[1]
+    asked = re.findall(r"""await (?:get|request)\(["`]([^"`?]*)""", html)
+    assert set(asked) == {"state", "curves", "items", "rank", "agreement", "ask"}
+
+
+def silent(site, begin=b""):
+    """A connection that has sent only that."""
+    other = socket.create_connection(("127.0.0.1", site.port), timeout=10)
+    other.sendall(begin)
+    return other
+
+
+@pytest.mark.parametrize("begin", [b"", b"GET /state HTTP/1.1\r\nhost: localhost\r\n",
+                                   b"GET /state HTTP/1.1\r\nhost: localhost\r\n\r\nGET /st"])
+def test_half_a_request_keeps_no_connection(site, monkeypatch, begin):
+    monkeypatch.setattr(page, "PATIENCE", 0.2)
+    other = silent(site, begin)
+    while other.recv(9999):
+        pass                                          # until the server closes it
+    assert site.ask("/state")[0] == 200
+
+
+def test_an_answer_that_takes_longer_than_a_request_may_is_not_cut_off(site, monkeypatch, slow):
+    monkeypatch.setattr(page, "PATIENCE", 0.1)
+    assert [e["kind"] for e in site.events(question())][-2:] == ["done", "end"]
+
+
+def test_one_address_may_not_take_all_connections_unless_it_is_this_computer(site, monkeypatch):
+    monkeypatch.setattr(page, "MAX_CONNECTIONS", len(site.server.server_state.connections) + 1)
+    mine = [silent(site) for _ in range(3)]
+    assert site.ask("/state")[0] == 200
+    monkeypatch.setattr(page.ipaddress, "ip_address", lambda _: SimpleNamespace(is_loopback=False))
+    assert silent(site).recv(1) == b""
+    [other.close() for other in mine]
+
+
 @pytest.mark.parametrize("body, status", [
     (b"{", 422), (b"x" * 70_000, 413), (dict(asks=[]), 422), (dict(asks=[question()] * 9), 422),
     (dict(asks=[question("ppo", "x" * 4001)]), 422), (dict(asks=[question("ppo", "a", "b")]), 422),
@@ -408,6 +457,29 @@ def test_the_curves_are_the_log_and_grow_with_it(site):
     assert site.get("/state")["curves"] != version
     assert site.get("/curves")[0]["lines"][0]["points"][3:] == [[4, 1]]
     path.write_text(before)
+
+
+def test_curves_have_gaps_where_a_log_has_no_finite_number(site):
+    path = site.folder / "ppo.jsonl"
+    path.write_text('{"step": 1, "split": "held out", "score": NaN, "kl": 1.0}\n\0\0\n[]\n'
+                    '{"step": 2, "split": "held out", "score": 0.5, "kl": null}\n')
+    panels = {panel["title"][0]: panel["lines"] for panel in site.get("/curves")}
+    points = {line["name"][0]: line["points"] for line in panels["4 PPO: held-out prompts"]}
+    assert points == {"learned score": [[2, 0.5]], "KL from SFT": [[1, 1]]}
+    path.unlink()
+
+
+def test_a_score_that_is_not_finite_arrives_as_null(site, monkeypatch):
+    monkeypatch.setattr(speakers, "score_all", lambda *_: torch.tensor([torch.nan]))
+    assert site.done(question())[0]["score"] is None
+
+
+def test_a_torn_line_among_the_rankings_costs_no_other(site, class_file):
+    item = items_of(site, "Ann")[0]
+    assert rank(site, "Ann", item, list(range(len(item["responses"]))))[0] == 200
+    with open(class_file, "a") as f:
+        f.write('{"prompt": "half\n')
+    assert items_of(site, "Ann")[0]["ranks"] == list(range(len(item["responses"])))
 
 
 def test_a_long_curve_keeps_its_last_point_and_few_others(tmp_path):

@@ -1,6 +1,7 @@
 """The report, in a real browser: every view shows the data of the run, and text stays text."""
 
 import json
+import math
 import shutil
 
 import numpy as np
@@ -279,6 +280,33 @@ def test_a_run_that_is_half_way_has_a_page_too(browser, folder, tmp_path):
         assert ("python pretrain.py" in said) == (not (out / "pretrain.pt").exists())
 
 
+def embedded(file):
+    """The data in a page, as a browser reads it: JSON without NaN."""
+    text = file.read_text("utf-8").partition('id="data">')[2].partition("</script>")[0]
+    return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+
+def test_what_is_broken_or_not_finite_costs_the_report_only_that(tmp_path, capsys):
+    (tmp_path / "ppo.jsonl").write_text(
+        '{"step": 1, "objective/score": NaN, "ratios": [1, Infinity]}\n{"step": 2, "lo\n\0\n'
+        '{"step": 2, "split": "held out", "score": 0.5, "grade": NaN, "kl": NaN}\n'
+        '{"step": 3, "split": "held out", "score": 0.6, "kl": 0.25}\n')
+    (tmp_path / "comparisons.state").write_bytes(b"\0" * 99)
+    model = dict(grade=[math.nan] * 3, better=0.5, worse=0.5, kl=math.nan, length=3.0)
+    board = dict(models=dict(sft=model, ppo=model), reference="sft", prompts=2, data="a.jsonl",
+                 temperature=1.0, best_of_n=[dict(n=1, kl=0.0, score=math.inf, grade=None)])
+    for text in (json.dumps(board), "", "\0" * 99, "[1]", '{"models'):
+        (tmp_path / "scoreboard.json").write_text(text)
+        assert run(tmp_path, "tools/report", "--folder=.")[0] == 0
+        data = embedded(tmp_path / "report.html")["ppo"]
+        assert data["rows"] == [{"step": 1, "objective/score": None, "ratios": [1, None]}]
+        assert [row["kl"] for row in data["held_out"]] == [None, 0.25]
+        assert "nan" not in (tmp_path / "report.html").read_text("utf-8").partition("<script")[0]
+    said = capsys.readouterr().err
+    for file in ("ppo.jsonl: 2 broken lines", "comparisons.state is", "scoreboard.json is broken"):
+        assert said.count(file) == 1
+
+
 def test_the_diagrams_in_the_docs_are_those_of_the_script():
     for lang, ending in (("en", ""), ("zh", ".zh")):
         for name, draw in DIAGRAMS.items():
@@ -290,3 +318,5 @@ def test_an_interval_and_a_command_are_written_as_a_reader_expects():
     assert report.figure(None, "{:.2f}") == "–" and report.figure(0.5, "{:.2f}") == "0.50"
     made = vars(sft.Config(steps=7, data="a.jsonl"))
     assert report.command("sft.py", sft.Config, made) == "python sft.py --data=a.jsonl --steps=7"
+    made = vars(sft.Config(data="my $(file).jsonl"))
+    assert report.command("sft.py", sft.Config, made) == "python sft.py '--data=my $(file).jsonl'"

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from model import GPT, GPTConfig
 @dataclass
 class Config:
     out: str = "out/sft.pt"
+    init: str = ""
     steps: int = 10
     lr: float = 1e-3
     dropout: float = 0.1
@@ -115,7 +117,7 @@ def config(tmp_path, monkeypatch):
 
 
 def start(config, env=ENV):
-    return Run(config, env, inputs=[f"{Path(config.out).parents[1]}/demos.jsonl", ""])
+    return Run(config, env, inputs=[f"{Path(config.out).parents[1]}/demos.jsonl", config.init])
 
 
 @pytest.fixture
@@ -148,6 +150,55 @@ def test_its_log_loses_the_lines_that_will_be_written_again(config, interrupted)
         f.write('{"step": 4, "lo')                    # the power went
     start(config).log(6, dict(loss=1 / 7))
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 6]
+
+
+@pytest.mark.parametrize("log, steps", [
+    ('{"step": 2}\n\0\0\0\0\n{"step": 3, "l\n{"step": 4}\n', [2, 4]), ("\0" * 99, []),
+    ("\0" * 99 + "\n", []), ('{"st', []), ('{"step": 2, "lo', []), ('ep": 1}\n{"step": 2}\n', [2]),
+    ('{"step": 2}\n[]\n3\n{"loss": 1}\n"step"\n{"step": 4, "loss": 1', [2])])
+def test_a_log_that_a_power_cut_has_damaged_keeps_its_sound_lines(config, interrupted, log, steps):
+    Path(config.out).with_suffix(".jsonl").write_text(log)
+    start(config).log(6, dict(loss=1.0))
+    rows = checkpoint.read_log(Path(config.out).with_suffix(".jsonl"))
+    assert [row["step"] for row in rows] == [*steps, 6]
+
+
+def test_the_broken_lines_of_a_log_are_named_once(tmp_path, capsys):
+    (tmp_path / "sft.jsonl").write_text('{"step": 2}\n\0\n{"step": 3, "l\n{"step": 4}\n{"ste')
+    for _ in range(2):
+        assert len(checkpoint.read_log(tmp_path / "sft.jsonl")) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "sft.jsonl: 2 broken lines are skipped" in said
+
+
+def test_a_file_of_the_users_is_no_log(config, refused):
+    log = Path(config.out).with_suffix(".jsonl")
+    log.parent.mkdir()
+    for text in ('{"prompt": "Hi"}\n', "Once upon a time", '{"steps": 1}\n', "a,b\n1,2\n"):
+        log.write_text(text)
+        assert "is no log" in refused(start, config) and log.read_text() == text
+
+
+def test_a_log_holds_null_where_a_number_is_not_finite(config):
+    start(config).log(2, dict(loss=math.nan), by_source=dict(a=-math.inf, b=1.5))
+    text = Path(config.out).with_suffix(".jsonl").read_text()
+    assert text == '{"step": 2, "loss": null, "by_source": {"a": null, "b": 1.5}}\n'
+
+
+def test_nan_in_the_log_of_an_earlier_version_is_read_as_none(tmp_path):
+    (tmp_path / "sft.jsonl").write_text('{"step": 2, "loss": NaN, "kl": -Infinity}\n')
+    assert checkpoint.read_log(tmp_path / "sft.jsonl") == [dict(step=2, loss=None, kl=None)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
+def test_a_disk_that_is_full_when_a_line_is_logged_is_named(config, monkeypatch):
+    run = start(config)
+    run.log(1, dict(loss=1.0))
+    monkeypatch.setattr(checkpoint, "open", lambda *_, **how: open("/dev/full", "a", **how),
+                        raising=False)
+    with pytest.raises(OSError, match="sft.jsonl could not be written .No space left on device.: "
+                                      "make room there"):
+        run.log(2, dict(loss=1.0))
 
 
 def test_the_state_is_not_written_more_often_than_asked(config, monkeypatch):
@@ -215,6 +266,75 @@ def test_a_flag_that_an_earlier_version_did_not_have_counts_as_its_default(confi
     torch.save(saved, state)
     assert start(config).start == 4
     assert "--dropout=0.1 there, 0.0 here" in refused(start, replace(config, dropout=0.0))
+
+
+def moved(config, folder, **changes):
+    """Move all files of a run to another folder, and name them there."""
+    old = Path(config.out).parents[1]
+    folder.mkdir()
+    for file in ("out", "demos.jsonl", "base.pt"):
+        (old / file).rename(folder / file)
+    return replace(config, out=f"{folder}/out/sft.pt", init=f"{folder}/base.pt", **changes)
+
+
+@pytest.fixture
+def based(config, tmp_path):
+    (tmp_path / "base.pt").write_bytes(b"weights")
+    return replace(config, init=f"{tmp_path}/base.pt")
+
+
+def test_an_interrupted_run_goes_on_in_another_folder(based, tmp_path):
+    start(based).save_state(4, beta=0.4)
+    there = moved(based, tmp_path / "there")
+    assert start(there).start == 4
+
+
+def test_a_finished_run_is_finished_in_another_folder(based, tmp_path, tiny_tokenizer, capsys):
+    finish(based, start(based), tiny_tokenizer)
+    with pytest.raises(SystemExit) as end:
+        start(moved(based, tmp_path / "there"))
+    assert end.value.code == 0 and "is finished" in capsys.readouterr().out
+
+
+def test_a_moved_run_is_refused_with_other_files_or_flags(based, tmp_path, refused):
+    start(based).save_state(4, beta=0.4)
+    there = moved(based, tmp_path / "there")
+    assert "--lr=0.001 there" in refused(start, replace(there, lr=0.5))
+    assert f"--init={based.init} there,  here" in refused(start, replace(there, init=""))
+    Path(there.init).write_bytes(b"others")
+    assert f"--init={based.init} there, {there.init} here" in refused(start, there)
+
+
+@pytest.mark.parametrize("old, new, same", [
+    ("a/x.py:f", "b/x.py:f", True), ("a/x.py:f", "b/x.py:g", False), ("a/x.py", "b/x.py", True),
+    ("a/x.py,a/y.py", "b/x.py,b/y.py", True), ("a/x.py,a/y.py", "b/y.py,b/x.py", False),
+    ("a/x.py", "b/y.py", False), ("a/x.py", "", False), ("a/x.py", "b/x", False)])
+def test_a_flag_that_names_files_counts_by_what_is_in_them(old, new, same):
+    before, here = ({f"{folder}/x.py": "1", f"{folder}/y.py": "2"} for folder in "ab")
+    assert (checkpoint.compared(old, before) == checkpoint.compared(new, here)) == same
+
+
+def test_a_lock_that_its_last_holder_removes_meanwhile_is_made_again(config, monkeypatch):
+    """Else two runs could hold two files of the same name."""
+    lock, calls = Path(config.out).with_suffix(".lock"), []
+
+    def lockf(*_):
+        calls.append(lock.exists())
+        if len(calls) == 1:
+            lock.unlink()
+
+    monkeypatch.setattr(checkpoint, "lockf", lockf)
+    run = start(config)
+    assert calls == [True, True]
+    assert os.path.samestat(os.fstat(run.locked.fileno()), lock.stat())
+
+
+def test_a_lock_is_removed_while_it_is_held(config, monkeypatch):
+    run, unlink, held = start(config), Path.unlink, []
+    monkeypatch.setattr(Path, "unlink", lambda path, **how: (
+        held.append(not run.locked.closed), unlink(path, **how)))
+    run.unlock()
+    assert held == [True] and run.locked.closed
 
 
 def test_a_run_on_other_data_is_refused(config, interrupted, tmp_path, refused):

@@ -23,6 +23,33 @@ def imports(file):
     return {name for name in found if name.partition(".")[0] in ours}
 
 
+def without_encoding(tree):
+    """The lines that open text in whatever encoding this computer prefers: GBK on some."""
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        said = {k.arg: getattr(k.value, "value", "") for k in call.keywords}
+        modes = [a.value for a in call.args[:2] if isinstance(a, ast.Constant)]
+        if (name == "open" and ast.unparse(call.func) != "os.open" and not any("b" in str(m) for m in [*modes[-1:], said.get("mode", "")])
+                or name in ("read_text", "write_text") and "utf-8" not in modes
+                or name in ("run", "Popen", "check_output") and said.get("text")
+                or name in ("NamedTemporaryFile", "fdopen") and "b" not in str(modes)):
+            if "encoding" not in said:
+                yield call.lineno
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_text_is_read_and_written_in_utf8_wherever(file):
+    assert list(without_encoding(ast.parse(file.read_text("utf-8")))) == []
+
+
+def test_a_text_without_encoding_is_found():
+    code = """open(a); open(a, "w"); open(a, mode="a"); a.read_text(); a.write_text(t)
+run(c, text=True); a.open("r")
+open(a, "rb"); open(a, encoding="utf-8"); a.read_text("utf-8"); a.write_text(t, encoding="utf-8")
+run(c, text=True, encoding="utf-8"); run(c); open(fd, mode="wb"); a.open("rb")"""
+    assert list(without_encoding(ast.parse(code))) == [1, 1, 1, 1, 1, 2, 2]
+
+
 def allowed(file):
     """The modules and folders that a file may import."""
     folder, name = file.parent.relative_to(ROOT).name, file.stem

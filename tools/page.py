@@ -15,7 +15,6 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
-import json
 import os
 import re
 import secrets
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from common import Runtime, fail, parse_config
+from common import Runtime, fail, parse_config, to_json
 from tokenizer import clean
 from tools.rankings import Rankings, stamp
 from tools.report import lines_of, render
@@ -37,9 +36,11 @@ try:
     import uvicorn
     from fastapi import FastAPI, HTTPException, Request
     from fastapi.exceptions import RequestValidationError
-    from fastapi.responses import HTMLResponse, PlainTextResponse, StreamingResponse
+    from fastapi.responses import (HTMLResponse, JSONResponse, PlainTextResponse,
+                                   StreamingResponse)
     from pydantic import BaseModel, Field
     from starlette.requests import ClientDisconnect
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
     fail(f"{error}: `pip install -r requirements.txt` brings FastAPI and uvicorn")
 
@@ -53,6 +54,7 @@ class Config:
     host: str = "127.0.0.1"        # another one lets other computers in, and needs --token
     port: int = 8000
     token: str = ""                # a secret of at least 8 letters and digits, part of the link
+    names: str = ""                # other names that lead here, as of a proxy: hub.example.org
     lang: str = "en"               # en or zh: the language in which the page opens
     max_new_tokens: int = 64       # of one answer
     seed: int = 0
@@ -63,6 +65,8 @@ class Config:
 
 MAX_BODY = 64 * 1024      # bytes of one request
 MAX_MODELS = 8            # that answer one question
+MAX_CONNECTIONS = 200     # of one address; a class may share one
+PATIENCE = 10             # seconds in which a request must arrive
 
 
 # ---- who may ask what -----------------------------------------------------------------------
@@ -77,6 +81,7 @@ class Guard:
 
     def __init__(self, app, config):
         self.app, self.config = app, config
+        self.names = list(filter(None, config.names.lower().split(",")))
 
     def is_ours(self, host):
         """Whether a Host is one of this server's. DNS rebinding gives a strange page's name the
@@ -84,7 +89,7 @@ class Guard:
         try:
             name = urlsplit(f"//{host}").hostname
             ours = "localhost", self.config.host.lower(), socket.gethostname().lower()
-            return name in ours[:2 + (not is_local(self.config.host))] or (
+            return name in self.names or name in ours[:2 + (not is_local(self.config.host))] or (
                 ipaddress.ip_address(name or "").is_loopback or not is_local(self.config.host))
         except ValueError:
             return False
@@ -94,9 +99,9 @@ class Guard:
         host, origin = get("host", ""), get("origin")
         given = get("x-token") or request.query_params.get("token", "")
         if not self.is_ours(host):
-            raise HTTPException(403, "wrong Host")
+            raise HTTPException(403, "wrong Host: --names=... of tools.page allows another name")
         # the page itself may be opened by a link elsewhere; only our page may do more
-        if (origin is not None and origin.partition("://")[2] != host
+        if (origin is not None and origin.partition("://")[2] not in (host, *self.names)
                 or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):
             raise HTTPException(403, "wrong Origin")
         if not hmac.compare_digest(given.encode(), self.config.token.encode()):
@@ -132,6 +137,32 @@ class Guard:
         except (asyncio.TimeoutError, ClientDisconnect):
             app = PlainTextResponse("this took too long", 408)
         await app(scope, replay, headed)
+
+
+class Connection(H11Protocol):
+    """Closes a connection that asks nothing, or only half a request, and what is too much from one
+    address. (From this computer a proxy may come, with the requests of many.)"""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        address = self.client and self.client[0]
+        same = sum(other.client is not None and other.client[0] == address
+                   for other in self.connections)
+        if same > MAX_CONNECTIONS and not ipaddress.ip_address(address).is_loopback:
+            transport.close()
+        self.loop.call_later(PATIENCE, self.look, None)
+
+    def look(self, before):
+        """before: the request at the last look."""
+        if self.cycle is before and (before is None or before.response_complete):
+            self.transport.close()
+        elif not self.transport.is_closing():
+            self.loop.call_later(PATIENCE, self.look, self.cycle)
+
+
+class Json(JSONResponse):
+    def render(self, content):
+        return to_json(content).encode()
 
 
 def headers(nonce):
@@ -188,7 +219,7 @@ def make_app(config):
     shelf = Shelf(folder, Runtime(config))
     shelf.refresh()
     worker, drawn = Worker(shelf, config), {}
-    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Json)
     app.add_middleware(Guard, config=config)
     logs = [folder / f"{stage}.jsonl" for stage in ("pretrain", "sft", "reward", "ppo")]
 
@@ -220,14 +251,12 @@ def make_app(config):
     @app.get("/curves")
     def curves():
         now = version(*logs)
-        if now not in drawn:
-            try:
-                panels = panels_of(folder)
-            except (KeyError, ValueError):            # a line is only half there
-                raise HTTPException(503, "a log is being written") from None
+        panels = drawn.get(now)
+        if panels is None:
+            panels = panels_of(folder)
             drawn.clear()
             drawn[now] = panels
-        return drawn[now]
+        return panels
 
     @app.get("/items")
     def items(name: Name):
@@ -256,7 +285,7 @@ def make_app(config):
                 worker.submit(job)
                 while True:
                     event = await job.events.get()
-                    yield f"data: {json.dumps(event)}\n\n"
+                    yield f"data: {to_json(event)}\n\n"
                     if event["kind"] == "end":
                         return
             finally:
@@ -284,9 +313,9 @@ def panels_of(folder, most=400):
 
 def make_server(config):
     """A uvicorn server that listens already, on a socket of its own."""
-    if not is_local(config.host) and not config.token:
-        fail(f"--host={config.host} lets other computers in, so it needs a secret, such as "
-             f"--token={secrets.token_urlsafe(12)}")
+    if (config.names or not is_local(config.host)) and not config.token:
+        fail(f"--host={config.host} --names={config.names} lets other computers in, so it needs a "
+             f"secret, such as --token={secrets.token_urlsafe(12)}")
     if config.token and not re.fullmatch(r"[\w-]{8,100}", config.token, re.ASCII):
         fail("--token must be 8 to 100 letters, digits, - or _")
     if not Path(config.folder).is_dir():
@@ -299,8 +328,9 @@ def make_server(config):
              f"({getattr(error, 'strerror', None) or error}): choose another")
     app, worker = make_app(config)
     server = uvicorn.Server(uvicorn.Config(
-        app, http="h11", ws="none", lifespan="off", limit_concurrency=1000, server_header=False,
-        log_level="error" if config.debug else "critical", timeout_graceful_shutdown=0))
+        app, http=Connection, ws="none", lifespan="off", limit_concurrency=1000,
+        server_header=False, log_level="error" if config.debug else "critical",
+        timeout_graceful_shutdown=0))
     worker.start()
     return server, listening
 

@@ -15,6 +15,7 @@ import http.client
 import json
 import math
 import re
+import shlex
 import ssl
 import time
 import zlib
@@ -28,7 +29,7 @@ from urllib.request import Request, urlopen
 
 from tqdm import tqdm
 
-from common import fail, parse_config
+from common import fail, named, parse_config
 from data.formats import split_documents
 
 HF, GITHUB = "https://huggingface.co/datasets", "https://raw.githubusercontent.com"
@@ -133,7 +134,7 @@ def write(path, rows):
     """Write JSON lines, or plain text to a .txt. The file gets its name when it is complete."""
     n, tmp = 0, path.with_name(path.name + ".tmp")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(tmp, "w", encoding="utf-8", errors="replace", newline="\n") as file:
+    with named(path), open(tmp, "w", encoding="utf-8", errors="replace", newline="\n") as file:
         for n, row in enumerate(rows, 1):
             file.write(row if path.suffix == ".txt" else json.dumps(row, ensure_ascii=False) + "\n")
     if not n:
@@ -296,7 +297,7 @@ def prepare(name, config):
     print("data/README.md has complete chains on real data; for this data set, next:")
     for file in files:
         for command in NEXT.get(file, NEXT["text"]):
-            print("   ", command.format(folder / file, name))
+            print("   ", command.format(shlex.quote(str(folder / file)), name))
 
 
 def main(config):

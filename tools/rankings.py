@@ -4,10 +4,12 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import threading
 from collections import Counter
 from pathlib import Path
 
+from checkpoint import read_rows
 from common import wilson, writing
 from data.formats import read_comparisons, without
 from tools.label import verdicts
@@ -64,14 +66,13 @@ class Rankings:
         return {key_of(row): without(row, ("grades", "noise", "ranks")) for row in rows}
 
     def read_rows(self):
-        if not self.out.exists():
-            return {}
         try:
-            rows = [json.loads(line) for line in self.out.read_text("utf-8").split("\n") if line]
-            return {(row["labeler"], key_of(row)): row for row in rows}
-        except (KeyError, TypeError, ValueError):
-            raise ValueError(f"{self.out} is not a file of this page: choose another --out"
-                             ) from None
+            found = {(row["labeler"], key_of(row)): row for row in read_rows(self.out)}
+        except (KeyError, TypeError):
+            found = {}
+        if not found and self.out.exists() and self.out.stat().st_size:
+            raise ValueError(f"{self.out} is not a file of this page: choose another --out")
+        return found
 
     def shown(self, name, key):
         """The answers of an item in the order in which this person sees them."""
@@ -128,10 +129,10 @@ class Rankings:
 
     def command(self, folder):
         """The command that trains a reward model on the file."""
-        words = ["python reward.py", f"--data={self.out}", "--held_out=0.2",
+        words = ["python", "reward.py", f"--data={self.out}", "--held_out=0.2",
                  f"--out={self.out.with_name('class_reward.pt')}"]
         if str(folder) != "out":
             words += [f"--init={folder}/sft.pt", f"--lm={folder}/sft.pt"]
         if len(self.rows()) < 64:                     # fewer than the default batch needs
             words += ["--batch_size=4", "--micro_batch=4"]
-        return " ".join(words)
+        return shlex.join(words)

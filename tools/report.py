@@ -11,8 +11,8 @@ writes  the scoreboard on the screen, out/report.html
 
 import dataclasses
 import io
-import json
 import re
+import shlex
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -22,11 +22,12 @@ import pretrain
 import reward
 import rlhf_ppo
 import sft
-from common import Runtime, fail, parse_config, writing
+from checkpoint import read_log
+from common import Runtime, fail, from_json, note_once, parse_config, to_json, writing
 from evaluate import show
 from tools import views
 from tools.diagram import COLOURS, DIAGRAMS, palette
-from tools.views import held_out, read_log
+from tools.views import held_out
 
 
 @dataclass
@@ -50,9 +51,11 @@ FIGURES = [
     ("grade", "{:.2f}", "true grade, 1 to 7", "真实评分，1 到 7",
      "What the town's judge, which knows the truth, gives the sampled answers on average. No stage "
      "ever sees it.", "小镇的裁判知道真相，这是它给采样回答的平均分。任何训练阶段都看不到它。"),
-    ("win_rate", "{:.2f}", "win rate against SFT", "对 SFT 的胜率",
-     "For how many prompts the answer has a better grade than SFT's; equal grades count half.",
-     "有多少提问的回答比 SFT 的回答评分更高；相等算一半。"),
+    ("better", "{:.1%}", "better than SFT", "比 SFT 更好",
+     "For how many prompts the answer has a better grade than SFT's.",
+     "有多少提问的回答比 SFT 的回答评分更高。"),
+    ("worse", "{:.1%}", "worse than SFT", "比 SFT 更差",
+     "And for how many a worse one; the others are equal.", "有多少更低；其余相等。"),
     ("score", "{:.2f}", "learned score", "学到的分数",
      "What the reward model gives. PPO raises this number; the grade shows whether that helped.",
      "奖励模型给的分数。PPO 提高的是这个数；真实评分说明这样做是否有用。"),
@@ -85,11 +88,12 @@ def both(en, zh):
 def lines_of(folder, board):
     """Six panels: stage, title, and lines (name, colour, style, points); texts in two languages."""
     logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
-    seen = [dict(r, distance=max(r["kl"], 0) ** 0.5) for r in held_out(logs["ppo"])]
-    best = [dict(r, distance=r["kl"] ** 0.5) for r in board.get("best_of_n", [])]
+    seen, best = ([r if r.get("kl") is None else dict(r, distance=max(r["kl"], 0) ** 0.5)
+                   for r in rows] for rows in (held_out(logs["ppo"]), board.get("best_of_n", [])))
 
     def line(rows, key, en, zh, colour, style="-", x="step"):
-        return (en, zh), colour, style, [(r[x], r[key]) for r in rows if r.get(key) is not None]
+        points = [(r.get(x), r.get(key)) for r in rows]               # None: was not finite
+        return (en, zh), colour, style, [point for point in points if None not in point]
 
     def losses(name):
         return [line(logs[name], "loss", "training", "训练", "loss", ":"),
@@ -180,7 +184,7 @@ def curves(folder, board, commands):
 
 def figure(value, form):
     """A number, or a mean and its interval."""
-    if value is None:
+    if value is None or isinstance(value, list) and None in value:
         return "–"
     if isinstance(value, list):
         mean, low, high = (form.format(v) for v in value)
@@ -213,7 +217,7 @@ def command(script, Config, config):
     """The command line that gives this config: the flags that are not the defaults."""
     words = [f"--{f.name}={config[f.name]}" for f in dataclasses.fields(Config)
              if f.name in config and config[f.name] != f.default]
-    return " ".join(["python", script, *words])
+    return shlex.join(["python", script, *words])
 
 
 def settings(chain):
@@ -241,11 +245,13 @@ def headline(board):
     if not {"sft", "ppo"} <= models.keys() or "grade" not in models["ppo"]:
         return ""
     before, after = (models[name]["grade"][0] for name in ("sft", "ppo"))
-    wins = models["ppo"]["win_rate"][0]
+    better, worse = models["ppo"]["better"], models["ppo"]["worse"]
+    if None in (before, after):
+        return ""
     return both(f"True grade {before:.2f} of 7 after fine-tuning, {after:.2f} after PPO; PPO's "
-                f"answer is better for {wins:.0%} of the prompts.",
+                f"answer is better for {better:.0%} of the prompts and worse for {worse:.0%}.",
                 f"真实评分（满分 7）：监督微调后 {before:.2f}，PPO 后 {after:.2f}；"
-                f"对 {wins:.0%} 的提问，PPO 的回答更好。")
+                f"对 {better:.0%} 的提问，PPO 的回答更好，对 {worse:.0%} 更差。")
 
 
 def fill(file, parts):
@@ -259,15 +265,23 @@ def render(file, parts, data):
     JSON in a script element: no `<` in it can end that element."""
     parts |= dict(style=fill("common.css", dict(light=palette(0), dark=palette(1))),
                   helpers=fill("common.js", {}),
-                  data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"))
+                  data=to_json(data, ensure_ascii=False).replace("<", "\\u003c"))
     return fill(file, parts)
 
 
+def read_board(path):
+    """The scoreboard; {} if it is missing or broken."""
+    try:
+        return dict(from_json(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    except (RecursionError, TypeError, ValueError):
+        note_once(f"{path} is broken and left out: `python evaluate.py` makes it")
+        return {}
+
+
 def make(config, rt):
-    """The page as a str."""
+    """The page as a str, and the scoreboard."""
     folder = Path(config.folder)
-    path = folder / "scoreboard.json"
-    board = json.loads(path.read_text()) if path.exists() else {}
+    board = read_board(folder / "scoreboard.json")
     chain = views.Chain(folder, rt)
     made = settings(chain)
     commands = {stage: line for stage, (line, _) in made.items()} | dict(
@@ -287,7 +301,7 @@ def make(config, rt):
                          for lang in ("en", "zh")) for name, d in DIAGRAMS.items()},
         **{f"made_{name}": made_by(commands.get(name)) for name in (*SCRIPTS, *commands)},
         curves=curves(folder, board, commands), scoreboard=scoreboard(board),
-        settings=settings_html(made), folder=escape(str(folder)))
+        settings=settings_html(made), folder=escape(shlex.quote(str(folder))))
     return render("report.html", parts, data), board
 
 

@@ -3,13 +3,13 @@
 Each function gives the data of one view, or None if its files are not there (yet).
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from checkpoint import load_checkpoint
+from checkpoint import load_checkpoint, read_log
+from common import note_once
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
 from evaluate import Config as Evaluation
 from evaluate import first_line, model_input
@@ -153,9 +153,11 @@ def rankings(chain):
 def comparing(folder):
     """The flags of compare.py, which it keeps beside its result; {} if they are not there."""
     state = folder / "comparisons.state"
-    if not state.exists():
+    try:
+        return torch.load(state, weights_only=True)["run"]["flags"] if state.exists() else {}
+    except Exception:                                 # broken bytes can raise anything
+        note_once(f"{state} is broken and left out")
         return {}
-    return torch.load(state, weights_only=True).get("run", {}).get("flags", {})
 
 
 @torch.no_grad()
@@ -184,12 +186,6 @@ def along(chain, path):
                         for name, m in models.items()}))
         items.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"], answers=answers))
     return dict(items=items, models=list(models))
-
-
-def read_log(path):
-    """The rows of out/<stage>.jsonl, without a last line that is still being written."""
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def held_out(log):

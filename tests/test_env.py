@@ -1,0 +1,96 @@
+"""env.sh: which environment it uses, and when it makes one. Its python3 is ours, and pip a stand-in:
+nothing is downloaded."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tiny import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="for bash")
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with env.sh, beside one with a python3 whose new environments have our pip."""
+    for folder in ("first", "bin", "lib/pip"):
+        (tmp_path / folder).mkdir(parents=True)
+    shutil.copy(ROOT / "env.sh", tmp_path / "first")
+    (tmp_path / "first/requirements.txt").write_text("torch\n")
+    (tmp_path / "lib/pip/__main__.py").write_text("print('pip runs')")
+    python3 = tmp_path / "bin/python3"
+    python3.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m venv" ] || exec {sys.executable} "$@"\n'
+                       f'shift 2; exec {sys.executable} -m venv --without-pip "$@"\n')
+    python3.chmod(0o755)
+    return tmp_path / "first"
+
+
+def env(checkout, **variables):
+    """What env.sh prints, and the environment that it ends in."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+    clean |= dict(PATH=f"{checkout.parent}/bin:/usr/bin:/bin",
+                  PYTHONPATH=str(checkout.parent / "lib"))
+    done = subprocess.run(
+        ["bash", "-c", "set -euo pipefail; . ./env.sh; python -c 'import sys; print(sys.prefix)'"],
+        cwd=checkout, env=clean | variables, capture_output=True, text=True)
+    assert done.stderr.count("\n") == (done.returncode != 0), done.stderr
+    return done.stdout + done.stderr
+
+
+def test_an_environment_is_made_once(checkout):
+    assert env(checkout) == ("making the environment in .venv\ninstalling requirements.txt (once; "
+                             f"some minutes, more on a slow network)\npip runs\n{checkout}/.venv\n")
+    assert env(checkout) == f"{checkout}/.venv\n"
+
+
+def test_a_checkout_that_was_moved_gets_a_new_one(checkout):
+    env(checkout)
+    there = checkout.rename(checkout.with_name("there"))
+    said = env(there)
+    assert "making the environment" in said and "pip runs" in said
+    assert said.endswith(f"{there}/.venv\n")
+
+
+def test_an_environment_whose_python_is_gone_is_made_again(checkout):
+    env(checkout)
+    (checkout / ".venv/bin/python").unlink()
+    (checkout / ".venv/bin/python").symlink_to("/nowhere/python3.8")
+    said = env(checkout)
+    assert "making the environment" in said and said.endswith(f"{checkout}/.venv\n")
+
+
+@pytest.mark.parametrize("name", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+def test_an_active_environment_that_was_deleted_is_not_used(checkout, name):
+    said = env(checkout, **{name: "/nowhere/env"})
+    assert said.startswith("the environment /nowhere/env is named as active, but is gone")
+    assert said.endswith(f"{checkout}/.venv\n")
+
+
+def test_an_active_environment_is_used(checkout):
+    env(checkout)
+    active = checkout.rename(checkout.with_name("other")) / ".venv"
+    checkout.mkdir()
+    for file in ("env.sh", "requirements.txt"):
+        shutil.copy(active.parent / file, checkout)
+    path = f"{active}/bin:/usr/bin:/bin"
+    assert env(checkout, VIRTUAL_ENV=str(active), PATH=path) == f"{active}\n"
+
+
+def test_an_active_environment_with_an_old_python_gets_one_line(checkout):
+    env(checkout)
+    (checkout.parent / "lib/sitecustomize.py").write_text(
+        "import sys; sys.version_info = (3, 9, 1, 'final', 0)")
+    active = f"{checkout}/.venv"
+    said = env(checkout, VIRTUAL_ENV=active, PATH=f"{active}/bin:/usr/bin:/bin")
+    assert "Python 3.10 or newer is needed" in said and f"in {active}: deactivate" in said
+
+
+def test_the_commands_that_run_sh_prints_are_quoted():
+    text = (ROOT / "run.sh").read_text("utf-8")
+    step = next(line for line in text.splitlines() if line.startswith("step()"))
+    done = subprocess.run(["bash", "-c", f"{step}\nstep Title echo 'a b' '$(c)' --d=e"],
+                          capture_output=True, text=True)
+    assert done.stdout.splitlines()[-2:] == [r"$ echo a\ b \$\(c\) --d=e", "a b $(c) --d=e"]
