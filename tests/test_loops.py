@@ -338,7 +338,7 @@ def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
         for answer in rollout:                        # mean 0 and deviation 1
             answer[4] = (answer[4] - every.mean()) / (every.var(unbiased=False) + 1e-8).sqrt()
         rt.seed(SEED, step, "epochs")
-        # a minibatch has one answer of each three of similar length, and a third of the tokens' weight
+        # a minibatch has one of every three answers of similar length, and counts as a third of all
         places = [torch.rand(4, 3).argsort(1) for _ in range(2)]
         batches = [[rollout[3 * i + p[i, k]] for i in range(4)] for p in places for k in range(3)]
         for minibatch, row in zip(batches, text[step * 6:step * 6 + 6]):
