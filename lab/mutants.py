@@ -38,7 +38,7 @@ TESTS = {
     "reward.py": [LOOPS + "reward", "tests/test_reward.py"],
     "rlhf_ppo.py": [LOOPS + "ppo", "tests/test_ppo.py"],
     "lessons/grpo.py": [LOOPS + "grpo", "tests/test_lesson_grpo.py"],
-    "compare.py": ["tests/test_compare.py"],
+    "compare.py": [LOOPS + "comparisons", "tests/test_compare.py"],
     "evaluate.py": ["tests/test_evaluate.py"],
     "model.py": ["tests/test_model.py", LOOPS + "ppo"],
     "tokenizer.py": ["tests/test_tokenizer.py"],
@@ -407,7 +407,7 @@ class FirstFailure:
 
 
 def first_failure(commands, file="", old="", new=""):
-    """The first test that fails on a copy of the tracked files, in which old became new, or "". Runs
+    """The first test that fails on a copy of the tracked files in which old became new, or "". Runs
     in a process of its own, which forgets the project's modules."""
     watch = FirstFailure()
     with tempfile.TemporaryDirectory(prefix="mutant.") as copy:
