@@ -178,13 +178,13 @@ def test_each_quarter_of_the_margins_has_what_is_predicted_and_what_was_observed
                          for t in texts)
         pairs.append((first - second).item() * (1 if rows[-1]["ranks"] == [0, 1] else -1))
     pairs.sort(key=abs)
-    found = examine_reward(judge, tiny_tokenizer, rows, RT)["by_margin"]
+    found = examine_reward(judge, tiny_tokenizer, rows, RT, std=0.6)["by_margin"]
     assert len(found) == 4 and 0.2 < np.mean([m > 0 for m in pairs]) < 0.8
     for quarter, start in zip(found, range(0, 40, 10)):
         mine = pairs[start:start + 10]
         assert quarter["accuracy"] == pytest.approx(np.mean([m > 0 for m in mine]))
         assert quarter["predicted"] == pytest.approx(
-            np.mean([1 / (1 + math.exp(-abs(m))) for m in mine]), rel=1e-4)
+            np.mean([1 / (1 + math.exp(-0.6 * abs(m))) for m in mine]), rel=1e-4)
         low, high = quarter["margin"]
         assert low - 1e-5 < abs(mine[0]) and abs(mine[-1]) < high + 1e-5
 

@@ -4,7 +4,9 @@ autocast; a sum over answers, a sum over tokens, and the formula of the docstrin
 The oracles take the models, PyTorch's AdamW and the plan (which rows stand in which step) from the
 project. Losses, gradients' length, learning rates, rewards and advantages are written out here."""
 
+import json
 from contextlib import nullcontext
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from pretrain import Config
 from reward import batches, encode_answer, encode_comparison
 from sft import pack
 from tiny import FLAGS, build, interrupted, run, write
+from tokenizer import Tokenizer
 
 SHARES = [0.5, 1, 1, 0.505]    # of the peak: the warmup, then half a cosine down to a hundredth
 STEPS, SEED = len(SHARES), 3
@@ -62,10 +65,10 @@ def folder(tmp_path_factory, tiny_tokenizer):
     return folder
 
 
-def halves(folder, script, flags):
+def halves(folder, script, flags, step=1):
     """Run a script that is stopped after its first step, and continued: what it ends with."""
     flags = flags.split()
-    assert interrupted(folder, script, 1, *flags) == 130
+    assert interrupted(folder, script, step, *flags) == 130
     status, names = run(folder, script, *flags)
     assert status == 0
     return names
@@ -184,6 +187,38 @@ def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
                 loss, count = loss - logp * learned, count + learned
         lengths += descend(loss / count, 0.01 * share, optimizer, model)
     assert_same(names["model"], model, ckpt["model"], lengths)
+
+
+# ---------------------------------------------------------------------------------------------
+# comparisons
+
+def test_comparisons_are_samples_ordered_by_their_grades_and_noise(folder, capsys):
+    halves(folder, "compare", f"{FLAGS['compare']} --init=ppo.pt --temperature=0.8 --seed={SEED} "
+                              "--dtype=float64 --out=compared.jsonl", step=8)
+    said, ckpt = capsys.readouterr().out, load_checkpoint(folder / "ppo.pt")
+    model, tok = GPT.load(ckpt), Tokenizer.from_dict(ckpt["tokenizer"])
+    rows = [json.loads(line) for line in open(folder / "compared.jsonl")]
+    noise, rng, gaps = rows[0]["noise"], np.random.default_rng(SEED), []
+    asked = [row["prompt"] for row in read_prompts(folder / "prompts.jsonl")[:32] for _ in "123"]
+    ids, texts = [tok.encode_chat(prompt, reply=True)[0] for prompt in asked], []
+    for start in range(0, 96, 8):                     # 8 answers share their random numbers
+        said_now = complete(model, tok, ids[start:start + 8], Runtime(Config()), 6, 0.8,
+                            seed=(SEED, start))
+        texts += [tok.decode([i for i in answer if i != tok.end]) for answer in said_now]
+    expected = []
+    for k in range(0, 96, 3):
+        found = list(dict.fromkeys(text for text in texts[k:k + 3] if text.strip()))
+        if len(found) > 1:
+            grades = np.array([len(text) / 9 for text in found])
+            heard = [-(grades / noise + rng.gumbel(size=len(found))) for _ in range(2)][0]
+            gaps += [abs(a - b) / noise for a, b in combinations(grades, 2)]
+            expected.append((asked[k], [found[i] for i in np.argsort(heard)]))
+    assert [(row["prompt"], row["responses"]) for row in rows] == expected
+    assert all(row["grades"] == pytest.approx([len(t) / 9 for t in row["responses"]])
+               for row in rows)
+    p = 1 / (1 + np.exp(-np.array(gaps)))             # that the better one is put first
+    assert np.mean(p ** 2 + (1 - p) ** 2) == pytest.approx(0.73)
+    assert f"accuracy on such labels is {100 * np.mean(p):.1f}%" in said
 
 
 # ---------------------------------------------------------------------------------------------
@@ -338,7 +373,7 @@ def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
         for answer in rollout:                        # mean 0 and deviation 1
             answer[4] = (answer[4] - every.mean()) / (every.var(unbiased=False) + 1e-8).sqrt()
         rt.seed(SEED, step, "epochs")
-        # a minibatch has one answer of each three of similar length, and a third of the tokens' weight
+        # a minibatch has one of every three answers of similar length, and counts as a third of all
         places = [torch.rand(4, 3).argsort(1) for _ in range(2)]
         batches = [[rollout[3 * i + p[i, k]] for i in range(4)] for p in places for k in range(3)]
         for minibatch, row in zip(batches, text[step * 6:step * 6 + 6]):
