@@ -411,7 +411,8 @@ def first_failure(commands, file="", old="", new=""):
     in a process of its own, which forgets the project's modules."""
     watch = FirstFailure()
     with tempfile.TemporaryDirectory(prefix="mutant.") as copy:
-        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT,
+                                         encoding="utf-8")
         for name in filter(None, listed.split("\0")):
             Path(copy, name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, Path(copy, name))
