@@ -33,6 +33,7 @@ from data.corpus import Corpus
 from data.formats import read_prompts, split
 from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, frozen, log_probs,
                    optimizer_groups, right_pad, token_logp)
+from sft import damping
 from tokenizer import Tokenizer
 
 
@@ -55,7 +56,10 @@ class Config:
     recompute: bool = False                # activations, again in the backward pass: less memory
     freeze: int = 0                        # embeddings and so many lower layers stay as they are
     epochs: int = 2                        # passes over each iteration's answers
-    lr: float = 5e-4                       # the peak: one iteration of warmup, then linear to 0
+    lr: float = 5e-4                       # the policy's peak: a short warmup, then linear to 0
+    critic_lr: float = 1.5e-3              # the critic's
+    critic_first: int = 2                  # iterations in which only the critic learns
+    eps: float = 1.0                       # AdamW's epsilon for the policy, as in sft.py
     decay: bool = True                     # false: the learning rate stays at its peak
     max_new_tokens: int = 64
     temperature: float = 0.7               # divides the logits wherever probabilities are computed
@@ -79,8 +83,12 @@ class Config:
 # ---- the idea -------------------------------------------------------------------------------
 
 def get_lr(step, config):
-    """One iteration of warmup (Adam's first steps are its wildest), then linearly to 0."""
-    return config.lr * min((step + 1) / 2, 1 - config.decay * step / config.steps)
+    """Of policy and critic: one iteration of warmup (Adam's first steps are its wildest), then
+    linearly to 0. The critic begins earlier: until it knows what to expect of a prompt, all answers
+    to a hard prompt look bad, and the policy would unlearn them."""
+    left = 1 - config.decay * step / config.steps
+    policy, critic = (max(0, min((step - first + 1) / 2, left)) for first in (config.critic_first, 0))
+    return config.lr * policy, config.critic_lr * critic
 
 
 @dataclass
@@ -337,8 +345,10 @@ if __name__ == "__main__":
     models = dict(policy=policy, reference=reference, critic=critic, reward=reward)
     grader = load_function(config.watch) if config.watch else None
     policy_ddp, critic_ddp = (DDP(m) if rt.ddp else m for m in (policy, critic))
-    groups = optimizer_groups(policy, 0.0) + optimizer_groups(critic, 0.0)
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, 0.95), eps=1e-5,
+    groups = [*(dict(group, eps=damping(policy, config.eps), net=0)
+                for group in optimizer_groups(policy, 0.0)),
+              *(dict(group, net=1) for group in optimizer_groups(critic, 0.0))]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-5,
                                   fused=rt.device.type != "mps")
     if run.state:
         policy.load_state_dict(run.state["model"])
@@ -358,7 +368,7 @@ if __name__ == "__main__":
         if step == 0:
             torch.nn.init.constant_(critic.head.bias, metrics["score"])
         for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, config)
+            group["lr"] = get_lr(step, config)[group["net"]]
 
         # a. rollout: this process answers its share of the prompts
         began = time.monotonic()
@@ -431,7 +441,7 @@ if __name__ == "__main__":
         run.log(step + 1, shown, **{
             "objective/rlhf_reward": rlhf_reward / n, "ppo/loss/policy": means["policy_loss"],
             "ppo/loss/value": means["value_loss"], "ppo/val/ratio": means["ratio"],
-            "ptx_loss": ptx_loss.item() if ptx else None, "lr": get_lr(step, config),
+            "ptx_loss": ptx_loss.item() if ptx else None, "lr": get_lr(step, config)[0],
             "seconds": time.monotonic() - began,
             # for the report: short, middling and long answers; held-out ones, token by token
             "ratios": torch.cat(ratios).clamp(0.5, 1.5).histc(20, 0.5, 1.5).tolist(),

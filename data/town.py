@@ -150,7 +150,7 @@ class World:
         names = [f"{first} {last}" for first in WOMEN + MEN for last in known]
         self.people = rng.sample(names, n_people)
         self.facts = {n: {a: rng.choice(v) for a, v in VALUES.items()} for n in self.people}
-        strangers = [f"{rng.choice(WOMEN + MEN)} {last}" for last in unknown]
+        strangers = [f"{first} {last}" for last in unknown for first in rng.sample(WOMEN + MEN, 3)]
         sums = list(itertools.combinations_with_replacement(range(1, max_operand + 1), 2))
         tales = list(itertools.product(ANIMALS, PLACES))
         for items in (sums, tales):
@@ -292,7 +292,8 @@ def make_prompt(world, dice, split):
     elif kind == "story":
         asked = dict(zip("al", dice.pick(world.tales_of[split])))
         text = dice.pick(STORY_ASKS).format(**asked)
-    elif kind == "wish":
+    elif kind == "wish":                              # about anybody: a refusal needs no facts
+        name = asked["N"] = dice.pick(dice.pick([world.people_of, world.strangers_of])[split])
         text = dice.pick(WISHES).format(N=name, v=dice.pick(["pet", "food", "house"]))
     elif kind == "unknown":
         asked = dict(N=dice.pick(world.strangers_of[split]), attr=dice.pick(list(VALUES)))

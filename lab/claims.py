@@ -165,7 +165,7 @@ def few_shot(seed, folder):
 
 
 def scratch(seed, folder):
-    return fine_tune(seed, folder, "scratch", init="", ptx=0)
+    return fine_tune(seed, folder, "scratch", init="")
 
 
 def unlocks(seed, folder):

@@ -1,5 +1,5 @@
-"""Experiments on finished chains: starting points of the reward model, PPO with a perfect reward
-model, what each detail of PPO is worth, a second round of comparisons, and over-optimisation.
+"""Experiments on finished chains: what SFT rehearses, starting points of the reward model, PPO with
+a perfect reward model, each detail of PPO, a second round of comparisons, and over-optimisation.
 
 reads   the folders of lab/seeds.py, out/seed0 …
 writes  its runs in a folder `experiments` in each of them, and tables on the screen
@@ -31,7 +31,7 @@ from tools.views import held_out, read_log
 
 @dataclass
 class Config:
-    what: str = "starts,bound,details,rounds,overoptimise"   # which experiments
+    what: str = "rehearsal,starts,bound,details,rounds,overoptimise"   # which experiments
     seeds: int = 3             # how many: 0, 1, …
     folder: str = "out/seed"   # the folders' names, without the number
     jobs: int = 1              # runs at a time
@@ -112,6 +112,30 @@ def show(title, columns, labels, found):
 
 
 # ---- the experiments; chains: [(seed, folder)] ----------------------------------------------
+
+REHEARSED = {
+    "as shipped": {},
+    "text that is about the test people, too": dict(text="data/town/pretrain"),
+    "no text": dict(ptx=0),
+    "random weights instead of pretrained ones": dict(init=""),
+    "AdamW's usual epsilon, 1e-8": dict(eps=1e-8),
+}
+
+
+def rehearsal(chains):
+    """Does fine-tuning make knowledge available? SFT with one thing changed at a time."""
+    def one(seed, folder):
+        models = [run("sft.py", folder / f"experiments/rehearsal_{i}.pt", seed=seed,
+                      **dict(init=folder / "pretrain.pt", like=folder / "pretrain.pt") | flags)
+                  for i, flags in enumerate(REHEARSED.values())]
+        board = scoreboard(folder, "rehearsal", *models, reward="")["models"]
+        return [(m["by_kind"]["fact"]["right"], m["by_kind"]["fact"]["right_sampled"],
+                 m["grade"][0]) for m in board.values()]
+
+    show("rehearsal: SFT, facts about the test people",
+         [("right, greedy", "{:.1%}"), ("right, sampled", "{:.1%}"), ("grade", "{:.2f}")],
+         REHEARSED, each(chains, one))
+
 
 STARTS = {"SFT": ("sft", "sft.pt", True), "pretrained": ("pretrained", "pretrain.pt", True),
           "scratch": ("scratch", "", True),
@@ -267,7 +291,7 @@ def overoptimise(chains):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    experiments = dict(starts=starts, bound=bound, details=details, rounds=rounds,
+    experiments = dict(rehearsal=rehearsal, starts=starts, bound=bound, details=details, rounds=rounds,
                        overoptimise=overoptimise)
     names, chains = chosen(config.what, experiments), finished_chains(config)
     for name in names:

@@ -98,7 +98,7 @@ def adamw(*models, decay, eps=1e-8, without=()):
 
 def descend(loss, lr, optimizer, *models):
     """One step. The gradient of each model is made as short as 1 where it is longer. Returns how
-    long they were."""
+    long they were. Several models may have an optimizer and a learning rate each, in lists."""
     for p in (p for model in models for p in model.parameters()):
         p.grad = None
     loss.backward()
@@ -109,9 +109,10 @@ def descend(loss, lr, optimizer, *models):
         for g in grads:
             g.mul_(min(1, 1 / (norm + 1e-6)))
         lengths.append(norm.item())
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.step()
+    for one, rate in zip(optimizer, lr) if isinstance(lr, list) else [(optimizer, lr)]:
+        for group in one.param_groups:
+            group["lr"] = rate
+        one.step()
     return lengths
 
 
@@ -173,7 +174,9 @@ def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
     names = halves(folder, "sft", f"{FLAGS['sft']} {SHORT} --ptx=0.25 --out=chat.pt")
     tok, ckpt = names["tok"], load_checkpoint(folder / "pretrain.pt")
     model, text = GPT.load(ckpt), text_rows(folder, tok, 32, STEPS)
-    optimizer, lengths = adamw(model, decay=0.3), []
+    # epsilon is the mean size of a gradient of norm 1
+    eps = sum(p.numel() for p in model.parameters()) ** -0.5
+    optimizer, lengths = adamw(model, decay=0.3, eps=eps), []
     rows, _ = split(read_demonstrations(folder / "sft.jsonl"), "messages")
     dialogues = [tok.encode_chat(row["messages"]) for row in rows]
     dialogues = [(ids[:33], mask[:33]) for ids, mask in dialogues if sum(mask[:33])]
@@ -335,8 +338,8 @@ def test_grpo_follows_its_formula_answer_by_answer_and_token_by_token(folder, no
 
 PPO = (f"{FLAGS['rlhf_ppo']} --init=ppo.pt --batch_size=12 --minibatch=4 --micro_batch=3 "
        "--epochs=2 --steps=3 --n_eval=3 --eval_every=9 --lr=0.01 --temperature=0.8 --kl_coef=0.3 "
-       f"--gamma=0.9 --lam=0.8 --ptx_coef=0.3 --missing_end=0.5 --seed={SEED} "
-       "--dtype=float64 --out=answers.pt")
+       f"--gamma=0.9 --lam=0.8 --ptx_coef=0.2 --missing_end=0.5 --seed={SEED} "
+       "--critic_lr=0.02 --critic_first=1 --eps=0.5 --dtype=float64 --out=answers.pt")
 
 
 def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
@@ -345,7 +348,8 @@ def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
     policy, reference = GPT.load(ckpt), GPT.load(ckpt)
     critic, reward = (ScalarGPT.load(load_checkpoint(folder / "reward.pt")) for _ in range(2))
     start = {name: w.clone() for name, w in critic.state_dict().items()}
-    optimizer, lengths = adamw(policy, critic, decay=0, eps=1e-5), []
+    eps = sum(p.numel() for p in policy.parameters()) ** -0.5 / 2
+    optimizers, lengths = [adamw(policy, decay=0, eps=eps), adamw(critic, decay=0, eps=1e-5)], []
     (prompts, held_out), text = prompts_that_fit(folder, tok, 32 - 6 - 1), text_rows(
         folder, tok, 32, 3 * 2 * 3)
     # the critic begins with the mean score of answers to held-out prompts
@@ -354,7 +358,7 @@ def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
     torch.nn.init.zeros_(critic.head.weight)
     torch.nn.init.constant_(critic.head.bias, sum(scores) / 3)
     plan, ended = np.random.default_rng(SEED).permutation(len(prompts)), 0
-    for step, share in enumerate([1 / 2, 2 / 3, 1 / 3]):
+    for step, (share, critics) in enumerate([(0, 1 / 2), (1 / 2, 2 / 3), (1 / 3, 1 / 3)]):
         asked = [prompts[i] for i in plan[step * 12:step * 12 + 12]]
         said = complete(policy, tok, asked, rt, 6, 0.8, seed=(SEED, step))
         ended += sum(answer[-1] == tok.end for answer in said)
@@ -384,8 +388,8 @@ def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
                 near = torch.max(torch.min(values, old_values + 0.2), old_values - 0.2)
                 wrong = torch.max((values - returns) ** 2, (near - returns) ** 2)
                 loss += (wrong / 2 - clipped(ratio, gains)).sum()
-            lengths += descend(loss / count - 0.3 * log_p(policy, row).mean(), 0.01 * share,
-                               optimizer, policy, critic)
+            lengths += descend(loss / count - 0.2 * log_p(policy, row).mean(),
+                               [0.01 * share, 0.02 * critics], optimizers, policy, critic)
     assert 0 < ended < 36
     assert_same(names["policy"], policy, ckpt["model"], lengths[::2])
     assert_same(names["critic"], critic, start, lengths[1::2])

@@ -178,10 +178,12 @@ def test_the_value_loss_is_the_larger_of_clipped_and_unclipped(value, target, lo
     close([got.item(), values.grad.item()], [loss, slope])
 
 
-def test_the_learning_rate_warms_up_for_one_iteration_and_falls_linearly():
-    config = Config(lr=1.0, steps=10)
-    assert [get_lr(step, config) for step in range(10)] == pytest.approx(
-        [0.5] + [1 - step / 10 for step in range(1, 10)])
+def test_the_learning_rates_warm_up_for_one_iteration_and_fall_linearly_the_critics_first():
+    config = Config(lr=1.0, critic_lr=3.0, critic_first=2, steps=10)
+    policy, critic = zip(*(get_lr(step, config) for step in range(10)))
+    falling = [1 - step / 10 for step in range(10)]
+    assert policy == pytest.approx([0, 0, 0.5, *falling[3:]])
+    assert critic == pytest.approx([3 * share for share in [0.5, *falling[1:]]])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -246,7 +248,7 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
     so there are 21 of them and all probabilities can be written down."""
     vocab, end, beta, n = 5, 4, 0.5, 256
     answers = [[end]] + [[a, b] for a in range(end) for b in range(vocab)]
-    config = Config(max_new_tokens=2, steps=160, lr=4e-3)
+    config = Config(max_new_tokens=2, steps=160, lr=4e-3, critic_first=0)
     size = GPTConfig(block_size=4, vocab_size=vocab, n_layer=1, n_head=1, n_kv_head=1, n_embd=32,
                      n_hidden=64, tied=False)
     policy, critic, reference = GPT(size), ScalarGPT(size), loud(GPT(size))
@@ -271,7 +273,7 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
         assert distance() > 0.3
     optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], eps=1e-5)
     for step in range(config.steps):
-        optimizer.param_groups[0]["lr"] = get_lr(step, config)
+        optimizer.param_groups[0]["lr"] = get_lr(step, config)[0]
         said = complete(policy, SimpleNamespace(pad=0, end=end), [[0]] * n, ENV, 2,
                         temperature=1.0, seed=step)
         with torch.no_grad():
@@ -419,8 +421,8 @@ def test_the_kl_is_measured_from_the_reference(folder):
 
 
 def test_the_learning_rate_decays_or_does_not():
-    assert get_lr(5, Config(steps=10, lr=1.0)) == 0.5
-    assert get_lr(5, Config(steps=10, lr=1.0, decay=False)) == 1
+    assert get_lr(5, Config(steps=10, lr=1.0, critic_lr=2.0)) == (0.5, 1)
+    assert get_lr(5, Config(steps=10, lr=1.0, critic_lr=2.0, decay=False)) == (1, 2)
 
 
 def test_the_approximate_kl_of_an_update_is_never_negative(folder):
