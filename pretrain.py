@@ -147,7 +147,7 @@ def show_sample(model, tok, rt, n_tokens=48):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.tokenizer, config.init])
     B, micro_batch = rt.split(config)                 # rows of this process

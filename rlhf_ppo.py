@@ -28,7 +28,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, get_scores, load_function, parse_config
+from common import Runtime, fail, function_file, get_scores, load_function, parse_config
 from data.corpus import Corpus
 from data.formats import read_prompts, split
 from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, frozen, log_probs,
@@ -262,12 +262,12 @@ def evaluate(rows, grader, models, tok, rt, config):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     ptx = config.text if config.ptx_coef > 0 else ""
-    own_reward = ".py:" in config.reward
+    own_reward = function_file(config.reward)
     run = Run(config, rt, inputs=[config.data, ptx, config.init, config.reference,
-                                  config.reward.split(":")[0], config.critic])
+                                  own_reward or config.reward, config.critic])
     if config.batch_size % config.minibatch or config.minibatch % rt.world_size:
         fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be "
              f"a multiple of the {rt.world_size} processes")
@@ -287,7 +287,7 @@ if __name__ == "__main__":
     B = config.batch_size // rt.world_size            # answers of this process
     mb = config.minibatch // rt.world_size
     room = T - config.max_new_tokens - 1              # one for the end
-    if config.temperature == 0:
+    if config.temperature < 1e-6:
         fail("--temperature=0 always says the same: PPO learns from samples")
     if room < 8:
         fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the models' {T} tokens "

@@ -138,7 +138,7 @@ def show_sample(model, tok, messages, rt, n_tokens=64):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     ptx = config.text if config.ptx > 0 else ""
     run = Run(config, rt, inputs=[config.data, ptx, config.init or config.like])

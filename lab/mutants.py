@@ -281,8 +281,8 @@ MUTANTS = {
          "every batch draws the same numbers"),
         ("temperature", "max_new_tokens, temperature, tok.end", "max_new_tokens, 1.0, tok.end",
          "the temperature is ignored"),
-        ("equal_answers", "list(dict.fromkeys(text for text, _ in answers if text.strip()))",
-         "[text for text, _ in answers if text.strip()]", "equal answers are compared"),
+        ("equal_answers", "return [texts[i] for i in distinct(texts)]", "return texts",
+         "equal answers are compared"),
         ("seed_of_the_labelers", "np.random.default_rng(config.seed), []",
          "np.random.default_rng(0), []", "every seed hears the same noise"),
     ],
@@ -330,7 +330,7 @@ MUTANTS = {
         ("rope_theta", "config.rope_theta ** (", "1.0 ** (", "all clocks turn equally fast"),
         ("temperature", "logits = logits / temperature", "logits = logits * temperature",
          "a high temperature makes answers surer"),
-        ("log_probs_temperature", "logits.float() / temperature", "logits.float()",
+        ("log_probs_temperature", "logits.float() / max(temperature, COLDEST)", "logits.float()",
          "log-probabilities are those at temperature 1"),
         ("top_p", "probs.cumsum(-1) - probs >= max", "probs.cumsum(-1) >= max",
          "the token that reaches top_p is left out"),
@@ -364,7 +364,7 @@ MUTANTS = {
          "weights are rounded when they are saved"),
     ],
     "data/corpus.py": [
-        ("split", 'docs["hash"] < val_share', "np.arange(len(self.starts) - 1) % 20 == 0",
+        ("split", 'hold_out(docs["hash"], ', "hold_out(np.arange(len(self.starts) - 1) / 1e4, ",
          "copies of held-out text are learned"),
         ("rows_overlap", "begin, filled = (first + i) * T, 0",
          "begin, filled = (first + i) * (T + 1), 0", "one token in T is never predicted"),
@@ -415,13 +415,14 @@ def first_failure(commands, file="", old="", new=""):
     in a process of its own, which forgets the project's modules."""
     watch = FirstFailure()
     with tempfile.TemporaryDirectory(prefix="mutant.") as copy:
-        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT, text=True)
+        listed = subprocess.check_output(["git", "ls-files", "-z"], cwd=ROOT,
+                                         encoding="utf-8")
         for name in filter(None, listed.split("\0")):
             Path(copy, name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, Path(copy, name))
         if file:
-            text = Path(copy, file).read_text()
-            Path(copy, file).write_text(text.replace(old, new))
+            text = Path(copy, file).read_text("utf-8")
+            Path(copy, file).write_text(text.replace(old, new), "utf-8")
         for name, module in [*sys.modules.items()]:
             if str(getattr(module, "__file__", None)).startswith(f"{ROOT}{os.sep}"):
                 del sys.modules[name]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from checkpoint import load_checkpoint
-from common import fail, get_scores, load_function
+from common import fail, function_file, get_scores, load_function
 from data.formats import read_prompts, split
 from evaluate import answer, cell, groups_of, interval, measure
 from model import ScalarGPT, frozen
@@ -24,7 +24,7 @@ class Watched:
 
 def load_reward(name, ckpt, rt):
     """A frozen reward model for the policy of ckpt, or the function that FILE.py:function names."""
-    if ".py:" in name:
+    if function_file(name):
         return load_function(name)
     r_ckpt = load_checkpoint(name, stage="reward", tokenizer=ckpt["tokenizer"])
     return frozen(ScalarGPT.load(r_ckpt), rt)

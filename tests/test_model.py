@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, frozen, optimizer_groups,
+from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, frozen, log_probs, optimizer_groups,
                    rotary_turns, rotate, sample, token_logp)
 
 V = 40
@@ -384,6 +384,31 @@ def test_rows_are_sampled_by_their_own_distributions():
     logits[[0, 1, 2], [4, 0, 2]] = 50.0
     for options in (dict(), dict(top_k=2), dict(top_p=0.9)):
         assert sample(logits, **options).tolist() == [4, 0, 2]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-40, 1e-12])
+def test_a_temperature_of_nearly_0_takes_the_most_probable_token(temperature):
+    assert sample(torch.tensor([[0.3, 90.0, -7.0], [2.0, 1.0, 1.9]]), temperature).tolist() == [1, 0]
+
+
+def test_at_a_temperature_of_nearly_0_the_most_probable_tokens_have_probability_1(model):
+    idx = tokens(2, 6)
+    likely = model(idx[:, :-1])[0].argmax(-1)
+    for temperature in (0.0, 1e-40):
+        logp, _ = log_probs(model, idx, temperature=temperature)
+        assert logp.isfinite().all() and ((logp == 0) == (likely == idx[:, 1:])).all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("options", [dict(), dict(temperature=0), dict(top_k=2), dict(top_p=0.5)])
+def test_logits_that_are_no_numbers_give_no_token(bad, options):
+    with pytest.raises(ValueError, match="logits are no longer numbers"):
+        sample(torch.tensor([[0.0, 1.0, 2.0], [0.0, bad, 2.0]]), **options)
+
+
+def test_forbidden_tokens_are_never_sampled():
+    logits = torch.tensor([[-math.inf, 0.0, -math.inf]]).expand(100, -1)
+    assert {*sample(logits).tolist(), *sample(logits, 0).tolist()} == {1}
 
 
 # ---------------------------------------------------------------------------------------------
