@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import tiny
 from lab import experiments
 from tools import report
 from common import Runtime
@@ -18,7 +19,8 @@ from data import town
 import evaluate
 from evaluate import (best_of, compared, distinct, examine_reward, first_line, groups_of, interval,
                       response_logp)
-from model import GPT, GPTConfig, ScalarGPT
+from data.formats import is_held_out, read_comparisons, read_prompts
+from model import GPT, GPTConfig, ScalarGPT, complete
 from reward import encode_answer, score
 from rlhf_ppo import Config
 from tokenizer import Tokenizer
@@ -203,6 +205,65 @@ def test_accuracy_is_counted_by_kind(reward_model, tiny_tokenizer):
     # of the two facts, which are each other's mirror image, one is right
     assert examine_reward(reward_model, tiny_tokenizer, rows, RT)["by_kind"] == {
         "fact": (0.5, 2), "sum": (sums, 1)}
+
+
+JUDGE = """
+def judge(prompt, response):
+    return dict(grade=1 + len(response) % 7, right=len(response) % 2, unsure=response < "h",
+                refusal=response > "n")
+"""
+
+
+def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer):
+    tok, folder, verdict = tiny_tokenizer, tiny.build(tmp_path, tiny_tokenizer), {}
+    (folder / "judge.py").write_text(JUDGE)
+    exec(JUDGE, verdict)
+    prompts = [row["prompt"] for row in read_prompts(folder / "prompts.jsonl")[:12]]
+    tiny.write(folder / "asked.jsonl",
+               *(dict(prompt=p, kind="ab"[i % 2]) for i, p in enumerate(prompts)))
+    ckpt = torch.load(folder / "ppo.pt", weights_only=True)           # unlike sft.pt
+    ckpt["model"] = {name: w * (8 if w.dim() > 1 else 1) for name, w in ckpt["model"].items()}
+    torch.save(ckpt, folder / "ppo.pt")
+    ckpt = torch.load(folder / "reward.pt", weights_only=True)
+    torch.save(ckpt | dict(config=dict(held_out=0.3), normalisation=dict(std=0.5)),
+               folder / "reward.pt")
+    status, names = tiny.run(
+        folder, "evaluate", "--data=asked.jsonl", "--models=pretrain.pt,sft.pt,ppo.pt",
+        "--reward=reward.pt", "--comparisons=comparisons.jsonl", "--contrasts=none",
+        "--examples=sft.jsonl", "--text=text.jsonl", "--judge=judge.py:judge", "--best_of=2",
+        "--max_new_tokens=6", "--temperature=0.9", "--dtype=float32", "--out=board.json")
+    board, found = json.loads((folder / "board.json").read_text()), {}
+    assert status == 0 and board["reference"] == "sft"
+    ids = [tok.encode_chat(p, reply=True)[0] for p in prompts]
+    models, reward = names["models"], names["reward"]
+    for name in ("sft", "ppo"):
+        greedy, sampled = (complete(models[name], tok, ids, RT, 6, t) for t in (0, 0.9))
+        texts = [[tok.decode([i for i in reply if i != tok.end]) for reply in replies]
+                 for replies in (greedy, sampled)]
+        logp, ref_logp = (response_logp(models[m], tok, ids, sampled, RT, 0.9)[0]
+                          for m in (name, "sft"))
+        first, second = ([verdict["judge"](p, t) for p, t in zip(prompts, said)] for said in texts)
+        got, grades = board["models"][name], [v["grade"] for v in second]
+        found[name] = grades
+        assert got["grade"][0] == pytest.approx(np.mean(grades))
+        assert got.get("kl", 0) == pytest.approx(np.mean(logp - ref_logp), abs=1e-4)
+        assert got["entropy"] == pytest.approx(-logp.sum() / sum(map(len, sampled)), rel=1e-4)
+        assert got["score"] == pytest.approx(np.mean(
+            [score(reward, [encode_answer(tok, p, t, 32)], tok, RT).item()
+             for p, t in zip(prompts, texts[1])]), abs=1e-4)
+        for k, kind in enumerate("ab"):
+            assert got["by_kind"][kind] == pytest.approx(dict(
+                right=np.mean([v["right"] for v in first[k::2]]),
+                right_sampled=np.mean([v["right"] for v in second[k::2]]),
+                grade=np.mean(grades[k::2]), unsure=np.mean([v["unsure"] for v in first[k::2]]),
+                refusal=np.mean([v["refusal"] for v in first[k::2]]), n=6))
+    assert board["models"]["ppo"]["kl"] > 0.1
+    assert board["models"]["ppo"]["better"] == np.mean(np.array(found["ppo"]) > found["sft"])
+    unseen = [row for row in read_comparisons(folder / "comparisons.jsonl")
+              if is_held_out(row["prompt"], 0.3)]
+    assert 5 < len(unseen) < 40
+    assert board["reward_model"] == json.loads(json.dumps(examine_reward(
+        reward, tok, unseen, RT, 0.5), default=float))
 
 
 def test_the_report_draws_the_logs_that_exist(tmp_path):
