@@ -629,8 +629,6 @@ def with_ties(ranks, scores):
     return tied
 
 
-
-
 def dense_ranks(ranks, count):
     """[1, 2, 2, 5] -> [0, 1, 1, 2]: 0 is the best, ties share a rank."""
     if not isinstance(ranks, list) or len(ranks) != count or {type(r) for r in ranks} != {int}:
