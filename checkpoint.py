@@ -291,7 +291,7 @@ class Run:
         """What a later run compares with its own flags and inputs."""
         return dict(flags=self.flags, inputs=self.inputs)
 
-    def check(self, step, grad_norm, **batch):
+    def check(self, step, grad_norm, what="the loss or its gradient", **batch):
         """Call before the optimizer's step, so that a gradient that is not finite never reaches the
         weights. Its norm is the same on all ranks. (On a GPU this waits for it, once a step.)"""
         if math.isfinite(grad_norm):
@@ -300,9 +300,9 @@ class Run:
         atomic_save(dict(step=step, grad_norm=float(grad_norm), **batch), name)
         self.rt.barrier()                             # until all have saved theirs
         self.bar.close()
-        fail(f"the loss or its gradient is {float(grad_norm)} at step {step + 1} (its batch: "
-             f"{self.nan_file}); with a smaller --lr the same command goes on from step "
-             f"{self.last}, with --fresh from the beginning")
+        its_batch = f" (its batch: {self.nan_file})" if batch else ""
+        fail(f"{what} is {float(grad_norm)} at step {step + 1}{its_batch}; with a smaller --lr the "
+             f"same command goes on from step {self.last}, with --fresh from the beginning")
 
     def interrupt(self, *_):
         if self.interrupted:                          # a second Ctrl-C does not wait
@@ -368,7 +368,11 @@ class Run:
                          if row["step"] + ("split" in row) <= self.start)
 
     def log(self, step, values, **more):
-        """Print values as one line; write them and `more` as one line of out/<stage>.jsonl."""
+        """Print values as one line; write them and `more` as one line of out/<stage>.jsonl. If one
+        is not finite, the run ends: what an evaluation finds is the same on all ranks."""
+        for name, value in values.items():
+            if isinstance(value, float):
+                self.check(step - 1, value, name)
         if not self.rt.main:
             return
         self.trim_log()

@@ -50,9 +50,10 @@ def tell(message, second_hand=False):
 
 # ---- flags: each field of a script's Config is --field=value --------------------------------
 
-def parse_config(Config, doc, argv=None, words=""):
+def parse_config(Config, doc, argv=None, words="", several=False):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
-    field that collects positional arguments, joined by commas; without it they are refused."""
+    field that collects positional arguments, joined by commas; without it they are refused.
+    several: whether the script shares its work among processes."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:                            # closed, as under pythonw
@@ -100,7 +101,15 @@ def parse_config(Config, doc, argv=None, words=""):
     config = Config(**values)
     if config.debug:
         sys.excepthook = sys.__excepthook__
+    if not several:
+        refuse_ranks()
     return config
+
+
+def refuse_ranks():
+    """A script that knows nothing of ranks would write its files once for each of them."""
+    if os.environ.get("LOCAL_RANK") and os.environ.get("WORLD_SIZE", "1") != "1":
+        fail("this script is made for one process: start it with python, not with torchrun")
 
 
 # Flags of earlier versions, and the commands that took their place.
@@ -462,18 +471,57 @@ def percent(share, n):
 
 # ---- functions of your own, given as FILE.py:name: a labeler, a reward, a judge -------------
 
+def function_file(spec):
+    """"FILE.py:name" -> "FILE.py"; "" where spec names another kind of thing, as a checkpoint."""
+    found = re.fullmatch(r"(.+\.py)(:[^/\\]*)?", spec, re.DOTALL)
+    return found[1] if found else ""
+
+
 def load_function(spec):
-    """"FILE.py:name" -> the function."""
-    path, _, name = spec.rpartition(":")
-    if not path.endswith(".py") or not Path(path).is_file():
-        fail(f"{spec}: give a function as FILE.py:name; there is no file {path or spec}")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    """"FILE.py:name" -> the function. It may import what stands beside its file, and whatever it
+    does to its arguments, it does to copies: no two prompts of a copy are the same object."""
+    file = function_file(spec)
+    path, name = Path(file).resolve(), spec[len(file) + 1:]
+    if not file or not name:
+        fail(f"{spec}: give a function as FILE.py:name")
+    if not path.is_file():
+        fail(f"{spec}: give a function as FILE.py:name; there is no file {file}")
+    names = {p.stem for p in path.parent.glob("*.py")} - {*sys.stdlib_module_names}
+    names |= {p.parent.name for p in path.parent.glob("*/__init__.py")}
+    if path.parent == Path(__file__).resolve().parent:                # they are the project's
+        names.clear()
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules.setdefault(Path(path).stem, module)   # where dataclasses and pickle look for it
-    module_spec.loader.exec_module(module)
+    modules = {path.stem: module}                     # where dataclasses and pickle look for it
+    with neighbours(str(path.parent), names, modules):
+        module_spec.loader.exec_module(module)
     if not callable(getattr(module, name, None)):
-        fail(f"{path} has no function named {name}")
-    return getattr(module, name)
+        fail(f"{file} has no function named {name}")
+
+    def function(*arguments):
+        with neighbours(str(path.parent), names, modules):
+            return getattr(module, name)(*json.loads(json.dumps(arguments)))
+    return function
+
+
+@contextmanager
+def neighbours(folder, names, modules):
+    """Inside, imports look into the folder first, as in a script that stands there, and find its
+    `modules` again. Of these names, the project's modules are back outside."""
+    def take(known):
+        return {name: sys.modules.pop(name) for name in known if name.partition(".")[0] in names}
+
+    hidden = take([*sys.modules] if names & sys.modules.keys() else [])
+    for name, module in modules.items():
+        sys.modules.setdefault(name, module)
+    n_modules = len(sys.modules)
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        modules.update(take([*(sys.modules if len(sys.modules) > n_modules else modules)]))
+        sys.modules.update(hidden)
 
 
 def get_scores(function, prompts, responses, name):
@@ -512,11 +560,12 @@ def check_scores(scores, prompts, responses, name):
 
 def verdicts_of(judge, prompts, responses, name):
     """Call a judge on each pair: [{"grade", "right", "unsure", "refusal"}]."""
-    verdicts = []
+    needed, verdicts = {"grade", "right", "unsure", "refusal"}, []
     for prompt, response in zip(prompts, responses):
         try:
             verdict = judge(prompt, response)
-            missing = {"grade", "right", "unsure", "refusal"} - set(verdict)
+            missing = needed - set(verdict)
+            [float(verdict[key]) for key in needed - missing]
         except Exception as error:
             raise ValueError(f"{name}: {type(error).__name__}: {error}"
                              f"{in_words(prompt, response)}") from error
@@ -524,4 +573,5 @@ def verdicts_of(judge, prompts, responses, name):
             raise ValueError(f"{name} gave no {', '.join(sorted(missing))}"
                              f"{in_words(prompt, response)}")
         verdicts.append(verdict)
+    check_scores([verdict["grade"] for verdict in verdicts], prompts, responses, name)
     return verdicts

@@ -23,8 +23,9 @@ from itertools import combinations
 import numpy as np
 
 from checkpoint import Run, load_checkpoint
-from common import Runtime, fail, get_scores, load_function, parse_config, writing
-from data.formats import read_prompts
+from common import (Runtime, fail, function_file, get_scores, load_function, parse_config,
+                    writing)
+from data.formats import distinct, read_prompts
 from model import GPT, answer_text, complete, prompt_ids
 from tokenizer import Tokenizer
 
@@ -61,7 +62,8 @@ def respond(model, tok, prompts, rt, max_new_tokens, temperature=1.0, batch_size
 
 def different(answers):
     """[(text, ended)] -> the different texts, without empty ones."""
-    return list(dict.fromkeys(text for text, _ in answers if text.strip()))
+    texts = [text for text, _ in answers if text.strip()]
+    return [texts[i] for i in distinct(texts)]
 
 
 def agreement(differences, noise):
@@ -100,7 +102,7 @@ if __name__ == "__main__":
     rt = Runtime(config)
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    run = Run(config, rt, inputs=[config.data, config.init, config.labeler.split(":")[0]],
+    run = Run(config, rt, inputs=[config.data, config.init, function_file(config.labeler)],
               total=len(prompts), unit="answer")
     labeler = load_function(config.labeler)
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))

@@ -4,9 +4,9 @@ reads   out/pretrain.pt, out/sft.pt, out/ppo.pt, out/reward.pt, data/town/test.j
 writes  a table, out/scoreboard.json
 
 Every model answers every prompt twice. The greedy answer shows what the model knows (right). The
-sampled answer is what a user gets (grade, win rate, length). The pretrained model has never seen a
-chat, so a few examples stand in front of each question, as for GPT-3. Intervals are 95% bootstrap
-intervals.
+sampled answer is what a user gets (grade, better or worse than SFT's, length). The pretrained model
+has never seen a chat, so a few examples stand in front of each question, as for GPT-3. Intervals are
+95% bootstrap intervals over the people, sums and tales that the prompts are about.
 
 laptop                            python evaluate.py
 while tuning: validation prompts  python evaluate.py --data=data/town/val.jsonl
@@ -164,11 +164,19 @@ def measure(model, ref_model, tok, answers, rt, config):
 
 # ---- what the judge says --------------------------------------------------------------------
 
-def interval(values, rng, n=1000):
-    """Mean and 95% bootstrap interval: (mean, low, high)."""
-    values = np.asarray(values, dtype=float)
-    means = values[rng.integers(len(values), size=(n, len(values)))].mean(1)
-    return values.mean(), *np.percentile(means, [2.5, 97.5])
+def interval(values, groups, rng, n=1000):
+    """Mean and 95% bootstrap interval: (mean, low, high). Values of one group (answers about one
+    person) are alike, so whole groups are drawn: as single values they would seem too certain."""
+    _, group = np.unique(groups, return_inverse=True)
+    total, count = np.bincount(group, np.asarray(values, dtype=float)), np.bincount(group)
+    drawn = rng.integers(len(count), size=(n, len(count)))
+    means = total[drawn].sum(1) / count[drawn].sum(1)
+    return total.sum() / count.sum(), *np.percentile(means, [2.5, 97.5])
+
+
+def groups_of(rows):
+    """What each prompt is about; without that field, equal prompts are one group."""
+    return [str(row.get("about", row["prompt"])) for row in rows]
 
 
 def by_kind(kinds, greedy, sampled):
@@ -180,15 +188,17 @@ def by_kind(kinds, greedy, sampled):
             for kind, values in found.items()}
 
 
-def wins(ours, theirs):
-    """Per prompt: 1 if ours has the better grade, 0.5 if equal."""
-    return 0.5 + 0.5 * np.sign(np.subtract(ours, theirs))
+def compared(ours, theirs):
+    """For how many prompts our grade is better, equal and worse: three shares."""
+    sign = np.sign(np.subtract(ours, theirs))
+    return dict(better=np.mean(sign > 0), equal=np.mean(sign == 0), worse=np.mean(sign < 0))
 
 
 # ---- the reward model -----------------------------------------------------------------------
 
-def examine_reward(model, tok, comparisons, rt):
-    """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind."""
+def examine_reward(model, tok, comparisons, rt, std=1.0):
+    """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind. std:
+    what its scores were divided by after the training; the loss saw margins times std."""
     T, pairs = model.gpt.config.block_size, []
     items = [item | dict(kind=row.get("kind", "all"), noise=row.get("noise", math.nan))
              for row in comparisons if (item := encode_comparison(tok, row, T))]
@@ -198,7 +208,7 @@ def examine_reward(model, tok, comparisons, rt):
         better_minus_worse = [(x[i] - x[j]).tolist() for x in (score, n_tokens, utility)]
         pairs += zip(*better_minus_worse, repeat(item["noise"]), repeat(item["kind"]))
     margin, longer, gap, noise, kind = map(np.array, zip(*pairs))
-    right, p = 0.5 + 0.5 * np.sign(margin), 1 / (1 + np.exp(-np.abs(margin)))
+    right, p = 0.5 + 0.5 * np.sign(margin), 1 / (1 + np.exp(-np.abs(margin) * std))
     out = dict(pairs=len(right), accuracy=right.mean())
     if not np.isnan(gap).any():
         out["ceiling"] = ceiling(gap)
@@ -225,7 +235,7 @@ def score_texts(reward, tok, prompts, texts, rt):
 
 def best_of(scores, grades, sizes):
     """scores, grades (N, n): for each k in sizes, the best by score of the first k answers. Its KL
-    from the model is log k - (k - 1)/k."""
+    from the model is at most log k - (k - 1)/k: less where equal answers are drawn."""
     out, each = [], np.arange(len(scores))
     for k in sizes:
         best = scores[:, :k].argmax(1)
@@ -257,7 +267,8 @@ def cell(value, form="{:.2f}"):
     return form.format(value)
 
 
-ROWS = (("grade, 1 to 7", "grade", "{:.2f}"), ("win rate against {}", "win_rate", "{:.2f}"),
+ROWS = (("grade, 1 to 7", "grade", "{:.2f}"), ("better than {}", "better", "{:.1%}"),
+        ("equal", "equal", "{:.1%}"), ("worse", "worse", "{:.1%}"),
         ("learned score", "score", "{:.2f}"), ("KL from SFT (nats)", "kl", "{:.2f}"),
         ("entropy (nats per token)", "entropy", "{:.2f}"),
         ("distinct word pairs", "distinct_2", "{:.3f}"), ("length (tokens)", "length", "{:.1f}"),
@@ -310,7 +321,7 @@ def show_reward(board):
             f"{kind} {100 * share:.1f}% of {n}" for kind, (share, n) in board["contrasts"].items()))
     for b in board.get("best_of_n", []):
         grade = "" if b["grade"] is None else f", grade {b['grade']:.2f}"
-        print(f"best of {b['n']:>2} from {board['reference']}: KL {cell(b['kl'])}, "
+        print(f"best of {b['n']:>2} from {board['reference']}: KL at most {cell(b['kl'])}, "
               f"score {cell(b['score'])}{grade}")
     same = {name: m["grade_same"] for name, m in board["models"].items() if "grade_same" in m}
     if same:
@@ -365,18 +376,18 @@ if __name__ == "__main__":
             verdicts = [verdicts_of(judge, prompts, answers.texts, config.judge)
                         for answers in (greedy, sampled)]
             grades[name] = [v["grade"] for v in verdicts[1]]
-            result["grade"] = interval(grades[name], rng)
+            result["grade"] = interval(grades[name], groups_of(rows), rng)
             result["by_kind"] = by_kind(kinds, *verdicts)
         print(f"{name}: answered {len(prompts)} prompts twice")
 
-    # ---- win rates, loss on text, the reward model, best of n -------------------------------
+    # ---- better or worse, loss on text, the reward model, best of n -------------------------
 
     board = dict(data=config.data, prompts=len(rows), temperature=config.temperature,
                  reference=reference, models=results)
     if judge and reference:
         for name in models:
             if name != reference:
-                results[name]["win_rate"] = interval(wins(grades[name], grades[reference]), rng)
+                results[name] |= compared(grades[name], grades[reference])
     if config.text:
         corpus = Corpus(config.text, tok, Path(config.out).parent / "cache",
                         fingerprint(config.text))
@@ -389,7 +400,8 @@ if __name__ == "__main__":
         share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
         _, unseen = split(read_comparisons(config.comparisons), share=share)
         if unseen:
-            board["reward_model"] = examine_reward(reward, tok, unseen, rt)
+            board["reward_model"] = examine_reward(reward, tok, unseen, rt,
+                                                   reward_ckpt["normalisation"]["std"])
     if reward and Path(config.contrasts).is_file():
         contrasts = read_comparisons(config.contrasts)
         board["contrasts"] = examine_reward(reward, tok, contrasts, rt)["by_kind"]

@@ -361,9 +361,15 @@ class GPT(nn.Module):
                          dim=1)
 
 
+COLDEST = 1e-6    # temperatures below count as 0: divided by them, logits would overflow
+
+
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """logits (B, V) -> (B,) ids. temperature 0 takes the most probable token."""
-    if temperature == 0:
+    if not logits.amax(-1).isfinite().all():          # of a row that allows nothing, too
+        raise ValueError("the model's logits are no longer numbers: its training went wrong; train "
+                         "it again with a smaller --lr")
+    if temperature < COLDEST:
         return logits.argmax(-1)
     logits = logits / temperature
     if 0 < top_k < logits.size(-1):
@@ -446,7 +452,7 @@ def log_probs(model, idx, mask=None, temperature=1.0):
     """log p(token | the tokens before it) of idx[:, 1:], (B, T - 1), and the distributions that
     they are read from, (B, T - 1, V). With a mask (B, T - 1), for its n ones only: (n,), (n, V)."""
     logits, _ = model(idx[:, :-1], where=mask)
-    logp_all = F.log_softmax(logits.float() / temperature, dim=-1)
+    logp_all = F.log_softmax(logits.float() / max(temperature, COLDEST), dim=-1)
     tokens = idx[:, 1:] if mask is None else idx[:, 1:][mask]
     return logp_all.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), logp_all
 

@@ -73,7 +73,8 @@ def get_lr(step, config):
 
 
 def orthogonalize(x, rounds=3):
-    """x (n, R, C), R <= C -> nearly U V^T for each x = U S V^T: all singular values become about 1.
+    """x (n, R, C), R <= C -> about U V^T for each x = U S V^T: large singular values come near 1. With
+    3 rounds small ones do not: of a trained model's momentum 43% stay below .5; 5 rounds cost more.
 
     Newton-Schulz: the polynomial f(s) = 3.4445 s - 4.7750 s^3 + 2.0315 s^5 is applied to the
     singular values again and again. It takes only matrix products (Jordan et al. 2024).
@@ -146,7 +147,7 @@ def show_sample(model, tok, rt, n_tokens=48):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.tokenizer, config.init])
     B, micro_batch = rt.split(config)                 # rows of this process

@@ -147,7 +147,7 @@ def evaluate(model, items, tok, rt):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.demos, config.lm,
                                   config.init or config.like])
@@ -173,9 +173,9 @@ if __name__ == "__main__":
     if config.demos:
         scored = [encode_answer(tok, r["messages"][:-1], r["messages"][-1]["content"], T)
                   for r in read_demonstrations(config.demos)[:2000]]
-        if len(scored) < 2:
-            fail(f"{config.demos}: one demonstration can't set the scale of the scores; --demos= "
-                 f"takes the responses instead")
+        if len({*map(tuple, scored)}) < 2:
+            fail(f"{config.demos}: one demonstration can't set the scale of the scores, nor can "
+                 f"equal ones (cut to {T} tokens); --demos= takes the responses instead")
     per_epoch = len(train) // config.batch_size
     config.steps = run.total = run.bar.total = config.steps or per_epoch
     plan = batches(train, config.batch_size, config.steps, config.seed)

@@ -1,6 +1,6 @@
 """Stage 4 of 4, reinforcement learning: learn to write answers that the reward model likes (PPO).
 
-reads   out/sft.pt, out/reward.pt, data/town/prompts.jsonl, data/town/pretrain (to rehearse)
+reads   out/sft.pt, out/reward.pt, data/town/prompts.jsonl, data/town/rehearse (text)
 writes  out/ppo.pt
 
     model      starts from     is         it says
@@ -28,7 +28,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel as DDP
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, get_scores, load_function, parse_config
+from common import Runtime, fail, function_file, get_scores, load_function, parse_config
 from data.corpus import Corpus
 from data.formats import read_prompts, split
 from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, frozen, log_probs,
@@ -41,7 +41,7 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/prompts.jsonl"  # prompts
-    text: str = "data/town/pretrain"       # pretraining text to rehearse; "": none
+    text: str = "data/town/rehearse"       # pretraining text to rehearse; "": none
     init: str = "out/sft.pt"               # the policy to start from
     reference: str = ""                    # the model to stay near; "": the one it starts from
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
@@ -180,6 +180,13 @@ def whiten(x, mask, rt):
     return (x - mean) * (var + 1e-8) ** -0.5 * mask
 
 
+def minibatches(n, size):
+    """Shuffle n answers, sorted by length, into minibatches: a list of index tensors (size,). Each
+    takes one of every n / size answers of similar length, so all are alike, and again sorted."""
+    k = n // size
+    return [*(torch.rand(size, k).argsort(1) + k * torch.arange(size)[:, None]).T]
+
+
 def policy_loss(logp, old_logp, advantages, clip):
     """-min(ratio A, clip(ratio) A) per token (PPO, eq. 7), and what to watch; all (n,)."""
     ratio = (logp - old_logp).exp()
@@ -255,12 +262,12 @@ def evaluate(rows, grader, models, tok, rt, config):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     ptx = config.text if config.ptx_coef > 0 else ""
-    own_reward = ".py:" in config.reward
+    own_reward = function_file(config.reward)
     run = Run(config, rt, inputs=[config.data, ptx, config.init, config.reference,
-                                  config.reward.split(":")[0], config.critic])
+                                  own_reward or config.reward, config.critic])
     if config.batch_size % config.minibatch or config.minibatch % rt.world_size:
         fail(f"--minibatch={config.minibatch} must divide --batch_size={config.batch_size} and be "
              f"a multiple of the {rt.world_size} processes")
@@ -280,7 +287,7 @@ if __name__ == "__main__":
     B = config.batch_size // rt.world_size            # answers of this process
     mb = config.minibatch // rt.world_size
     room = T - config.max_new_tokens - 1              # one for the end
-    if config.temperature == 0:
+    if config.temperature < 1e-6:
         fail("--temperature=0 always says the same: PPO learns from samples")
     if room < 8:
         fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the models' {T} tokens "
@@ -374,20 +381,20 @@ if __name__ == "__main__":
         if config.whiten_advantages:
             advantages = whiten(advantages, r.mask, rt)
 
-        # e. epochs: several updates on these answers. The answers of a minibatch are of similar
-        # length; the order of the minibatches is random
+        # e. epochs: several updates on these answers, in new minibatches each time. All sums are
+        # divided by one count, the tokens of a minibatch on average: every token weighs the same
         rt.seed(config.seed, step, "epochs")
-        order = [k * mb for _ in range(config.epochs) for k in torch.randperm(B // mb).tolist()]
+        batches = [m for _ in range(config.epochs) for m in minibatches(B, mb)]
+        count, = rt.average(r.mask.sum() * mb / B)
         infos, ratios = [], []
-        for update, first in enumerate(order, start=step * len(order)):
-            count, = rt.average(r.mask[first:first + mb].sum())
-            for start in range(first, first + mb, config.micro_batch):
-                part = slice(start, min(start + config.micro_batch, first + mb))
+        for update, batch in enumerate(batches, start=step * len(batches)):
+            for start in range(0, mb, config.micro_batch):
+                part = batch[start:start + config.micro_batch]
                 t = int(r.last[part].max()) + 2                       # crop to the longest
                 x, m = r.ids[part, :t], r.mask[part, :t - 1]
                 old = [a[part, :t - 1][m] for a in (r.logp, r.values, advantages, returns)]
                 if rt.ddp:                                            # reduced once per update
-                    final = part.stop == first + mb
+                    final = start + config.micro_batch >= mb
                     policy_ddp.require_backward_grad_sync = final and not ptx
                     critic_ddp.require_backward_grad_sync = final
                 with rt.autocast():
@@ -407,7 +414,6 @@ if __name__ == "__main__":
                 (config.ptx_coef * ptx_loss).backward()
             grad_norm = sum(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                             for net in (policy, critic))
-            batch = slice(first, first + mb)
             run.check(step, grad_norm, ids=r.ids[batch], mask=r.mask[batch], returns=returns[batch])
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -1,6 +1,6 @@
 """Stage 2 of 4, supervised fine-tuning: learn to answer, from demonstrations.
 
-reads   out/pretrain.pt, data/town/sft.jsonl (dialogues), data/town/pretrain (to rehearse)
+reads   out/pretrain.pt, data/town/sft.jsonl (dialogues), data/town/rehearse (text)
 writes  out/sft.pt
 
     loss = -1/N sum_t mask_t log p(x_t | x_<t)     mask: 1 on the assistant's words and their end
@@ -35,7 +35,7 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/sft.jsonl"    # demonstrations: messages, prompt/response or Alpaca
-    text: str = "data/town/pretrain"     # pretraining text to rehearse; "": none
+    text: str = "data/town/rehearse"     # pretraining text to rehearse; "": none
     ptx: float = 0.25                    # the share of rows that are pretraining text
     init: str = "out/pretrain.pt"        # the checkpoint to start from; "": random weights
     like: str = "out/pretrain.pt"        # with --init="": whose tokenizer and model size to take
@@ -138,7 +138,7 @@ def show_sample(model, tok, messages, rt, n_tokens=64):
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
-    config = parse_config(Config, __doc__)
+    config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     ptx = config.text if config.ptx > 0 else ""
     run = Run(config, rt, inputs=[config.data, ptx, config.init or config.like])

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from heapq import heappop, heappush, heappushpop
-from itertools import islice
+from itertools import chain, islice, product
 from pathlib import Path
 
 import regex
@@ -130,6 +130,29 @@ def clean(text):
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
+def check_pattern(pattern):
+    """Raise ValueError if the regex loses characters, or if tiktoken, which reads some regexes in
+    another way, splits differently. Tried on each pair of many characters, each triple of a few,
+    and long texts of these. There each of our chunks is one token of tiktoken's."""
+    many = "".join(map(chr, [*range(9, 14), *range(28, 127)])) + "\x85\xa0é\u0301ßſKİı中한א१²Ⅷ😊\u200d"
+    pairs, triples = product(many, repeat=2), product("abZ1 \n\r-'é中", repeat=3)
+    texts = ["".join(characters) for characters in chain(pairs, triples)]
+    texts += ["".join(texts), "".join(c * n for n in range(3, 9) for c in many)]
+    try:
+        ours = [[match[0] for match in regex.finditer(pattern, text)] for text in texts]
+        ranks = {bytes([byte]): byte for byte in range(256)}
+        for chunk in chain(texts, *ours):
+            ranks.setdefault(chunk.encode(), len(ranks))
+        theirs = tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    except (ValueError, regex.error) as error:
+        raise ValueError(f"pattern={pattern} is not a valid regex: {error}") from None
+    for text, chunks in zip(texts, ours):
+        if "".join(chunks) != text or "" in chunks:
+            raise ValueError(f"pattern={pattern} loses characters or finds nothing in {text!r:.40}")
+        if [ranks[chunk.encode()] for chunk in chunks] != theirs.encode_ordinary(text):
+            raise ValueError(f"pattern={pattern} means something else to tiktoken in {text!r:.40}")
+
+
 class Tokenizer:
     """tok.encode("Hi") -> ids, tok.decode(ids) -> "Hi"; tok.eot, tok.pad, tok.user … are ids."""
 
@@ -157,11 +180,11 @@ class Tokenizer:
         n_merges = vocab_size - 256 - len(SPECIALS)
         if n_merges < 0:
             raise ValueError(f"vocab_size={vocab_size}: the least is {256 + len(SPECIALS)}")
-        pattern = PATTERNS.get(pattern) or pattern + r"|[\s\S]"  # so that no character is lost
-        try:
-            split, chunks = regex.compile(pattern).finditer, Counter()
-        except regex.error as error:
-            raise ValueError(f"pattern={pattern} is not a valid regex: {error}") from None
+        if pattern not in PATTERNS:
+            pattern += r"|[\s\S]"  # so that no character is lost
+            check_pattern(pattern)
+        pattern = PATTERNS.get(pattern, pattern)
+        split, chunks = regex.compile(pattern).finditer, Counter()
         texts = [texts] if isinstance(texts, str) else texts
         for text in tqdm(texts, "splitting", disable=not progress):
             chunks.update(match[0] for match in split(text))

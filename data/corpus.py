@@ -9,6 +9,7 @@ interrupted run can continue where it stopped.
 import hashlib
 import json
 import os
+import sys
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.formats import read_texts
+from data.formats import hold_out, read_texts
 
 PIECE = 16_000     # characters; longer documents are cut, so that even one book can be split
 
@@ -45,14 +46,16 @@ class Corpus:
         self.tokens = np.memmap(cache / "tokens.bin", dtype=id_type(tok), mode="r")
         self.lengths = np.diff(self.starts)
         # the split goes by the text's hash, so two copies of a text are on the same side
-        self.held_out = docs["hash"] < val_share
-        if len(self.lengths) < 2:
-            raise ValueError(f"{paths}: a single short document can't be split into text to learn "
-                             f"from and text to evaluate on: use more text")
-        if not self.held_out.any():                   # of a few documents, the shortest
-            self.held_out[self.lengths.argmin()] = True
-        if self.held_out.all():
-            self.held_out[self.lengths.argmax()] = False
+        n, n_texts = len(self.lengths), len({*docs["hash"].tolist()})
+        if n_texts < 2:
+            copies = f", {n:,} times," * (n > 1)
+            raise ValueError(f"{paths}: a single short document{copies} can't be split into text "
+                             f"to learn from and text to evaluate on: use more text")
+        self.held_out = hold_out(docs["hash"], val_share, self.lengths)
+        share = self.lengths[self.held_out].sum() / self.lengths.sum()
+        if main and n_texts * val_share < 1 and not val_share / 2 < share < val_share * 2.5:
+            print(f"{paths}: {n:,} documents, {n_texts:,} of them different: {share:.1%} of the "
+                  f"tokens are held out", file=sys.stderr)
 
     def mixture(self, mix=""):
         """The probability that a document comes from each source, (n_sources,). mix "a=0.5,b=0.2"
@@ -220,9 +223,9 @@ def write(paths, tok, folder):
             encoded = tok.encode_batch([text for _, text, _ in batch])
             for (source, text, logp), ids in zip(batch, encoded):
                 np.array([tok.eot] + ids, dtype=id_type(tok)).tofile(f)
-                data = text.encode()
-                h = int.from_bytes(hashlib.sha256(data).digest()[:6], "little") / 2**48
-                rows.append((1 + len(ids), source, logp, len(data), h))
+                digest = hashlib.sha256(text.strip().encode()).digest()
+                h = int.from_bytes(digest[:6], "little") / 2**48
+                rows.append((1 + len(ids), source, logp, len(text.encode()), h))
             bar.update(len(batch))
     lengths, source, logp, n_bytes, h = map(np.array, zip(*rows))
     np.savez(folder / "docs.npz", starts=np.concatenate([[0], np.cumsum(lengths)]), source=source,

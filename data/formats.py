@@ -8,8 +8,9 @@
 Rows are JSON lines, a JSON list, or a JSON object with one list. They keep their other fields (a
 kind, an id). A malformed row raises a DataError with its place and the reason. A well-formed row
 with nothing to learn from is dropped, and a row that can be mended is mended (turns of one role in
-a row are joined, a user turn at the end is cut). Both are counted; the numbers are printed, or
-added to the Counters `dropped` and `mended`.
+a row are joined, a user turn at the end is cut). Fields are used, or known to say nothing about the
+text (an id), or they are named. All this is counted; the numbers are printed, or added to the
+Counters `dropped` and `notes`.
 """
 
 import hashlib
@@ -20,8 +21,11 @@ import sys
 from ast import literal_eval
 from collections import Counter
 from contextlib import contextmanager, suppress
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 SEPARATOR = "<|endoftext|>"
 BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before JSON: a BOM, white space
@@ -36,6 +40,20 @@ EXTRA = ("input", "context", "system", "system_prompt", "history")  # added to t
 COMPARED = ("responses", "ranks", "chosen", "rejected", "rejected_response")
 # the fields that the readers convert; all other fields of a row are kept
 CONTENT = (*QUESTIONS, *ANSWERS, *EXTRA, *COMPARED)
+# Without these a turn or a row of a dialogue means something else: it is refused.
+MEANINGFUL = ("image", "images", "video", "videos", "audio", "audios", "tools", "functions",
+              "tool_calls", "function_call", "reasoning", "reasoning_content", "thinking")
+# What a row says of its responses: score_chosen and score_rejected, chosen-rating, scores: [7, 5].
+# 1: the highest is the best.
+SCORES = {"score": 1, "rating": 1, "reward": 1, "grade": 1, "quality": 1, "avg_rating": 1,
+          "overall_score": 1, "reward_score": 1, "rm_score": 1, "rank": -1, "margin": 1}
+LABELS = ("label", "kto_tag")  # false: the answer is bad (TRL's and LLaMA-Factory's KTO)
+OPINIONS = (*LABELS, "noise", "labeler", "models")  # more of what belongs to given responses
+# These say nothing about the text. All other fields that nothing reads are counted and told.
+HARMLESS = re.compile(r"(.*[-_])?(id|uuid|idx|index|source|origin|dataset|subset|split|url|path|"
+                      r"domain|category|kind|type|tag|language|lang|model|generator|metadata|meta|"
+                      r"info|date|time|timestamp|license|version|hash|length|count)s?")
+TURN = ("role", "from", "content", "value", "weight", "train", "loss")
 
 
 class DataError(ValueError):
@@ -155,23 +173,23 @@ def split_documents(file):
         yield rest.strip("\n")
 
 
-def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mended=None):
-    """Yield convert(row, notes) for every row; notes counts what was mended. A Drop is counted. A
-    malformed row raises a DataError, or is added to the list `malformed` (tools/check.py)."""
-    total, reasons, notes = 0, Counter(), Counter()
+def read_rows(path, convert, dropped=None, errors="strict", malformed=None, notes=None):
+    """Yield convert(row, changes) for every row; it counts in changes what it mends ("mended", how)
+    and which fields it leaves ("not used", name). A Drop is counted. A malformed row raises a
+    DataError, or is added to the list `malformed` (tools/check.py)."""
+    total, reasons, found = 0, Counter(), Counter()
     for total, (place, row) in enumerate(places_and_rows(path, errors), 1):
         try:
             if isinstance(row, DataError):
                 raise row
             if not isinstance(row, dict):
                 raise DataError(f"a row must be an object {{...}}, not {row!r:.40}")
-            # exporters write null, NaN or [] for an empty cell
-            filled = {k: v for k, v in row.items() if v is not None and v == v and v != []}
+            filled = without_gaps(row)
             if "text" in row and not any(name in filled for name in QUESTIONS):
                 filled.setdefault("text", "")
             changes = Counter()
             converted = convert(filled, changes)
-            notes.update(set(changes))                # rows, not changes
+            found.update(set(changes))                # rows, not changes
             yield converted
         except Drop as reason:
             reasons[str(reason)] += 1
@@ -190,10 +208,17 @@ def read_rows(path, convert, dropped=None, errors="strict", malformed=None, mend
         dropped.update(reasons)
     elif reasons:
         print(report, file=sys.stderr)
-    if mended is not None:
-        mended.update(notes)
-    elif notes and dropped is None:
-        print(f"{path}: mended: {listed(notes)}", file=sys.stderr)
+    if notes is not None:
+        notes.update(found)
+    elif dropped is None:
+        for what in sorted({what for what, _ in found}):
+            counts = Counter({text: n for (kind, text), n in found.items() if kind == what})
+            print(f"{path}: {what}: {listed(counts)}", file=sys.stderr)
+
+
+def without_gaps(row):
+    """Exporters write null, NaN or [] for an empty cell."""
+    return {k: v for k, v in row.items() if v is not None and v == v and v != []}
 
 
 def listed(counts):
@@ -251,15 +276,21 @@ def list_files(paths):
 def text_and_logp(row, errors, notes):
     if "text" not in row:
         return "\n".join(turn["content"] for turn in demonstration(row, notes)["messages"]), None
-    if not isinstance(row.get("logp", 0.0), (int, float)):
+    if not is_number(row.get("logp", 0.0)):
         raise DataError(f"logp must be a number, not {row['logp']!r:.40}")
     text = string(row["text"], "text", errors)
     if not text.strip():
         raise Drop("without text")
+    kept(row, notes)
     return text, row.get("logp")
 
 
 # ---- rows -> messages -----------------------------------------------------------------------
+
+def is_number(value):
+    """Not NaN, infinite, or too large for a float32."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
 
 def string(value, name, errors="strict"):
     """The value, if it is a string that UTF-8 can encode: not half an emoji, JSON's "\\ud83d"."""
@@ -288,20 +319,38 @@ def deserialised(value):
     return value
 
 
-def as_messages(prompt):
-    """"Hi" -> [{"role": "user", "content": "Hi"}]; a list is checked and copied."""
+def refuse_meaningful(fields):
+    for name in MEANINGFUL:
+        if fields.get(name) and fields[name] not in ("[]", "{}", "null"):
+            raise DataError(f"{name} can't be used, and the text means something else without: "
+                            "leave such rows out, or remove the field")
+
+
+def unknown(fields):
+    """What nothing reads, as it is counted in notes."""
+    return {("not used", repr(name)[:40]) for name in fields
+            if not HARMLESS.fullmatch(str(name).lower())}
+
+
+def as_messages(prompt, notes=None):
+    """"Hi" -> [{"role": "user", "content": "Hi"}]; a transcript is cut into its turns, a list is
+    checked and copied."""
     if isinstance(prompt, str):
-        return [message("user", prompt)]
+        turns = transcript(prompt) if is_transcript(prompt) else [message("user", prompt)]
+        return turns[:-1] if turns[-1] == message("assistant", "") else turns
     if not (isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)):
         raise DataError(f"expected a string or a list of messages, not {prompt!r:.40}")
-    turns = [{k: v for k, v in turn.items() if v is not None} for turn in prompt]
-    messages = [message(turn.get("role", turn.get("from")), turn.get("content", turn.get("value")))
-                for turn in turns]
-    for turn, said in zip(turns, messages):
-        if said["role"] == "assistant" and (turn.get("weight") == 0 or turn.get("tool_calls")
-                                            or turn.get("train") is False):
-            raise DataError("answers with weight=0, train=false or tool_calls can't be learned "
-                            "as they are meant: leave such rows out")
+    messages = []
+    for turn in map(without_gaps, prompt):
+        refuse_meaningful(turn)
+        messages.append(message(turn.get("role", turn.get("from")),
+                                turn.get("content", turn.get("value"))))
+        for name in ("weight", "train", "loss"):
+            if messages[-1]["role"] == "assistant" and turn.get(name, 1) != 1:     # True == 1
+                raise DataError(f"an answer with {name}={turn[name]!r:.40} can't be learned as it "
+                                "is meant: leave such rows out")
+        if notes is not None:
+            notes.update(unknown(without(turn, TURN)))
     return messages
 
 
@@ -315,9 +364,9 @@ def tidy(turns, notes):
     for turn in turns:
         if joined and joined[-1]["role"] == turn["role"]:
             joined[-1]["content"] = join(joined[-1]["content"], turn["content"])
-            notes["with turns of one role in a row, which were joined"] += 1
+            notes["mended", "with turns of one role in a row, which were joined"] += 1
         elif turn["role"] == "assistant" and not any(t["role"] == "user" for t in joined):
-            notes["that began with an answer, which was cut"] += 1
+            notes["mended", "that began with an answer, which was cut"] += 1
         else:
             joined.append(turn)
     return joined
@@ -325,14 +374,26 @@ def tidy(turns, notes):
 
 def prompt_and_responses(row, notes):
     """Any row as (prompt, responses): one response is a demonstration, several are a comparison."""
-    if "chosen" in row or "rejected" in row:
-        return prompt_and_pair(row, notes)
-    name = next((name for name in QUESTIONS if name in row), None)
+    refuse_meaningful(row)
+    pair = "chosen" in row or "rejected" in row
+    prompt, responses = (prompt_and_pair if pair else prompt_and_answers)(row, notes)
+    question = row.get(question_of(row))
+    if isinstance(question, str) and is_transcript(question):
+        responses = [response.strip() for response in responses]      # "Assistant: Hello"
+    return prompt, responses
+
+
+def question_of(row):
+    return next((name for name in QUESTIONS if name in row), None)
+
+
+def prompt_and_answers(row, notes):
+    name = question_of(row)
     if name is None:
         raise DataError(f"needs one of {', '.join(QUESTIONS)}, as in "
                         '{"prompt": "Hi", "response": "Hello"}: data/README.md lists the formats')
     dialogue = name in ("messages", "conversations")
-    prompt = as_messages(deserialised(row[name]))
+    prompt = as_messages(deserialised(row[name]), notes)
     for extra in ("input", "context"):
         if row.get(extra) and extra != name and not dialogue:
             prompt[-1]["content"] = join(prompt[-1]["content"], string(row[extra], extra))
@@ -350,7 +411,7 @@ def prompt_and_responses(row, notes):
         responses = responses or [last["content"]]
     elif answer is not None and not responses:
         if is_dialogue(answer):                       # TRL: the last turns of the dialogue
-            *prompt, last = tidy(prompt + as_messages(answer), notes)
+            *prompt, last = tidy(prompt + as_messages(answer, notes), notes)
             if last["role"] != "assistant":
                 raise DataError("an answer must end with an assistant turn")
             answer = [last["content"]]
@@ -358,7 +419,12 @@ def prompt_and_responses(row, notes):
         responses = answer if isinstance(answer, list) else [answer]
     if "rejected_response" in row:                    # ms-swift: beside a demonstration
         responses = [*responses[:1], row["rejected_response"]]
-    return ends_with_user(prompt), [string(response, "a response") for response in responses]
+    responses = [string(response, "a response") for response in responses]
+    # a row may ask or answer in two fields: the other one is told, if it says something else
+    text = "\n".join([*(turn["content"] for turn in prompt), *responses])
+    notes.update({("not used", repr(other)) for other in {*QUESTIONS, *ANSWERS, *EXTRA} - {name}
+                  if isinstance(row.get(other), str) and row[other].strip() not in text})
+    return ends_with_user(prompt), responses
 
 
 def as_history(pairs):
@@ -388,19 +454,23 @@ def prompt_and_pair(row, notes):
     prompt = []
     if any(name in row for name in QUESTIONS):
         prompt, _ = prompt_and_responses(without(row, COMPARED), notes)
-    chosen, rejected = (whole_dialogue(prompt, deserialised(row[name]))
+    chosen, rejected = (whole_dialogue(prompt, deserialised(row[name]), notes)
                         for name in ("chosen", "rejected"))
     if chosen[:-1] != rejected[:-1]:
         raise Drop("whose dialogues differ before the last answer")
     return ends_with_user(chosen[:-1]), [chosen[-1]["content"], rejected[-1]["content"]]
 
 
-def whole_dialogue(prompt, answer):
+def whole_dialogue(prompt, answer, notes):
     """The prompt and an answer. The answer is text, a message, or the whole dialogue (TRL, HH)."""
-    if isinstance(answer, str):
-        turns = [message("assistant", answer)] if prompt else hh_transcript(answer)
+    if not isinstance(answer, str):
+        turns = as_messages([answer] if isinstance(answer, dict) else answer, notes)
+    elif prompt and not is_transcript(answer):
+        turns = [message("assistant", answer)]
     else:
-        turns = as_messages([answer] if isinstance(answer, dict) else answer)
+        turns = transcript(answer)
+        if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
+            raise Drop("whose transcripts don't end with Human and Assistant")
     if turns[-1]["role"] != "assistant":
         raise DataError("chosen and rejected must end with an assistant turn")
     if len(turns) == 1:
@@ -411,15 +481,18 @@ def whole_dialogue(prompt, answer):
     return turns
 
 
-def hh_transcript(text):
+def is_transcript(text):
+    """Whether a string is a dialogue of Human and Assistant, as in HH, rm-static and BELLE."""
+    return bool(re.match(r"\n\nHuman:|\s*Human:.*\n *Assistant:", text, re.DOTALL))
+
+
+def transcript(text):
     r"""`\n\nHuman: Hi\n\nAssistant: Hello` -> [user: Hi, assistant: Hello]"""
-    start, *parts = re.split(r"\n\n(Human|Assistant):", "\n\n" + text.strip())
-    if start or not parts:
+    line = r"\n\n" if "\n\nAssistant:" in text else r"\n *"         # BELLE has no empty lines
+    start, *parts = re.split(line + "(Human|Assistant):", "\n\n" + text.strip())
+    if start.strip() or not parts:
         raise DataError("needs a prompt, or transcripts that begin with 'Human:'")
-    turns = [message(who.lower(), said.strip()) for who, said in zip(parts[::2], parts[1::2])]
-    if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
-        raise Drop("whose transcripts don't end with Human and Assistant")
-    return turns
+    return [message(who.lower(), said.strip()) for who, said in zip(parts[::2], parts[1::2])]
 
 
 # ---- demonstrations, comparisons, prompts, from files separated by commas -------------------
@@ -441,18 +514,29 @@ def demonstration(row, notes):
         while prompt and prompt[-1]["role"] != "assistant":
             prompt.pop()
         if prompt:
-            notes["that ended with a user turn, which was cut"] += 1
+            notes["mended", "that ended with a user turn, which was cut"] += 1
             responses = [prompt.pop()["content"]]
     if not responses:
         raise DataError("a demonstration must end with the assistant's answer")
     if not responses[0].strip():
         raise Drop("with an empty answer")
-    if row.get("label") is False:                     # TRL's KTO
+    if any(row.get(name) in (False, "false", "False") for name in LABELS):       # also 0
         raise Drop("whose answer is labelled as bad")
     messages = prompt + [message("assistant", responses[0])]
     if any(t["role"] == "assistant" and not t["content"].strip() for t in messages):
-        notes["with an empty answer in the middle, which is not learned"] += 1
-    return {"messages": messages, **without(row, CONTENT)}
+        notes["mended", "with an empty answer in the middle, which is not learned"] += 1
+    return {"messages": messages, **kept(row, notes, LABELS)}
+
+
+def kept(row, notes, used=()):
+    """The fields beside the content and the text. What nothing reads is counted."""
+    rest = without(row, (*CONTENT, "text", "logp"))
+    if "kind" in rest:                                # a name in reports
+        if isinstance(rest["kind"], (list, dict)):
+            raise DataError(f"kind must be a string, not {rest['kind']!r:.40}")
+        rest["kind"] = str(rest["kind"])
+    notes.update(unknown(without(rest, used)))
+    return rest
 
 
 def read_comparisons(paths, dropped=None):
@@ -465,20 +549,86 @@ def comparison(row, notes):
     if len(responses) < 2:
         raise DataError("a comparison needs two responses, or chosen and rejected")
     ranks = dense_ranks(row.get("ranks", list(range(len(responses)))), len(responses))
-    # the same answer with another space at its end is the same answer
-    first = {response.strip(): i for i, response in reversed([*enumerate(responses)])}
-    kept = sorted(first.values())
-    if len(kept) < 2 or len({ranks[i] for i in kept}) == 1:
+    check_grades(row, len(responses))
+    places = distinct(responses)
+    if len(places) < 2 or len({ranks[i] for i in places}) == 1:
         raise Drop("with equal responses")
     if not responses[0].strip():
         raise Drop("whose best response is empty")
-    if len(kept) < len(responses):
-        notes["with equal responses, of which the best was kept"] += 1
-        responses = [responses[i] for i in kept]
-        ranks = dense_ranks([ranks[i] for i in kept], len(kept))
-        if "grades" in row:                           # compare.py's, one for each response
-            row = row | {"grades": [row["grades"][i] for i in kept]}
-    return {"prompt": prompt, "responses": responses, "ranks": ranks, **without(row, CONTENT)}
+    scores, strict = [*scores_of(row, len(responses))], max(ranks)
+    for each in scores:
+        ranks = with_ties(ranks, each)
+    if len({ranks[i] for i in places}) == 1:
+        raise Drop("with equal scores")
+    if max(ranks) < strict:
+        notes["mended", "with equal scores, which became ties"] += 1
+    if len(places) < len(responses):
+        notes["mended", "with equal responses, of which the best was kept"] += 1
+        responses = [responses[i] for i in places]
+        ranks = dense_ranks([ranks[i] for i in places], len(places))
+        if "grades" in row:
+            row = row | {"grades": [row["grades"][i] for i in places]}
+    used = {"grades", "noise", "labeler", "models"}.union(*(names for names, *_ in scores))
+    return {"prompt": prompt, "responses": responses, "ranks": ranks, **kept(row, notes, used)}
+
+
+def distinct(responses):
+    """The places of the different responses, the first of equal ones. The same answer with another
+    space at its end is the same answer."""
+    return sorted({text.strip(): i for i, text in reversed([*enumerate(responses)])}.values())
+
+
+def check_grades(row, count):
+    """compare.py's: a true grade for each response, and the noise of the labelers."""
+    grades, noise = row.get("grades", [0] * count), row.get("noise", 1)
+    if not isinstance(grades, list) or len(grades) != count or not all(map(is_number, grades)):
+        raise DataError(f"grades must be a list of {count} numbers, not {grades!r:.40}")
+    if not is_number(noise) or noise <= 0:
+        raise DataError(f"noise must be a number above 0, not {noise!r:.40}")
+
+
+def stem_of(name):
+    """"chosen-rating" -> "rating", "scores" -> "score" """
+    return re.sub("[-_]?(chosen|rejected)[-_]?|s$", "", name.lower())
+
+
+def unjudged(row):
+    """The row without what was said of its responses, so that it can have others."""
+    return {name: value for name, value in row.items()
+            if stem_of(name) not in SCORES and name not in OPINIONS}
+
+
+def scores_of(row, count):
+    """Yield ({names of fields}, which way, scores) for all that the row says of its responses."""
+    for name, value in without(row, CONTENT).items():
+        stem, twin, values = stem_of(name), name.replace("chosen", "rejected"), []
+        if stem not in SCORES or name == "grades" and "noise" in row:  # labelers differ from these
+            continue
+        if twin != name:
+            values = [value, row.get(twin)]
+        elif stem == "margin":                        # TRL's: chosen minus rejected
+            values = [value, 0]
+        # a list beside chosen and rejected may have another order: of these only ties are clear
+        elif isinstance(value, list) and ("responses" in row or value == value[:1] * count):
+            values = value
+        if len(values) == count and all(map(is_number, values)):
+            yield {name, twin}, SCORES[stem], values
+
+
+def with_ties(ranks, scores):
+    """The ranks, without a difference where the scores have none. They must not contradict."""
+    names, way, values = scores
+    for i, j in combinations(range(len(ranks)), 2):
+        if ranks[i] < ranks[j] and way * values[i] < way * values[j]:
+            raise DataError(f"{' and '.join(sorted(names))} contradict the order, {values[i]} for "
+                            f"the better response, {values[j]} for the worse: swap these, or leave "
+                            "the row out")
+    tied = [0]
+    for i in range(1, len(ranks)):
+        tied.append(tied[-1] + (ranks[i] != ranks[i - 1] and values[i] != values[i - 1]))
+    return tied
+
+
 
 
 def dense_ranks(ranks, count):
@@ -496,14 +646,16 @@ def read_prompts(paths, dropped=None):
 
 
 def prompt_only(row, notes):
-    return {"prompt": prompt_and_responses(row, notes)[0], **without(row, CONTENT)}
+    return {"prompt": prompt_and_responses(row, notes)[0], **kept(unjudged(row), notes)}
 
+
+# ---- the split ------------------------------------------------------------------------------
 
 def mark(messages):
     """A number in [0, 1) that follows from the text up to the first user turn."""
     opening = []
     for turn in messages:
-        opening.append(turn["content"])
+        opening.append(turn["content"].strip())
         if turn["role"] == "user":
             break
     digest = hashlib.sha256(json.dumps(opening).encode()).digest()
@@ -516,17 +668,32 @@ def is_held_out(messages, share=0.05):
     return mark(messages) < share
 
 
+def hold_out(marks, share, sizes):
+    """Which texts are held out, (N,) bool: those with a mark below the share. Copies have one mark.
+    If that is next to nothing, or most of all, as with few texts, the one is held out whose copies
+    come nearest to the share. So both sides have something, unless all are copies."""
+    marks, copies = np.unique(marks, return_inverse=True)
+    size = np.bincount(copies, sizes)                 # of each text with its copies
+    held, wanted, half = marks < share, max(1, share * size.sum()), size.sum() / 2
+    if not wanted / 10 <= size[held].sum() <= max(wanted, half):
+        times = np.where(size <= half, np.abs(np.log(size / wanted)), np.inf)
+        held = np.arange(len(size)) == times.argmin()
+    if held.all() and len(held) > 1:                  # share = 1
+        held[size.argmax()] = False
+    return held[copies]
+
+
 def held_out(prompts, share=0.05):
-    """is_held_out of each. If that holds out none of a few prompts, the one with the lowest mark
-    is held out (with its copies): there is always something to evaluate."""
-    held = [is_held_out(prompt, share) for prompt in prompts]
-    if prompts and not any(held):
-        marks = [mark(prompt) for prompt in prompts]
-        held = [m == min(marks) for m in marks]
-    return held
+    """For each prompt, whether it is held out: is_held_out, but for files with few questions."""
+    if not prompts:
+        return []
+    return hold_out([mark(prompt) for prompt in prompts], share, [1] * len(prompts)).tolist()
 
 
 def split(rows, field="prompt", share=0.05):
     """(rows to train on, rows held out). field: where the messages of a row are."""
-    held = held_out([row[field] for row in rows], share)
+    held, asked = held_out([row[field] for row in rows], share), {mark(row[field]) for row in rows}
+    if share * len(asked) < 1 and len(asked) < len(rows):
+        print(f"{len(rows):,} rows begin with only {len(asked):,} different questions: "
+              f"{sum(held):,} are held out", file=sys.stderr)
     return [[row for row, h in zip(rows, held) if h == side] for side in (False, True)]

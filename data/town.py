@@ -157,12 +157,14 @@ class World:
             rng.shuffle(items)
         self.people_of, self.strangers_of = by_split(self.people), by_split(strangers)
         self.sums_of, self.tales_of = by_split(sums), by_split(tales)
+        self.held_out = {item for of in (self.people_of, self.sums_of, self.tales_of)
+                         for split in ("val", "test") for item in of[split]}
         self.max_operand = max_operand
 
 
 def by_split(items):
     """Each person, stranger, sum and tale belongs to one split. The demonstrations get half."""
-    a, b, c = (round(len(items) * share) for share in (.5, .7, .85))
+    a, b, c = (round(len(items) * share) for share in (.5, .65, .75))
     return dict(demos=items[:a], prompts=items[a:b], val=items[b:c], test=items[c:])
 
 
@@ -266,6 +268,13 @@ def pretraining_text(world, n_docs, seed):
         yield source.__name__, docs
 
 
+def mentions(text):
+    """The people, sums and tales that a text is about, as World's splits name them."""
+    sums = re.findall(r"(\d+) \+ (\d+)", text)
+    tales = re.findall(r" a (\w+) (?:(?:that )?(?:lived|made its home) )?by the (\w+)", text)
+    return {*re.findall(NAME, text), *tales, *(tuple(sorted(map(int, xy))) for xy in sums)}
+
+
 # ---- prompts and demonstrations -------------------------------------------------------------
 
 KINDS = {"fact": 35, "follow-up": 10, "sum": 20, "unknown": 15, "wish": 10, "story": 10}
@@ -299,6 +308,11 @@ def make_prompt(world, dice, split):
         s, p = pronouns(name)
         text = FOLLOW_UPS[asked["attr"]].format(s=s, p=p)
     return kind, [*before, dict(role="user", content=text)], asked
+
+
+def about(asked):
+    """The person, sum or tale that a prompt is about, as a str. Answers about one are alike."""
+    return asked.get("N") or " ".join(map(str, sorted(asked.values(), key=str)))
 
 
 def demonstrate(world, dice, kind, asked):
@@ -510,8 +524,13 @@ def write_jsonl(path, rows):
 
 def main(config):
     world, out = World(config.seed), Path(config.out)
+    # SFT and PPO rehearse only what is not about the prompts that measure them: they would rehearse
+    # the answers, too
     for source, docs in pretraining_text(world, config.n_docs, config.seed):
         write_jsonl(out / "pretrain" / f"{source}.jsonl", docs)
+        write_jsonl(out / "rehearse" / f"{source}.jsonl",
+                    [dict(text=doc["text"]) for doc in docs
+                     if not mentions(doc["text"]) & world.held_out])
     counts = dict(demos=config.n_demos, prompts=config.n_prompts, val=config.n_eval,
                   test=config.n_eval)
     for split, count in counts.items():
@@ -525,7 +544,7 @@ def main(config):
                 messages = messages + [dict(role="assistant", content=answer)]
                 rows.append(dict(messages=messages, kind=kind))
             else:
-                rows.append(dict(prompt=messages, kind=kind))
+                rows.append(dict(prompt=messages, kind=kind, about=about(asked)))
         write_jsonl(out / ("sft.jsonl" if split == "demos" else f"{split}.jsonl"), rows)
     rng = random.Random(f"{config.seed} contrasts")
     write_jsonl(out / "contrasts.jsonl",

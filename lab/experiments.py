@@ -146,11 +146,11 @@ def bound(chains):
         best = ppo(folder, "bound", seed, reward="data/town.py:grade", critic=folder / "reward.pt")
         models = scoreboard(folder, "bound", folder / "sft.pt", folder / "ppo.pt", best)["models"]
         sft, most = (models[m]["grade"][0] for m in ("sft", "bound"))
-        return [(m["grade"][0], (m["grade"][0] - sft) / (most - sft), m["win_rate"][0], m["kl"])
+        return [(m["grade"][0], (m["grade"][0] - sft) / (most - sft), m["better"], m["kl"])
                 for m in (models["ppo"], models["bound"])]
 
     show("bound: learned reward model and true grade as PPO's reward, on the test people",
-         [("grade", "{:.2f}"), ("share of the gain", "{:.1%}"), ("win rate", "{:.1%}"),
+         [("grade", "{:.2f}"), ("share of the gain", "{:.1%}"), ("better", "{:.1%}"),
           ("KL", "{:.2f}")],
          ("PPO, the learned reward model", "PPO, the true grade"), each(chains, one))
 
@@ -218,11 +218,11 @@ def rounds(chains):
         same, new = (ppo(folder, "ppo_same_reward", seed, **flags),
                      ppo(folder, "ppo_round2", seed, reward=reward, **flags))
         models = scoreboard(folder, "rounds", sft, folder / "ppo.pt", same, new)["models"]
-        return [(m["grade"][0], m["win_rate"][0], m["kl"])
+        return [(m["grade"][0], m["better"], m["kl"])
                 for m in (models[n] for n in ("ppo", "ppo_same_reward", "ppo_round2"))]
 
     show("rounds: a second round of comparisons, on the test people",
-         [("grade", "{:.2f}"), ("win rate", "{:.1%}"), ("KL", "{:.2f}")],
+         [("grade", "{:.2f}"), ("better", "{:.1%}"), ("KL", "{:.2f}")],
          ("PPO, the first round", "PPO goes on, the same reward model",
           "PPO goes on, the second reward model"), each(chains, one))
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, get_scores, load_function, parse_config
+from common import Runtime, fail, function_file, get_scores, load_function, parse_config
 from evaluate import sum_logp
 from lessons.held_out import Watched, load_reward, read_prompts_that_fit, score, show, watch
 from model import GPT, answer_text, complete, frozen, optimizer_groups
@@ -77,10 +77,10 @@ if __name__ == "__main__":
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
-    own_reward = ".py:" in config.reward
-    run = Run(config, rt, inputs=[config.data, config.init, config.reward.split(":")[0]],
+    own_reward = function_file(config.reward)
+    run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward],
               unit="round")
-    if config.best_of < 2 or config.temperature == 0 or config.batch_size % config.minibatch:
+    if config.best_of < 2 or config.temperature < 1e-6 or config.batch_size % config.minibatch:
         fail("--best_of must be at least 2, --temperature more than 0, and --minibatch must divide "
              "--batch_size")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))

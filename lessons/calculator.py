@@ -1,6 +1,6 @@
 """Lesson: tools. The model writes a call, the program computes, and the model goes on.
 
-reads   out/sft.pt, data/town/sft.jsonl and data/town/pretrain (to rehearse)
+reads   out/sft.pt, data/town/sft.jsonl and data/town/rehearse (text)
 writes  out/calculator.pt, the model with calls, and a table: how many sums are right
 
     the model writes     <call>123+456=
@@ -40,7 +40,7 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/sft.jsonl"    # demonstrations to rehearse, those without sums
-    text: str = "data/town/pretrain"     # pretraining text to rehearse
+    text: str = "data/town/rehearse"     # pretraining text to rehearse
     ptx: float = 0.125                   # the share of rows that are pretraining text
     init: str = "out/sft.pt"             # the checkpoint to start from
     out: str = "out/calculator.pt"       # its log and unfinished state stand beside it

@@ -32,7 +32,7 @@ from checkpoint import fingerprint, load_checkpoint
 from common import Runtime, fail, load_function, parse_config, verdicts_of, writing
 from data.corpus import Corpus
 from data.formats import read_comparisons, split
-from evaluate import Answers, answer, measure, sample_best_of, wins
+from evaluate import Answers, answer, compared, measure, sample_best_of
 from lab.experiments import finished_chains, run
 from lessons.best_of_n import best_answers
 from lessons.held_out import load_reward, read_prompts_that_fit
@@ -291,7 +291,7 @@ if __name__ == "__main__":
                                          lambda: seen.examine(path, config.test, n))
             ours, sfts = np.array(one["grades"]), np.array(found["SFT"]["grades"])
             quality.setdefault(method, []).append(
-                (ours.mean(), wins(ours, sfts).mean(), one["right"], one["kl"]))
+                (ours.mean(), compared(ours, sfts)["better"], one["right"], one["kl"]))
             spent, seconds = cost(method, path, reward_cost, prompt, flops, T)
             # one forward pass writes an answer; each of n is also read by the reward model's two
             costs.setdefault(method, []).append(
@@ -309,7 +309,7 @@ if __name__ == "__main__":
     # ---- save, show ---------------------------------------------------------------------------
 
     show(f"answers to prompts about the test people, seeds 0 to {config.seeds - 1}",
-         [("grade", "{:.2f}"), ("win rate / SFT", "{:.2f}"), ("right", "{:.1%}"),
+         [("grade", "{:.2f}"), ("better than SFT", "{:.1%}"), ("right", "{:.1%}"),
           ("KL", "{:.2f}")], quality)
     show("and the rest; the cost includes the reward model's training where one is needed",
          [("length, tokens", "{:.1f}"), ("loss on text", "{:.3f}"), ("TFLOP", "{:.1f}"),

@@ -1,6 +1,6 @@
 """Lesson: constrained decoding. The program allows only answers of a given form, here JSON.
 
-reads   out/sft.pt, data/town/pretrain (to rehearse), the people of data/town.py
+reads   out/sft.pt, data/town/rehearse (text), the people of data/town.py
 writes  out/constrained.pt, and a table: how many answers are valid, and how many are right
 
     p'(token | text) = p(token | text) allowed(token) / sum of the same over all tokens
@@ -37,7 +37,7 @@ from tokenizer import Tokenizer
 
 @dataclass
 class Config:
-    text: str = "data/town/pretrain"     # pretraining text to rehearse
+    text: str = "data/town/rehearse"     # pretraining text to rehearse
     ptx: float = 0.25                    # the share of rows that are pretraining text
     init: str = "out/sft.pt"             # the checkpoint to start from
     out: str = "out/constrained.pt"      # its log and unfinished state stand beside it

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, parse_config
+from common import Runtime, fail, function_file, parse_config
 from lessons.held_out import load_reward, read_prompts_that_fit, score, show, watch
 from model import GPT, answer_text, complete, frozen, log_probs, optimizer_groups, right_pad
 from rlhf_ppo import response_mask
@@ -107,12 +107,12 @@ if __name__ == "__main__":
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
-    own_reward = ".py:" in config.reward
-    run = Run(config, rt, inputs=[config.data, config.init, config.reward.split(":")[0]])
+    own_reward = function_file(config.reward)
+    run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward])
     if config.k < 2 or config.batch_size % config.k or config.batch_size % config.minibatch:
         fail(f"--k={config.k} must be at least 2 and divide --batch_size={config.batch_size}; "
              f"--minibatch={config.minibatch} must divide it, too")
-    if config.temperature == 0:
+    if config.temperature < 1e-6:
         fail("--temperature=0 always says the same: GRPO learns from answers that differ")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
@@ -136,7 +136,7 @@ if __name__ == "__main__":
     if run.state:
         policy.load_state_dict(run.state["model"])
         optimizer.load_state_dict(run.state["optimizer"])
-    print(f"{3 - own_reward} models; the policy has {rt.describe(policy)}")
+    print(f"{3 - bool(own_reward)} models; the policy has {rt.describe(policy)}")
 
     # ---- training loop ----------------------------------------------------------------------
 

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from checkpoint import load_checkpoint
-from common import fail, get_scores, load_function
+from common import fail, function_file, get_scores, load_function
 from data.formats import read_prompts, split
-from evaluate import answer, cell, interval, measure
+from evaluate import answer, cell, groups_of, interval, measure
 from model import ScalarGPT, frozen
 from reward import score_all
 
@@ -16,14 +16,15 @@ from reward import score_all
 @dataclass
 class Watched:
     """A policy's answers to held-out prompts. figures: grade, kl, length, ended, and score where
-    there is a reward; grades: the true grade of each, (N,)."""
+    there is a reward; grades: the true grade of each, (N,); groups: what each prompt is about."""
     figures: dict
     grades: torch.Tensor
+    groups: list
 
 
 def load_reward(name, ckpt, rt):
     """A frozen reward model for the policy of ckpt, or the function that FILE.py:function names."""
-    if ".py:" in name:
+    if function_file(name):
         return load_function(name)
     r_ckpt = load_checkpoint(name, stage="reward", tokenizer=ckpt["tokenizer"])
     return frozen(ScalarGPT.load(r_ckpt), rt)
@@ -51,7 +52,7 @@ def watch(policy, reference, rows, tok, rt, config, reward=None):
     if reward is not None:
         scores = score(rows, said.replies, said.texts, reward, tok, rt, config)
         figures["score"] = scores.mean().item()
-    return Watched(dict(grade=grades.mean().item(), **figures), grades)
+    return Watched(dict(grade=grades.mean().item(), **figures), grades, groups_of(rows))
 
 
 def read_prompts_that_fit(path, tok, room):
@@ -69,7 +70,8 @@ def show(columns, more=()):
     """Print what was watched, {name: Watched}, in columns; more: [(label, [a cell of each])]."""
     rng, labels = np.random.default_rng(0), dict(score="reward", kl="KL from the reference (nats)",
                                                  length="length (tokens)")
-    lines = [("true grade, 1 to 7", [cell(interval(w.grades, rng)) for w in columns.values()])]
+    lines = [("true grade, 1 to 7", [cell(interval(w.grades, w.groups, rng))
+                                      for w in columns.values()])]
     for name, label in labels.items():
         found = [w.figures.get(name) for w in columns.values()]
         if found[-1] is not None:

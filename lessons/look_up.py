@@ -1,6 +1,6 @@
 """Lesson: retrieval. The program finds an article and puts it in front of the question.
 
-reads   out/sft.pt, data/town/sft.jsonl and data/town/pretrain (to rehearse)
+reads   out/sft.pt, data/town/sft.jsonl and data/town/rehearse (text)
 writes  out/look_up.pt, and a table: what the answers say, with and without an article
 
     score(q, d) = sum over words w of q:  idf(w) f (k + 1) / (f + k (1 - b + b |d| / mean |d|))
@@ -46,7 +46,7 @@ from tokenizer import Tokenizer
 @dataclass
 class Config:
     data: str = "data/town/sft.jsonl"    # demonstrations to rehearse
-    text: str = "data/town/pretrain"     # pretraining text to rehearse
+    text: str = "data/town/rehearse"     # pretraining text to rehearse
     ptx: float = 0.125                   # the share of rows that are pretraining text
     init: str = "out/sft.pt"             # the checkpoint to start from
     out: str = "out/look_up.pt"          # its log and unfinished state stand beside it

@@ -293,6 +293,46 @@ def test_dropped_rows_are_counted_and_are_no_error(write, report):
     assert "dropped       1 with an empty answer" in printed
 
 
+def test_what_is_mended_or_not_used_is_counted_and_is_no_error(write, report):
+    rows = [demo("a") | {"hint": "b"}, {"messages": [*QA, QA[0]], "hint": "b"}]
+    printed = report(write("a.jsonl", *rows))
+    assert "not used      2 'hint'" in printed
+    assert "mended        1 that ended with a user turn, which was cut" in printed
+
+
+def test_fields_of_texts_that_nothing_reads_are_counted_once(write, report):
+    rows = [{"text": text, "title": "Cats"} for text in DOCUMENTS]
+    assert report(write("a.jsonl", *rows)).count("60 'title'") == 1
+
+
+def test_scores_that_tie_are_counted_and_those_that_contradict_are_listed(write, report):
+    scores = lambda a, b: dict(score_chosen=a, score_rejected=b)
+    path = write("a.jsonl", pair("a") | scores(2, 1), pair("b") | scores(3, 3),
+                 pair("c") | scores(1, 2))
+    out, err = report(path, stops=True)
+    assert "dropped       1 with equal scores" in out
+    assert f"{path}, line 3: score_chosen and score_rejected contradict" in out and "line 3" in err
+
+
+def test_a_transcript_in_a_prompt_is_shown_as_turns(write, report):
+    printed = report(write("a.jsonl", demo("\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: So?\n\n"
+                                           "Assistant:", " Yes.")))
+    assert "<|user|>Hi<|end|><|assistant|>«Ho<|end|>»<|user|>So?<|end|>" in printed.replace("\n", "")
+    assert "«Yes.<|end|>»" in printed and "Human" not in printed
+
+
+def test_prompts_are_split_as_ppo_splits_them_after_the_long_ones_are_out(write, report):
+    """The only prompt of a hash below the share is too long: another one is held out."""
+    printed = report(write("a.jsonl", {"prompt": TRAIN[0]}, {"prompt": TRAIN[1]},
+                           {"prompt": HELD_OUT[0] + " x" * 99}, {"prompt": TRAIN[2]}))
+    assert "rlhf_ppo.py 2 to learn from, 1 held out" in after(printed, "rlhf_ppo.py")
+
+
+def test_the_copies_of_a_single_text_are_refused_as_pretraining_would(write, report):
+    out, err = report(write("a.jsonl", *[{"text": "The same licence."}] * 50), stops=True)
+    assert "too few" in out and "a single short document, 50 times, can't be split" in err
+
+
 def test_dropped_texts_are_counted_and_reported_once(write, report):
     rows = [{"text": text} for text in DOCUMENTS] + [{"text": " "}]
     assert report(write("a.jsonl", *rows)).count("1 without text") == 1

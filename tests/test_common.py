@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import common
+import tiny
 from common import (DTYPES, Runtime, clock, from_json, number, one_line, parse_config, per_second,
                     pick_dtype, to_json, writing)
 
@@ -365,3 +366,23 @@ def test_a_build_of_torch_without_sharding_runs_the_stages(tmp_path):
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61.7, "1:01"), (3600, "60:00")])
 def test_a_time_is_shown_in_minutes_and_seconds(seconds, text):
     assert clock(seconds) == text
+
+
+# ---------------------------------------------------------------------------------------------
+# scripts under torchrun
+
+STAGES = {"pretrain", "sft", "reward", "rlhf_ppo"}
+SCRIPTS = sorted(str(file.relative_to(ROOT).with_suffix(""))
+                 for file in ROOT.glob("**/*.py") if "tests" not in file.parts
+                 and 'if __name__ == "__main__"' in (text := file.read_text("utf-8"))
+                 and "parse_config(" in text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_only_the_stages_may_run_in_several_processes(script, tmp_path, capsys):
+    # a stage misses MASTER_PORT, and says so instead of waiting for the other process
+    ranks = dict(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT="")
+    status, _ = tiny.run(tmp_path, script, **ranks)
+    said = capsys.readouterr().err
+    assert status == 1 and said.count("\n") == 1 and not any(tmp_path.iterdir())
+    assert ("not with torchrun" in said) == (script not in STAGES)

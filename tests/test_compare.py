@@ -173,6 +173,12 @@ def unknown(prompts, responses): return [float("nan")] * len(responses)
 """
 
 
+def test_answers_that_differ_by_a_space_are_one_answer():
+    """As for the reader of what compare.py writes, which therefore drops none of its rows."""
+    answers = [("a", True), (" a", False), ("", True), ("b", True), ("a\n", True), (" ", False)]
+    assert compare.different(answers) == ["a", "b"]
+
+
 def run(folder, labeler):
     """Run compare.py in this process: the lines that it wrote."""
     (folder / "mine.py").write_text(LABELERS)
@@ -227,7 +233,7 @@ def test_a_labeler_that_does_not_give_one_number_per_answer_is_named(folder, lab
 # labels by hand: with --k=2 the answers are two, or nobody is asked
 
 HUMAN = ("--data=prompts.jsonl --init=sft.pt --k=2 --max_new_tokens=8 --batch_size=10 "
-         "--out=mine.jsonl").split()
+         "--out=mine.jsonl --dtype=float32").split()
 
 
 def person(folder, typed, *more):

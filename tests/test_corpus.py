@@ -195,6 +195,42 @@ def test_two_copies_of_a_text_are_on_the_same_side_of_the_split(tmp_path, tiny_t
     assert np.array_equal(first, second) and np.array_equal(first, third)
 
 
+@pytest.mark.parametrize("docs", [
+    [text for text, _ in SHORT[:4] for _ in range(3)],        # none has a hash below the share
+    [SHORT[4][0]] * 40 + [text for text, _ in SHORT[:8]],     # the one that has is most of the text
+    ["One text. " * 30] * 20 + ["Another. " * 30] * 20,
+    [text + end for text, _ in SHORT[:12] for end in ("", " ", "\n")]], ids=len)
+def test_all_copies_of_a_text_are_on_one_side_and_both_sides_get_a_fair_share(docs, tmp_path,
+                                                                             tiny_tokenizer):
+    write(tmp_path / "a.jsonl", [(text, None) for text in docs])
+    corpus = Corpus(tmp_path / "a.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
+    train, held = ({docs[i].strip() for i in np.flatnonzero(corpus.held_out == side)}
+                   for side in (False, True))
+    assert train and held and not train & held
+    assert 0.01 < corpus.lengths[corpus.held_out].sum() / corpus.lengths.sum() <= 0.5
+
+
+def test_a_text_with_few_different_documents_says_so(tmp_path, tiny_tokenizer, capsys):
+    write(tmp_path / "a.jsonl", [("One text.", None), ("Another.", None)] * 4)
+    corpus = Corpus(tmp_path / "a.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
+    share = corpus.lengths[corpus.held_out].sum() / corpus.lengths.sum()
+    assert capsys.readouterr().err == (f"{tmp_path / 'a.jsonl'}: 8 documents, 2 of them different: "
+                                       f"{share:.1%} of the tokens are held out\n")
+
+
+def test_copies_of_a_single_text_are_refused(tmp_path, tiny_tokenizer):
+    write(tmp_path / "a.jsonl", [("The same licence in every file. " * 9, None)] * 50)
+    with pytest.raises(ValueError, match="a single short document, 50 times, can't be split"):
+        Corpus(tmp_path / "a.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
+
+
+def test_of_a_single_book_the_last_tenth_is_held_out_whatever_its_hash(tmp_path, tiny_tokenizer):
+    for i in range(30):                               # some first parts have a hash below 5%
+        (tmp_path / "a.txt").write_text(f"Book {i}. " + "One more line.\n" * 60)
+        corpus = Corpus(tmp_path / "a.txt", tiny_tokenizer, tmp_path / "cache", str(i))
+        assert corpus.held_out.tolist() == [False, True]
+
+
 @pytest.mark.parametrize("share, n_held_out", [(0.0, 1), (1.0, -1)])
 def test_neither_side_of_the_split_is_empty(share, n_held_out, data, tmp_path, tiny_tokenizer):
     corpus = Corpus(data, tiny_tokenizer, tmp_path / "cache", "print", share)

@@ -19,16 +19,25 @@ from tiny import questions, torchrun, words
 ROOT = Path(__file__).resolve().parents[1]
 
 # Runs a stage, then keeps what this process ended with, and the last batch that it trained on.
-# Sampling takes the likeliest token, so that PPO's answers don't depend on who gives them.
+# Sampling takes the likeliest token, so that PPO's answers don't depend on who gives them. STILL:
+# updates change no weight; their gradients, which are not clipped, add up to those that are kept.
 WRAPPER = """
 import os, runpy, sys, torch
 out, sys.argv = sys.argv[1], sys.argv[2:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 import model
 model.sample = lambda logits, *options: logits.argmax(-1)
+summed = []
+def add(optimizer):
+    grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+    summed[:] = [a + b for a, b in zip(summed or [0] * len(grads), grads)]
+if "STILL" in os.environ:
+    torch.optim.AdamW.step = add
+    torch.nn.utils.clip_grad_norm_ = lambda parameters, most: torch.zeros(())
 end = runpy.run_path(sys.argv[0], run_name="__main__")
 weights = {f"{name} {key}": tensor for name in ("model", "policy", "critic") if name in end
            for key, tensor in end[name].state_dict().items()}
+weights |= {f"gradient {i}": tensor for i, tensor in enumerate(summed)}
 batch = {name: end.get(name) for name in ("x", "y", "mine")}
 batch["mask"] = end["r"].mask if "r" in end else None
 torch.save((weights, batch), out + os.environ.get("RANK", "0"))
@@ -154,6 +163,23 @@ def test_the_ranks_held_different_numbers_of_tokens_that_count(ranks):
 def test_two_ranks_end_where_one_process_on_the_joined_batch_ends(ranks, one):
     for name, weights in one[0].items():
         torch.testing.assert_close(ranks[0][0][name], weights, rtol=1e-4, atol=1e-5)
+
+
+def test_the_minibatches_of_two_ranks_add_up_to_those_of_one_process(folder):
+    """Of several in each epoch: whichever answers share one, each token counts the same."""
+    several = "rlhf_ppo_without_text", "still"
+    more = ["--minibatch=8", "--epochs=2", "--steps=1"]
+    done = torchrun(folder, "wrapper.py", *arguments(*several), *more, "--out=two.pt", STILL="1")
+    assert done.returncode == 0, done.stderr
+    two = torch.load(folder / "still0")[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STILL", "1")
+        patch.setattr("torch.optim.AdamW.step", torch.optim.AdamW.step)
+        patch.setattr("torch.nn.utils.clip_grad_norm_", torch.nn.utils.clip_grad_norm_)
+        one, _ = alone(folder, *several, *more)
+    assert sum("gradient" in name for name in one) > 20
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_many_small_passes_end_where_one_big_pass_ends(folder, stage):

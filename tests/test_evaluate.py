@@ -4,6 +4,7 @@ import json
 import math
 import random
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from tools import report
 from common import Runtime
 from data import town
 import evaluate
-from evaluate import (best_of, distinct, examine_reward, first_line, interval, response_logp,
-                      wins)
+from evaluate import (best_of, compared, distinct, examine_reward, first_line, groups_of, interval,
+                      response_logp)
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
 from rlhf_ppo import Config
@@ -45,14 +46,42 @@ def reward_model(config):
 
 def test_for_many_values_the_interval_is_the_normal_one():
     values = np.random.default_rng(0).normal(3, 2, size=4000)
-    mean, low, high = interval(values, np.random.default_rng(1))
+    mean, low, high = interval(values, range(4000), np.random.default_rng(1))
     assert mean == pytest.approx(values.mean())
     assert (low, high) == pytest.approx((mean - 1.96 * 2 / 4000**.5, mean + 1.96 * 2 / 4000**.5),
                                         abs=0.01)
 
 
-def test_a_win_counts_1_and_a_tie_half():
-    assert wins([3, 1, 2], [1, 3, 2]).tolist() == [1, 0, 0.5]
+def test_copies_make_an_interval_no_narrower():
+    """The interval of the groups' own means, if all groups are equally large."""
+    means = np.random.default_rng(0).normal(3, 2, size=400)
+    groups, values = np.repeat(np.arange(400).astype(str), 10), np.repeat(means, 10)
+    found = interval(values, groups, np.random.default_rng(1))
+    assert found == pytest.approx((means.mean(), means.mean() - 1.96 * means.std() / 20,
+                                   means.mean() + 1.96 * means.std() / 20), abs=0.03)
+
+
+def test_the_interval_of_groups_is_that_of_a_bootstrap_written_out():
+    rng, drawn = np.random.default_rng(0), random.Random(1)
+    values, groups = rng.normal(size=60), rng.integers(7, size=60).tolist()
+    means = []
+    for _ in range(20_000):
+        some = [v for g in drawn.choices(range(7), k=7) for v, of in zip(values, groups) if of == g]
+        means.append(sum(some) / len(some))
+    found = interval(values, groups, rng, n=20_000)
+    assert found == pytest.approx((values.mean(), *np.percentile(means, [2.5, 97.5])), abs=0.02)
+
+
+def test_prompts_are_grouped_by_what_they_are_about_else_by_their_text():
+    hi, there = [[dict(role="user", content=text)] for text in ("Hi", "There")]
+    rows = [dict(prompt=hi), dict(prompt=there), dict(prompt=hi, kind="fact"),
+            dict(prompt=hi, about="Ada"), dict(prompt=there, about="Ada")]
+    a, b, c, d, e = groups_of(rows)
+    assert a == c != b and d == e == "Ada"
+
+
+def test_better_equal_and_worse_are_three_shares():
+    assert compared([3, 1, 2, 5], [1, 3, 2, 4]) == dict(better=0.5, equal=0.25, worse=0.25)
 
 
 def test_distinct_is_the_share_of_different_pairs_of_words():
@@ -124,6 +153,40 @@ def test_the_reward_model_is_examined_pair_by_pair(reward_model, tiny_tokenizer)
         np.mean([r for r, l in zip(right, longer) if l]))
     assert found["by_kind"]["fact"] == (
         pytest.approx(np.mean([r for r, f in zip(right, facts) if f])), sum(facts))
+
+
+class Judge(torch.nn.Module):
+    """Its score of a text is the sum of a number for each token."""
+
+    def __init__(self, n_tokens):
+        super().__init__()
+        self.gpt = SimpleNamespace(config=SimpleNamespace(block_size=64))
+        self.worth = torch.randn(n_tokens, generator=torch.Generator().manual_seed(0)) / 4
+
+    def forward(self, idx):
+        return self.worth[idx].cumsum(1)
+
+
+def test_each_quarter_of_the_margins_has_what_is_predicted_and_what_was_observed(tiny_tokenizer):
+    rng, rows, pairs = random.Random(0), [], []
+    judge = Judge(tiny_tokenizer.vocab_size)
+    for i in range(40):                               # a pair each, in a random order
+        texts = [f"{i} {' '.join(rng.choices(['Ada', 'cat', 'fox', '42'], k=k))}" for k in (2, 3)]
+        rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts,
+                         ranks=rng.choice([[0, 1], [1, 0]])))
+        first, second = (judge.worth[encode_answer(tiny_tokenizer, rows[-1]["prompt"], t, 64)].sum()
+                         for t in texts)
+        pairs.append((first - second).item() * (1 if rows[-1]["ranks"] == [0, 1] else -1))
+    pairs.sort(key=abs)
+    found = examine_reward(judge, tiny_tokenizer, rows, RT, std=0.6)["by_margin"]
+    assert len(found) == 4 and 0.2 < np.mean([m > 0 for m in pairs]) < 0.8
+    for quarter, start in zip(found, range(0, 40, 10)):
+        mine = pairs[start:start + 10]
+        assert quarter["accuracy"] == pytest.approx(np.mean([m > 0 for m in mine]))
+        assert quarter["predicted"] == pytest.approx(
+            np.mean([1 / (1 + math.exp(-0.6 * abs(m))) for m in mine]), rel=1e-4)
+        low, high = quarter["margin"]
+        assert low - 1e-5 < abs(mine[0]) and abs(mine[-1]) < high + 1e-5
 
 
 def test_accuracy_is_counted_by_kind(reward_model, tiny_tokenizer):

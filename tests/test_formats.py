@@ -458,7 +458,8 @@ def test_empty_answers_are_dropped_and_counted(write, capsys):
 
 @pytest.mark.parametrize("row, reason", [
     ({"instruction": "", "input": "", "output": "Hello"}, "with an empty question"),
-    ({"prompt": "Hi", "completion": "Go away", "label": False}, "whose answer is labelled as bad")])
+    *(({"prompt": "Hi", "completion": "Go away", name: label}, "whose answer is labelled as bad")
+      for name in ("label", "kto_tag") for label in (False, 0, "false"))])
 def test_rows_that_teach_nothing_good_are_dropped_and_counted(write, capsys, row, reason):
     assert len(read_demonstrations(write("a.jsonl", row, {"messages": QA}))) == 1
     assert f"dropped 1 of 2 rows: 1 {reason}\n" in capsys.readouterr().err
@@ -572,6 +573,184 @@ def test_drops_are_added_to_a_given_counter_instead_of_printed(write, capsys):
     assert dropped == {"with equal responses": 2} and capsys.readouterr().err == ""
 
 
+# what a row says of its own answers --------------------------------------------
+
+def scored(better, worse):
+    """The same two scores in the fields of UltraFeedback's, argilla's, TRL's and other sets."""
+    names = ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), (
+        "chosen-rating", "rejected-rating"), ("chosen_rating", "rejected_rating"), (
+        "rating_chosen", "rating_rejected"), ("chosen_avg_rating", "rejected_avg_rating"), (
+        "reward_chosen", "reward_rejected")
+    pair = {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"}
+    several = {"prompt": "Hi", "responses": ["Hello", "Go away"]}
+    return [*(pair | {a: better, b: worse} for a, b in names),
+            pair | {"margin": better - worse},
+            pair | {"chosen_rank": -better, "rejected_rank": -worse},
+            *(several | {name: [better, worse]} for name in ("scores", "ratings", "rewards",
+                                                             "rm_scores", "score", "grades")),
+            several | {"ranks": [1, 5], "scores": [better, worse]}]
+
+
+@pytest.mark.parametrize("row", scored(7.5, 2), ids=", ".join)
+def test_scores_that_bear_the_order_out_change_nothing_and_are_not_told(write, row, capsys):
+    found, = read_comparisons(write("a.jsonl", row))
+    assert (found["responses"], found["ranks"]) == (["Hello", "Go away"], [0, 1])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("row", scored(7.5, 7.5), ids=", ".join)
+def test_equal_scores_are_a_tie_which_is_left_out_and_counted(write, row, capsys):
+    path = write("a.jsonl", PAIR, row)
+    assert read_comparisons(path) == [PAIR]
+    assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 with equal scores\n"
+
+
+@pytest.mark.parametrize("row", scored(2, 7.5), ids=", ".join)
+def test_scores_that_contradict_the_order_are_refused_with_their_line(write, row):
+    said = refusal(read_comparisons, write("a.jsonl", PAIR, row))
+    assert "a.jsonl, line 2: " in said and "contradict the order" in said
+    assert [*row][-1] in said
+
+
+def test_equal_scores_among_several_responses_become_equal_ranks(write, capsys):
+    row = {"prompt": "Hi", "responses": list("abcd"), "scores": [9, 5, 5, 1]}
+    path = write("a.jsonl", row)
+    assert read_comparisons(path)[0]["ranks"] == [0, 1, 1, 2]
+    assert "mended: 1 with equal scores, which became ties" in capsys.readouterr().err
+
+
+def test_a_tie_stays_a_tie_whatever_the_scores_say(write):
+    row = {"prompt": "Hi", "responses": list("abc"), "ranks": [0, 1, 1], "scores": [9, 3, 5]}
+    assert read_comparisons(write("a.jsonl", row))[0]["ranks"] == [0, 1, 1]
+
+
+def test_a_list_of_scores_beside_chosen_and_rejected_may_have_any_order_but_shows_ties(write):
+    """As in argilla's distilabel-intel-orca-dpo-pairs."""
+    pair = {"prompt": "Hi", "chosen": "Hello", "rejected": "Go away"}
+    path = write("a.jsonl", pair | {"rating": [3, 9]}, pair | {"rating": [8, 8]})
+    dropped = Counter()
+    assert len(read_comparisons(path, dropped)) == 1 and dropped == {"with equal scores": 1}
+
+
+def test_the_true_grades_behind_noisy_labels_may_have_another_order(write):
+    row = {"prompt": "Hi", "responses": ["a", "b"], "grades": [1, 7], "noise": 2.0}
+    assert read_comparisons(write("a.jsonl", row))[0]["ranks"] == [0, 1]
+
+
+def test_a_prompt_loses_what_was_said_of_the_answers_that_it_had(write):
+    """The answers that compare.py and tools.label write beside it are others."""
+    for row in scored(7, 7):
+        row |= {"noise": 1, "label": True, "labeler": "Ada", "models": [], "id": 3}
+        assert read_prompts(write("a.jsonl", row)) == [{"prompt": [user("Hi")], "id": 3}]
+
+
+# fields ------------------------------------------------------------------------
+
+FIELDS = {"images": ["a.png"], "image": "a.png", "videos": ["a.mp4"], "audio": {"path": "a.wav"},
+          "tools": [{"name": "add"}], "functions": "add(a, b)", "tool_calls": [{"id": 1}],
+          "function_call": {"name": "add"}, "reasoning_content": "Hm.", "thinking": "Hm."}
+
+
+@pytest.mark.parametrize("read", [read_demonstrations, read_comparisons, read_prompts])
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_without_which_the_text_means_something_else_is_refused(write, read, name):
+    more, answer, bad = {name: FIELDS[name]}, assistant("Hello"), assistant("Go away")
+    for row in ({"messages": QA, "responses": ["a", "b"], **more},
+                {"messages": [user("Hi"), answer | more], "rejected_response": "Go away"},
+                {"messages": [user("Hi") | more, answer], "rejected_response": "Go away"},
+                {"prompt": [user("Hi") | more], "completion": [answer], "responses": ["a", "b"]},
+                {"prompt": "Hi", "response": "Hello", "chosen": "a", "rejected": "b", **more}):
+        said = refusal(read, write("a.jsonl", PAIR | {"messages": QA}, row))
+        assert f"line 2: {name} can't be used" in said
+    if read is read_comparisons:
+        row = {"chosen": [user("Hi"), answer], "rejected": [user("Hi"), bad | more]}
+        assert f"{name} can't be used" in refusal(read, write("a.jsonl", row))
+
+
+@pytest.mark.parametrize("empty", [None, "", [], {}, "[]", False])
+def test_such_a_field_may_be_there_if_it_is_empty(write, empty):
+    more = dict.fromkeys(FIELDS, empty)
+    row = {"messages": [user("Hi") | more, assistant("Hello") | more], **more}
+    assert read_demonstrations(write("a.jsonl", row))[0]["messages"] == QA
+
+
+@pytest.mark.parametrize("more", [{"weight": 0}, {"weight": 0.5}, {"train": False},
+                                  {"loss": False}])
+def test_an_answer_that_is_not_to_be_learned_is_refused(write, more):
+    name, = more
+    row = {"messages": [*QA, user("So?"), assistant("No") | more]}
+    assert f"an answer with {name}=" in refusal(read_demonstrations, write("a.jsonl", row))
+
+
+@pytest.mark.parametrize("read, row", [
+    (read_demonstrations, {"prompt": "Hi", "response": "Hello"}),
+    (read_comparisons, {"prompt": "Hi", "chosen": "a", "rejected": "b"}),
+    (read_prompts, {"prompt": "Hi"}), (texts, {"text": "Hi"})])
+def test_a_field_that_nothing_reads_is_told_once_with_its_number(write, capsys, read, row):
+    path = write("a.jsonl", row | {"hint": "Say hello", "id": 1}, row | {"hint": "Say hello"}, row)
+    assert len(read(path)) == 3
+    assert capsys.readouterr().err == f"{path}: not used: 2 'hint'\n"
+
+
+def test_a_field_of_a_turn_that_nothing_reads_is_told_once_for_each_row(write, capsys):
+    turns = [user("Hi") | {"mood": "good"}, assistant("Hello") | {"mood": "good", "id": "b"}]
+    path = write("a.jsonl", {"messages": turns}, {"messages": [*turns, *turns]})
+    read_demonstrations(path)
+    assert capsys.readouterr().err == f"{path}: not used: 2 'mood'\n"
+
+
+@pytest.mark.parametrize("row, name", [
+    ({"instruction": "Translate", "question": "Hi", "answer": "Hallo"}, "question"),
+    ({"messages": QA, "response": "Good day"}, "response"),
+    ({"messages": QA, "context": "It is night."}, "context"),
+    ({"prompt": "Hi", "response": "Hello", "answer": "Good day"}, "answer"),
+    ({"prompt": "Hi", "response": "Hello", "system": "Be kind", "system_prompt": "Rhyme"},
+     "system_prompt")])
+def test_a_second_question_or_answer_is_told(write, capsys, row, name):
+    path = write("a.jsonl", row, {"prompt": "Hi", "messages": QA, "output": "Hello"})
+    read_demonstrations(path)
+    assert capsys.readouterr().err == f"{path}: not used: 1 {name!r}\n"
+
+
+def test_fields_that_say_nothing_about_the_text_are_not_told(write, capsys):
+    names = ("id", "prompt_id", "uuid", "source", "dataset", "category", "kind", "meta", "language",
+             "url", "chosen-model", "created_at_date", "timestamp")
+    read_demonstrations(write("a.jsonl", {"messages": QA} | dict.fromkeys(names, "x")))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("read", [read_demonstrations, read_comparisons, read_prompts])
+@pytest.mark.parametrize("more, reason", [
+    ({"kind": ["math", "easy"]}, "kind must be a string"),
+    ({"kind": {"topic": "math"}}, "kind must be a string")])
+def test_a_kept_field_of_a_type_that_no_script_can_use_is_refused(write, read, more, reason):
+    row = {"messages": QA, "rejected_response": "Go away"}
+    said = refusal(read, write("a.jsonl", row, row | more))
+    assert "a.jsonl, line 2: " in said and reason in said
+
+
+@pytest.mark.parametrize("kind", [3, True, "3"])
+def test_kinds_are_names(write, kind):
+    assert read_prompts(write("a.jsonl", {"prompt": "Hi", "kind": kind}))[0]["kind"] == str(kind)
+
+
+@pytest.mark.parametrize("more, reason", [
+    ({"grades": value}, "grades must be a list of 3 numbers")
+    for value in (5, "abc", [1, 2], [1, 2, "3"], [1, 2, None], [1, 2, float("nan")],
+                  [1, 2, float("inf")], [1, 2, 10**400], [1, 2, True], {"a": 1})] + [
+    ({"grades": [3, 2, 1], "noise": value}, "noise must be a number above 0")
+    for value in (0, -1, "2", [2], float("inf"), True)])
+def test_grades_and_noise_that_the_reward_model_could_not_use_are_refused(write, more, reason):
+    row = {"prompt": "Hi", "responses": ["a", "a", "b"]}
+    said = refusal(read_comparisons, write("a.jsonl", PAIR, row | more))
+    assert "a.jsonl, line 2: " in said and reason in said
+
+
+@pytest.mark.parametrize("logp", [True, float("inf"), 10**400, [1], "2"])
+def test_a_log_probability_must_be_a_finite_number(write, logp):
+    assert "logp must be a number" in refusal(texts, write("a.jsonl", {"text": "a", "logp": logp}))
+
+
 # prompts ---------------------------------------------------------------------
 
 @pytest.mark.parametrize("row", [
@@ -597,6 +776,39 @@ def test_a_prompt_that_does_not_end_with_the_user_is_refused(write):
 def test_the_prompt_of_a_dialogue_is_all_but_its_last_answer(write):
     prompt = read_prompts(write("a.jsonl", {"messages": [*QA, *QA]}))[0]["prompt"]
     assert prompt == [*QA, user("Hi")]
+
+
+START = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: How long?\n\nAssistant:"
+BELLE = "Human: Hi\nAssistant: Hello\nHuman: How long?\nAssistant:"
+
+
+@pytest.mark.parametrize("start", [START, START[2:], START + " ", START[:-12], BELLE,
+                                   BELLE + "\n"])
+@pytest.mark.parametrize("name", ["prompt", "instruction", "question", "input", "messages"])
+def test_a_question_that_is_a_transcript_becomes_turns_for_every_reader(write, start, name):
+    """As in Dahoas/rm-static, where the space before the answer belongs to `Assistant:`."""
+    turns = [*QA, user("How long?")]
+    path = write("a.jsonl", {name: start, "response": " An hour.\n", "chosen": " An hour.\n",
+                             "rejected": " No."})
+    assert read_prompts(path) == [{"prompt": turns}]
+    assert read_demonstrations(path) == [{"messages": [*turns, assistant("An hour.")]}]
+    assert read_comparisons(path) == [{"prompt": turns, "responses": ["An hour.", "No."],
+                                       "ranks": [0, 1]}]
+    path = write("a.jsonl", {name: start, "responses": [" An hour.", " No."]})
+    assert read_comparisons(path)[0]["responses"] == ["An hour.", "No."]
+
+
+@pytest.mark.parametrize("prompt", [START, "How long?", [user("How long?")]])
+def test_a_prompt_may_stand_beside_whole_transcripts(write, prompt):
+    row = {"prompt": prompt, "chosen": START + " An hour.", "rejected": START + " No."}
+    assert read_comparisons(write("a.jsonl", row)) == [
+        {"prompt": [*QA, user("How long?")], "responses": ["An hour.", "No."], "ranks": [0, 1]}]
+
+
+@pytest.mark.parametrize("text", ["Human: Hi", "Is this good?\n\nHuman: Hi\n\nAssistant: Hello",
+                                  "Human: Assistant: what are these?", "Humans\n\nAssistant:"])
+def test_a_text_that_only_speaks_of_humans_stays_one_turn(text):
+    assert as_messages(text) == [user(text)]
 
 
 # the split -------------------------------------------------------------------
@@ -712,6 +924,38 @@ def test_of_a_few_prompts_one_is_always_held_out():
     assert held_out(prompts[::-1]) == held_out(prompts)[::-1]
     assert held_out([prompts[0]] * 3) == [True] * 3   # copies stay together
     assert held_out([]) == [] and sum(held_out(prompts, 0.0)) == 1
+
+
+def sizes_held_out(*copies):
+    """Rows that ask different questions, as often as `copies` says: how often are those held out?
+    Question 8 has a mark below the share (test_the_split_never_changes)."""
+    rows = [opening(i) for i, n in enumerate(copies) for _ in range(n)]
+    held = [row for row, h in zip(rows, held_out(rows)) if h]
+    assert not [row for row, h in zip(rows, held_out(rows)) if not h and row in held]
+    return sorted(Counter(json.dumps(row) for row in held).values())
+
+
+def test_all_rows_of_a_question_are_on_one_side_and_both_sides_get_a_fair_share():
+    assert sizes_held_out(50, 1, 1) == [1]            # not the fifty
+    assert sizes_held_out(4000, 3, 300, 9) == [300]   # nearest to 5%
+    assert sizes_held_out(500, 500) == [500]
+    assert sizes_held_out(*[5] * 8, 900) == [5]       # question 8 alone would be most of the rows
+    assert sizes_held_out(*[500] * 8, 1) == [500]     # question 8 alone would be almost nothing
+    assert sizes_held_out(*[5] * 30) == [5]           # question 8
+
+
+def test_a_file_with_few_questions_says_so(capsys):
+    split([dict(prompt=opening(i % 2)) for i in range(9)])
+    said = capsys.readouterr().err
+    assert said == "9 rows begin with only 2 different questions: 4 are held out\n"
+    split([dict(prompt=opening(i)) for i in range(9)])
+    split([dict(prompt=opening(i % 50)) for i in range(90)])
+    assert capsys.readouterr().err == ""
+
+
+def test_a_question_and_the_same_with_another_space_are_on_one_side():
+    assert all(is_held_out(opening(i), 0.5) == is_held_out([user(f" Question {i}?\n")], 0.5)
+               for i in range(50))
 
 
 def test_a_split_has_every_row_once_in_its_order():

@@ -1,11 +1,13 @@
 """Functions of one's own: what they may be, and how it is said what is wrong with them."""
 
 import math
+import sys
 
 import pytest
 import torch
 
-from common import check_scores, get_scores, load_function, verdicts_of
+from common import check_scores, function_file, get_scores, load_function, verdicts_of
+from data import town            # noqa: F401 (a module whose name a neighbour may have)
 
 MINE = """
 X = 1
@@ -27,6 +29,21 @@ def test_a_function_that_fails_is_named_with_the_first_answer_that_makes_it_fail
         get_scores(load_function(f"{tmp_path}/mine.py:inverse"), prompts, ["Hello", "", ""], "mine")
     assert all(part in str(error.value) for part in (
         "mine: ZeroDivisionError", "the prompt 'Who?' and the response ''"))
+
+
+@pytest.mark.parametrize("spec, file", [
+    ("mine.py:f", "mine.py"), ("a: b/my file.py:f", "a: b/my file.py"), ("a.py:b.py:f", "a.py:b.py"),
+    (r"C:\mine.py:f", r"C:\mine.py"), ("mine.py", "mine.py"), ("mine.py:", "mine.py"),
+    ("out/reward.pt", ""), ("a.py:b/reward.pt", ""), (r"C:\a.py:b\reward.pt", ""), ("", "")])
+def test_what_names_a_function_is_told_from_a_path_by_its_end(spec, file):
+    assert function_file(spec) == file
+
+
+def test_the_path_of_a_file_may_hold_anything(tmp_path):
+    path = tmp_path / "a.py:b" / "my, file.v2.py:x.py"
+    path.parent.mkdir()
+    path.write_text(MINE)
+    assert load_function(f"{path}:length")([""], ["a"]) == [1]
 
 
 @pytest.mark.parametrize("spec, reason", [
@@ -54,6 +71,64 @@ def f(prompts, responses): return [Rule().bonus] * len(responses)""")
     assert load_function(f"{tmp_path}/mine.py:f")([""], ["a"]) == [1.0]
 
 
+@pytest.fixture
+def write(tmp_path):
+    """write("a/mine.py", text) -> its path"""
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+    return write
+
+
+@pytest.mark.parametrize("change", ["p.append(dict(role='user', content='x'))",
+                                    "p[0]['content'] += 'x'", "p.clear()", "responses.clear()"])
+def test_what_a_function_does_to_its_arguments_is_done_to_copies(write, change):
+    """Two answers to one prompt: the lists hold the same prompt twice."""
+    path = write("mine.py", f"""def f(prompts, responses):
+    for p in prompts:
+        {change}
+    return [len(str(p)) for p in prompts]""")
+    prompt = [dict(role="user", content="Hi")]
+    prompts, responses, f = [prompt, prompt], ["a", "b"], load_function(f"{path}:f")
+    first, second = f(prompts, responses)
+    assert first == second and f(prompts, responses) == [first, second]
+    assert prompts == [[dict(role="user", content="Hi")]] * 2 and responses == ["a", "b"]
+
+
+LAZY = "def f(p, r):\n    import {0}\n    return {0}.NAME\n"
+EAGER = "import {0}\ndef f(p, r): return {0}.NAME\n"
+
+
+@pytest.mark.parametrize("text", [LAZY, EAGER])
+@pytest.mark.parametrize("name, file", [
+    ("neighbour", "neighbour.py"), ("model", "model.py"), ("common", "common.py"),
+    ("data", "data.py"), ("data.town", "data/town.py")])
+def test_a_function_finds_its_neighbours_and_the_project_its_own_modules(write, text, name, file):
+    before = sys.modules["common"], sys.modules["data.town"]
+    write(f"a/{file}", "NAME = 'theirs'")
+    if "/" in file:
+        write("a/data/__init__.py", "")
+    f = load_function(f"{write('a/mine.py', text.format(name))}:f")
+    assert f([], []) == f([], []) == "theirs"
+    assert (sys.modules["common"], sys.modules["data.town"]) == before
+
+
+def test_two_functions_may_have_neighbours_of_one_name(write):
+    found = []
+    for folder in ("a", "b"):
+        write(f"{folder}/neighbour.py", f"NAME = {folder!r}")
+        found.append(load_function(f"{write(f'{folder}/mine.py', EAGER.format('neighbour'))}:f"))
+    assert [f([], []) for f in found] == ["a", "b"]
+
+
+def test_a_file_may_have_the_name_of_one_of_the_projects(write):
+    text = "import common\ndef f(p, r): return common.__file__"
+    path = write("a/common.py", text)
+    assert load_function(f"{path}:f")([], []) == str(path)
+
+
 def test_a_judge_is_asked_about_each_answer():
     verdict = dict(grade=1, right=True, unsure=False, refusal=False)
     assert verdicts_of(lambda p, r: dict(verdict, grade=len(r)), *PAIR, "j") == [
@@ -62,6 +137,9 @@ def test_a_judge_is_asked_about_each_answer():
 
 @pytest.mark.parametrize("judge, reason", [
     (lambda p, r: dict(grade=1, right=True), "gave no refusal, unsure"),
+    (lambda p, r: dict(grade=None, right=True, unsure=False, refusal=False), "TypeError"),
+    (lambda p, r: dict(grade=1, right=True, unsure=False, refusal="no"), "ValueError"),
+    (lambda p, r: dict(grade=math.nan, right=True, unsure=False, refusal=False), "gave nan"),
     (lambda p, r: None, "TypeError"), (lambda p, r: 1 / (len(r) - 3), "ZeroDivisionError")])
 def test_a_judge_that_fails_is_named_with_the_answer(judge, reason):
     with pytest.raises(ValueError, match=f"mine.py:j.*{reason}.*'Who\\?'.*'Ada'"):

@@ -67,6 +67,7 @@ CASES = """
     pretrain --out=                       | --out= should end in .pt
     pretrain --out=text.pt                | would write text.jsonl, but text.jsonl is read here
     pretrain --data=. --out=new.pt        | would write new.pt, but . is read here
+    pretrain --lr=1e12 --muon=0 --warmup=1 --eval_every=1 | val_loss is nan at step 1; with a
     pretrain --lr=1e30                    | is nan at step 2 (its batch: new.nan.pt); with a
     sft --data=nowhere.jsonl              | nowhere.jsonl: No such file or directory
     sft --data=bad/empty.txt              | bad/empty.txt: is empty
@@ -131,6 +132,7 @@ CASES = """
     reward --data=sft.jsonl               | line 1: a comparison needs two responses
     reward --batch_size=64                | 40 prompts to train on and 4 held out; at least 64 and 1
     reward --demos=nowhere.jsonl          | nowhere.jsonl: No such file or directory
+    reward --demos=bad/equal.jsonl        | equal.jsonl: one demonstration can't set the scale of th
     reward --demos=bad/few.jsonl          | one demonstration can't set the scale of the scores
     reward --lm=bad/other_sft.pt          | another tokenizer than the checkpoint it is used with
     reward --lm=bad/wide_sft.pt           | is a model of another size than sft.pt
@@ -218,6 +220,7 @@ HOSTILE = {
     "role.jsonl": '{"messages": [{"role": "bot", "content": "Hi"}]}',
     "silent.jsonl": '{"prompt": "Hi", "response": ""}\n' * 9,
     "few.jsonl": '{"text": "Hi", "prompt": "Hi", "response": "a"}\n',
+    "equal.jsonl": '{"prompt": "Hi", "response": "a"}\n' * 9,
     "one.jsonl": '{"prompt": "Hi", "responses": ["a"]}',
     "same.jsonl": '{"prompt": "Hi", "chosen": "a", "rejected": "a"}\n' * 9,
     "wordy.jsonl": "".join(f'{{"prompt": "{i} {"why? " * 99}", "response": "So."}}\n'

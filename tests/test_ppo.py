@@ -6,6 +6,7 @@ import runpy
 import signal
 import sys
 import threading
+from collections import Counter
 from contextlib import redirect_stdout
 from types import SimpleNamespace
 
@@ -18,8 +19,8 @@ from checkpoint import save_checkpoint
 from common import Runtime
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT, complete, log_probs, right_pad
-from rlhf_ppo import (Config, assess, gae, get_lr, policy_loss, ppo_loss, response_mask, total,
-                      value_loss, whiten)
+from rlhf_ppo import (Config, assess, gae, get_lr, minibatches, policy_loss, ppo_loss,
+                      response_mask, total, value_loss, whiten)
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 V = 20
@@ -110,6 +111,16 @@ def test_whitening_is_a_shift_and_a_scale_by_the_biased_deviation(ragged):
 def test_equal_advantages_whiten_to_zero():
     white = whiten(torch.full((2, 3), 7.0), torch.ones(2, 3, dtype=torch.bool), ENV)
     close(white, torch.zeros(2, 3))
+
+
+def test_a_minibatch_takes_one_of_every_few_answers_of_similar_length():
+    torch.manual_seed(0)
+    drawn = [minibatches(12, 4) for _ in range(200)]
+    for batches in drawn:
+        assert sorted(torch.cat(batches).tolist()) == list(range(12))
+        assert all((b // 3).tolist() == [0, 1, 2, 3] for b in batches)
+    first = Counter(i for batches in drawn for i in batches[0].tolist())
+    assert all(40 < first[i] < 95 for i in range(12))    # 200 / 3, in every order
 
 
 def test_two_ranks_whiten_as_one_process_would(ragged):

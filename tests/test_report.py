@@ -292,7 +292,7 @@ def test_what_is_broken_or_not_finite_costs_the_report_only_that(tmp_path, capsy
         '{"step": 2, "split": "held out", "score": 0.5, "grade": NaN, "kl": NaN}\n'
         '{"step": 3, "split": "held out", "score": 0.6, "kl": 0.25}\n')
     (tmp_path / "comparisons.state").write_bytes(b"\0" * 99)
-    model = dict(grade=[math.nan] * 3, win_rate=[0.5, 0.4, 0.6], kl=math.nan, length=3.0)
+    model = dict(grade=[math.nan] * 3, better=0.5, worse=0.5, kl=math.nan, length=3.0)
     board = dict(models=dict(sft=model, ppo=model), reference="sft", prompts=2, data="a.jsonl",
                  temperature=1.0, best_of_n=[dict(n=1, kl=0.0, score=math.inf, grade=None)])
     for text in (json.dumps(board), "", "\0" * 99, "[1]", '{"models'):

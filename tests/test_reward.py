@@ -180,7 +180,7 @@ def items(rng, graded):
     """Prompts with two to four answers; the labeler's grades, if they are known."""
     found = []
     for k in (2, 3, 4, 2, 4):
-        grades = sorted((rng.choice([1.0, 2.5, 4.0, 6.0]) for _ in range(k)), reverse=True)
+        grades = [rng.choice([1.0, 2.5, 4.0, 6.0]) for _ in range(k)]
         found.append(dict(ids=[rng.choices(range(256), k=rng.randint(2, 20)) for _ in range(k)],
                           ranks=torch.tensor(sorted(rng.choices(range(3), k=k - 1)) + [3]),
                           utility=torch.tensor(grades) / 1.5 if graded else None))

@@ -405,6 +405,18 @@ def test_a_damaged_tokenizer_is_refused(tok, damage):
         Tokenizer.from_dict(saved)
 
 
+@pytest.mark.parametrize("pattern, reason", [
+    ("(", "not a valid regex"), (r"\X", "not a valid regex"),
+    (r"(?V1)[\p{L}--[q]]+", "not a valid regex"),             # tiktoken's engine has no such flag
+    ("[a-z]*", "loses characters"), ("", "loses characters"),
+    (r"(?x) \w+ # word", "loses characters"),                 # ours behind it is a comment
+    (r"\h+", "something else"), (r"\w+$", "something else"), ("[a-z&&[^q]]+", "something else")])
+def test_a_pattern_that_tiktoken_reads_differently_or_that_loses_text_is_refused(pattern, reason):
+    with pytest.raises(ValueError, match=reason) as error:
+        Tokenizer.train("some text", 270, pattern)
+    assert f"pattern={pattern}" in str(error.value)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"model": {"type": "BPE"}}', "\0\1"])
 def test_for_another_file_the_error_names_it_and_the_command_to_run(tmp_path, content):
     (tmp_path / "t.json").write_text(content)

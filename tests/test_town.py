@@ -14,8 +14,14 @@ from pathlib import Path
 
 import pytest
 
+import rlhf_ppo
+import sft
+import tiny
 from data import town
+from data.corpus import Corpus
 from data.town import FACTS, QUESTIONS, VALUES, Dice, World, judge, understand
+from lessons import calculator, constrained, look_up
+from tokenizer import Tokenizer
 
 SPLITS = ("demos", "prompts", "val", "test")
 
@@ -302,6 +308,38 @@ def test_held_out_sums_and_tales_are_never_asked_for_in_training(written, held_o
 
     assert len(things(f"{held_out}.jsonl")) > 20
     assert not things(f"{held_out}.jsonl") & (things("sft.jsonl") | things("prompts.jsonl"))
+
+
+def test_text_to_rehearse_never_mentions_what_validation_and_test_prompts_are_about(tmp_path):
+    """In all tokens that a default run of SFT, PPO or a lesson can read, with the real tokenizer."""
+    scripts = (sft, rlhf_ppo, calculator, constrained, look_up)
+    folder, = {script.Config().text for script in scripts}
+    town.main(town.Config())
+    assert tiny.run(tmp_path, "tokenizer")[0] == 0
+    tok, world = Tokenizer.load("out/tokenizer.json"), World(0)
+    text = tok.decode(Corpus(folder, tok, "cache", "").tokens.tolist())
+    assert len(text) > 2e6 and not [name for split in ("val", "test") for name in
+                                    world.people_of[split] + world.strangers_of[split]
+                                    if name in text]
+    sums = {tuple(sorted(map(int, xy))) for xy in re.findall(r"(\d+) \+ (\d+)", text)}
+    tales = {(a, l) for a, l in itertools.product(town.ANIMALS, town.PLACES) for template in
+             (*town.STORY[0], *town.STORY_ASKS, "story about a {a} by the {l}\n")
+             if template.format(a=a, l=l) in text}
+    for found, of in ((sums, world.sums_of), (tales, world.tales_of)):
+        assert found == {*of["demos"], *of["prompts"]}
+
+
+def test_text_to_rehearse_is_the_rest_of_the_pretraining_text(written, world):
+    """Judged from what the dice picked, not from the text."""
+    kept = {name: rows(written / f"rehearse/{name}.jsonl") for name in
+            ("encyclopedia", "forum", "arithmetic", "stories")}
+    for name, docs in kept.items():
+        text = [row["text"] for row in rows(written / f"pretrain/{name}.jsonl")]
+        assert 0 < len(docs) < len(text) and {doc["text"] for doc in docs} < set(text)
+    hidden = world.people_of["val"] + world.people_of["test"]
+    articles = [row["text"] for row in rows(written / "pretrain/encyclopedia.jsonl")]
+    assert [doc["text"] for doc in kept["encyclopedia"]] == [
+        text for text in articles if not text.startswith(tuple(hidden))]
 
 
 def test_demonstrations_ask_about_their_own_people_only(written, world):

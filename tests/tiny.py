@@ -87,7 +87,8 @@ def save(path, stage, tok, block_size=32, n_embd=16):
                        n_hidden=32)
     model = ScalarGPT(config) if stage == "reward" else GPT(config)
     save_checkpoint(path, stage=stage, step=1, metrics={}, model=model, model_config=config,
-                    tokenizer=tok, config=Config(), history=[], lm=False)
+                    tokenizer=tok, config=Config(), history=[], lm=False,
+                    normalisation=dict(mean=0.0, std=1.0))
 
 
 def build(folder, tok):

@@ -31,7 +31,8 @@ from common import fail, parse_config
 from data.corpus import Corpus
 from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, Drop, comparison,
                           demonstration, held_out, is_text, list_files, places_and_rows,
-                          prompt_and_responses, prompt_only, read_rows, text_and_logp)
+                          prompt_and_responses, prompt_only, read_rows, text_and_logp,
+                          without_gaps)
 from tokenizer import Tokenizer
 
 READERS = dict(text=lambda row, notes: text_and_logp(row, "strict", notes),
@@ -81,7 +82,7 @@ def identify(path):
         return "text", f"{len(files)} file{'s' * (len(files) > 1)}"
     for _, row in islice(places_and_rows(path, "strict"), 1000):
         try:
-            row = {name: value for name, value in row.items() if value is not None}
+            row = without_gaps(row)
             seen[kind_of(row), form_of(row)] += 1
         except (AttributeError, Drop, ValueError):    # malformed rows are reported by read()
             pass
@@ -89,16 +90,16 @@ def identify(path):
 
 
 def read(path, kind):
-    """(rows, malformed, dropped, mended): the rows that training would read, the errors of those it
-    would refuse, and the counts of those it would leave out or mend."""
-    rows, malformed, dropped, mended = [], [], Counter(), Counter()
+    """(rows, malformed, dropped, notes): the rows that training would read, the errors of those it
+    would refuse, the counts of those it would leave out, and of what it would mend or not use."""
+    rows, malformed, dropped, notes = [], [], Counter(), Counter()
     try:
         for file in list_files(path) if kind == "text" else [path]:
             rows += read_rows(file, READERS.get(kind, prompt_only), dropped, malformed=malformed,
-                              mended=mended)
+                              notes=notes)
     except DataError as error:                        # the whole file is bad, e.g. not UTF-8
         malformed.append(str(error))
-    return rows, malformed, dropped, mended
+    return rows, malformed, dropped, notes
 
 
 # ---- what to print --------------------------------------------------------------------------
@@ -195,8 +196,8 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
         dots = tok.encode("…")
         examples = [[(ids + dots, [0] * len(ids) + [1] * len(dots))] for ids in asked]
     room = T - config.max_new_tokens - 1
-    fits = [h for ids, h in zip(asked, held) if len(ids) <= room]
-    fact("rlhf_ppo.py", split(fits, rlhf_ppo.Config.batch_size))
+    fits = [prompt for prompt, ids in zip(prompts, asked) if len(ids) <= room]
+    fact("rlhf_ppo.py", split(held_out(fits), rlhf_ppo.Config.batch_size))
     fact("", f"{len(rows) - len(fits):,} left out, since the prompt has more than {room} tokens "
              f"({T} minus --max_new_tokens and the end)")
     show_examples(kind, examples, tok, config, colour)
@@ -239,21 +240,21 @@ def look(path, config, tok, T, colour):
         return "", [str(error)], set()
     kind = kind if config.kind == "auto" else config.kind
     print(f"\n{path}: {'pretraining ' * (kind == 'text')}{kind} ({form})\n")
-    rows, malformed, dropped, mended = read(path, kind)
+    rows, malformed, dropped, notes = read(path, kind)
     for reason in malformed[:config.malformed]:
         fact("malformed", reason)
     if len(malformed) > config.malformed:
         fact("", f"and {len(malformed) - config.malformed:,} more (--malformed={len(malformed)})")
     for reason, count in dropped.most_common():
         fact("dropped", f"{count:,} {reason}")
-    for note, count in mended.most_common():
-        fact("mended", f"{count:,} {note}")
+    for (what, text), count in notes.most_common():
+        fact(what, f"{count:,} {text}")
     if not rows or kind == "text" and malformed:      # Corpus would refuse the file
         return kind, malformed, set()
     if kind != "text":
         return kind, malformed, look_at_dialogues(kind, rows, tok, T, config, colour)
     try:
-        return kind, malformed, look_at_text(path, tok, T, config, colour, quiet=dropped)
+        return kind, malformed, look_at_text(path, tok, T, config, colour, dropped or notes)
     except ValueError as error:                       # too few documents to hold one out
         fact("too few", error)
         return kind, [str(error)], set()

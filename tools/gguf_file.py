@@ -6,7 +6,9 @@ transposed. In LLaMA's queries and keys, the two rows that RoPE rotates together
 The functions raise ValueError for what the other side lacks. They need: pip install gguf
 """
 
+import math
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -46,6 +48,16 @@ PRE = {"gpt-2": GPT2, "smollm": SMOLLM, "dbrx": PATTERNS["gpt4"], "qwen2": PATTE
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5    # llama.cpp's kinds of tokens
 
 
+def check_kinds(values, names):
+    """Raise ValueError if a setting is no whole number where our GPTConfig has one, and so on.
+    values: by our names; names: {ours: theirs}, to tell which it is"""
+    for name, value in values.items():
+        kind = type(getattr(GPTConfig, name))
+        like = (int, float) if kind is float else (kind,)             # 10000 is 10000.0, too
+        if type(value) not in like or kind is float and not 0 < value < math.inf:
+            raise ValueError(f"{names[name]}={value!r} should be a {kind.__name__}")
+
+
 def rename(name, names):
     """blk.0.ffn_up.weight -> model.layers.0.mlp.up_proj.weight, if names is {GGUF's: theirs}"""
     try:
@@ -74,11 +86,25 @@ def turn(arch, config, name, w, back=False):
 def open_gguf(path):
     """-> the file's settings, {name: value}, and its tensors by name, which are not read yet."""
     import gguf
+    size = Path(path).stat().st_size
+
+    class Reader(gguf.GGUFReader):
+        """A few bytes can ask for an array of billions of values; the library would keep each."""
+        left = min(size, 2_000_000)                   # the largest vocabularies need 1.3 million
+
+        def _get_field_parts(self, *place):
+            self.left -= 1
+            if self.left < 0:
+                raise ValueError("its header has too many values")
+            return super()._get_field_parts(*place)
+
     try:
-        file = gguf.GGUFReader(path)
+        file = Reader(path)
         settings = {name: field.contents() for name, field in file.fields.items()}
     except Exception as error:                        # broken bytes raise many kinds of errors
         raise ValueError(f"damaged, or no GGUF file: {error}") from None
+    if sum(int(tensor.n_bytes) for tensor in file.tensors) > size:
+        raise ValueError("damaged: its tensors are larger than the file")
     return settings, {tensor.name: tensor for tensor in file.tensors}
 
 
@@ -100,6 +126,7 @@ def read_config(settings, tensors):
         raise ValueError(f"damaged: it lacks {name}") from None
     for name in ("rope_theta", "norm_eps"):           # 1e-5 in 32 bits is 0.00000999…: 1e-5 again
         values[name] = float(str(np.float32(values[name])))
+    check_kinds(values, FIELDS | dict(norm_eps=EPS[style["norm"]]))
     head = tensors.get("output.weight", wte)
     config = GPTConfig(**style | values | dict(tied=np.array_equal(head.data, wte.data)))
     D = config.n_embd // config.n_head

@@ -21,11 +21,12 @@ import dataclasses
 import json
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 import regex
@@ -34,7 +35,7 @@ import torch
 from checkpoint import check_room, load_checkpoint, save_checkpoint, size_of
 from common import fail, named, parse_config
 from model import GPT, GPTConfig
-from tokenizer import GPT2, Tokenizer, merge
+from tokenizer import GPT2, Tokenizer, check_pattern, merge
 from tools import gguf_file
 
 
@@ -147,9 +148,14 @@ def to_theirs(arch, config, weights):
 
 
 def from_theirs(arch, config, theirs, folder):
-    """The inverse of to_theirs(), for GPT-2 and LLaMA. Fails if a tensor is missing, unknown, or
-    of another shape."""
-    with torch.device("meta"):                        # only shapes, no memory
+    """The inverse of to_theirs(), for GPT-2 and LLaMA. Fails if a tensor is missing, unknown, of
+    another shape, or holds no numbers."""
+    # a config may ask for a million layers: even the names of their tensors would fill the memory
+    start = re.escape(MODULES[arch]["blocks"])
+    layers = {found[1] for name in theirs if (found := re.match(rf"{start}\.(\d+)\.", name))}
+    if len(layers) < config.n_layer:
+        fail(f"{folder}: tensors of {len(layers)} layers, but {config.n_layer} expected")
+    with naming(folder), torch.device("meta"):        # only shapes, no memory
         blank = GPT(config).state_dict()
     expected = to_theirs(arch, config, blank)
     for name in [*expected, *theirs]:
@@ -158,6 +164,10 @@ def from_theirs(arch, config, theirs, folder):
         there, here = tuple(theirs[name].shape), tuple(expected[name].shape)
         if there != here:
             fail(f"{folder}: the tensor {name} is {there}, but {here} expected")
+        if not theirs[name].is_floating_point():
+            fail(f"{folder}: the tensor {name} holds {theirs[name].dtype}, but floats expected")
+        if not theirs[name].float().isfinite().all():
+            fail(f"{folder}: the tensor {name} holds NaN or infinity")
     ours = {}
     for name in blank:
         source = "wte.weight" if config.tied and name == "lm_head.weight" else name
@@ -190,8 +200,8 @@ def naming(path):
         yield
     except ValueError as error:
         fail(f"{path}: {error}")
-    except (AttributeError, KeyError, TypeError, regex.error) as error:
-        fail(f"{path} is damaged: {error!r}")
+    except Exception as error:                        # damaged files raise many kinds of errors
+        fail(f"{path} is damaged: {brief(repr(error))}")
 
 
 def find(source):
@@ -214,21 +224,27 @@ def read_json(path):
         fail(f"{path} is missing")
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (TypeError, ValueError) as error:
+    except (RecursionError, TypeError, ValueError) as error:
         fail(f"{path} is damaged: {brief(error)}")
 
 
 def read_config(path):
     """config.json -> the architecture and our GPTConfig. Fails for settings that model.py lacks."""
     theirs = {key: value for key, value in read_json(path).items() if value is not None}
-    arch, *_ = theirs.get("architectures") or ["a model without architecture"]
+    given = theirs.get("architectures") or ["a model without architecture"]
+    if not isinstance(given, list):
+        fail(f"{path}: architectures={given!r} is not a list, as [{LLAMA!r}] is")
+    arch = given[0]
     if arch not in (GPT_2, LLAMA):
         fail(f"{path}: {arch} is not supported, only {GPT_2} and {LLAMA} are")
     try:
         # Missing settings have defaults. Newer files keep the settings of RoPE in a dict.
-        rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
+        rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
+        if not isinstance(rope, dict):
+            raise ValueError(f"rope_parameters={rope!r} is not a dict")
+        rope, wide = dict(rope), theirs.get("n_embd")
         theirs = dict(
-            tie_word_embeddings=arch == GPT_2, n_inner=4 * theirs.get("n_embd", 0), rope_theta=1e4,
+            tie_word_embeddings=arch == GPT_2, n_inner=wide and 4 * wide, rope_theta=1e4,
             num_key_value_heads=theirs.get("num_attention_heads"),
             activation_function="gelu_new", hidden_act="silu") | theirs
         theirs["rope_theta"] = rope.pop("rope_theta", theirs["rope_theta"])
@@ -236,6 +252,7 @@ def read_config(path):
         values = {ours: theirs[key] for ours, key in FIELDS[arch].items()}
         values["mlp"] = next((ours for ours, act in MLPS[arch].items() if act == values["mlp"]),
                              *MLPS[LLAMA])
+        gguf_file.check_kinds(values, FIELDS[arch])
         config = GPTConfig(**dict(n_kv_head=values["n_head"], bias=True) | values | PARTS[arch])
     except KeyError as key:
         fail(f"{path} lacks {key}")
@@ -260,8 +277,11 @@ def read_weights(folder, arch, config):
     else:
         fail(f"{folder} has neither model.safetensors nor pytorch_model.bin")
     weights = {}
-    for file in set(read_json(index)["weight_map"].values()) if index.is_file() else [name]:
-        weights |= read_tensors(folder / file)
+    with naming(index):
+        files = {*read_json(index)["weight_map"].values()} if index.is_file() else {name}
+        paths = [folder / file for file in files]
+    for path in paths:
+        weights |= read_tensors(path)
 
     if arch == GPT_2:                                 # OpenAI's own files lack "transformer."
         weights = {n if n.startswith(("transformer.", "lm_head.")) else f"transformer.{n}": w
@@ -279,10 +299,17 @@ def read_tensors(path):
         fail(f"{path} is missing")
     try:
         if path.suffix == ".bin":
-            return torch.load(path, map_location="cpu", weights_only=True)
-        return need("safetensors.torch", f"to read {path}").load_file(path)
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            weights = need("safetensors.torch", f"to read {path}").load_file(path)
     except Exception as error:                        # damaged files raise many kinds of errors
         fail(f"{path} is damaged: {brief(error)}")
+    if not isinstance(weights, dict) or not all(
+            isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items()):
+        fail(f"{path} is damaged: it should hold tensors by their names")
+    if any(w.nbytes > path.stat().st_size for w in weights.values()):
+        fail(f"{path} is damaged: a tensor is larger than the file")
+    return weights
 
 
 # ---- tokenizers -----------------------------------------------------------------------------
@@ -326,6 +353,10 @@ def tokenizer_from_hf(saved):
         a, b = pair.split(" ") if isinstance(pair, str) else pair
         merges[vocab[a], vocab[b]] = vocab[a + b]
 
+    given = [*vocab.values(), *(token["id"] for token in added)]
+    if any(type(id) is not int or id < 0 for id in given) or len({*vocab.values()}) < len(vocab):
+        raise ValueError("its ids are not different whole numbers")
+
     # SmolLM has no tokens for some rare bytes and drops them. Here they get new ids.
     names = vocab | {token["content"]: token["id"] for token in added}
     known = max(names.values()) + 1
@@ -351,11 +382,13 @@ def tokenizer_from_hf(saved):
     # chat models end a message with <|im_end|>; under our name for it they know when to stop
     ours = {} if "<|end|>" in names else {"<|im_end|>": "<|end|>"}
     specials = {ours.get(name, name): id for name, id in names.items() if id not in made}
-    return Tokenizer(split_pattern(saved["pre_tokenizer"]), byte_ids, merges, specials), known
+    return Tokenizer(split_pattern(saved.get("pre_tokenizer")), byte_ids, merges, specials), known
 
 
 def split_pattern(steps):
     """-> one regex that splits a text into words as their pre_tokenizer does."""
+    if not steps:                                     # null: such models don't split at all
+        raise ValueError("to have no pre_tokenizer is not supported")
     *cuts, level = steps.get("pretokenizers", [steps])
     kinds, gpt2 = [cut["type"] for cut in cuts], level.get("use_regex", True)
     if level["type"] == "ByteLevel" and not level["add_prefix_space"]:
@@ -364,9 +397,8 @@ def split_pattern(steps):
         if gpt2 and kinds == ["Digits"] and cuts[0]["individual_digits"]:
             return gguf_file.SMOLLM
         if not gpt2 and kinds == ["Split"] and cuts[0]["behavior"] == "Isolated":
-            pattern = cuts[0]["pattern"].get("Regex", "")
-            every = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
-            if "".join(match[0] for match in regex.finditer(pattern, every)) == every:
+            with suppress(ValueError):
+                check_pattern(pattern := cuts[0]["pattern"].get("Regex", ""))
                 return pattern
     raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
 
@@ -461,7 +493,7 @@ def import_model(config):
     n_params = sum(w.numel() for w in set(weights.values()))
     print(f"{config.out}: {arch}, {n_params / 1e6:.2f}M parameters, a context of {T} tokens, "
           f"{known:,} tokens and {tok.vocab_size - known} new ones")
-    print(f"next: python sft.py --init={config.out} --lr=5e-5")
+    print(f"next: python sft.py --init={quote(config.out)} --lr=5e-5")
 
 
 # ---- export ---------------------------------------------------------------------------------
@@ -512,8 +544,8 @@ def export_model(config):
             out.rmdir()
         whole.rename(out)
     print(f"{out}: {arch}, {sum(w.numel() for w in weights.values()) / 1e6:.2f}M parameters")
-    print(f"next: llama-cli -m {out}" if gguf else
-          f"next: transformers.AutoModelForCausalLM.from_pretrained('{out}')")
+    print(f"next: llama-cli -m {quote(config.out)}" if gguf else
+          f"next: transformers.AutoModelForCausalLM.from_pretrained({config.out!r})")
 
 
 def write_folder(folder, arch, config, weights, tok, ids, chat):

@@ -27,7 +27,7 @@ from chat import paint, safe
 from checkpoint import Run, load_checkpoint
 from common import Runtime, fail, parse_config, wilson, writing
 from compare import different, respond
-from data.formats import DataError, read_comparisons, read_prompts, without
+from data.formats import DataError, read_comparisons, read_prompts
 from model import GPT
 from tokenizer import Tokenizer
 
@@ -227,7 +227,8 @@ if __name__ == "__main__":
     def behind(i, text):
         """The names of the models that gave this answer to prompt i."""
         mine = answers[i * per_prompt:(i + 1) * per_prompt]
-        return sorted({names[j // config.k] for j, (said, _) in enumerate(mine) if said == text})
+        return sorted({names[j // config.k] for j, (said, _) in enumerate(mine)
+                       if said.strip() == text.strip()})
 
     def save():
         """Write the state, which the next run continues from, then the file."""
@@ -239,7 +240,7 @@ if __name__ == "__main__":
         for i, ranks in enumerate(labels):
             order = sorted(range(len(ranks)), key=lambda j: ranks[j])
             texts = [item(i)[1][j] for j in order]
-            row = dict(without(rows[i], ("grades", "noise")), ranks=sorted(ranks), responses=texts)
+            row = dict(rows[i], ranks=sorted(ranks), responses=texts)
             if len(names) > 1:
                 row["models"] = [behind(i, text) for text in texts]
             if ranks:

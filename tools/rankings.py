@@ -11,7 +11,7 @@ from pathlib import Path
 
 from checkpoint import read_rows
 from common import wilson, writing
-from data.formats import read_comparisons, without
+from data.formats import dense_ranks, read_comparisons, string, unjudged
 from tools.label import verdicts
 
 MAX_PEOPLE = 200
@@ -63,12 +63,15 @@ class Rankings:
         if not self.source.exists():
             return {}
         rows = read_comparisons(self.source, dropped=Counter())[:self.n]
-        return {key_of(row): without(row, ("grades", "noise", "ranks")) for row in rows}
+        return {key_of(row): unjudged(row) for row in rows}
 
     def read_rows(self):
         try:
-            found = {(row["labeler"], key_of(row)): row for row in read_rows(self.out)}
-        except (KeyError, TypeError):
+            found = {}
+            for row in read_rows(self.out):           # a person may find all answers equal
+                dense_ranks(row["ranks"], len([string(r, "a response") for r in row["responses"]]))
+                found[string(row["labeler"], "labeler"), key_of(row)] = row
+        except (KeyError, TypeError, ValueError):
             found = {}
         if not found and self.out.exists() and self.out.stat().st_size:
             raise ValueError(f"{self.out} is not a file of this page: choose another --out")

@@ -51,9 +51,11 @@ FIGURES = [
     ("grade", "{:.2f}", "true grade, 1 to 7", "真实评分，1 到 7",
      "What the town's judge, which knows the truth, gives the sampled answers on average. No stage "
      "ever sees it.", "小镇的裁判知道真相，这是它给采样回答的平均分。任何训练阶段都看不到它。"),
-    ("win_rate", "{:.2f}", "win rate against SFT", "对 SFT 的胜率",
-     "For how many prompts the answer has a better grade than SFT's; equal grades count half.",
-     "有多少提问的回答比 SFT 的回答评分更高；相等算一半。"),
+    ("better", "{:.1%}", "better than SFT", "比 SFT 更好",
+     "For how many prompts the answer has a better grade than SFT's.",
+     "有多少提问的回答比 SFT 的回答评分更高。"),
+    ("worse", "{:.1%}", "worse than SFT", "比 SFT 更差",
+     "And for how many a worse one; the others are equal.", "有多少更低；其余相等。"),
     ("score", "{:.2f}", "learned score", "学到的分数",
      "What the reward model gives. PPO raises this number; the grade shows whether that helped.",
      "奖励模型给的分数。PPO 提高的是这个数；真实评分说明这样做是否有用。"),
@@ -64,8 +66,8 @@ FIGURES = [
      "How undecided the model is at each token; 0 means it always says the same.",
      "模型在每个词元上有多犹豫；0 表示它总说同样的话。"),
     ("distinct_2", "{:.3f}", "distinct word pairs", "不同的词对",
-     "Different pairs of words among all pairs; it falls when answers become alike.",
-     "不同词对占全部词对的比例；回答越雷同，它越小。"),
+     "Different pairs of words among all pairs; it falls when answers become alike, or longer.",
+     "不同词对占全部词对的比例；回答越雷同或越长，它越小。"),
     ("length", "{:.1f}", "length (tokens)", "长度（词元）",
      "Tokens of a sampled answer on average.", "采样回答的平均词元数。"),
     ("ended", "{:.1%}", "ended by itself", "自己结束的比例",
@@ -243,13 +245,13 @@ def headline(board):
     if not {"sft", "ppo"} <= models.keys() or "grade" not in models["ppo"]:
         return ""
     before, after = (models[name]["grade"][0] for name in ("sft", "ppo"))
-    wins = models["ppo"]["win_rate"][0]
-    if None in (before, after, wins):
+    better, worse = models["ppo"]["better"], models["ppo"]["worse"]
+    if None in (before, after):
         return ""
     return both(f"True grade {before:.2f} of 7 after fine-tuning, {after:.2f} after PPO; PPO's "
-                f"answer is better for {wins:.0%} of the prompts.",
+                f"answer is better for {better:.0%} of the prompts and worse for {worse:.0%}.",
                 f"真实评分（满分 7）：监督微调后 {before:.2f}，PPO 后 {after:.2f}；"
-                f"对 {wins:.0%} 的提问，PPO 的回答更好。")
+                f"对 {better:.0%} 的提问，PPO 的回答更好，对 {worse:.0%} 更差。")
 
 
 def fill(file, parts):
