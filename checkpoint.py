@@ -53,6 +53,13 @@ def size_of(state):
     return sum(map(size_of, parts))
 
 
+def check_room(folder, need):
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        fail(f"{folder} has {free / 1e9:.1f} GB left, but {need / 1e9:.1f} GB will be written: "
+             f"make room there, or choose another --out")
+
+
 def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
                     **extra):
     """model: a module or its state_dict; history: that of the checkpoint that this stage started
@@ -331,10 +338,7 @@ class Run:
         replaced. (The result is smaller.)"""
         need = 2 * size_of(state)                     # with FSDP all ranks collect it
         if self.rt.main:
-            free = shutil.disk_usage(self.out.parent).free
-            if need > free:
-                fail(f"{self.out.parent} has {free / 1e9:.1f} GB left, but saving this run takes "
-                     f"{need / 1e9:.1f} GB: make room there, or choose another --out")
+            check_room(self.out.parent, need)
 
     def finish(self):
         """Call when the result is saved. A checkpoint contains its run's flags and inputs; beside

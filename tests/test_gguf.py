@@ -9,6 +9,7 @@ import os
 import struct
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -321,6 +322,19 @@ def test_a_file_that_exists_and_f16_for_a_folder_are_refused(refused):
     Path("x.gguf").touch()
     assert "x.gguf is there already" in refused("export", "sft.pt", "x.gguf")
     assert "--f16 is for GGUF" in refused("export", "sft.pt", "there", "--f16")
+
+
+def test_flags_may_stand_before_the_words(run):
+    save("sft.pt", "llama")
+    assert run("--f16", "export", "sft.pt", "x.gguf")[0] == 0 and os.listdir(".") != ["sft.pt"]
+
+
+def test_a_disk_without_room_is_named_before_anything_is_written(refused, monkeypatch):
+    save("sft.pt", "llama")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=999))
+    assert "has 0.0 GB left" in refused("export", "sft.pt", "x.gguf")
+    assert "make room there" in refused("export", "sft.pt", "folder")
+    assert os.listdir(".") == ["sft.pt"]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -32,8 +32,8 @@ from tempfile import TemporaryDirectory
 import regex
 import torch
 
-from checkpoint import load_checkpoint, save_checkpoint
-from common import fail, parse_config
+from checkpoint import check_room, load_checkpoint, save_checkpoint, size_of
+from common import fail, named, parse_config
 from model import GPT, GPTConfig
 from tokenizer import GPT2, Tokenizer, check_pattern, merge
 from tools import gguf_file
@@ -531,7 +531,8 @@ def export_model(config):
     if ckpt["stage"] != "pretrain":
         ids["eos_token_id"], chat = tok.end, dict(chat_template=CHAT)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
+    check_room(out.parent, size_of(weights) // (1 + config.f16))
+    with named(out), TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
         whole = Path(tmp, "whole")                    # renamed when it is complete
         if gguf:
             with naming(config.init):
@@ -567,8 +568,10 @@ def write_folder(folder, arch, config, weights, tok, ids, chat):
 
 
 if __name__ == "__main__":
-    words = list(takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
-    config = parse_config(Config, __doc__, sys.argv[1 + len(words):])
+    flags = list(takewhile(lambda word: word.startswith("-"), sys.argv[1:]))
+    rest = sys.argv[1 + len(flags):]                  # --f16 export … is export … --f16
+    words = list(takewhile(lambda word: not word.startswith("-"), rest))
+    config = parse_config(Config, __doc__, rest[len(words):] + flags)
     if len(words) != 3 or words[0] not in ("import", "export"):
         fail("usage: python -m tools.hf import FOLDER_OR_NAME out/pretrain.pt, or python -m "
              "tools.hf export out/sft.pt FOLDER; each FOLDER may be a FILE.gguf (-h tells more)")
