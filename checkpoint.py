@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import (DTYPES, check_writable, clock, fail, from_json, make_folder, named, note_once,
-                    number, say, to_json, writing)
+from common import (DTYPES, check_out, check_writable, clock, fail, from_json, make_folder, named,
+                    note_once, number, say, to_json, writing)
 from data.formats import text_files
 from model import GPT, GPTConfig, ScalarGPT
 from tokenizer import Tokenizer
@@ -193,9 +193,8 @@ class Run:
     def __init__(self, config, rt, inputs=(), total=None, unit="step"):
         self.config, self.rt, self.total = config, rt, total or config.steps
         self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # tests save at every step
-        self.out, ending = Path(config.out), Path(type(config).out).suffix
-        if self.out.suffix != ending:
-            fail(f"--out={config.out} should end in {ending}")
+        check_out(config)
+        self.out = Path(config.out)
         self.state_file, self.log_file, self.nan_file = (
             self.out.with_suffix(s) for s in (".state", ".jsonl", ".nan.pt"))
         for read in (part.strip() for i in inputs for part in str(i).split(",") if part.strip()):

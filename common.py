@@ -99,6 +99,8 @@ def parse_config(Config, doc, argv=None, words="", several=False):
                 fail(f"--{name}={value} must be "
                      + (f"at least {low}" if value < low else f"at most {high}"))
     config = Config(**values)
+    if "out" in fields:
+        check_out(config)
     if config.debug:
         sys.excepthook = sys.__excepthook__
     if not several:
@@ -112,6 +114,19 @@ def refuse_ranks():
         fail("this script is made for one process: start it with python, not with torchrun")
 
 
+def check_out(config):
+    """--out must be of its default's kind, and no file that another flag names."""
+    out, default = Path(config.out), type(config).out
+    if default and not config.out or Path(default).suffix not in ("", out.suffix):
+        fail(f"--out={config.out} should end in {Path(default).suffix or 'the name of a folder'}")
+    others = [part.strip() for name, value in vars(config).items() if name != "out"
+              for part in str(value).split(",")]
+    for part in filter(None, others if out.is_file() else ()):
+        if os.path.realpath(part) == os.path.realpath(out):
+            fail(f"--out={config.out} would write {out}, but {part} is read here: choose another "
+                 f"--out")
+
+
 # Flags of earlier versions, and the commands that took their place.
 MOVED = dict(agree="python -m tools.label --agree=FILE,FILE", report="python -m tools.report")
 
@@ -119,9 +134,9 @@ MOVED = dict(agree="python -m tools.label --agree=FILE,FILE", report="python -m 
 BOUNDS = [
     (1, math.inf, "steps batch_size micro_batch minibatch epochs eval_every eval_rows block_size "
                   "n_layer n_head n_embd n_prompts n_eval max_new_tokens k seeds jobs "
-                  "details_steps runs"),
+                  "details_steps runs n_test n_tokens votes"),
     (0, math.inf, "lr critic_lr critic_first eps warmup weight_decay muon temperature kl_coef clip "
-                  "clip_value ptx_coef best_of top_k n_docs n_demos freeze"),
+                  "clip_value ptx_coef best_of top_k n_docs n_demos freeze max_calls"),
     (0, 1, "dropout gamma lam top_p ptx held_out wrong"), (0.5, 1, "agreement"),
     (0, 2**63 - 1, "seed")]
 

@@ -127,7 +127,8 @@ if __name__ == "__main__":
     few = sum(len(r["responses"]) < 2 for r in rows)
     rows = [r for r in rows if len(r["responses"]) > 1]
     if not rows:
-        fail(f"{config.init} gave no two different answers to any prompt: nothing to compare")
+        fail(f"{config.init} gave no two different answers to any prompt: nothing to compare (--k="
+             f"{config.k} at --temperature={config.temperature})")
     flat = [(r["prompt"], text) for r in rows for text in r["responses"]]
     scores = iter(get_scores(labeler, *map(list, zip(*flat)), config.labeler).tolist())
     for row in rows:

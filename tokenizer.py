@@ -273,7 +273,8 @@ class Tokenizer:
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except (OSError, RecursionError, ValueError) as error:
-            raise ValueError(f"{path}: {error}; `python tokenizer.py` makes one") from None
+            raise ValueError(f"{path or repr(path)}: {error}; `python tokenizer.py` makes one"
+                             ) from None
 
     def show(self, id):
         r"""[ the], [\n] for the end of a line, [\xf0] for a byte that is no whole character"""

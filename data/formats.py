@@ -89,7 +89,7 @@ def open_text(path, errors):
                 raise DataError(f"{path}: not UTF-8 at byte {byte:,}: save it as UTF-8 (only "
                                 "tokenizer.py can replace bad bytes: --errors=replace)") from None
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(f"{path or repr(path)}: {error.strerror}") from None
 
 
 def parse(text):

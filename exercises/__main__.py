@@ -15,12 +15,14 @@ import ctypes
 import importlib
 import io
 import math
+import multiprocessing
 import os
 import runpy
 import shlex
 import subprocess
 import sys
 import threading
+import tokenize
 import traceback
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
@@ -31,6 +33,7 @@ import torch
 
 from checkpoint import read_log
 from common import fail, number, parse_config
+from data.formats import DataError
 
 HERE = Path(__file__).parent
 SECONDS = 20              # after which a function counts as endless
@@ -47,8 +50,8 @@ class Config:
 
 
 def exercises():
-    """{number: name of the file}, in order."""
-    names = sorted(path.stem for path in HERE.glob("e[0-9][0-9]_*.py"))
+    """{number: name of the file}, in order: of those with an answer, not of a student's copies."""
+    names = sorted(path.stem for path in Path(__file__).parent.glob("answers/e[0-9][0-9]_*.py"))
     return {int(name[1:3]): name for name in names}
 
 
@@ -57,8 +60,21 @@ def ours(n):
     return importlib.import_module(f"exercises.answers.{exercises()[n]}")
 
 
+def source(n):
+    """The text of the student's file, in UTF-8 or as its "coding" line says."""
+    path = HERE / f"{exercises()[n]}.py"
+    try:
+        with tokenize.open(path) as file:
+            return file.read()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except (SyntaxError, UnicodeDecodeError):
+        raise DataError(f"{path}: is not UTF-8: save it as UTF-8") from None
+
+
 def yours(n):
     """The function that the student has written."""
+    source(n)                                         # is it there, and UTF-8?
     names = runpy.run_path(HERE / f"{exercises()[n]}.py")
     if not callable(names.get(ours(n).NAME)):
         raise NameError(f"there is no function {ours(n).NAME}")
@@ -70,14 +86,16 @@ WORDS = {
         right="right", undone="not written yet", file="write it in {}", case="for {} ",
         changed="it does not leave its arguments as it should: most functions must work on a copy",
         gradient="the values are right, the gradient is not: {}", raised="it raises {}",
-        ended="it does not come to an end", printed="it prints ({} lines, the first: {})",
+        ended="it does not come to an end", quit="it ends the whole program",
+        printed="it prints ({} lines, the first: {})",
         returns="it returns {}, but {} is right", shape="its shape is {}, but {} is right",
         length="it returns {} values, but {} are right",
         tensor="it returns {}, but a tensor of shape {} is right"),
     "zh": dict(
         right="正确", undone="还没有写", file="请写在 {}", case="输入 {} 时，",
         changed="调用之后传入的参数不对：一般应当在副本上计算", gradient="数值对了，梯度不对：{}",
-        raised="它抛出异常 {}", ended="它运行不完", printed="它打印了 {} 行，第一行是：{}",
+        raised="它抛出异常 {}", ended="它运行不完", quit="它结束了整个程序",
+        printed="它打印了 {} 行，第一行是：{}",
         returns="它返回 {}，应当是 {}", shape="它的形状是 {}，应当是 {}",
         length="它返回 {} 个值，应当是 {} 个", tensor="它返回 {}，应当是形状为 {} 的张量")}
 
@@ -193,6 +211,8 @@ def verdict(n, lang):
     def work():
         try:
             said.append(judge(yours(n), answer, lang))
+        except DataError as error:
+            said.append(str(error))
         except BaseException as error:                # a syntax error, exit(), no such function
             said.append(words["raised"].format(in_one_line(error)))
 
@@ -209,6 +229,29 @@ def verdict(n, lang):
     if lines := printed.getvalue().splitlines():
         line += "; " + words["printed"].format(len(lines), lines[0][:60])
     return not found, line
+
+
+def report(pipe, numbers, lang):
+    for n in numbers:
+        pipe.send(verdict(n, lang))
+    os._exit(0)                                       # an endless function can't be stopped
+
+
+def verdicts(numbers, lang):
+    """Yield verdict(n, lang) of each. A process of its own judges: a function that ends it, as
+    os._exit(0) does, is not solved, and the next process goes on behind it."""
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    while numbers:
+        here, there = context.Pipe(duplex=False)
+        context.Process(target=report, args=(there, numbers, lang), daemon=True).start()
+        there.close()
+        with suppress(EOFError):
+            while numbers:
+                yield here.recv()
+                numbers = numbers[1:]
+        if numbers:
+            yield False, WORDS[lang]["quit"]
+            numbers = numbers[1:]
 
 
 # ---- --run: the function in the real script -------------------------------------------------
@@ -255,8 +298,8 @@ def side_by_side(n):
             done = subprocess.run([sys.executable, "-m", "exercises", str(n),
                                    f"--only={only}", f"--out={out}"])
             log = out.with_suffix(".jsonl")
-            if done.returncode and not log.exists():
-                raise SystemExit(done.returncode)
+            if not log.exists():                      # it has said why, if it has failed
+                raise SystemExit(done.returncode or f"the run with {only} ended without a log")
             logs[only] = read_log(log)
     table(logs, ours(n).COLUMNS)
 
@@ -279,8 +322,10 @@ def explain(n, lang):
     """The text of an exercise: its docstring, or the Chinese one."""
     if lang == "zh":
         return ours(n).ZH.strip()
-    source = (HERE / f"{exercises()[n]}.py").read_text(encoding="utf-8")
-    return source.split('"""')[1].strip()             # also of a file with a syntax error
+    with suppress(DataError):
+        if len(parts := source(n).split('"""')) > 1:  # also of a file with a syntax error
+            return parts[1].strip()
+    return exercises()[n]
 
 
 if __name__ == "__main__":
@@ -293,27 +338,25 @@ if __name__ == "__main__":
     n = int(config.exercise or 0)
     if config.run and not n:
         fail("--run needs the number of an exercise")
+    if config.only not in ("", "ours", "yours") or config.only and not n:
+        fail(f"--only={config.only} is not ours or yours, or has no number of an exercise")
     if config.only:
         half(n, config)
     elif config.run:
         side_by_side(n)
     elif n:
-        solved, said = verdict(n, config.lang)
+        (solved, said), = verdicts([n], config.lang)
         if not solved:
             print(explain(n, config.lang) + "\n")
         print(f"{n}: {said}" if not said == WORDS[config.lang]["undone"] else
               WORDS[config.lang]["file"].format(f"exercises/{there[n]}.py"))
-        sys.stdout.flush()
-        os._exit(not solved)                          # an endless function can't be stopped
+        raise SystemExit(not solved)
     else:
         undone = []
-        for i in there:
-            solved, said = verdict(i, config.lang)
-            title = explain(i, config.lang).split("\n")[0].partition(". ")[2]
+        for i, (solved, said) in zip(there, verdicts([*there], config.lang)):
+            title = explain(i, config.lang).split("\n")[0].removeprefix(f"{i}. ")
             wrong = "" if solved or said == WORDS[config.lang]["undone"] else f"   ({said})"
             print(f"{'x' if solved else ' '} {i:>2}. {title}{wrong}", flush=True)
             undone += [] if solved else [i]
         print(f"{len(there) - len(undone)} of {len(there)}"
               + (f"; next: python -m exercises {undone[0]}" if undone else ""))
-        sys.stdout.flush()
-        os._exit(0)

@@ -54,7 +54,8 @@ def finished_chains(config):
     chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
     for _, folder in chains:
         if not (folder / "ppo.pt").exists():
-            fail(f"{folder} has no ppo.pt: `python -m lab.seeds --seeds={config.seeds}` makes it")
+            fail(f"--folder={config.folder}: {folder} has no ppo.pt: `python -m lab.seeds "
+                 f"--seeds={config.seeds}` makes it")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
     return chains
 

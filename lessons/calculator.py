@@ -28,6 +28,7 @@ from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, parse_config, percent
 from data.formats import read_demonstrations
 from data.town import SUMS, judge
+from lessons.held_out import check_room
 from lessons.rehearsal import Rows
 from model import GPT, answer_text, left_pad, optimizer_groups, prompt_ids
 from pretrain import get_lr
@@ -164,6 +165,8 @@ if __name__ == "__main__":
     # ---- data -------------------------------------------------------------------------------
 
     T, held_out = ckpt["model_config"]["block_size"], held_out_sums(config.n_eval)
+    check_room(tok, [text.format(x=1000, y=1000) for text in SUMS], T, config.max_new_tokens,
+               f"--init={config.init}")
     sums = demonstrations(config.n_demos, config.seed, held_out)
     rest = [row for row in read_demonstrations(config.data) if row.get("kind") != "sum"]
     rest, *_ = encode_dialogues(rest, tok, T)

@@ -26,10 +26,11 @@ from itertools import accumulate
 import torch
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, parse_config, percent
+from common import Runtime, fail, parse_config, percent
 from compare import respond
 from data.formats import is_held_out
 from data.town import SUMS
+from lessons.held_out import check_room
 from model import GPT, optimizer_groups
 from pretrain import get_lr
 from sft import batch
@@ -42,7 +43,7 @@ from tokenizer import Tokenizer
 class Config:
     init: str = "out/sft.pt"                # the model to start from
     out: str = "out/chain_of_thought.pt"    # its log and unfinished state stand beside it
-    least: int = 2                          # numbers in a demonstration
+    least: int = 2                          # numbers in a demonstration, 2 to 6
     most: int = 4
     n_test: int = 300                       # questions for each number of numbers
     steps: int = 400                        # optimizer steps of each model
@@ -147,6 +148,8 @@ if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
+    if not 2 <= config.least <= config.most <= 6:     # seven such numbers are rare: see draw()
+        fail(f"--least={config.least} and --most={config.most} must rise, from 2 to 6 at most")
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.init], total=config.steps * len(ARMS))
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
@@ -160,6 +163,8 @@ if __name__ == "__main__":
             numbers = draw(rng, n, held_out=True)
             questions[tuple(numbers)] = ask(rng, numbers), numbers    # each sum once
     questions = list(questions.values())
+    check_room(tok, [prompt for prompt, _ in questions], ckpt["model_config"]["block_size"], 64,
+               f"--init={config.init}")
 
     # ---- model and optimizer ----------------------------------------------------------------
 

@@ -21,6 +21,7 @@ test people, of whom no trial has heard: the median over the seeds [least, most]
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,7 @@ import numpy as np
 from checkpoint import fingerprint, load_checkpoint
 from common import Runtime, fail, load_function, parse_config, verdicts_of, writing
 from data.corpus import Corpus
-from data.formats import read_comparisons, split
+from data.formats import list_files, read_comparisons, split
 from evaluate import Answers, answer, compared, measure, sample_best_of
 from lab.experiments import finished_chains, run
 from lessons.best_of_n import best_answers
@@ -254,13 +255,18 @@ if __name__ == "__main__":
     most = min(map(len, TRIALS.values()))
     if not 1 <= config.trials <= most or config.best_of < 2:
         fail(f"--trials must be 1 to {most}, and --best_of at least 2")
+    if not re.fullmatch(r"(\w+=[^,=]+(,|$))*", config.more):
+        fail(f"--more={config.more} is not like steps=4,n_eval=64")
     rt, seeds = Runtime(config), range(config.seeds)
     finished_chains(config)
     pool = ThreadPoolExecutor(config.jobs)
+    list_files(config.text)                           # a wrong name is told now, not after hours
 
     # ---- the trials, with seed 0, judged by the validation people ----------------------------
 
     first, best = Examiner(0, rt, config), {}
+    for path in (config.prompts, config.val, config.test):
+        first.rows(path)
     jobs = [(m, flags, 0, config) for m in TRIALS for flags in TRIALS[m][:config.trials]]
     paths = list(pool.map(train, *zip(*jobs)))
     print("\ntrials: the grade on prompts about the validation people, seed 0")

@@ -25,7 +25,8 @@ import torch.nn.functional as F
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, parse_config, percent
-from data.town import FACTS, VALUES, Dice, World, ask, judge, pronouns, state
+from data.town import FACTS, VALUES, Dice, ask, judge, pronouns, state
+from lessons.held_out import check_room, load_world
 from lessons.rehearsal import Rows
 from model import GPT, KVCache, answer_text, left_pad, optimizer_groups, prompt_ids, sample
 from pretrain import get_lr
@@ -203,10 +204,12 @@ if __name__ == "__main__":
 
     # ---- data -------------------------------------------------------------------------------
 
-    T, world = ckpt["model_config"]["block_size"], World(config.town)
+    T, world = ckpt["model_config"]["block_size"], load_world(config.town)
+    asked = questions(world, config.n_eval)
+    check_room(tok, [question for *_, question in asked], T, config.max_new_tokens,
+               f"--init={config.init}")
     train, *_ = encode_dialogues(demonstrations(world, config.n_demos, config.seed), tok, T)
     rows = Rows(train, tok, T, run, config)
-    asked = questions(world, config.n_eval)
 
     # ---- model and optimizer ----------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from compare import respond
 from data.formats import read_demonstrations, read_prompts, split
 from data.town import judge
 from evaluate import first_line, response_logp
+from lessons.held_out import check_room, of_the_town
 from model import GPT, complete, prompt_ids
 from tokenizer import Tokenizer
 
@@ -90,6 +91,10 @@ if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
+    shots = config.shots.split(",")
+    if not all(n.isdecimal() for n in shots):
+        fail(f"--shots={config.shots} must be numbers, as in --shots=0,1,4")
+    shots = list(map(int, shots))
     rt = Runtime(config)
     ckpt = load_checkpoint(config.base, stage="pretrain")
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
@@ -102,12 +107,18 @@ if __name__ == "__main__":
 
     # ---- data -------------------------------------------------------------------------------
 
-    rows = [r for r in read_prompts(config.data)[:config.n_prompts] if r["kind"] in KINDS]
-    demos = [r for r in read_demonstrations(config.examples) if r.get("kind") in KINDS]
+    rows = of_the_town(read_prompts(config.data)[:config.n_prompts], KINDS,
+                       f"{config.data}, with --n_prompts={config.n_prompts},")
+    demos = of_the_town(read_demonstrations(config.examples), KINDS, config.examples)
+    check_room(tok, [r["prompt"] for r in rows], chat.config.block_size, config.max_new_tokens,
+               f"--chat={config.chat}")
     train, val = split(demos, "messages")             # val: SFT has not learned from these
     val = [r for r in val if r["kind"] == "fact"]
     shown = {kind: [tuple(m["content"] for m in r["messages"]) for r in train if r["kind"] == kind]
              for kind in KINDS}
+    if not val or min(map(len, shown.values())) <= max(shots):
+        fail(f"{config.examples} has too few rows for --shots={config.shots}: it needs more of "
+             f"each kind, and facts that SFT has not learned from")
 
     def read(form, n, kind, question, i):
         """What the base model reads: n examples of the kind, then the question."""
@@ -126,7 +137,7 @@ if __name__ == "__main__":
     print(f"{'right':18}" + "".join(f"{kind:>22}" for kind in KINDS)
           + f"{'facts, nats':>14}{'longest':>10}")
     for form in FORMS:
-        for n in map(int, config.shots.split(",")):
+        for n in shots:
             ids = [read(form, n, r["kind"], r["prompt"][0]["content"], i)
                    for i, r in enumerate(rows)]
             replies = complete(base, tok, ids, rt, config.max_new_tokens, 0, tok.eot)

@@ -1,4 +1,4 @@
-"""Plumbing of dpo.py, grpo.py and best_of_n.py: how a policy answers held-out prompts."""
+"""Plumbing of the lessons: what they read, and how a policy answers held-out prompts."""
 
 from dataclasses import dataclass
 
@@ -8,6 +8,7 @@ import torch
 from checkpoint import load_checkpoint
 from common import fail, function_file, get_scores, load_function
 from data.formats import read_prompts, split
+from data.town import World, the_facts
 from evaluate import answer, cell, groups_of, interval, measure
 from model import ScalarGPT, frozen
 from reward import score_all
@@ -64,6 +65,32 @@ def read_prompts_that_fit(path, tok, room):
         fail(f"{path}: {len(train)} prompts of at most {room} tokens to train on and "
              f"{len(held_out)} held out; both must be more than 0")
     return train, held_out
+
+
+def of_the_town(rows, kinds, place):
+    """The rows of these kinds, of each at least one. Only files of the town name a row's kind."""
+    rows = [row for row in rows if row.get("kind") in kinds]
+    for kind in kinds:
+        if not any(row["kind"] == kind for row in rows):
+            fail(f"{place} has no row of the kind {kind}: this lesson needs {', '.join(kinds)}, as "
+                 f"in the files that data/town.py writes")
+    return rows
+
+
+def load_world(seed):
+    """The town of a seed, if it is the one in data/town: the judge and the text know no other."""
+    world = World(seed)
+    if world.facts != the_facts():
+        fail(f"--town={seed} is not the town in data/town: give the seed that made it")
+    return world
+
+
+def check_room(tok, prompts, T, max_new_tokens, place):
+    """The longest of the prompts and an answer must fit: one that is cut is another question."""
+    longest = max(len(tok.encode_chat(prompt, reply=True)[0]) for prompt in prompts)
+    if longest + max_new_tokens > T:
+        fail(f"{place} reads {T} tokens, but this lesson needs {longest + max_new_tokens}: for a "
+             f"question {longest}, for its answer {max_new_tokens}")
 
 
 def show(columns, more=()):

@@ -34,6 +34,7 @@ from compare import respond
 from data.formats import read_demonstrations
 from data.town import (FOLLOW_UPS, UNKNOWN, VALUES, Dice, World, ask, judge, pronouns, state,
                        understand)
+from lessons.held_out import check_room, load_world
 from lessons.rehearsal import Rows
 from model import GPT, optimizer_groups
 from pretrain import get_lr
@@ -206,9 +207,11 @@ if __name__ == "__main__":
 
     # ---- data -------------------------------------------------------------------------------
 
-    T, world = ckpt["model_config"]["block_size"], World(config.town)
+    T, world = ckpt["model_config"]["block_size"], load_world(config.town)
     new = newcomers(world, config.town + 1)
     asked = held_out(world, new, config.n_eval)
+    check_room(tok, [prompt for items in asked.values() for prompt, *_ in items], T,
+               config.max_new_tokens, f"--init={config.init}")
     watched = dict(list(asked.items())[1:3])          # newcomers with an article
     demos = demonstrations(world, new, config.n_demos, config.seed, config.wrong)
     train, *_ = encode_dialogues(demos + read_demonstrations(config.data), tok, T)

@@ -30,6 +30,7 @@ from compare import respond
 from data.corpus import Corpus
 from data.formats import read_demonstrations, read_prompts
 from data.town import judge
+from lessons.held_out import check_room, of_the_town
 from model import GPT, optimizer_groups
 from pretrain import evaluate as text_loss
 from pretrain import get_lr
@@ -63,6 +64,7 @@ class Config:
 
 
 METHOD = r"(all|last(?=[1-9])|lora(?=[1-9]))(\d*):(\d*\.?\d+)"
+GROUPS = dict(fact=0, sum=1, unknown=2, wish=2)       # of questions, by their kinds
 COLUMNS = ("method", "trained", "facts right", "sums right", "unknown, wishes", "text loss",
            "seconds", "optimizer", "activations")
 
@@ -150,11 +152,10 @@ def kept_for_backward(model, x, y):
 
 def measure(model, tok, rows, rt):
     """The shares of greedy answers that are right: facts, sums, and unknown people and wishes."""
-    verdicts, groups = defaultdict(list), dict(fact=0, sum=1, unknown=2, wish=2)
-    rows = [row for row in rows if row["kind"] in groups]
+    verdicts = defaultdict(list)
     answers = respond(model, tok, [row["prompt"] for row in rows], rt, 64, temperature=0)
     for row, (text, ended) in zip(rows, answers):
-        verdicts[groups[row["kind"]]].append(ended and judge(row["prompt"], text)["right"])
+        verdicts[GROUPS[row["kind"]]].append(ended and judge(row["prompt"], text)["right"])
     return [percent(np.mean(v), len(v)) for _, v in sorted(verdicts.items())]
 
 
@@ -175,10 +176,14 @@ if __name__ == "__main__":
 
     T, B = ckpt["model_config"]["block_size"], config.batch_size
     train, *_ = encode_dialogues(read_demonstrations(config.data), tok, T)
+    if not train:
+        fail(f"--data={config.data}: no answer is within the first {T} tokens, which "
+             f"{config.init} reads")
     plan = pack([len(ids) for ids, _ in train], T, config.steps * B,
                 np.random.default_rng(config.seed))
-    questions = read_prompts(config.test)
-    corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs[config.text])
+    questions = of_the_town(read_prompts(config.test), GROUPS, f"--test={config.test}")
+    check_room(tok, [row["prompt"] for row in questions], T, 64, f"--init={config.init}")
+    corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs.get(config.text))
     *val_rows, _ = corpus.held_out_rows(T, 128)
     new = sorted({id for ids, _ in train for id in ids} - set(np.unique(corpus.tokens).tolist()))
 

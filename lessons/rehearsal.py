@@ -4,6 +4,7 @@ dialogues and pretraining text to rehearse, as in sft.py."""
 import numpy as np
 import torch
 
+from common import fail
 from data.corpus import Corpus
 from sft import batch, pack
 
@@ -16,9 +17,15 @@ class Rows:
         self.dialogues, self.pad, self.T = dialogues, tok.pad, T
         self.n_text = round(config.batch_size * config.ptx)
         self.n_chat = config.batch_size - self.n_text
+        if not self.n_chat or not dialogues:
+            fail(f"--ptx={config.ptx} and --n_demos={config.n_demos} leave no dialogues to learn "
+                 f"from")
+        if (longest := max(len(ids) for ids, _ in dialogues)) > T + 1:
+            fail(f"--init={config.init} reads {T} tokens, but a demonstration of this lesson has "
+                 f"{longest}")
         self.plan = pack([len(ids) for ids, _ in dialogues], T, config.steps * self.n_chat,
                          np.random.default_rng(config.seed))
-        self.corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs[config.text])
+        self.corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs.get(config.text))
         self.corpus.shuffle(config.steps * self.n_text * T + 1, config.seed)
 
     def __getitem__(self, step):

@@ -182,7 +182,40 @@ def test_one_exercise_shows_its_text_until_it_is_solved(school):
     assert verdict.startswith("14: You prefer the worse answer")
 
 
+@pytest.mark.parametrize("ending", ["_exit(0)", "kill(os.getpid(), 9)"])
+def test_a_function_that_ends_the_program_has_solved_nothing(tmp_path, monkeypatch, ending):
+    monkeypatch.setattr(course, "HERE", tmp_path)
+    (tmp_path / "e14_ranking_loss.py").write_text(with_body("import os", f"os.{ending}"))
+    assert list(course.verdicts([14], "en")) == [(False, "it ends the whole program")]
+
+
+def test_a_broken_file_does_not_end_the_list_and_a_copy_is_not_in_it(school, capsys, monkeypatch):
+    there = school / "exercises"
+    kept = {path: path.read_bytes() for path in there.glob("e1*.py")}
+    (there / "e14_ranking_loss_old.py").write_text("an old copy")
+    (there / "e13_sampling.py").write_bytes("# 采样".encode("gbk"))
+    (there / "e14_ranking_loss.py").write_text(with_body("import os", "os._exit(0)"))
+    (there / "e15_agreement_and_ceiling.py").write_text("")
+    (there / "e16_score_normalisation.py").unlink()
+    (there / "e17_kl_reward.py").write_bytes("# coding: gbk\n# 采样".encode("gbk"))
+    monkeypatch.setattr(sys, "argv", ["exercises"])
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    runpy.run_path(str(there / "__main__.py"), run_name="__main__")
+    for path, content in kept.items():
+        path.write_bytes(content)
+    (there / "e14_ranking_loss_old.py").unlink()
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [int(line[2:4]) for line in lines] == sorted(course.exercises())
+    assert last == "0 of 26; next: python -m exercises 1"
+    said = {int(line[2:4]): line.partition("   (")[2].rstrip(")") for line in lines}
+    assert said[13].endswith("e13_sampling.py: is not UTF-8: save it as UTF-8")
+    assert said[14] == "it ends the whole program"
+    assert "there is no function" in said[15] and "there is no function" in said[17]
+    assert said[16].endswith("e16_score_normalisation.py: No such file or directory")
+
+
 @pytest.mark.parametrize("flags, words", [
+    (["14", "--only=theirs"], "--only=theirs is not ours or yours"), (["--only=ours"], "no number"),
     (["99"], "no exercise 99"), (["one"], "no exercise one"), (["--lang=fr"], "not en or zh"),
     (["--run"], "needs the number"), (["22", "--run"], "exercise 22 has no run")])
 def test_a_wrong_command_gets_one_line(refused, monkeypatch, flags, words):

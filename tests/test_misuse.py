@@ -1,10 +1,13 @@
 """Wrong flags, wrong files, hostile files: each ends in one line that says what is wrong and what
 to do, with an exit status, without a traceback, and with every file as it was."""
 
+import dataclasses
+import importlib
 import io
 import itertools
 import os
 import pickle
+import random
 import re
 import shutil
 import subprocess
@@ -13,9 +16,12 @@ import sys
 import pytest
 import torch
 
+import checkpoint
 from checkpoint import atomic_save
+from common import parse_config
 from data import formats
-from tiny import FLAGS, ROOT, build, run, save, snapshot, torchrun
+from data.town import Dice, World, demonstrate, make_prompt
+from tiny import FLAGS, ROOT, build, run, save, torchrun, write
 from tokenizer import Tokenizer
 
 # What a case changes: these flags are right.
@@ -26,50 +32,38 @@ RIGHT |= {
                 "--comparisons=comparisons.jsonl --examples=sft.jsonl --text=text.jsonl --judge= "
                 "--out=new.json --n_prompts=4 --best_of=2 --max_new_tokens=4",
     "chat": "--init=sft.pt --prompt=Hi --max_new_tokens=4",
-    "tokenizer": "--data=text.jsonl --vocab_size=300 --out=new.json",
-    "data/town": "--out=newtown", "tools/check": "--tokenizer=tok.json"}
+    "tokenizer": "--data=text.jsonl --vocab_size=270 --out=new.json",
+    "data/town": "--out=newtown --n_docs=9 --n_demos=9 --n_prompts=9 --n_eval=9",
+    "tools/check": "--tokenizer=tok.json"}
 
 # script and flags | what the line says
 CASES = """
     pretrain --step=3                     | unknown flag --step; did you mean --steps?
-    pretrain --steps=0                    | --steps=0 must be at least 1
     pretrain --lr=-1                      | --lr=-1.0 must be at least 0
     pretrain --seed=-1                    | --seed=-1 must be at least 0
-    pretrain --batch_size=0               | --batch_size=0 must be at least 1
-    pretrain --micro_batch=0              | --micro_batch=0 must be at least 1
     pretrain --micro_batch=3              | must be a multiple of 1 processes times --micro_batch=3
-    pretrain --eval_every=0               | --eval_every=0 must be at least 1
     pretrain --n_head=3                   | n_head=3 must divide n_embd=16
     pretrain --dropout=1.5                | --dropout=1.5 must be at most 1
     pretrain --style=gpt5                 | not one of laptop, gpt2, llama
-    pretrain --compile=maybe              | --compile=maybe is not auto, true or false
     pretrain --device=cuda                | no CUDA device; try --device=cpu
     pretrain --device=tpu                 | --device=tpu is not one of auto, cpu, cuda, mps
     pretrain --dtype=int8                 | --dtype=int8 is not one of auto, float32, bfloat16
     pretrain --fsdp=true                  | --fsdp=true needs torchrun
-    pretrain --data=                      | '': no such file
-    pretrain --data=nowhere.txt           | 'nowhere.txt': no such file, or no directory with .txt
     pretrain --data=bad/empty.txt         | bad/empty.txt: is empty
     pretrain --data=bad/latin.txt         | not UTF-8 at byte 3: save it as UTF-8
     pretrain --data=bad/utf16.txt         | has NUL bytes: unpack it, or save it as UTF-8
     pretrain --data=bad/few.jsonl             | a single short document can't be split
-    pretrain --data=sft.pt                | sft.pt: has NUL bytes
     pretrain --mix=forum=1                | name sources as in text=0.5
     pretrain --mix=text=-1                | the shares must be numbers of at least 0
-    pretrain --tokenizer=nowhere.json     | `python tokenizer.py` makes one
     pretrain --tokenizer=bad/empty.txt    | `python tokenizer.py` makes one
     pretrain --tokenizer=bad/deep.json    | `python tokenizer.py` makes one
     pretrain --tokenizer=bad/theirs.json  | not a tokenizer of this project
-    pretrain --tokenizer=sft.pt           | `python tokenizer.py` makes one
-    pretrain --init=sft.pt                | comes from stage 'sft', but pretrain is needed
     pretrain --init=bad/short_pretrain.pt | bad/short_pretrain.pt reads 16 tokens at most
     pretrain --out=bad/empty.txt/new.pt   | can't be used (File exists): choose another --out
-    pretrain --out=                       | --out= should end in .pt
     pretrain --out=text.pt                | would write text.jsonl, but text.jsonl is read here
     pretrain --data=. --out=new.pt        | would write new.pt, but . is read here
     pretrain --lr=1e12 --muon=0 --warmup=1 --eval_every=1 | val_loss is nan at step 1; with a
     pretrain --lr=1e30                    | is nan at step 2 (its batch: new.nan.pt); with a
-    sft --data=nowhere.jsonl              | nowhere.jsonl: No such file or directory
     sft --data=bad/empty.txt              | bad/empty.txt: is empty
     sft --data=bad/broken.jsonl           | bad/broken.jsonl, line 2: not JSON
     sft --data=bad/latin.jsonl            | not UTF-8 at byte 13: save it as UTF-8
@@ -83,7 +77,6 @@ CASES = """
     sft --data=bad/role.jsonl             | a role must be system, user or assistant, not 'bot'
     sft --data=bad/wordy.jsonl            | left out, longer than the model's 32 tokens
     sft --data=text.jsonl                 | text.jsonl, line 1: needs one of messages,
-    sft --init=nowhere.pt                 | nowhere.pt is missing: `python pretrain.py` makes it
     sft --init=bad/empty.txt              | delete it and run `python pretrain.py` again
     sft --init=bad/broken.jsonl           | broken.jsonl is not a checkpoint; `python pretrain.py`
     sft --init=bad/cut.pt                 | bad/cut.pt is damaged
@@ -109,14 +102,12 @@ CASES = """
     sft --out=bad/folder.pt --fresh       | bad/folder.pt is a folder: choose another --out
     sft --out=bad/few.pt                  | bad/few.jsonl is there already and is no log
     sft --lr=1e30                         | is nan at step 2 (its batch: new.nan.pt); with a
-    compare --k=0                         | --k=0 must be at least 1
     compare --k=1                         | no two different answers to any prompt
     compare --temperature=0               | no two different answers to any prompt
     compare --labeler=human               | ranked by hand with `python -m tools.label`
     compare --agree=a.jsonl,b.jsonl       | is now the command `python -m tools.label --agree=
     evaluate --report=new.png             | --report is now the command `python -m tools.report`
     compare --agreement=0.3               | --agreement=0.3 must be at least 0.5
-    compare --max_new_tokens=0            | --max_new_tokens=0 must be at least 1
     compare --init=reward.pt              | comes from stage 'reward'
     compare --labeler=nowhere.py:grade    | there is no file nowhere.py
     compare --labeler=length.py:nothing   | length.py has no function named nothing
@@ -131,20 +122,15 @@ CASES = """
     reward --data=bad/same.jsonl          | dropped 9 of 9 rows: 9 with equal responses
     reward --data=sft.jsonl               | line 1: a comparison needs two responses
     reward --batch_size=64                | 40 prompts to train on and 4 held out; at least 64 and 1
-    reward --demos=nowhere.jsonl          | nowhere.jsonl: No such file or directory
     reward --demos=bad/equal.jsonl        | equal.jsonl: one demonstration can't set the scale of th
     reward --demos=bad/few.jsonl          | one demonstration can't set the scale of the scores
     reward --lm=bad/other_sft.pt          | another tokenizer than the checkpoint it is used with
     reward --lm=bad/wide_sft.pt           | is a model of another size than sft.pt
     reward --lr=1e30                      | is nan at step 2 (its batch: new.nan.pt); with a
-    rlhf_ppo --reward=nowhere.pt          | nowhere.pt is missing: `python reward.py` makes it
-    rlhf_ppo --reward=                    | is missing: `python reward.py` makes it
-    rlhf_ppo --reward=sft.pt              | comes from stage 'sft', but reward is needed
     rlhf_ppo --reward=bad/bomb.pt         | bad/bomb.pt is damaged or not a checkpoint: delete it
     rlhf_ppo --reward=bad/other_reward.pt | another tokenizer than the checkpoint it is used with
     rlhf_ppo --reward=bad/short_reward.pt --max_new_tokens=8 | leaves 7 of the models' 16 tokens
     rlhf_ppo --critic=bad/other_reward.pt | another tokenizer than the checkpoint it is used with
-    rlhf_ppo --reference=nowhere.pt       | nowhere.pt is missing: `python sft.py` makes it
     rlhf_ppo --reference=bad/other_sft.pt | another tokenizer than the checkpoint it is used with
     rlhf_ppo --reward=bad/rewards.py:nan  | gave nan for the prompt
     rlhf_ppo --watch=nowhere.py:grade     | there is no file nowhere.py
@@ -156,43 +142,28 @@ CASES = """
     rlhf_ppo --init=reward.pt             | comes from stage 'reward'
     rlhf_ppo --out=sft.pt --fresh         | would write sft.pt, but sft.pt is read here
     rlhf_ppo --lr=1e30                    | is nan at step 1 (its batch: new.nan.pt); with a
-    evaluate --data=nowhere.jsonl         | nowhere.jsonl: No such file or directory
     evaluate --models=nowhere/ppo.pt      | nowhere/ppo.pt is missing: `python rlhf_ppo.py` makes it
-    evaluate --models=                    | a file without a name is missing
     evaluate --models=sft.pt,bad/other_sft.pt | another tokenizer than the checkpoint it is used
-    evaluate --reward=sft.pt              | comes from stage 'sft', but reward is needed
     evaluate --judge=nowhere.py:f         | there is no file nowhere.py
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
-    lab/bench --what=poems                | --what=poems is not one of tokenizer, train, recipe
-    tools/report --folder=nowhere         | has no logs yet: run a stage, or choose
-    tools/report --folder=. --lang=fr     | --lang=fr is not en or zh
     tools/report --folder=. --out=bad     | bad is a folder
-    tools/pictures                        | out/report.html is missing: `python -m tools.report`
     tools/baseline                        | no file given: try `python -m tools.baseline
-    tools/baseline nowhere.jsonl          | nowhere.jsonl: No such file
-    tools/diagram --lang=fr               | --lang=fr is not en or zh
-    lab/experiments --what=poems          | --what=poems is not one of starts, bound, details
     lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
-    lab/claims --what=poems               | --what=poems is not one of compute, completes
     lab/claims --seeds=1                  | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
-    chat --init=nowhere.pt                | nowhere.pt is missing: `python rlhf_ppo.py` makes it
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: delete it
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
     chat --compare=sft.pt,bad/other_sft.pt --reward=reward.pt | another tokenizer
     chat --prompt=why,why,why,why,why,why,why,why,why | has room for 28: please use fewer words
     chat --top_p=0                        | --top_p in (0, 1]
     chat Hello                            | unknown flag Hello (-h lists them)
-    tokenizer --data=nowhere.txt          | 'nowhere.txt': no such file
     tokenizer --data=bad/latin.txt        | not UTF-8 at byte 3
     tokenizer --vocab_size=10             | vocab_size=10: the least is 262
     tokenizer --pattern=(                 | pattern=(
-    tokenizer --errors=ignore             | --errors=ignore is not strict or replace
     tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt can't be used (File exists)
     data/town --n_docs=-1                 | --n_docs=-1 must be at least 0
     data/town --out=bad/empty.txt/town    | Not a directory
     tools/check                           | no file given: try `python -m tools.check
-    tools/check nowhere.jsonl             | 'nowhere.jsonl': no such file
     tools/check bad/broken.jsonl          | bad/broken.jsonl, line 2: not JSON
     tools/check text.jsonl --kind=poems   | not one of auto, text, demonstrations, comparisons
     tools/check text.jsonl --tokenizer=bad/bomb.pt | bad/bomb.pt is damaged
@@ -270,6 +241,18 @@ def folder(tmp_path_factory, tiny_tokenizer):
     save(bad / "wide_sft.pt", "sft", tiny_tokenizer, n_embd=32)
     save(bad / "short_reward.pt", "reward", tiny_tokenizer, block_size=16)
     save(bad / "short_pretrain.pt", "pretrain", tiny_tokenizer, block_size=16)
+
+    world, dice = World(), Dice(random.Random(0))     # what only lessons read
+    rows = [make_prompt(world, dice, "demos") for _ in range(160)]
+    write(folder / "test.jsonl", *(dict(prompt=asked, kind=kind) for kind, asked, _ in rows[:24]))
+    answers = [dict(role="assistant", content=demonstrate(world, dice, kind, what))
+               for kind, _, what in rows]
+    write(folder / "demos.jsonl", *(dict(kind=kind, messages=[*asked, answer])
+                                    for (kind, asked, _), answer in zip(rows, answers)))
+    (folder / "logs").mkdir()
+    (folder / "logs/sft.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    for stage in ("pretrain", "sft"):
+        save(folder / f"logs/{stage}.pt", stage, tiny_tokenizer, block_size=512)
     return folder
 
 
@@ -277,10 +260,14 @@ def folder(tmp_path_factory, tiny_tokenizer):
 def call(folder, capsys, monkeypatch):
     """call(script, flags): the exit status and what stood on stderr. No file that was there may
     have changed; what a failed run leaves beside them goes away."""
+    def files():
+        return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.stat().st_size)
+                for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
+
     def call(script, *flags):
-        before = snapshot(folder)
+        before = files()
         status, _ = run(folder, script, *flags)
-        after = snapshot(folder)
+        after = files()
         assert {name: after.get(name) for name in before} == before
         for name in after.keys() - before.keys():
             (folder / name).unlink()
@@ -304,19 +291,83 @@ def test_the_flags_that_the_mistakes_are_made_in_are_right(call):
         assert call(script, *RIGHT[script].split()) == (0, "")
 
 
-def optional():
-    """(script, flag) of every input that a stage's Config says may be empty."""
-    return [(script, flag) for script in RIGHT for flag in re.findall(
-        r'^    (\w+): str = .*# .*"": ', (ROOT / f"{script}.py").read_text(), re.MULTILINE)
-        if (script, flag) not in (("chat", "prompt"), ("reward", "like"), ("sft", "like"))]
+# ---------------------------------------------------------------------------------------------
+# every flag of every script: 0, 1, a word, nothing, a missing file, a file of the wrong kind
+
+RL = ("--data=prompts.jsonl --init=sft.pt --reward=reward.pt --watch=length.py:longer --steps=1 "
+      "--batch_size=4 --minibatch=2 --max_new_tokens=4 --n_eval=1 --out=new.pt ")
+TOWN = "--text=text.jsonl --init=logs/sft.pt --batch_size=4 --ptx=0.25 --n_demos=20 --n_eval=1 "
+TRAIN = "--steps=1 --warmup=1 --dtype=float32 --out=new.pt "
+SMALL = {
+    **{name: RIGHT[name] for name in ("tokenizer", "data/town")},
+    **{name: f"{RIGHT[name]} --steps=1 --like=pretrain.pt" for name in ("sft", "reward")},
+    "pretrain": RIGHT["pretrain"] + " --steps=1",
+    "compare": RIGHT["compare"] + " --n_prompts=4 --max_new_tokens=4",
+    "rlhf_ppo": f"{RL} --watch= --micro_batch=2 --epochs=1 --text=text.jsonl",
+    "evaluate": RIGHT["evaluate"] + " --models=pretrain.pt,sft.pt --n_prompts=2 --best_of=0",
+    "chat": RIGHT["chat"] + " --reward=reward.pt",
+    "tools/check": "--data=sft.jsonl --tokenizer=tok.json --block_size=32 --max_new_tokens=4",
+    "tools/label": "--data=prompts.jsonl --init=sft.pt --out=new.jsonl --n_prompts=2 --k=2 "
+                   "--max_new_tokens=4",
+    "tools/report": "--folder=logs --prompts=prompts.jsonl --contrasts= --out=new.html",
+    "tools/diagram": "--out=newdocs", "tools/baseline": "--data=prompts.jsonl",
+    "lessons/grpo": f"{RL} --k=2 --epochs=1", "lessons/best_of_n": f"{RL} --best_of=2 --epochs=1",
+    "lessons/dpo": "--data=comparisons.jsonl --prompts=prompts.jsonl --init=sft.pt --n_eval=1 "
+                   f"--watch=length.py:longer --batch_size=4 --max_new_tokens=4 {TRAIN}",
+    "lessons/calculator": f"{TOWN}{TRAIN} --data=sft.jsonl --max_new_tokens=8",
+    "lessons/constrained": f"{TOWN}{TRAIN} --max_new_tokens=8",
+    "lessons/look_up": f"{TOWN}{TRAIN} --data=sft.jsonl --max_new_tokens=4",
+    "lessons/chain_of_thought": f"{TRAIN} --init=logs/sft.pt --most=2 --n_test=1 --n_tokens=8 "
+                                "--votes=1",
+    "lessons/lora": f"{TRAIN} --methods=lora2:2 --data=demos.jsonl --test=test.jsonl "
+                    "--text=text.jsonl --init=logs/pretrain.pt --batch_size=1",
+    "lessons/few_shot": "--data=test.jsonl --examples=demos.jsonl --base=pretrain.pt "
+                        "--chat=logs/sft.pt --shots=0,1 --max_new_tokens=4 --out=new.json",
+    # these read or start what is not there
+    **dict.fromkeys(("lessons/compare_methods", "lab/experiments", "lab/claims", "tools/pictures"),
+                    ""), "lab/bench": "--what=no", "tools/prepare": "shakespear"}
+FILES = "word", "", "prompts.jsonl", "sft.pt", "bad"
+# what all scripts do alike with these is tried in one of them
+SHARED = "seed lr warmup weight_decay fresh debug device dtype compile recompute freeze dropout"
+# must be empty soon: load_function does not name the flag; the report's prompts are not cut
+KNOWN = {("compare", "labeler", ""), ("lessons/dpo", "watch", ""), ("lessons/grpo", "watch", ""),
+         ("lessons/best_of_n", "watch", ""), ("tools/report", "folder", "")}
 
 
-@pytest.mark.parametrize("script, flag", optional())
-def test_an_input_that_may_be_empty_may_be_empty(call, folder, script, flag):
-    like = ["--like=pretrain.pt"] if flag == "init" and script != "pretrain" else []
-    assert call(script, *RIGHT[script].split(), *like, f"--{flag}=") == (0, "")
-    for file in folder.glob("new.*"):
-        file.unlink()
+def may_be_empty(script, flag):
+    """Whether the comment in the script's Config says so."""
+    text = (ROOT / f"{script}.py").read_text(encoding="utf-8")
+    return re.search(rf'^    {flag}: str = .*# .*"": ', text, re.MULTILINE) and flag != "prompt"
+
+
+@pytest.mark.parametrize("script", SMALL)
+def test_whatever_a_flag_gets_the_run_succeeds_or_ends_in_one_line_that_names_it(
+        script, call, folder, refused, monkeypatch):
+    Config = importlib.import_module(script.replace("/", ".")).Config
+    right = SMALL[script].split()
+    read = re.findall(r"[\w/]+\.[a-z]+", " ".join([*right, *map(str, vars(Config()).values())]))
+    monkeypatch.setattr(checkpoint, "is_sound", lambda ckpt: True)    # slow, and tried above
+    for field in dataclasses.fields(Config):
+        flag, files = field.name, isinstance(field.default, str)
+        if not files:
+            for value in ("word", ""):
+                assert f"--{flag}={value} is not " in refused(
+                    parse_config, Config, "", [f"--{flag}={value}"])
+        if flag in SHARED.split() and script != "sft":
+            continue
+        for value in FILES if files else "01":
+            status, said = call(script, *right, f"--{flag}={value}")
+            case = f"{script} --{flag}={value} ends with {status}: {said}"
+            for file in folder.glob("new*.*"):
+                file.unlink()
+            if status == 0:
+                continue
+            assert status == 1 and said.count("\n") == 1 and "--debug=true" not in said, case
+            assert value or not may_be_empty(script, flag) or flag == "init", case
+            if script in [*SMALL][-6:] or (script, flag, value) in KNOWN:
+                continue
+            names = [f"--{flag}", value or "''", "without a name", "no file", "above", *read]
+            assert any(name in said for name in names), case
 
 
 # ---------------------------------------------------------------------------------------------

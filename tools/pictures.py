@@ -51,8 +51,8 @@ def open_browser(width=900, height=760):
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     report = Path(config.report).resolve()
-    if not report.exists():
-        fail(f"{config.report} is missing: `python -m tools.report` makes it")
+    if not report.is_file() or report.suffix != ".html":
+        fail(f"{config.report or repr('')} is missing: `python -m tools.report` makes it")
     browser = open_browser()
     browser.get(report.as_uri())
     for name, script in PICTURES.items():

@@ -312,10 +312,12 @@ if __name__ == "__main__":
         fail(f"--lang={config.lang} is not en or zh")
     if not any(folder.glob("*.jsonl")):
         fail(f"--folder={folder} has no logs yet: run a stage, or choose another --folder")
+    path = config.out or folder / "report.html"
+    if Path(path).suffix != ".html":
+        fail(f"--out={config.out} should end in .html")
     page, board = make(config, Runtime(config))
     if board:
         show(board)
-    path = config.out or folder / "report.html"
     with writing(path) as f:
         f.write(page)
     print(f"saved {path} ({len(page) / 1e6:.1f} MB): open it in a browser")

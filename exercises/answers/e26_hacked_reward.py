@@ -46,7 +46,7 @@ grade 一列是小镇的裁判对回答的评价。先用上面的奖励试一�
 def prepare():
     """The prompts of --run are those of the town that are sums."""
     rows = read_prompts("data/town/prompts.jsonl")
-    town.write_jsonl(Path(SUMS), [row for row in rows if row["kind"] == "sum"])
+    town.write_jsonl(Path(SUMS), [row for row in rows if row.get("kind") == "sum"])
 
 
 def answer(prompts, responses):
