@@ -67,7 +67,7 @@ class Config:
     lam: float = 0.95                      # GAE: 0 trusts the critic, 1 the returns alone
     clip: float = 0.2                      # how far an update may move a token's probability ratio
     clip_value: float = 0.2                # likewise for the critic's values
-    ptx_coef: float = 1.0                  # weight of the loss on pretraining text
+    ptx_coef: float = 0.1                  # weight of the loss on pretraining text
     missing_end: float = 2.0               # subtracted from the score of an answer without an end
     eval_every: int = 6                    # iterations between evaluations
     n_eval: int = 256                      # held-out prompts per evaluation
@@ -85,7 +85,8 @@ def get_lr(step, config):
     linearly to 0. The critic begins earlier: until it knows what to expect of a prompt, all answers
     to a hard prompt look bad, and the policy would unlearn them."""
     left = 1 - config.decay * step / config.steps
-    policy, critic = (max(0, min((step - first + 1) / 2, left)) for first in (config.critic_first, 0))
+    policy, critic = (max(0, min((step - start + 1) / 2, left))
+                      for start in (config.critic_first, 0))
     return config.lr * policy, config.lr * config.critic_lr * critic
 
 
