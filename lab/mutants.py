@@ -40,7 +40,7 @@ TESTS = {
     "lessons/grpo.py": [LOOPS + "grpo", "tests/test_lesson_grpo.py"],
     "compare.py": [LOOPS + "comparisons", "tests/test_compare.py"],
     "evaluate.py": ["tests/test_evaluate.py"],
-    "model.py": ["tests/test_model.py", LOOPS + "ppo"],
+    "model.py": ["tests/test_model.py", "tests/test_compare.py -k two_ways", LOOPS + "ppo"],
     "tokenizer.py": ["tests/test_tokenizer.py"],
     "common.py": ["tests/test_common.py"],
     "checkpoint.py": ["tests/test_resume.py tests/test_checkpoint.py", LOOPS + "sft"],
