@@ -2,7 +2,7 @@
 # An environment that is active already is used; otherwise one is made in .venv.
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
-die() { echo "$1" >&2; exit 1; }
+die() { echo "$*" >&2; exit 1; }
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; }
 
 active="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
@@ -32,7 +32,8 @@ if [ -z "$active" ]; then
     . .venv/bin/activate
 fi
 new_enough python ||
-    die "Python 3.10 or newer is needed, this is $(python -V) in ${active:-.venv}: deactivate or remove it"
+    die "Python 3.10 or newer is needed, this is $(python -V) in ${active:-.venv}: deactivate or" \
+        "remove it"
 
 # pip runs only when requirements.txt has changed since it last succeeded here
 stamp="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rlhf-requirements.txt"

@@ -5,8 +5,8 @@ writes  a table, out/scoreboard.json
 
 Every model answers every prompt twice. The greedy answer shows what the model knows (right). The
 sampled answer is what a user gets (grade, better or worse than SFT's, length). The pretrained model
-has never seen a chat, so a few examples stand in front of each question, as for GPT-3. Intervals are
-95% bootstrap intervals over the people, sums and tales that the prompts are about.
+has never seen a chat, so a few examples stand in front of each question, as for GPT-3. Intervals
+are 95% bootstrap intervals over the people, sums and tales that the prompts are about.
 
 laptop                            python evaluate.py
 while tuning: validation prompts  python evaluate.py --data=data/town/val.jsonl

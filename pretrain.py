@@ -73,8 +73,8 @@ def get_lr(step, config):
 
 
 def orthogonalize(x, rounds=3):
-    """x (n, R, C), R <= C -> about U V^T for each x = U S V^T: large singular values come near 1. With
-    3 rounds small ones do not: of a trained model's momentum 43% stay below .5; 5 rounds cost more.
+    """x (n, R, C), R <= C -> about U V^T for each x = U S V^T: large singular values come near 1.
+    With 3 rounds small ones do not: of a trained model's momentum 43% stay below .5.
 
     Newton-Schulz: the polynomial f(s) = 3.4445 s - 4.7750 s^3 + 2.0315 s^5 is applied to the
     singular values again and again. It takes only matrix products (Jordan et al. 2024).

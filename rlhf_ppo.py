@@ -33,7 +33,6 @@ from data.corpus import Corpus
 from data.formats import read_prompts, split
 from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, frozen, log_probs,
                    optimizer_groups, right_pad, token_logp)
-from sft import damping
 from tokenizer import Tokenizer
 
 
@@ -56,10 +55,9 @@ class Config:
     recompute: bool = False                # activations, again in the backward pass: less memory
     freeze: int = 0                        # embeddings and so many lower layers stay as they are
     epochs: int = 2                        # passes over each iteration's answers
-    lr: float = 5e-4                       # the policy's peak: a short warmup, then linear to 0
-    critic_lr: float = 1.5e-3              # the critic's
+    lr: float = 1.5e-4                     # the policy's peak: a short warmup, then linear to 0
+    critic_lr: float = 8.0                 # the critic's, as a multiple of lr
     critic_first: int = 2                  # iterations in which only the critic learns
-    eps: float = 1.0                       # AdamW's epsilon for the policy, as in sft.py
     decay: bool = True                     # false: the learning rate stays at its peak
     max_new_tokens: int = 64
     temperature: float = 0.7               # divides the logits wherever probabilities are computed
@@ -69,7 +67,7 @@ class Config:
     lam: float = 0.95                      # GAE: 0 trusts the critic, 1 the returns alone
     clip: float = 0.2                      # how far an update may move a token's probability ratio
     clip_value: float = 0.2                # likewise for the critic's values
-    ptx_coef: float = 1.0                  # weight of the loss on pretraining text
+    ptx_coef: float = 0.1                  # weight of the loss on pretraining text
     missing_end: float = 2.0               # subtracted from the score of an answer without an end
     eval_every: int = 6                    # iterations between evaluations
     n_eval: int = 256                      # held-out prompts per evaluation
@@ -87,8 +85,9 @@ def get_lr(step, config):
     linearly to 0. The critic begins earlier: until it knows what to expect of a prompt, all answers
     to a hard prompt look bad, and the policy would unlearn them."""
     left = 1 - config.decay * step / config.steps
-    policy, critic = (max(0, min((step - first + 1) / 2, left)) for first in (config.critic_first, 0))
-    return config.lr * policy, config.critic_lr * critic
+    policy, critic = (max(0, min((step - start + 1) / 2, left))
+                      for start in (config.critic_first, 0))
+    return config.lr * policy, config.lr * config.critic_lr * critic
 
 
 @dataclass
@@ -345,9 +344,8 @@ if __name__ == "__main__":
     models = dict(policy=policy, reference=reference, critic=critic, reward=reward)
     grader = load_function(config.watch) if config.watch else None
     policy_ddp, critic_ddp = (DDP(m) if rt.ddp else m for m in (policy, critic))
-    groups = [*(dict(group, eps=damping(policy, config.eps), net=0)
-                for group in optimizer_groups(policy, 0.0)),
-              *(dict(group, net=1) for group in optimizer_groups(critic, 0.0))]
+    groups = [dict(group, net=i) for i, net in enumerate((policy, critic))
+              for group in optimizer_groups(net, 0.0)]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-5,
                                   fused=rt.device.type != "mps")
     if run.state:

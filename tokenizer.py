@@ -145,12 +145,14 @@ def check_pattern(pattern):
             ranks.setdefault(chunk.encode(), len(ranks))
         theirs = tiktoken.Encoding("", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
     except (ValueError, regex.error) as error:
-        raise ValueError(f"pattern={pattern} is not a valid regex: {error}") from None
+        raise ValueError(f"--pattern={pattern} is not a valid regex: {error}") from None
     for text, chunks in zip(texts, ours):
         if "".join(chunks) != text or "" in chunks:
-            raise ValueError(f"pattern={pattern} loses characters or finds nothing in {text!r:.40}")
+            raise ValueError(f"--pattern={pattern} loses characters or finds nothing in "
+                             f"{text!r:.40}")
         if [ranks[chunk.encode()] for chunk in chunks] != theirs.encode_ordinary(text):
-            raise ValueError(f"pattern={pattern} means something else to tiktoken in {text!r:.40}")
+            raise ValueError(f"--pattern={pattern} means something else to tiktoken in "
+                             f"{text!r:.40}")
 
 
 class Tokenizer:

@@ -403,7 +403,7 @@ def the_facts():
 
 @functools.cache
 def facts_in(file):
-    return json.loads(file.read_text(encoding="utf-8"))["facts"] if file.exists() else World(0).facts
+    return json.loads(file.read_text("utf-8"))["facts"] if file.exists() else World(0).facts
 
 
 def understand(messages):

@@ -292,8 +292,8 @@ def overoptimise(chains):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    experiments = dict(rehearsal=rehearsal, starts=starts, bound=bound, details=details, rounds=rounds,
-                       overoptimise=overoptimise)
+    experiments = dict(rehearsal=rehearsal, starts=starts, bound=bound, details=details,
+                       rounds=rounds, overoptimise=overoptimise)
     names, chains = chosen(config.what, experiments), finished_chains(config)
     for name in names:
         experiments[name](chains)

@@ -25,7 +25,7 @@ import torch
 
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, function_file, get_scores, load_function, parse_config
-from evaluate import sum_logp
+from evaluate import groups_of, sum_logp
 from lessons.held_out import Watched, load_reward, read_prompts_that_fit, score, show, watch
 from model import GPT, answer_text, complete, frozen, optimizer_groups
 from tokenizer import Tokenizer
@@ -161,6 +161,6 @@ if __name__ == "__main__":
     chosen = dict(score=scores.amax(1).mean().item(), kl=math.log(n) - (n - 1) / n,
                   length=np.mean([len(tok.encode(text)) for text in texts]))
     show({"before": watch(reference, reference, val, tok, rt, config, reward),
-          f"its best of {n}": Watched(chosen, grades), "after": after},
+          f"its best of {n}": Watched(chosen, grades, groups_of(val)), "after": after},
          [("answers to write for one", ["1", str(n), "1"])])
     run.finish()

@@ -23,8 +23,8 @@ torch.set_num_threads(1)    # at the tests' sizes a second thread costs more tha
 
 @pytest.fixture(scope="session", autouse=True)
 def away(tmp_path_factory):
-    """No test stands in the checkout, where the user's data/ and out/ lie: neither the fixtures that
-    several tests share, nor the tests (`alone`)."""
+    """No test stands in the checkout, where the user's data/ and out/ lie: neither the fixtures
+    that several tests share, nor the tests (`alone`)."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("away"))
         yield

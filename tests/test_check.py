@@ -317,7 +317,8 @@ def test_scores_that_tie_are_counted_and_those_that_contradict_are_listed(write,
 def test_a_transcript_in_a_prompt_is_shown_as_turns(write, report):
     printed = report(write("a.jsonl", demo("\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: So?\n\n"
                                            "Assistant:", " Yes.")))
-    assert "<|user|>Hi<|end|><|assistant|>«Ho<|end|>»<|user|>So?<|end|>" in printed.replace("\n", "")
+    turns = "<|user|>Hi<|end|><|assistant|>«Ho<|end|>»<|user|>So?<|end|>"
+    assert turns in printed.replace("\n", "")
     assert "«Yes.<|end|>»" in printed and "Human" not in printed
 
 

@@ -1,5 +1,5 @@
-"""env.sh: which environment it uses, and when it makes one. Its python3 is ours, and pip a stand-in:
-nothing is downloaded."""
+"""env.sh: which environment it uses, and when it makes one. Its python3 is ours, and pip a
+stand-in: nothing is downloaded."""
 
 import os
 import shutil

@@ -32,7 +32,8 @@ def test_a_function_that_fails_is_named_with_the_first_answer_that_makes_it_fail
 
 
 @pytest.mark.parametrize("spec, file", [
-    ("mine.py:f", "mine.py"), ("a: b/my file.py:f", "a: b/my file.py"), ("a.py:b.py:f", "a.py:b.py"),
+    ("mine.py:f", "mine.py"), ("a: b/my file.py:f", "a: b/my file.py"),
+    ("a.py:b.py:f", "a.py:b.py"),
     (r"C:\mine.py:f", r"C:\mine.py"), ("mine.py", "mine.py"), ("mine.py:", "mine.py"),
     ("out/reward.pt", ""), ("a.py:b/reward.pt", ""), (r"C:\a.py:b\reward.pt", ""), ("", "")])
 def test_what_names_a_function_is_told_from_a_path_by_its_end(spec, file):

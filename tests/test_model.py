@@ -388,7 +388,8 @@ def test_rows_are_sampled_by_their_own_distributions():
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-40, 1e-12])
 def test_a_temperature_of_nearly_0_takes_the_most_probable_token(temperature):
-    assert sample(torch.tensor([[0.3, 90.0, -7.0], [2.0, 1.0, 1.9]]), temperature).tolist() == [1, 0]
+    logits = torch.tensor([[0.3, 90.0, -7.0], [2.0, 1.0, 1.9]])
+    assert sample(logits, temperature).tolist() == [1, 0]
 
 
 def test_at_a_temperature_of_nearly_0_the_most_probable_tokens_have_probability_1(model):

@@ -337,7 +337,8 @@ def test_other_computers_reach_it_by_address_but_not_by_a_strange_name():
 
 def test_a_proxy_may_lead_here_by_a_name_that_is_allowed(tmp_path):
     site = Site(folder=str(tmp_path), names="hub.example.org,lab", token="secret-secret")
-    for status, headers in ((200, {}), (200, dict(host="hub.example.org")), (200, dict(host="lab:80")),
+    for status, headers in ((200, {}), (200, dict(host="hub.example.org")),
+                            (200, dict(host="lab:80")),
                             (403, dict(host="example.org")),
                             (200, dict(origin="https://hub.example.org")),
                             (403, dict(origin="https://example.org"))):

@@ -179,10 +179,10 @@ def test_the_value_loss_is_the_larger_of_clipped_and_unclipped(value, target, lo
 
 
 def test_the_learning_rates_warm_up_for_one_iteration_and_fall_linearly_the_critics_first():
-    config = Config(lr=1.0, critic_lr=3.0, critic_first=2, steps=10)
+    config = Config(lr=2.0, critic_lr=1.5, critic_first=2, steps=10)
     policy, critic = zip(*(get_lr(step, config) for step in range(10)))
     falling = [1 - step / 10 for step in range(10)]
-    assert policy == pytest.approx([0, 0, 0.5, *falling[3:]])
+    assert policy == pytest.approx([2 * share for share in [0, 0, 0.5, *falling[3:]]])
     assert critic == pytest.approx([3 * share for share in [0.5, *falling[1:]]])
 
 

@@ -29,7 +29,8 @@ def without_encoding(tree):
         name = getattr(call.func, "attr", getattr(call.func, "id", ""))
         said = {k.arg: getattr(k.value, "value", "") for k in call.keywords}
         modes = [a.value for a in call.args[:2] if isinstance(a, ast.Constant)]
-        if (name == "open" and ast.unparse(call.func) != "os.open" and not any("b" in str(m) for m in [*modes[-1:], said.get("mode", "")])
+        binary = any("b" in str(mode) for mode in [*modes[-1:], said.get("mode", "")])
+        if (name == "open" and ast.unparse(call.func) not in OTHERS and not binary
                 or name in ("read_text", "write_text") and "utf-8" not in modes
                 or name in ("run", "Popen", "check_output") and said.get("text")
                 or name in ("NamedTemporaryFile", "fdopen") and "b" not in str(modes)):

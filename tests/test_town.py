@@ -311,7 +311,7 @@ def test_held_out_sums_and_tales_are_never_asked_for_in_training(written, held_o
 
 
 def test_text_to_rehearse_never_mentions_what_validation_and_test_prompts_are_about(tmp_path):
-    """In all tokens that a default run of SFT, PPO or a lesson can read, with the real tokenizer."""
+    """In all tokens that a default run of SFT, PPO or a lesson can read, with its tokenizer."""
     scripts = (sft, rlhf_ppo, calculator, constrained, look_up)
     folder, = {script.Config().text for script in scripts}
     town.main(town.Config())

@@ -38,7 +38,7 @@ def install(function):
 
 
 RUN = ("rlhf_ppo.py", install, "--steps=6 --batch_size=64 --minibatch=32 --n_eval=64 "
-       "--eval_every=3 --ptx_coef=0")
+       "--eval_every=3 --ptx_coef=0 --critic_first=0 --critic_lr=1 --lr=5e-4")
 
 
 def cases():

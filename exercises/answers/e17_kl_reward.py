@@ -6,7 +6,7 @@ import rlhf_ppo
 
 NAME = "token_rewards"
 RUN = ("rlhf_ppo.py", "token_rewards", "--steps=10 --batch_size=128 --minibatch=32 --n_eval=128 "
-       "--eval_every=5 --ptx_coef=0",
+       "--eval_every=5 --ptx_coef=0 --critic_first=0 --critic_lr=1 --lr=5e-4",
        lambda function: lambda r, beta: function(r.logp, r.ref_logp, r.scores, r.last, beta))
 COLUMNS = ["objective/score", "objective/kl", "objective/rlhf_reward"]
 ZH = """

@@ -5,7 +5,7 @@ from rlhf_ppo import gae as answer
 
 NAME = "gae"
 RUN = ("rlhf_ppo.py", "gae", "--steps=6 --batch_size=64 --minibatch=32 --n_eval=64 --eval_every=3 "
-       "--ptx_coef=0")
+       "--ptx_coef=0 --critic_first=0 --critic_lr=1 --lr=5e-4")
 COLUMNS = ["objective/score", "ppo/val/explained_var"]
 ZH = """
 18. 广义优势估计 generalised advantage estimation（GAE）

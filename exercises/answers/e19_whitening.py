@@ -6,7 +6,8 @@ import rlhf_ppo
 
 NAME = "whiten"
 RUN = ("rlhf_ppo.py", "whiten", "--steps=10 --batch_size=128 --minibatch=32 --n_eval=128 "
-       "--eval_every=5 --ptx_coef=0", lambda function: lambda x, mask, rt: function(x, mask))
+       "--eval_every=5 --ptx_coef=0 --critic_first=0 --critic_lr=1 --lr=5e-4",
+       lambda function: lambda x, mask, rt: function(x, mask))
 COLUMNS = ["objective/score", "objective/kl", "ppo/policy/clipfrac"]
 ZH = """
 19. 白化 whitening

@@ -4,7 +4,7 @@ import rlhf_ppo
 
 NAME = "policy_loss"
 RUN = ("rlhf_ppo.py", "policy_loss", "--steps=10 --batch_size=128 --minibatch=32 --n_eval=128 "
-       "--eval_every=5 --ptx_coef=0",
+       "--eval_every=5 --ptx_coef=0 --critic_first=0 --critic_lr=1 --lr=5e-4",
        lambda function: lambda *args: (function(*args), *rlhf_ppo.policy_loss(*args)[1:]))
 COLUMNS = ["objective/score", "objective/kl", "ppo/policy/clipfrac"]
 ZH = """

@@ -4,7 +4,7 @@ from rlhf_ppo import value_loss as answer
 
 NAME = "value_loss"
 RUN = ("rlhf_ppo.py", "value_loss", "--steps=10 --batch_size=128 --minibatch=32 --n_eval=128 "
-       "--eval_every=5 --ptx_coef=0")
+       "--eval_every=5 --ptx_coef=0 --critic_first=0 --critic_lr=1 --lr=5e-4")
 COLUMNS = ["ppo/val/explained_var", "ppo/loss/value", "objective/score"]
 ZH = """
 21. 价值损失 value loss

@@ -9,7 +9,8 @@ PLACE = "exercises/answers/e26_hacked_reward.py:answer"
 NAME = "reward"
 SUMS = "out/sums.jsonl"
 RUN = ("rlhf_ppo.py", "load_function", f"--reward={PLACE} --data={SUMS} --steps=12 "
-       "--batch_size=128 --minibatch=32 --eval_every=4 --ptx_coef=0 --kl_coef=0.02 --lr=2e-4",
+       "--batch_size=128 --minibatch=32 --eval_every=4 --ptx_coef=0 --critic_first=0 "
+       "--critic_lr=1 --kl_coef=0.02 --lr=2e-4",
        lambda function: lambda name: function if name == PLACE else load_function(name))
 COLUMNS = ["score", "grade", "length"]
 ZH = """
