@@ -148,7 +148,7 @@ def test_the_same_seed_gives_the_same_answers_and_another_others(model, tiny_tok
 
 
 def test_one_prompt_asked_twice_is_answered_in_two_ways(model, tiny_tokenizer, prompts):
-    answers = respond(model, tiny_tokenizer, [prompts[3]] * 20, ENV, 12)
+    answers = respond(model, tiny_tokenizer, [prompts[3]] * 20, ENV, 12, batch_size=5)
     assert len(set(answers)) > 10
 
 
