@@ -21,7 +21,7 @@ def commands(text):
     for found in COMMAND.finditer(text):
         module = found["module"] or (found["file"] or found["ddp"]).replace("/", ".")
         rest = re.split(r"\s[|;&>#<]|…", found["rest"] or found["more"] or "")[0]
-        yield module, re.findall(r"(?<!\S)--\w+(?:=\"[^\"]*\"|=\S*)?", rest)
+        yield module, re.findall(r"(?<!\S)--\w+(?:=\"[^\"]*\"|=[^\s)]*)?", rest)
 
 
 def known(module):
