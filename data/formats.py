@@ -51,8 +51,9 @@ LABELS = ("label", "kto_tag")  # false: the answer is bad (TRL's and LLaMA-Facto
 OPINIONS = (*LABELS, "noise", "labeler", "models")  # more of what belongs to given responses
 # These say nothing about the text. All other fields that nothing reads are counted and told.
 HARMLESS = re.compile(r"(.*[-_])?(id|uuid|idx|index|source|origin|dataset|subset|split|url|path|"
-                      r"domain|category|kind|type|tag|language|lang|model|generator|metadata|meta|"
-                      r"info|date|time|timestamp|license|version|hash|length|count)s?")
+                      r"domain|category|kind|about|topic|type|tag|language|lang|model|generator|"
+                      r"metadata|meta|info|date|time|timestamp|license|version|hash|length|"
+                      r"count)s?")
 TURN = ("role", "from", "content", "value", "weight", "train", "loss")
 
 

@@ -23,6 +23,9 @@ def imports(file):
     return {name for name in found if name.partition(".")[0] in ours}
 
 
+OTHERS = "os.open", "tokenize.open"                   # bytes; Python's own way to read a source
+
+
 def without_encoding(tree):
     """The lines that open text in whatever encoding this computer prefers: GBK on some."""
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):

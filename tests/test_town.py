@@ -19,6 +19,7 @@ import sft
 import tiny
 from data import town
 from data.corpus import Corpus
+from data.formats import read_demonstrations, read_prompts
 from data.town import FACTS, QUESTIONS, VALUES, Dice, World, judge, understand
 from lessons import calculator, constrained, look_up
 from tokenizer import Tokenizer
@@ -345,6 +346,13 @@ def test_text_to_rehearse_is_the_rest_of_the_pretraining_text(written, world):
 def test_demonstrations_ask_about_their_own_people_only(written, world):
     names = {asked(row).get("N") for row in rows(written / "sft.jsonl")} - {None}
     assert names <= set(world.people_of["demos"] + world.strangers_of["demos"])
+
+
+def test_the_readers_know_every_field_that_the_town_writes(written, capsys):
+    for file in ("prompts", "val", "test", "contrasts"):
+        assert read_prompts(written / f"{file}.jsonl")
+    read_demonstrations(written / "sft.jsonl")
+    assert capsys.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("file", ["sft", "prompts", "val", "test"])

@@ -313,8 +313,8 @@ if __name__ == "__main__":
     if not any(folder.glob("*.jsonl")):
         fail(f"--folder={folder} has no logs yet: run a stage, or choose another --folder")
     path = config.out or folder / "report.html"
-    if Path(path).suffix != ".html":
-        fail(f"--out={config.out} should end in .html")
+    if Path(path).is_file() and Path(path).suffix != ".html":
+        fail(f"{path} is there already and is no .html: choose another --out")
     page, board = make(config, Runtime(config))
     if board:
         show(board)
