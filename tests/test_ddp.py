@@ -57,7 +57,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 COMMON = "--steps=3 --lr=1e-3 --dtype=float32 --debug=true"
 PPO = ("--data=prompts.jsonl --init=init_sft.pt --reward=init_reward.pt --watch= --batch_size=32 "
-       "--minibatch=32 --micro_batch=2 --max_new_tokens=12")
+       "--minibatch=32 --micro_batch=2 --max_new_tokens=12 --critic_first=0 --critic_lr=1")
 FLAGS = {
     # so few held-out rows, or prompts, that rank 1 has none of them to evaluate
     "pretrain": "--data=text.jsonl --tokenizer=tok.json --block_size=48 --n_layer=2 --n_embd=32 "

@@ -35,7 +35,7 @@ FLAGS = {
               "--micro_batch=2 --warmup=2 --eval_every=4",
     "rlhf_ppo": "--data=prompts.jsonl --text=text.jsonl --init=sft.pt --reward=reward.pt --watch= "
                 "--batch_size=8 --minibatch=4 --micro_batch=2 --max_new_tokens=6 --eval_every=2 "
-                "--n_eval=2 --ptx_coef=0.2",
+                "--n_eval=2 --ptx_coef=0.2 --critic_first=0 --critic_lr=1 --lr=5e-4",
 }
 
 
@@ -51,7 +51,8 @@ CHAIN = {
     "compare": f"--n_prompts=400 --max_new_tokens=24 --labeler={GRADE}",
     "reward": "--batch_size=8 --micro_batch=8 --warmup=5 --eval_every=20",
     "rlhf_ppo": "--steps=8 --batch_size=64 --minibatch=32 --micro_batch=32 --max_new_tokens=24 "
-                f"--lr=1e-3 --ptx_coef=0.2 --n_eval=64 --eval_every=4 --watch={GRADE}",
+                f"--lr=1e-3 --critic_first=0 --critic_lr=1 --ptx_coef=0.2 --n_eval=64 --eval_every=4 "
+                f"--watch={GRADE}",
 }
 
 
