@@ -21,7 +21,8 @@ ROOT = Path(common.__file__).parent
 
 @dataclass
 class Config:
-    out: str = "out/sft.pt"    # the file to write
+    out: str = "out/sft"       # the file to write
+    init: str = "a.pt"         # may be empty
     steps: int = 10            # optimizer steps
     batch_size: int = 8
     lr: float = 1e-3
@@ -47,7 +48,7 @@ def undo(monkeypatch):
     ("--steps=3", "steps", 3), ("--steps 3", "steps", 3), ("--steps=2e3", "steps", 2000),
     ("--lr=1e-4", "lr", 1e-4), ("--lr 1e-4", "lr", 1e-4), ("--floor -1", "floor", -1.0),
     ("--dropout=0", "dropout", 0.0), ("--dropout 0", "dropout", 0.0), ("--lr=3", "lr", 3.0),
-    ("--out=a=b.pt", "out", "a=b.pt"), ("--out=", "out", ""),
+    ("--out=a=b.pt", "out", "a=b.pt"), ("--init=", "init", ""),
     ("--compile=false", "compile", "false"),
     ("--fresh", "fresh", True), ("--fresh --steps=3", "fresh", True),
     ("--fresh=true", "fresh", True), ("--fresh true", "fresh", True), ("--fresh=1", "fresh", True),
