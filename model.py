@@ -367,8 +367,8 @@ COLDEST = 1e-6    # temperatures below count as 0: divided by them, logits would
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """logits (B, V) -> (B,) ids. temperature 0 takes the most probable token."""
     if not logits.amax(-1).isfinite().all():          # of a row that allows nothing, too
-        raise ValueError("the model's logits are no longer numbers: its training went wrong; train "
-                         "it again with a smaller --lr")
+        raise ValueError("the model's logits are no longer numbers: its weights are damaged, or its "
+                         "training went wrong")
     if temperature < COLDEST:
         return logits.argmax(-1)
     logits = logits / temperature
