@@ -58,7 +58,7 @@ def town(tmp_path_factory, tiny_tokenizer):
     """What the lessons and the tools read: models of a longer context, questions of every kind."""
     folder, dice = build(tmp_path_factory.mktemp("town"), tiny_tokenizer), Dice(random.Random(0))
     for stage in ("pretrain", "sft", "reward", "ppo"):
-        save(folder / f"{stage}.pt", stage, tiny_tokenizer, block_size=128)
+        save(folder / f"{stage}.pt", stage, tiny_tokenizer, block_size=256)
     world = World()
     asked = [make_prompt(world, dice, "test")[:2] for _ in range(200)]
     write(folder / "test.jsonl", *(dict(kind=kind, prompt=prompt) for kind, prompt in asked[:40]))
