@@ -31,7 +31,7 @@ from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, function_file, get_scores, load_function, parse_config
 from data.corpus import Corpus
 from data.formats import read_prompts, split
-from model import (GPT, GPTConfig, ScalarGPT, answer_text, complete, frozen, log_probs,
+from model import (COLDEST, GPT, GPTConfig, ScalarGPT, answer_text, complete, frozen, log_probs,
                    optimizer_groups, right_pad, token_logp)
 from tokenizer import Tokenizer
 
@@ -294,7 +294,7 @@ if __name__ == "__main__":
     B = config.batch_size // rt.world_size            # answers of this process
     mb = config.minibatch // rt.world_size
     room = T - config.max_new_tokens - 1              # one for the end
-    if config.temperature < 1e-6:
+    if config.temperature < COLDEST:
         fail("--temperature=0 always says the same: PPO learns from samples")
     if room < 8:
         fail(f"--max_new_tokens={config.max_new_tokens} leaves {room} of the models' {T} tokens "

@@ -27,7 +27,7 @@ from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, function_file, get_scores, load_function, parse_config
 from evaluate import groups_of, sum_logp
 from lessons.held_out import Watched, load_reward, read_prompts_that_fit, score, show, watch
-from model import GPT, answer_text, complete, frozen, optimizer_groups
+from model import COLDEST, GPT, answer_text, complete, frozen, optimizer_groups
 from tokenizer import Tokenizer
 
 
@@ -80,7 +80,7 @@ if __name__ == "__main__":
     own_reward = function_file(config.reward)
     run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward],
               unit="round")
-    if config.best_of < 2 or config.temperature < 1e-6 or config.batch_size % config.minibatch:
+    if config.best_of < 2 or config.temperature < COLDEST or config.batch_size % config.minibatch:
         fail("--best_of must be at least 2, --temperature more than 0, and --minibatch must divide "
              "--batch_size")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))

@@ -27,7 +27,8 @@ import torch
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import Runtime, fail, function_file, parse_config
 from lessons.held_out import load_reward, read_prompts_that_fit, score, show, watch
-from model import GPT, answer_text, complete, frozen, log_probs, optimizer_groups, right_pad
+from model import (COLDEST, GPT, answer_text, complete, frozen, log_probs, optimizer_groups,
+                   right_pad)
 from rlhf_ppo import response_mask
 from tokenizer import Tokenizer
 
@@ -112,7 +113,7 @@ if __name__ == "__main__":
     if config.k < 2 or config.batch_size % config.k or config.batch_size % config.minibatch:
         fail(f"--k={config.k} must be at least 2 and divide --batch_size={config.batch_size}; "
              f"--minibatch={config.minibatch} must divide it, too")
-    if config.temperature < 1e-6:
+    if config.temperature < COLDEST:
         fail("--temperature=0 always says the same: GRPO learns from answers that differ")
     ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
     tok = Tokenizer.from_dict(ckpt["tokenizer"])
