@@ -225,6 +225,12 @@ class Run:
         self.cost = 0                                 # seconds that the last save took
         self.interrupted = self.trimmed = False
         signal.signal(signal.SIGINT, self.interrupt)
+        # a cluster wants its machine back; a terminal closes, unless nohup lets it. (torchrun ends
+        # all processes with SIGTERM when one has failed: these have nobody to go on with)
+        for name in ("SIGTERM", "SIGHUP") if rt.world_size == 1 else ():
+            number = getattr(signal, name, None)      # Windows has only one of them
+            if number and signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self.interrupt)
         self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
                         dynamic_ncols=True, disable=not (rt.main and sys.stderr.isatty()))
 
@@ -303,13 +309,14 @@ class Run:
         fail(f"{what} is {float(grad_norm)} at step {step + 1}{its_batch}; with a smaller --lr the "
              f"same command goes on from step {self.last}, with --fresh from the beginning")
 
-    def interrupt(self, *_):
-        if self.interrupted:                          # a second Ctrl-C does not wait
+    def interrupt(self, number, _):
+        if self.interrupted and number == signal.SIGINT:      # a second Ctrl-C does not wait
             raise KeyboardInterrupt
         self.interrupted = True
 
     def save_state(self, step, **state):
-        """Call after every step. Writes every 20 seconds, and after Ctrl-C, which ends the run."""
+        """Call after every step. Writes every 20 seconds, and after Ctrl-C (or SIGTERM, SIGHUP), which
+        ends the run."""
         if step == self.start + 1:                    # the first step of this process
             self.state = None                         # frees the memory: it has been loaded
             self.check_space(state)

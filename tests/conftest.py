@@ -1,5 +1,6 @@
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,10 +33,13 @@ def away(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path):
-    """Each test stands in a folder of its own."""
+    """Each test stands in a folder of its own, and leaves no signal to a run that it made."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_configure(config):
