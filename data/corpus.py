@@ -14,11 +14,13 @@ from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
+from common import FULL
 from data.formats import hold_out, read_texts
 
 PIECE = 16_000     # characters; longer documents are cut, so that even one book can be split
@@ -35,13 +37,15 @@ class Corpus:
     def __init__(self, paths, tok, folder, fingerprint, val_share=0.05, main=True, wait=None):
         self.tok = tok
         cache = Path(folder) / f"{tok.fingerprint}-{fingerprint}"
-        if main and not (cache / "docs.npz").exists():
+        if main and not load(cache, tok):
             encode(paths, tok, cache)
         if wait is not None:
             wait()                                    # the other processes wait for the files
-        docs = np.load(cache / "docs.npz")
-        self.sources = json.loads((cache / "sources.json").read_text(encoding="utf-8"))
-        self.starts, self.source = docs["starts"], docs["source"]
+        docs = load(cache, tok)
+        if docs is None:
+            raise OSError(f"the tokens in {cache} are not complete or can't be read: choose another "
+                          f"--out")
+        self.sources, self.starts, self.source = docs["sources"], docs["starts"], docs["source"]
         self.logp, self.n_bytes = docs["logp"], docs["n_bytes"]
         self.tokens = np.memmap(cache / "tokens.bin", dtype=id_type(tok), mode="r")
         self.lengths = np.diff(self.starts)
@@ -179,6 +183,17 @@ def pieces(text):
         yield text
 
 
+def load(cache, tok):
+    """What describes the tokens in the cache; None if it isn't there or lacks something, as after a
+    copy that broke off: the rows of too few tokens would be random numbers."""
+    with suppress(EOFError, KeyError, OSError, ValueError, BadZipFile):
+        docs = dict(np.load(cache / "docs.npz"))
+        docs["sources"] = json.loads((cache / "sources.json").read_text(encoding="utf-8"))
+        size = docs["starts"][-1] * np.dtype(id_type(tok)).itemsize
+        if (cache / "tokens.bin").stat().st_size == size:
+            return docs
+
+
 def encode(paths, tok, cache):
     """Make the cache. docs.npz is moved last: if it exists, the cache is complete. Two runs may do
     this at the same time, because both write the same files."""
@@ -186,9 +201,10 @@ def encode(paths, tok, cache):
     with TemporaryDirectory(dir=cache.parent, prefix=f"{cache.name}.") as tmp:
         try:
             write(paths, tok, Path(tmp))
-        except OSError as error:                      # NumPy's has no file and no errno
-            raise OSError(f"the tokens of {paths} could not be written to {cache.parent} ({error}):"
-                          f" make room there, or choose another --out") from None
+        except OSError as error:
+            room = "make room there, or " if error.errno in FULL else ""
+            raise OSError(f"the tokens of {paths} could not be written to {cache.parent} "
+                          f"({error.strerror or error}): {room}choose another --out") from None
         cache.mkdir(exist_ok=True)
         for name in ("tokens.bin", "sources.json", "docs.npz"):
             with open(Path(tmp, name), "rb+") as f:
@@ -222,7 +238,7 @@ def write(paths, tok, folder):
                 batch = [(source, part, float("nan")) for part in (text[:cut], text[cut:])]
             encoded = tok.encode_batch([text for _, text, _ in batch])
             for (source, text, logp), ids in zip(batch, encoded):
-                np.array([tok.eot] + ids, dtype=id_type(tok)).tofile(f)
+                f.write(np.array([tok.eot] + ids, dtype=id_type(tok)))
                 digest = hashlib.sha256(text.strip().encode()).digest()
                 h = int.from_bytes(digest[:6], "little") / 2**48
                 rows.append((1 + len(ids), source, logp, len(text.encode()), h))

@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 import random
 from types import SimpleNamespace
 
@@ -121,13 +123,16 @@ def test_an_unfinished_cache_is_not_used(data, tmp_path, tiny_tokenizer, ids, en
     assert corpus.tokens.tolist() == sum(ids, [])
 
 
-def test_a_full_disk_is_told_with_its_place(data, tmp_path, tiny_tokenizer, monkeypatch):
-    def full(*_):
-        raise OSError("900 requested and 0 written")  # NumPy's words
+@pytest.mark.parametrize("reason, room", [(errno.ENOSPC, True), (errno.EIO, False)])
+def test_a_disk_that_fails_is_told_with_its_place_and_reason(data, tmp_path, tiny_tokenizer,
+                                                             monkeypatch, reason, room):
+    def fails(*_):
+        raise OSError(reason, os.strerror(reason))
 
-    monkeypatch.setattr(corpus_module, "write", full)
-    with pytest.raises(OSError, match=f"{tmp_path}.*make room there"):
+    monkeypatch.setattr(corpus_module, "write", fails)
+    with pytest.raises(OSError, match=f"{tmp_path}.*{os.strerror(reason)}") as error:
         Corpus(data, tiny_tokenizer, tmp_path / "cache", "print", 0.2)
+    assert ("make room there" in str(error.value)) == room
     assert not list((tmp_path / "cache").iterdir())
 
 

@@ -10,6 +10,7 @@ import torch
 
 import tiny
 from checkpoint import Run
+from data.corpus import Corpus
 
 
 @pytest.fixture
@@ -46,3 +47,16 @@ def test_a_run_under_nohup_stays_when_the_terminal_closes(folder):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert train(folder, "--out=a.pt") == 0
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+# ---- a cache that is cut off: open-lm-engine/lm-engine 53, osaurus-ai/vmlx-swift 217 ----------
+
+@pytest.mark.parametrize("name", ["tokens.bin", "docs.npz", "sources.json"])
+@pytest.mark.parametrize("share", [0, 0.5])
+def test_a_cache_that_was_cut_off_is_made_again(tmp_path, tiny_tokenizer, name, share):
+    tiny.write(tmp_path / "text.jsonl", *(dict(text=f"{i} cats") for i in range(30)))
+    whole = Corpus(tmp_path / "text.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
+    tokens, file = whole.tokens.tolist(), next(tmp_path.glob(f"cache/*/{name}"))
+    os.truncate(file, int(share * file.stat().st_size))
+    again = Corpus(tmp_path / "text.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
+    assert again.tokens.tolist() == tokens and again.sources == ["text"]
