@@ -422,11 +422,21 @@ def writing(path, mode="w"):
             with open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:
                 yield f
                 f.flush()
-                os.fsync(f.fileno())                  # else the name may reach the disk first
+                sync(f)
             os.replace(tmp, path)
         except BaseException:
             with suppress(OSError):
                 tmp.unlink()
+            raise
+
+
+def sync(file):
+    """Wait until the disk has the file; else its name may be there first. Some network disks can't
+    tell."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
             raise
 
 

@@ -8,7 +8,6 @@ interrupted run can continue where it stopped.
 
 import hashlib
 import json
-import os
 import sys
 from contextlib import suppress
 from itertools import islice
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import FULL
+from common import FULL, sync
 from data.formats import hold_out, read_texts
 
 PIECE = 16_000     # characters; longer documents are cut, so that even one book can be split
@@ -208,7 +207,7 @@ def encode(paths, tok, cache):
         cache.mkdir(exist_ok=True)
         for name in ("tokens.bin", "sources.json", "docs.npz"):
             with open(Path(tmp, name), "rb+") as f:
-                os.fsync(f.fileno())                  # else the name may reach the disk first
+                sync(f)
             with suppress(PermissionError):           # Windows: another run reads its own copy
                 Path(tmp, name).replace(cache / name)
 
