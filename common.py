@@ -88,6 +88,8 @@ def parse_config(Config, doc, argv=None, words="", several=False):
             if kind is not bool and not following:
                 fail(f"--{name} needs a value, as in --{name}={fields[name].default}")
             text = argv.pop(0) if following else "true"
+        if name not in TEXTS:                         # shells know --out ~/a.pt, not --out=~/a.pt
+            text = re.sub("(?<![^,])~(?=/)", lambda _: os.path.expanduser("~"), text)
         try:
             values[name] = parse_value(kind, text)
         except (ValueError, OverflowError):
@@ -129,6 +131,9 @@ def check_out(config):
 
 # Flags of earlier versions, and the commands that took their place.
 MOVED = dict(agree="python -m tools.label --agree=FILE,FILE", report="python -m tools.report")
+
+# The flags that are neither numbers nor files: in these, ~/ is what it is.
+TEXTS = "prompt", "system", "show", "explain", "pattern", "ask", "say"
 
 # The smallest and largest value of a flag, in every script. Its default is always allowed.
 BOUNDS = [

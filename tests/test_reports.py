@@ -1,15 +1,19 @@
 """What people reported about other projects, tried on this one. Each test says where."""
 
+import errno
 import os
+import shutil
 import signal
 import subprocess
-import sys
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
 import tiny
 from checkpoint import Run
+from common import parse_config, writing
 from data.corpus import Corpus
 
 
@@ -60,3 +64,45 @@ def test_a_cache_that_was_cut_off_is_made_again(tmp_path, tiny_tokenizer, name, 
     os.truncate(file, int(share * file.stat().st_size))
     again = Corpus(tmp_path / "text.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
     assert again.tokens.tolist() == tokens and again.sources == ["text"]
+
+
+# ---- disks on which fsync fails: ArchiveBox 456, pytorch 144752 --------------------------------
+
+def test_a_disk_that_cannot_tell_when_a_file_is_written_is_no_reason_to_stop(monkeypatch):
+    def unknown(_):
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(os, "fsync", unknown)
+    with writing("a.txt") as f:
+        f.write("Ada")
+    assert Path("a.txt").read_text() == "Ada"
+
+
+# ---- a clone on Windows, used from WSL: meta-llama/llama 493, codellama 44 ---------------------
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_clone_that_windows_made_has_line_ends_that_bash_reads(tmp_path):
+    git = ["git", "-c", "core.autocrlf=true"]
+    for name in (".gitattributes", "run.sh"):
+        shutil.copy(tiny.ROOT / name, tmp_path)
+    for command in (["init", "-q"], ["add", "."], ["checkout-index", "-f", "--prefix=clone/", "-a"]):
+        subprocess.run(git + command, check=True, capture_output=True)
+    assert Path("clone/run.sh").read_bytes() == (tiny.ROOT / "run.sh").read_bytes()
+
+
+# ---- ~ that the shell leaves in --out=~/a.pt: choosehappy/HistoQC 198, OPM/opm-simulators 5063 -
+
+@dataclass
+class Config:
+    data: str = ""
+    out: str = "a.pt"
+    prompt: str = ""
+    debug: bool = False
+
+
+@pytest.mark.parametrize("flag, value", [
+    ("--out=~/a.pt", "/home/ada/a.pt"), ("--data=~/a.txt,b~/c,~/d", "/home/ada/a.txt,b~/c,/home/ada/d"),
+    ("--prompt=~/a", "~/a"), ("--data=~a/b", "~a/b")])
+def test_a_tilde_leads_home_wherever_a_file_is_named(monkeypatch, flag, value):
+    monkeypatch.setenv("HOME", "/home/ada")
+    assert value in vars(parse_config(Config, "", [flag])).values()
