@@ -12,7 +12,6 @@ text and continues it. /new starts a new dialogue, /quit ends the program, Ctrl-
 """
 
 import os
-import re
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 
 from checkpoint import load_checkpoint
-from common import Runtime, fail, parse_config
+from common import Runtime, fail, parse_config, safe
 from model import GPT, ScalarGPT, prompt_room
 from reward import encode_answer, score_all
 from tokenizer import Tokenizer
@@ -77,12 +76,6 @@ def answer(model, tok, ids, rt, config, number):
 
 
 # ---- the terminal ---------------------------------------------------------------------------
-
-def safe(text):
-    """Make control characters visible, since a terminal would obey them: ESC becomes \\x1b. Data
-    and models of bytes can contain any. Line breaks and tabs stay."""
-    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
-
 
 def has_colours():
     """Whether the output is a terminal and the user has not set NO_COLOR."""

@@ -160,10 +160,17 @@ def parse_value(kind, text):
     return kind(value)
 
 
+def safe(text):
+    """Make control characters visible, since a terminal would obey them: ESC becomes \\x1b. Data
+    and models of bytes can contain any. Line breaks and tabs stay."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: repr(found[0])[1:-1], text)
+
+
 def say(text):
-    """Print without tearing the progress bar. A full disk or a lost terminal stops no run."""
+    """Print what may come from data or a model, without tearing the progress bar. A full disk or a
+    lost terminal stops no run."""
     try:
-        tqdm.write(text)
+        tqdm.write(safe(text))
     except BrokenPipeError:
         raise
     except OSError:

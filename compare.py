@@ -23,7 +23,7 @@ from itertools import combinations
 import numpy as np
 
 from checkpoint import Run, load_checkpoint
-from common import (Runtime, fail, function_file, get_scores, load_function, parse_config,
+from common import (Runtime, fail, function_file, get_scores, load_function, parse_config, say,
                     writing)
 from data.formats import distinct, read_prompts
 from model import GPT, answer_text, complete, prompt_ids
@@ -156,7 +156,7 @@ if __name__ == "__main__":
           f"accuracy on such labels is {100 * ceiling(gaps / noise):.1f}%")
     print(f"mean grade {np.mean([g for r in rows for g in r['grades']]):.2f}; for example:")
     row = next((r for r in rows if len(r["responses"]) == config.k), rows[0])
-    print(f"    {row['prompt'][-1]['content']}")
+    say(f"    {row['prompt'][-1]['content']}")
     for place, (text, g) in enumerate(zip(row["responses"], row["grades"])):
-        print(f"    {place + 1}. {text}   ({g:.1f})")
+        say(f"    {place + 1}. {text}   ({g:.1f})")
     run.finish()

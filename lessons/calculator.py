@@ -216,7 +216,7 @@ if __name__ == "__main__":
             ("calls, computed by the program", models["calls"], config.max_calls),
             ("calls, the model has to go on alone", models["calls"], 0)):
         table[label], text = examine(model, tok, held_out, rt, config.max_new_tokens, max_calls)
-        print(f"{label}: {text}")
+        run.say(f"{label}: {text}")
     save_checkpoint(config.out, stage="sft", step=config.steps, metrics=dict(table=table),
                     model=models["calls"], model_config=models["calls"].config, tokenizer=tok,
                     config=config, history=ckpt["history"], run=run.identity())

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from checkpoint import load_checkpoint
-from common import Runtime, fail, parse_config, percent, writing
+from common import Runtime, fail, parse_config, percent, safe, writing
 from compare import respond
 from data.formats import read_demonstrations, read_prompts, split
 from data.town import judge
@@ -161,6 +161,6 @@ if __name__ == "__main__":
 
     with writing(config.out) as f:
         json.dump(found, f, indent=1)
-    print(f"\n{rows[0]['prompt'][0]['content']}")
+    print(f"\n{safe(rows[0]['prompt'][0]['content'])}")
     for name, text in samples:
         print(f"    {name:20} {json.dumps(text)}")

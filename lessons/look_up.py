@@ -258,7 +258,7 @@ if __name__ == "__main__":
     save_checkpoint(config.out, stage="sft", step=config.steps, metrics=dict(tables=tables),
                     model=model, model_config=model.config, tokenizer=tok, config=config,
                     history=ckpt["history"], run=run.identity())
-    print("\n".join(first.values()))
+    run.say("\n".join(first.values()))
     hits = np.mean([item[3] == item[2] for row, items in asked.items() if "BM25" in row
                     for item in items])
     print(f"\n{config.n_eval} held-out questions a row, BM25 finds the right article for {hits:.1%}"

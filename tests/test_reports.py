@@ -106,3 +106,14 @@ class Config:
 def test_a_tilde_leads_home_wherever_a_file_is_named(monkeypatch, flag, value):
     monkeypatch.setenv("HOME", "/home/ada")
     assert value in vars(parse_config(Config, "", [flag])).values()
+
+
+# ---- terminals that obey what a model or a file says: dcdpr/jp 856, jamie8johnson/cqs 1400 -----
+
+@pytest.mark.parametrize("script, out", [("sft", "a.pt"), ("compare", "a.jsonl")])
+def test_a_question_in_the_data_cannot_control_the_terminal(folder, capsys, script, out):
+    for file in folder.glob("*.jsonl"):
+        file.write_text(file.read_text().replace('"prompt": "', '"prompt": "\\u001b[2J'))
+    assert tiny.run(folder, script, *tiny.FLAGS[script].split(), f"--out={out}")[0] == 0
+    said = capsys.readouterr().out
+    assert r"\x1b[2J" in said and "\x1b" not in said
