@@ -13,6 +13,7 @@ text (an id), or they are named. All this is counted; the numbers are printed, o
 Counters `dropped` and `notes`.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -78,6 +79,8 @@ def open_text(path, errors):
     """Open a UTF-8 file; BOM and Windows line endings disappear. A bad file raises a DataError."""
     try:
         with open(path, buffering=2**20, encoding="utf-8-sig", errors=errors) as file:
+            if not file.seekable():
+                raise DataError(f"{path}: is a pipe, but is read more than once: save it as a file")
             start = file.buffer.peek()
             if b"\0" in start:
                 raise DataError(f"{path}: has NUL bytes: unpack it, or save it as UTF-8 text")
@@ -243,11 +246,12 @@ def read_texts(paths, errors="strict", dropped=None):
         for text, logp in read_rows(path, lambda row, notes: text_and_logp(row, errors, notes),
                                     dropped, errors):
             yield Document(path.stem, text, logp)
+    tell_others(str(paths))
 
 
-def text_files(folder):
-    """The .txt and .jsonl files in a folder and its subfolders, without hidden ones, such as
-    macOS's ._book.txt. Links are followed, but no folder is read twice."""
+def text_files(folder, others=False):
+    """The .txt and .jsonl files in a folder and its subfolders, or the others, without hidden ones,
+    such as macOS's ._book.txt. Links are followed, but no folder is read twice."""
     files, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(place) in seen:
@@ -256,8 +260,17 @@ def text_files(folder):
         seen.add(os.path.realpath(place))
         folders[:] = sorted(name for name in folders if name[0] != ".")
         files += [Path(place, name) for name in names
-                  if name[0] != "." and Path(name).suffix.lower() in (".txt", ".jsonl")]
+                  if name[0] != "."
+                  and (Path(name).suffix.lower() not in (".txt", ".jsonl")) == others]
     return sorted(files)
+
+
+@functools.cache
+def tell_others(paths):
+    """Say once what is not read in folders: it could be most of the text."""
+    for folder in filter(os.path.isdir, map(str.strip, paths.split(","))):
+        if others := Counter(f.suffix or f.name for f in text_files(folder, others=True)):
+            print(f"{folder}: not read, only .txt and .jsonl are: {listed(others)}", file=sys.stderr)
 
 
 def list_files(paths):
@@ -267,7 +280,7 @@ def list_files(paths):
         name = name.strip()
         found = text_files(name) if os.path.isdir(name) else []
         for file in found or [name]:
-            if not Path(file).is_file():              # also a link to nowhere
+            if os.path.isdir(file) or not os.path.exists(file):       # also a link to nowhere
                 raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl "
                                 "files")
         files += found or [Path(name)]

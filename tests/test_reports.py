@@ -15,6 +15,7 @@ import tiny
 from checkpoint import Run
 from common import parse_config, writing
 from data.corpus import Corpus
+from data.formats import read_demonstrations, read_texts
 
 
 @pytest.fixture
@@ -117,3 +118,29 @@ def test_a_question_in_the_data_cannot_control_the_terminal(folder, capsys, scri
     assert tiny.run(folder, script, *tiny.FLAGS[script].split(), f"--out={out}")[0] == 0
     said = capsys.readouterr().out
     assert r"\x1b[2J" in said and "\x1b" not in said
+
+
+# ---- files of a folder that are left out: nashsu/llm_wiki 675 ----------------------------------
+
+def test_what_is_not_read_in_a_folder_is_told_once(tmp_path, capsys):
+    for name in ("a.txt", "b.md", "c.md", "d.jsonl.gz", "sub/README", ".DS_Store", ".git/HEAD"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("Ada lives on Mill Street.")
+    for _ in range(2):
+        assert [doc.source for doc in read_texts(tmp_path)] == ["a"]
+    assert capsys.readouterr().err == (f"{tmp_path}: not read, only .txt and .jsonl are: 2 .md, 1 .gz,"
+                                       " 1 README\n")
+
+
+# ---- data from a pipe, of which a second look finds nothing: rrwick/Filtlong 6 -----------------
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("read", [read_demonstrations, lambda path: list(read_texts(path))])
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl"])
+def test_a_pipe_is_refused_by_its_name(read, name):
+    os.mkfifo(name)
+    writer = os.open(name, os.O_RDWR)                 # so that opening it waits for nobody
+    os.write(writer, b'{"prompt": "Hi", "response": "Hello"}\n')
+    with pytest.raises(ValueError, match=f"{name}: is a pipe, but is read more than once: save it"):
+        read(name)
+    os.close(writer)
