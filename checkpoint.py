@@ -68,10 +68,15 @@ def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenize
     weights = model if isinstance(model, dict) else model.state_dict()
     atomic_save({
         "stage": stage, "step": step, "metrics": metrics,
-        "model": {k: v.detach().float().cpu() for k, v in weights.items()},
+        "model": {plain(k): v.detach().float().cpu() for k, v in weights.items()},
         "model_config": dataclasses.asdict(model_config), "tokenizer": tokenizer.to_dict(),
         "config": config, "history": history + [dict(stage=stage, config=config, metrics=metrics)],
         **extra}, path)
+
+
+def plain(name):
+    """A weight's name without what torch.compile and DDP put before it."""
+    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def flags_of(config):

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 import tiny
-from checkpoint import Run
+from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import parse_config, writing
 from data.corpus import Corpus
 from data.formats import read_demonstrations, read_texts
+from model import GPT, GPTConfig
+from tools import hf
 
 
 @pytest.fixture
@@ -144,3 +146,23 @@ def test_a_pipe_is_refused_by_its_name(read, name):
     with pytest.raises(ValueError, match=f"{name}: is a pipe, but is read more than once: save it"):
         read(name)
     os.close(writer)
+
+
+# ---- names that torch.compile and DDP change: nanoGPT 325, rasbt/LLMs-from-scratch 580 ---------
+
+def test_weights_of_a_compiled_or_ddp_model_are_saved_by_their_plain_names(tiny_tokenizer):
+    config = GPTConfig(block_size=8, vocab_size=tiny_tokenizer.vocab_size, n_layer=1, n_embd=16)
+    weights = GPT(config).state_dict()
+    for prefix in ("_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."):
+        save_checkpoint("a.pt", stage="sft", step=1, metrics={}, model_config=config, history=[],
+                        model={prefix + name: w for name, w in weights.items()},
+                        tokenizer=tiny_tokenizer, config=Config())
+        assert load_checkpoint("a.pt")["model"].keys() == weights.keys()
+
+
+def test_the_same_names_in_an_imported_model_are_understood(tmp_path, tiny_tokenizer):
+    config = GPTConfig(block_size=8, vocab_size=tiny_tokenizer.vocab_size, n_layer=1, n_embd=16,
+                       mlp="swiglu", norm="rms", bias=False)
+    weights = hf.to_theirs(hf.LLAMA, config, GPT(config).state_dict())
+    torch.save({f"module._orig_mod.{k}": w for k, w in weights.items()}, "pytorch_model.bin")
+    assert hf.read_weights(tmp_path, hf.LLAMA, config).keys() == weights.keys()

@@ -32,7 +32,7 @@ from tempfile import TemporaryDirectory
 import regex
 import torch
 
-from checkpoint import check_room, load_checkpoint, save_checkpoint, size_of
+from checkpoint import check_room, load_checkpoint, plain, save_checkpoint, size_of
 from common import fail, named, parse_config
 from model import GPT, GPTConfig
 from tokenizer import GPT2, Tokenizer, check_pattern, merge
@@ -280,7 +280,7 @@ def read_weights(folder, arch, config):
         files = {*read_json(index)["weight_map"].values()} if index.is_file() else {name}
         paths = [folder / file for file in files]
     for path in paths:
-        weights |= read_tensors(path)
+        weights |= {plain(name): w for name, w in read_tensors(path).items()}
 
     if arch == GPT_2:                                 # OpenAI's own files lack "transformer."
         weights = {n if n.startswith(("transformer.", "lm_head.")) else f"transformer.{n}": w
