@@ -136,7 +136,7 @@ def load_dict(path, maker, keys=set()):
     except Exception as error:                        # broken bytes can raise anything
         if isinstance(error, OSError) or "not enough memory" in str(error):
             raise
-        fail(f"{path} is damaged or not a checkpoint: delete it and run `{maker}` again")
+        fail(f"{path} is damaged or not a checkpoint; `{maker}` makes one")
     if not isinstance(loaded, dict) or not keys <= loaded.keys():
         fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
     return loaded
@@ -311,8 +311,11 @@ class Run:
         self.rt.barrier()                             # until all have saved theirs
         self.bar.close()
         its_batch = f" (its batch: {self.nan_file})" if batch else ""
-        fail(f"{what} is {float(grad_norm)} at step {step + 1}{its_batch}; with a smaller --lr the "
-             f"same command goes on from step {self.last}, with --fresh from the beginning")
+        go_on = f"the same command goes on from step {self.last}"
+        # what led to a figure that is not finite is unknown here
+        go_on = f"with a smaller --lr {go_on}" if batch else f"{go_on}, also with another --lr"
+        fail(f"{what} is {float(grad_norm)} at step {step + 1}{its_batch}; {go_on}, with --fresh "
+             f"from the beginning")
 
     def interrupt(self, number, _):
         if self.interrupted and number == signal.SIGINT:      # a second Ctrl-C does not wait
@@ -320,7 +323,7 @@ class Run:
         self.interrupted = True
 
     def save_state(self, step, **state):
-        """Call after every step. Writes every 20 seconds, and after Ctrl-C (or SIGTERM, SIGHUP), which
+        """Call after every step. Writes every 20 seconds, and after Ctrl-C (SIGTERM, SIGHUP), which
         ends the run."""
         if step == self.start + 1:                    # the first step of this process
             self.state = None                         # frees the memory: it has been loaded

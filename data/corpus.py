@@ -42,8 +42,8 @@ class Corpus:
             wait()                                    # the other processes wait for the files
         docs = load(cache, tok)
         if docs is None:
-            raise OSError(f"the tokens in {cache} are not complete or can't be read: choose another "
-                          f"--out")
+            raise OSError(f"the tokens in {cache} are not complete, or can't be read: choose "
+                          f"another --out")
         self.sources, self.starts, self.source = docs["sources"], docs["starts"], docs["source"]
         self.logp, self.n_bytes = docs["logp"], docs["n_bytes"]
         self.tokens = np.memmap(cache / "tokens.bin", dtype=id_type(tok), mode="r")

@@ -270,7 +270,7 @@ def tell_others(paths):
     """Say once what is not read in folders: it could be most of the text."""
     for folder in filter(os.path.isdir, map(str.strip, paths.split(","))):
         if others := Counter(f.suffix or f.name for f in text_files(folder, others=True)):
-            print(f"{folder}: not read, only .txt and .jsonl are: {listed(others)}", file=sys.stderr)
+            print(f"{folder}: only .txt and .jsonl are read, not {listed(others)}", file=sys.stderr)
 
 
 def list_files(paths):

@@ -88,8 +88,8 @@ def test_a_clone_that_windows_made_has_line_ends_that_bash_reads(tmp_path):
     git = ["git", "-c", "core.autocrlf=true"]
     for name in (".gitattributes", "run.sh"):
         shutil.copy(tiny.ROOT / name, tmp_path)
-    for command in (["init", "-q"], ["add", "."], ["checkout-index", "-f", "--prefix=clone/", "-a"]):
-        subprocess.run(git + command, check=True, capture_output=True)
+    for command in ("init", "add .", "checkout-index -a --prefix=clone/"):
+        subprocess.run(git + command.split(), check=True, capture_output=True)
     assert Path("clone/run.sh").read_bytes() == (tiny.ROOT / "run.sh").read_bytes()
 
 
@@ -104,7 +104,8 @@ class Config:
 
 
 @pytest.mark.parametrize("flag, value", [
-    ("--out=~/a.pt", "/home/ada/a.pt"), ("--data=~/a.txt,b~/c,~/d", "/home/ada/a.txt,b~/c,/home/ada/d"),
+    ("--out=~/a.pt", "/home/ada/a.pt"),
+    ("--data=~/a.txt,b~/c,~/d", "/home/ada/a.txt,b~/c,/home/ada/d"),
     ("--prompt=~/a", "~/a"), ("--data=~a/b", "~a/b")])
 def test_a_tilde_leads_home_wherever_a_file_is_named(monkeypatch, flag, value):
     monkeypatch.setenv("HOME", "/home/ada")
@@ -130,8 +131,8 @@ def test_what_is_not_read_in_a_folder_is_told_once(tmp_path, capsys):
         (tmp_path / name).write_text("Ada lives on Mill Street.")
     for _ in range(2):
         assert [doc.source for doc in read_texts(tmp_path)] == ["a"]
-    assert capsys.readouterr().err == (f"{tmp_path}: not read, only .txt and .jsonl are: 2 .md, 1 .gz,"
-                                       " 1 README\n")
+    assert capsys.readouterr().err == (f"{tmp_path}: only .txt and .jsonl are read, not 2 .md, "
+                                       "1 .gz, 1 README\n")
 
 
 # ---- data from a pipe, of which a second look finds nothing: rrwick/Filtlong 6 -----------------
