@@ -112,11 +112,14 @@ if __name__ == "__main__":
 
     # ---- sample k answers to each prompt ----------------------------------------------------
 
-    answers = run.state["answers"] if run.state else []
+    answers, tried = run.state["answers"] if run.state else [], None
     for start in range(len(answers), len(prompts), config.batch_size):
         answers += respond(model, tok, prompts[start:start + config.batch_size], rt,
                            config.max_new_tokens, config.temperature, config.batch_size,
                            seed=(config.seed, start))
+        texts = different(answers[:config.k])
+        if texts and tried is None:                   # a labeler that fails is told now, not later
+            tried = get_scores(labeler, prompts[:1] * len(texts), texts, config.labeler)
         run.save_state(len(answers), answers=answers)
 
     # ---- the labelers rank them -------------------------------------------------------------

@@ -229,6 +229,16 @@ def test_a_labeler_that_does_not_give_one_number_per_answer_is_named(folder, lab
     assert not (folder / "out.jsonl").exists()
 
 
+def test_a_labeler_that_fails_is_told_after_the_first_answers_not_after_all(tmp_path, capsys,
+                                                                           tiny_tokenizer):
+    folder = tiny.build(tmp_path, tiny_tokenizer)
+    (folder / "length.py").write_text("def longer(prompts, responses):\n    return 1 / 0\n")
+    assert tiny.run(folder, "compare", *tiny.FLAGS["compare"].split(), "--out=a.jsonl",
+                    SAVE_SECONDS="0")[0] == 1
+    assert "length.py:longer: ZeroDivisionError" in capsys.readouterr().err
+    assert not (folder / "a.state").exists()          # it is saved after 8 of 96 answers
+
+
 # ---------------------------------------------------------------------------------------------
 # labels by hand: with --k=2 the answers are two, or nobody is asked
 
