@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from checkpoint import fingerprint, load_checkpoint
-from common import (Runtime, load_function, make_folder, parse_config, to_json, verdicts_of,
-                    writing)
+from common import (Runtime, check_writable, load_function, make_folder, parse_config, to_json,
+                    verdicts_of, writing)
 from compare import ceiling, respond
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
@@ -347,18 +347,28 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt, rng = Runtime(config), np.random.default_rng(config.seed)
     make_folder(config.out)
+    check_writable(config.out)
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts, kinds = [row["prompt"] for row in rows], [row.get("kind", "all") for row in rows]
     models, stages, tok = load_models(config.models.split(","), rt.device)
     reference = next((name for name, stage in stages.items() if stage == "sft"), None)
-    reward = None
+    reward, unseen, contrasts, examples = None, [], [], []
     if config.reward:
         reward_ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=tok.to_dict())
         reward = ScalarGPT.load(reward_ckpt).to(rt.device)
-    examples = []
+    if reward and config.comparisons and Path(config.comparisons).exists():
+        share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
+        _, unseen = split(read_comparisons(config.comparisons), share=share)
+    if reward and Path(config.contrasts).is_file():
+        contrasts = read_comparisons(config.contrasts)
     if config.examples and "pretrain" in stages.values():
         examples, _ = split(read_demonstrations(config.examples), "messages")
+    if config.text:
+        corpus = Corpus(config.text, tok, Path(config.out).parent / "cache",
+                        fingerprint(config.text))
+        T = min(model.config.block_size for model in models.values())
+        *val_rows, _ = corpus.held_out_rows(T, 128)
 
     # ---- each model: its answers, and what the judge says about them ------------------------
 
@@ -389,21 +399,13 @@ if __name__ == "__main__":
             if name != reference:
                 results[name] |= compared(grades[name], grades[reference])
     if config.text:
-        corpus = Corpus(config.text, tok, Path(config.out).parent / "cache",
-                        fingerprint(config.text))
-        T = min(model.config.block_size for model in models.values())
-        *val_rows, _ = corpus.held_out_rows(T, 128)
         for name, model in models.items():            # what has a later stage forgotten?
             loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
             results[name]["text_loss"] = loss.item()
-    if reward and config.comparisons and Path(config.comparisons).exists():
-        share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
-        _, unseen = split(read_comparisons(config.comparisons), share=share)
-        if unseen:
-            board["reward_model"] = examine_reward(reward, tok, unseen, rt,
-                                                   reward_ckpt["normalisation"]["std"])
-    if reward and Path(config.contrasts).is_file():
-        contrasts = read_comparisons(config.contrasts)
+    if unseen:
+        board["reward_model"] = examine_reward(reward, tok, unseen, rt,
+                                               reward_ckpt["normalisation"]["std"])
+    if contrasts:
         board["contrasts"] = examine_reward(reward, tok, contrasts, rt)["by_kind"]
     if reward and reference and config.best_of:
         few = 200                                     # prompts, since each gets many answers

@@ -266,6 +266,19 @@ def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer
         reward, tok, unseen, RT, 0.5), default=float))
 
 
+@pytest.mark.parametrize("flag", ["--text=none", "--comparisons=length.py", "--contrasts=length.py",
+                                  "--out=tok.json"])
+def test_a_file_that_cannot_be_used_is_named_before_the_first_answer(tmp_path, tiny_tokenizer,
+                                                                    capsys, flag):
+    folder = tiny.build(tmp_path, tiny_tokenizer)
+    (folder / "tok.json").chmod(0o444)
+    status, _ = tiny.run(folder, "evaluate", "--data=prompts.jsonl", "--models=sft.pt", "--judge=",
+                         "--reward=reward.pt", "--comparisons=", "--contrasts=", "--text=",
+                         "--out=board.json", flag)
+    said = capsys.readouterr()
+    assert status == 1 and flag.partition("=")[2] in said.err and "answered" not in said.out
+
+
 def test_the_report_draws_the_logs_that_exist(tmp_path):
     (tmp_path / "sft.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')    # cut off
     (tmp_path / "ppo.jsonl").write_text(
