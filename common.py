@@ -470,6 +470,14 @@ def from_json(text):
     return json.loads(text, parse_constant=lambda name: None)
 
 
+def read_json(path):
+    """What a script of this project wrote to a file of its own."""
+    try:
+        return from_json(Path(path).read_text(encoding="utf-8"))
+    except (RecursionError, ValueError) as error:
+        fail(f"{path} is damaged ({error}): remove it, and the same command makes it again")
+
+
 # ---- what people read -----------------------------------------------------------------------
 
 def number(value):

@@ -26,7 +26,7 @@ from textwrap import wrap
 import numpy as np
 
 from checkpoint import load_checkpoint
-from common import Runtime, parse_config
+from common import Runtime, parse_config, read_json
 from compare import agreement, ceiling
 from data.formats import read_comparisons, read_demonstrations
 from data.town import write
@@ -57,7 +57,7 @@ def board_of(folder):
     models = ",".join(f"{folder}/{stage}.pt" for stage in ("pretrain", "sft", "ppo"))
     out = run("evaluate.py", folder / "scoreboard.json", models=models,
               reward=folder / "reward.pt", comparisons=folder / "comparisons.jsonl")
-    board = json.loads(out.read_text(encoding="utf-8"))
+    board = read_json(out)
     return board, *board["models"].values()
 
 
@@ -144,7 +144,7 @@ def prompted(folder):
     out = run("-m lessons.few_shot", folder / "claims" / "few_shot.json", shots="0,4",
               base=folder / "pretrain.pt", chat=folder / "sft.pt")
     return {form: {kind: share for kind, (share, _) in shares.items()}
-            for form, shares in json.loads(out.read_text(encoding="utf-8")).items()}
+            for form, shares in read_json(out).items()}
 
 
 def completes(seed, folder):

@@ -13,7 +13,6 @@ Finished runs are not repeated. After a change of the code or the chains, delete
 show the median over the seeds [least, most].
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -25,7 +24,7 @@ from statistics import median
 
 import numpy as np
 
-from common import fail, parse_config
+from common import fail, parse_config, read_json
 from tools.views import held_out, read_log
 
 
@@ -88,7 +87,7 @@ def scoreboard(folder, name, *models, within="experiments", **flags):
     flags = dict(models=",".join(map(str, models)), reward=folder / "reward.pt", best_of=0,
                  comparisons=folder / "comparisons.jsonl") | flags
     out = run("evaluate.py", folder / within / f"{name}.json", **flags)
-    return json.loads(out.read_text(encoding="utf-8"))
+    return read_json(out)
 
 
 def evaluations(path):

@@ -6,14 +6,13 @@
 One run can be luck. A claim needs the spread over seeds.
 """
 
-import json
 import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from common import fail, parse_config
+from common import fail, parse_config, read_json
 from tools.views import read_log
 
 
@@ -73,8 +72,8 @@ if __name__ == "__main__":
                                    env=dict(os.environ, OUT=str(folder), SEED=str(seed)))
             if ended.returncode:
                 fail(f"seed {seed} stopped; the same command continues there")
-        board = (folder / "scoreboard.json").read_text(encoding="utf-8")
-        found.append(figures(json.loads(board), read_log(folder / "pretrain.jsonl")))
+        found.append(figures(read_json(folder / "scoreboard.json"),
+                             read_log(folder / "pretrain.jsonl")))
 
     print(f"\n{'seeds 0 to ' + str(config.seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
     for rows in zip(*found):

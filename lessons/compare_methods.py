@@ -30,7 +30,8 @@ from statistics import median
 import numpy as np
 
 from checkpoint import fingerprint, load_checkpoint
-from common import Runtime, fail, load_function, parse_config, verdicts_of, writing
+from common import (Runtime, fail, load_function, parse_config, read_json, verdicts_of,
+                    writing)
 from data.corpus import Corpus
 from data.formats import list_files, read_comparisons, split
 from evaluate import Answers, answer, compared, measure, sample_best_of
@@ -106,7 +107,7 @@ def cached(file, model, data, config, make):
     flags = [getattr(config, name) for name in ("n_prompts", "best_of", "max_new_tokens", "judge",
                                                 "temperature", "missing_end", "text", "seed")]
     made = [fingerprint(model), fingerprint(data), *flags]
-    if not file.exists() or (found := json.loads(file.read_text("utf-8")))["made"] != made:
+    if not file.exists() or (found := read_json(file))["made"] != made:
         found = dict(made=made, found=make())
         file.parent.mkdir(exist_ok=True)
         with writing(file) as f:

@@ -14,7 +14,7 @@ import torch
 import common
 import tiny
 from common import (DTYPES, Runtime, clock, from_json, number, one_line, parse_config, per_second,
-                    pick_dtype, to_json, writing)
+                    pick_dtype, read_json, to_json, writing)
 
 ROOT = Path(common.__file__).parent
 
@@ -387,3 +387,10 @@ def test_only_the_stages_may_run_in_several_processes(script, tmp_path, capsys):
     said = capsys.readouterr().err
     assert status == 1 and said.count("\n") == 1 and not any(tmp_path.iterdir())
     assert ("not with torchrun" in said) == (script not in STAGES)
+
+
+@pytest.mark.parametrize("content", ["", '{"a": [1, ', "[" * 100_000])
+def test_a_broken_file_of_ours_is_named(content, refused):
+    Path("a.json").write_text(content)
+    said = refused(read_json, "a.json")
+    assert "a.json is damaged" in said and "remove it, and the same command makes it again" in said
