@@ -136,7 +136,7 @@ def load_dict(path, maker, keys=set()):
     except Exception as error:                        # broken bytes can raise anything
         if isinstance(error, OSError) or "not enough memory" in str(error):
             raise
-        fail(f"{path} is damaged or not a checkpoint; `{maker}` makes one")
+        fail(f"{path} is damaged or not a checkpoint: run `{maker}` again")
     if not isinstance(loaded, dict) or not keys <= loaded.keys():
         fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
     return loaded

@@ -72,10 +72,10 @@ CASES = """
     sft --data=bad/role.jsonl             | a role must be system, user or assistant, not 'bot'
     sft --data=bad/wordy.jsonl            | left out, longer than the model's 32 tokens
     sft --data=text.jsonl                 | text.jsonl, line 1: needs one of messages,
-    sft --init=bad/empty.txt              | damaged or not a checkpoint; `python pretrain.py` makes
+    sft --init=bad/empty.txt              | not a checkpoint: run `python pretrain.py` again
     sft --init=bad/broken.jsonl           | broken.jsonl is not a checkpoint; `python pretrain.py`
     sft --init=bad/cut.pt                 | bad/cut.pt is damaged
-    sft --init=bad/bomb.pt                | bad/bomb.pt is damaged or not a checkpoint; `python
+    sft --init=bad/bomb.pt                | bad/bomb.pt is damaged or not a checkpoint: run `
     sft --init=bad/pickle.pt              | bad/pickle.pt is not a checkpoint; `python pretrain.py`
     sft --init=bad/theirs.pt              | bad/theirs.pt is not a checkpoint of this project
     sft --init=bad/half.pt                | bad/half.pt is not a checkpoint of this project
@@ -90,8 +90,8 @@ CASES = """
     sft --ptx=0.95                        | some rows must be dialogues
     sft --out=pretrain.pt                 | would write pretrain.pt, but pretrain.pt is read here
     sft --out=ppo.pt                      | ppo.pt is from another run
-    sft --out=bad/armed.pt                | damaged or not a checkpoint; `python sft.py --fresh`
-    sft --out=bad/cut_state.pt            | damaged or not a checkpoint; `python sft.py --fresh`
+    sft --out=bad/armed.pt                | not a checkpoint: run `python sft.py --fresh` again
+    sft --out=bad/cut_state.pt            | not a checkpoint: run `python sft.py --fresh` again
     sft --out=bad/theirs.pt               | bad/theirs.state is from another run
     sft --out=bad/folder.pt --fresh       | bad/folder.pt is a folder: choose another --out
     sft --out=bad/few.pt                  | bad/few.jsonl is there already and is no log
@@ -117,7 +117,7 @@ CASES = """
     reward --lm=bad/other_sft.pt          | another tokenizer than the checkpoint it is used with
     reward --lm=bad/wide_sft.pt           | is a model of another size than sft.pt
     reward --lr=1e30                      | is nan at step 2 (its batch: new.nan.pt); with a
-    rlhf_ppo --reward=bad/bomb.pt         | bad/bomb.pt is damaged or not a checkpoint; `python
+    rlhf_ppo --reward=bad/bomb.pt         | bad/bomb.pt is damaged or not a checkpoint: run `
     rlhf_ppo --reward=bad/other_reward.pt | another tokenizer than the checkpoint it is used with
     rlhf_ppo --reward=bad/short_reward.pt --max_new_tokens=8 | leaves 7 of the models' 16 tokens
     rlhf_ppo --critic=bad/other_reward.pt | another tokenizer than the checkpoint it is used with
@@ -135,7 +135,7 @@ CASES = """
     tools/report --folder=. --out=bad     | bad is a folder
     tools/baseline                        | no file given: try `python -m tools.baseline
     lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
-    chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint; `python
+    chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: run `
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
     chat --compare=sft.pt,bad/other_sft.pt --reward=reward.pt | another tokenizer
     chat --prompt=why,why,why,why,why,why,why,why,why | has room for 28: please use fewer words
@@ -153,7 +153,7 @@ CASES = """
     tools/hf import                       | usage: python -m tools.hf import
     tools/hf import bad new.pt            | bad/config.json is missing
     tools/hf export reward.pt new         | is a reward model
-    tools/hf export bad/bomb.pt new       | bad/bomb.pt is damaged or not a checkpoint; `python
+    tools/hf export bad/bomb.pt new       | bad/bomb.pt is damaged or not a checkpoint: run `
     tools/hf export sft.pt bad            | bad is there already
 """
 CASES = [[part.strip() for part in line.split("|")] for line in CASES.strip().split("\n")]
