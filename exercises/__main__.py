@@ -7,12 +7,13 @@ without a body, which you write.
     python -m exercises 14 --lang=zh   # in Chinese
 
 Your function is compared with the project's own, on random inputs. exercises/answers/ has the
-inputs and the mistakes that are recognised: reading it spoils the exercise.
+inputs, a solution and the mistakes that are recognised: reading it spoils the exercise.
 """
 
 import copy
 import ctypes
 import importlib
+import inspect
 import io
 import math
 import multiprocessing
@@ -178,8 +179,9 @@ def judge(function, answer, lang="en"):
         return where + words["raised"].format(in_one_line(error) + place)
     if all(same(got, want) for _, got, want in results):
         return ""
-    for english, chinese, wrong in answer.MISTAKES:
+    for english, chinese, edits in answer.MISTAKES:
         with suppress(Exception):                     # a mistake may fail on inputs of some shape
+            wrong = mistaken(student(answer), edits)
             if all(same(got, call(wrong, args)) for args, got, _ in results):
                 return chinese if lang == "zh" else english
     for args, (result, gradients, after), (right, slopes, right_after) in results:
@@ -190,6 +192,25 @@ def judge(function, answer, lang="en"):
             return where + words["gradient"].format(found)
         if difference(after, right_after):
             return where + words["changed"]
+
+
+def student(answer):
+    """A right solution in full. Where ours comes from a stage, `written_out` is the same again."""
+    return getattr(answer, "written_out", answer.answer)
+
+
+def mistaken(function, edits):
+    """The function with a mistake in it: "text -> what stands there instead", joined by " && ". A
+    mistake that is no such edit is a function itself."""
+    if callable(edits):
+        return edits
+    source, names = inspect.getsource(function), dict(function.__globals__)
+    for edit in edits.split(" && "):
+        old, new = map(str.strip, edit.split("->"))
+        assert old in source, f"there is no {old}"
+        source = source.replace(old, new)
+    exec(source, names)
+    return names[function.__name__]
 
 
 def same(one, other):

@@ -1,5 +1,3 @@
-from collections import Counter
-
 from tokenizer import learn_merges
 
 NAME = "best_pair"
@@ -37,51 +35,36 @@ def cases():
     yield {"kkkk": 2, "lm": 5},
 
 
-def pairs(chunks, weigh=True, ids=lambda text: text.encode(), order=lambda pair: pair):
-    """The counts of all pairs; each part can be done otherwise."""
-    counts = Counter()
-    for text, n in chunks.items():
-        for pair in zip(ids(text), ids(text)[1:]):
-            counts[order(pair)] += n if weigh else 1
-    return counts
-
-
-def first(counts):
+def written_out(chunks):
+    counts = {}
+    for text, times in chunks.items():
+        data = text.encode()
+        for pair in zip(data, data[1:]):
+            counts[pair] = counts.get(pair, 0) + times
     return min(counts, key=lambda pair: (-counts[pair], pair))
-
-
-def joined(chunks):
-    return {"".join(text * n for text, n in chunks.items()): 1}
-
-
-def without_overlap(chunks):
-    return Counter({pair: sum(n * text.encode().count(bytes(pair)) for text, n in chunks.items())
-                    for pair in pairs(chunks)})
 
 
 MISTAKES = [
     ("You count each chunk once. A chunk that occurs n times counts n times.",
-     "每个片段你只算了一次。出现 n 次的片段要算 n 次。",
-     lambda chunks: first(pairs(chunks, weigh=False))),
+     "每个片段你只算了一次。出现 n 次的片段要算 n 次。", "+ times -> + 1"),
     ("You count pairs across the border of two chunks. Only pairs inside a chunk count.",
      "你把跨越两个片段边界的相邻对也数进去了。只数片段内部的。",
-     lambda chunks: first(pairs(joined(chunks)))),
+     'chunks.items() -> [("".join(text * n for text, n in chunks.items()), 1)]'),
     ("Overlapping pairs are missing: aaa has the pair (a, a) twice. str.count does not see that.",
      "重叠的相邻对漏数了：aaa 里 (a, a) 出现两次。str.count 数不出来。",
-     lambda chunks: first(without_overlap(chunks))),
+     "zip(data, data[1:]) -> {*zip(data, data[1:])} && "
+     "+ times -> + times * data.count(bytes(pair))"),
     ("You count characters instead of bytes: é is two bytes. Use text.encode().",
      "你数的是字符，不是字节：é 有两个字节。请用 text.encode()。",
-     lambda chunks: first(pairs(chunks, ids=lambda text: [*map(ord, text)]))),
+     "text.encode() -> [*map(ord, text)]"),
     ("The order within a pair matters: (a, b) and (b, a) are different pairs.",
      "一对之内的先后有区别：(a, b) 和 (b, a) 是不同的两对。",
-     lambda chunks: first(pairs(chunks, order=lambda pair: tuple(sorted(pair))))),
+     "zip(data, data[1:]) -> map(tuple, map(sorted, zip(data, data[1:])))"),
     ("Of equally frequent pairs you take the one that was seen first. Take the smaller ids.",
      "次数相同时，你取了最先遇到的一对。应当取编号较小的。",
-     lambda chunks: max(counts := pairs(chunks), key=counts.get)),
+     "(-counts[pair], pair) -> -counts[pair]"),
     ("Of equally frequent pairs you take the largest ids. Take the smallest.",
-     "次数相同时，你取了编号较大的一对。应当取较小的。",
-     lambda chunks: max(counts := pairs(chunks), key=lambda pair: (counts[pair], pair))),
+     "次数相同时，你取了编号较大的一对。应当取较小的。", "min( -> max( && -counts -> counts"),
     ("You take the rarest pair. The most frequent one is merged first.",
-     "你取了次数最少的一对。应当先合并次数最多的。",
-     lambda chunks: min(counts := pairs(chunks), key=lambda pair: (counts[pair], pair))),
+     "你取了次数最少的一对。应当先合并次数最多的。", "-counts -> counts"),
 ]

@@ -25,47 +25,28 @@ def cases():
         yield ids, (1, 1), 4
 
 
-def joins(ids, pair, new, then=1, either=False):
-    """Go on by `then` places after a merge."""
-    out, i = [], 0
-    while i < len(ids):
-        here = tuple(ids[i:i + 2])
-        merged = here == pair or either and here == pair[::-1]
-        out.append(new if merged else ids[i])
-        i += then if merged else 1
+def written_out(ids, pair, new):
+    out = []
+    while ids:
+        hit = tuple(ids[:2]) == pair
+        out.append(new if hit else ids[0])
+        ids = ids[1 + hit:]
     return out
-
-
-def reuses(ids, pair, new):
-    """A token that has been merged with the one before is merged with the next one, too."""
-    hits = [tuple(ids[i:i + 2]) == pair for i in range(len(ids))]
-    return [new if hit else id for id, hit, after in zip(ids, hits, [False, *hits])
-            if hit or not after]
-
-
-def forgets_the_last(ids, pair, new):
-    out = answer(ids, pair, new)
-    return out if ids and out[-1] == new else out[:-1]
-
-
-def first_only(ids, pair, new):
-    at = next((i for i in range(len(ids)) if tuple(ids[i:i + 2]) == pair), None)
-    return ids if at is None else ids[:at] + [new] + ids[at + 2:]
 
 
 MISTAKES = [
     ("The right one of the two stays in the list. After a merge, go on two places further.",
-     "合并之后，右边的 token 还留在列表里。合并后应当向前走两步。", joins),
+     "合并之后，右边的 token 还留在列表里。合并后应当向前走两步。", "1 + hit -> 1"),
     ("You go from right to left. Of three a, the first two become one token.",
      "你是从右往左合并的。三个连续的 a，应当是前两个合成一个。",
-     lambda ids, pair, new: answer(ids[::-1], pair[::-1], new)[::-1]),
+     "[:2] -> [-2:] && append( -> insert(0, && ids[0] -> ids[-1] && [1 + hit:] -> [:-1 - hit]"),
     ("A token is used twice: of three a, the middle one is part of two new tokens.",
-     "有的 token 用了两次：三个连续的 a，中间那个进了两个新 token。", reuses),
+     "有的 token 用了两次：三个连续的 a，中间那个进了两个新 token。",
+     "1 + hit -> 1 + (hit and tuple(ids[1:3]) != pair)"),
     ("The last token gets lost when it is not part of a merge.",
-     "最后一个 token 没有参与合并时，被丢掉了。", forgets_the_last),
+     "最后一个 token 没有参与合并时，被丢掉了。", "while ids -> while ids[1:]"),
     ("You replace only the first place. Replace the pair wherever it stands.",
-     "你只替换了第一处。每一处都要替换。", first_only),
+     "你只替换了第一处。每一处都要替换。", "== pair -> == pair and new not in out"),
     ("You also merge right followed by left. The order matters.",
-     "right 在前、left 在后时你也合并了。先后有区别。",
-     lambda *a: joins(*a, then=2, either=True)),
+     "right 在前、left 在后时你也合并了。先后有区别。", "== pair -> in (pair, pair[::-1])"),
 ]

@@ -1,7 +1,6 @@
 import random
-from collections import Counter
 
-from tokenizer import bpe, replace
+from tokenizer import bpe
 from tokenizer import merge as answer
 
 NAME = "encode"
@@ -35,36 +34,13 @@ def cases():
         yield [rng.choice([97, 97, 98, 99]) for _ in range(12)], bpe(words, 8)
 
 
-def known(ids, merges):
-    return [pair for pair in zip(ids, ids[1:]) if pair in merges]
-
-
-def in_order(choose, rounds=10**6):
-    """Merge the pair that choose(pairs, merges) picks, again and again."""
-    def encode(ids, merges):
-        for _ in range(rounds):
-            if not (pairs := known(ids, merges)):
-                break
-            pair = choose(pairs, merges)
-            ids = replace(ids, pair, merges[pair])
-        return ids
-    return encode
-
-
-def leftmost(ids, merges):
-    while pairs := known(ids, merges):
-        i = [*zip(ids, ids[1:])].index(pairs[0])
-        ids = ids[:i] + [merges[pairs[0]]] + ids[i + 2:]
+def written_out(ids, merges):
+    while known := [pair for pair in zip(ids, ids[1:]) if pair in merges]:
+        pair = min(known, key=merges.get)
+        for i in range(len(ids)):
+            if tuple(ids[i:i + 2]) == pair:
+                ids = ids[:i] + [merges[pair]] + ids[i + 2:]
     return ids
-
-
-def once(ids, merges):
-    out, i = [], 0
-    while i < len(ids):
-        pair = tuple(ids[i:i + 2])
-        out.append(merges.get(pair, ids[i]))
-        i += 2 if pair in merges else 1
-    return out
 
 
 def longest(ids, merges):
@@ -81,19 +57,20 @@ def longest(ids, merges):
 
 MISTAKES = [
     ("You merge the leftmost pair first. Take the pair that was learned first.",
-     "你先合并了最左边的一对。应当先合并最早学到的一对。", leftmost),
+     "你先合并了最左边的一对。应当先合并最早学到的一对。",
+     "min(known, key=merges.get) -> known[0] && "
+     "range(len(ids)) -> [[*zip(ids, ids[1:])].index(pair)]"),
     ("You merge the pair first that is most frequent in this word. Frequencies count in training; "
      "here take the pair that was learned first.",
      "你先合并了在这个单词里次数最多的一对。次数只在训练时有用；这里应当取最早学到的一对。",
-     in_order(lambda pairs, merges: Counter(pairs).most_common(1)[0][0])),
+     "min(known, key=merges.get) -> max(dict.fromkeys(known), key=known.count)"),
     ("You merge the pair that was learned last. The smallest new id was learned first.",
-     "你先合并了最晚学到的一对。新编号最小的，学得最早。",
-     in_order(lambda pairs, merges: max(pairs, key=merges.get))),
+     "你先合并了最晚学到的一对。新编号最小的，学得最早。", "min(known -> max(known"),
     ("You merge one pair and stop. Go on until no known pair is left.",
-     "你合并了一对就停了。应当继续，直到没有可以合并的相邻对。",
-     in_order(lambda pairs, merges: min(pairs, key=merges.get), rounds=1)),
+     "你合并了一对就停了。应当继续，直到没有可以合并的相邻对。", "while known -> if known"),
     ("You go through the word once. New tokens can be merged, too: go on until nothing changes.",
-     "你只从头到尾走了一遍。新 token 还可以再合并：直到不再变化为止。", once),
+     "你只从头到尾走了一遍。新 token 还可以再合并：直到不再变化为止。",
+     "while known -> if known && == pair -> in merges && merges[pair] -> merges[*ids[i:i + 2],]"),
     ("You take the longest token that fits, as WordPiece does. BPE repeats the merges in the order "
      "in which they were learned.",
      "你取了能匹配的最长 token，那是 WordPiece 的做法。BPE 按学习的顺序重复合并。", longest),

@@ -52,67 +52,48 @@ def cases():
         yield tok, messages, True
 
 
-def variant(learned):
-    """The right ids, and a mask that is 1 where learned(role, part, words, last) says so."""
-    def encode_chat(tok, messages, reply=False):
-        ids, mask = [tok.eot], [learned("", "start", True, False)]
-        for i, message in enumerate(messages):
-            role, words = message["role"], message["content"].strip() != ""
-            text, last = tok.encode(message["content"]), i == len(messages) - 1
-            ids += [tok.specials[f"<|{role}|>"], *text, tok.end]
-            mask += [learned(role, part, words, last)
-                     for part in ("marker", *["text"] * len(text), "end")]
-        if reply:
-            ids, mask = ids + [tok.assistant], mask + [learned("", "start", True, False)]
-        return ids, [int(m) for m in mask]
-    return encode_chat
-
-
-def right(role, part, words, last):
-    return role == "assistant" and part in ("text", "end") and words
-
-
-def earlier(tok, messages, reply=False):
-    ids, mask = answer(tok, messages, reply)
-    return ids, mask[1:] + [0]
-
-
-def without_start(tok, messages, reply=False):
-    return tuple(part[1:] for part in answer(tok, messages, reply))
+def written_out(tok, messages, reply=False):
+    ids, mask = [tok.eot], [0]
+    for message in messages:
+        role, content = message["role"], message["content"]
+        text, learn = tok.encode(content), int(role == "assistant" and content.strip() != "")
+        ids += [tok.specials[f"<|{role}|>"], *text, tok.end]
+        mask += [0, *[learn] * len(text), learn]
+    if reply:
+        ids, mask = ids + [tok.assistant], mask + [0]
+    return ids, mask
 
 
 MISTAKES = [
     ("Your mask is 1 everywhere. Learn what the assistant says, not what it reads.",
      "你的掩码处处是 1。要学的是助手说的话，不是它读到的话。",
-     variant(lambda *a: True)),
+     "return ids, mask -> return ids, [1] * len(ids)"),
     ("Your mask also counts the prompt: what user and system say is read, not learned.",
      "你的掩码把提示也算进去了：用户 user 和系统 system 的话只读不学。",
-     variant(lambda role, part, words, last: part in ("text", "end") and words)),
+     'role == "assistant" and ->'),
     ("Your mask is 1 on the user's words. It is the assistant's words that are learned.",
-     "你的掩码在用户的话上是 1。要学的是助手的话。",
-     variant(lambda role, part, *a: role == "user" and part in ("text", "end"))),
+     "你的掩码在用户的话上是 1。要学的是助手的话。", '"assistant" -> "user"'),
     ("<|end|> after the user's words is not learned: the program writes it.",
      "用户的话后面的 <|end|> 不学：它由程序写。",
-     variant(lambda role, part, words, last: part == "end" and words
-             or right(role, part, words, last))),
+     ', learn] -> , int(learn or role != "assistant")]'),
     ("Your mask leaves out <|end|> after the assistant's words: the model would never stop.",
-     "助手的话后面的 <|end|> 没有算进掩码：模型就学不会停下来。",
-     variant(lambda role, part, *a: right(role, part, *a) and part == "text")),
+     "助手的话后面的 <|end|> 没有算进掩码：模型就学不会停下来。", ", learn] -> , 0]"),
     ("Your mask also counts <|assistant|>. The program writes it, so it is not learned.",
      "你的掩码把 <|assistant|> 也算进去了。它由程序写，不用学。",
-     variant(lambda role, part, words, last: role == "assistant" and words)),
+     "[0, *[learn] -> [learn, *[learn]"),
     ("You learn only the last answer. In a longer dialogue every answer is learned.",
      "你只学了最后一个回答。多轮对话里，每个回答都要学。",
-     variant(lambda role, part, words, last: right(role, part, words, last) and last)),
+     "role == -> message is messages[-1] and role =="),
     ("An empty answer is read, not learned: its <|end|> would teach the model to say nothing.",
      "空的回答只读不学：学了它的 <|end|>，模型就会学着什么也不说。",
-     variant(lambda role, part, *a: right(role, part, True, False))),
+     'and content.strip() != "" ->'),
     ("Your mask stands one place too early. It marks the tokens themselves; targets are shifted "
      "later.",
-     "你的掩码早了一位。它标的是 token 自己；错开一位是后来做目标 target 时的事。", earlier),
+     "你的掩码早了一位。它标的是 token 自己；错开一位是后来做目标 target 时的事。",
+     "return ids, mask -> return ids, mask[1:] + [0]"),
     ("<|endoftext|> is missing at the start of the dialogue.",
-     "对话开头缺了 <|endoftext|>。", without_start),
+     "对话开头缺了 <|endoftext|>。", "[tok.eot], [0] -> [], []"),
     ("reply=True must end with <|assistant|>, with the mask 0: then the model speaks next.",
      "reply=True 时，最后要有 <|assistant|>，掩码是 0：接下来轮到模型说话。",
-     lambda tok, messages, reply=False: answer(tok, messages)),
+     "if reply -> if False"),
 ]

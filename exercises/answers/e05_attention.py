@@ -1,6 +1,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 
 import model
 from model import attention as answer
@@ -48,35 +49,32 @@ def cases():
     yield *tensors(2, 2, 6, 4, 4, 4), padding.expand(2, 1, 4, 4)
 
 
-def attend(q, k, v, bias, scale=None, dim=-1):
-    scores = q @ k.transpose(-2, -1) / (q.size(-1) ** 0.5 if scale is None else scale)
-    return (scores + bias).softmax(dim) @ v
+def written_out(q, k, v, bias):
+    H, D = q.size(1), q.size(-1)
+    products = torch.matmul(q, k.mT)
+    return F.softmax(products / D ** 0.5 + bias, dim=-1) @ v
 
 
 MISTAKES = [
-    ("You forgot to divide by sqrt(D).", "你忘了除以 sqrt(D)。", lambda *a: attend(*a, scale=1)),
+    ("You forgot to divide by sqrt(D).", "你忘了除以 sqrt(D)。", "/ D ** 0.5 ->"),
     ("You divide by D. Divide by its square root.", "你除以了 D。应当除以 D 的平方根。",
-     lambda *a: attend(*a, scale=a[0].size(-1))),
+     "D ** 0.5 -> D"),
     ("You divide by the root of the whole width, H D. D is the width of one head.",
-     "你除以了整个宽度 H D 的平方根。D 是一个头的宽度。",
-     lambda *a: attend(*a, scale=(a[0].size(1) * a[0].size(-1)) ** 0.5)),
+     "你除以了整个宽度 H D 的平方根。D 是一个头的宽度。", "D ** 0.5 -> (H * D) ** 0.5"),
     ("Your softmax goes over the queries. For every query, the weights of the keys add up to 1: "
      "dim=-1.",
-     "你的 softmax 是对查询做的。对每个查询，各个键的权重之和为 1：dim=-1。",
-     lambda *a: attend(*a, dim=-2)),
+     "你的 softmax 是对查询做的。对每个查询，各个键的权重之和为 1：dim=-1。", "dim=-1 -> dim=-2"),
     ("You do not use bias: every token sees all others, the later ones and padding, too.",
-     "你没有用 bias：每个 token 都能看到所有别的 token，包括后面的和填充 padding。",
-     lambda q, k, v, bias: attend(q, k, v, 0)),
+     "你没有用 bias：每个 token 都能看到所有别的 token，包括后面的和填充 padding。", "+ bias ->"),
     ("You hide keys after the softmax: the weights then add up to less than 1. Add bias before it.",
      "你在 softmax 之后才遮住键：权重之和就小于 1 了。应当在 softmax 之前加上 bias。",
-     lambda q, k, v, bias: (q @ k.mT / q.size(-1) ** 0.5).softmax(-1) * (bias == 0) @ v),
+     "+ bias, dim=-1) -> , dim=-1).masked_fill(bias < 0, 0)"),
     ("You divide by sqrt(D) after the softmax. Divide the products, before it.",
      "你在 softmax 之后才除以 sqrt(D)。应当先除点积，再做 softmax。",
-     lambda q, k, v, bias: attend(q, k, v, bias, scale=1) / q.size(-1) ** 0.5),
+     "/ D ** 0.5 -> && @ v -> @ v / D ** 0.5"),
     ("You return the weights. Multiply them by the values.",
-     "你返回的是权重。还要乘以值 v。",
-     lambda q, k, v, bias: (q @ k.mT / q.size(-1) ** 0.5 + bias).softmax(-1)),
+     "你返回的是权重。还要乘以值 v。", "@ v ->"),
     ("The gradient does not reach q, k and v: no .detach() or .data on the way.",
      "梯度传不到 q、k、v：中间不要用 .detach() 或 .data。",
-     lambda *a: answer(*(x.detach() for x in a))),
+     "(q, k.mT) -> (q, k.mT).detach() && @ v -> @ v.detach()"),
 ]

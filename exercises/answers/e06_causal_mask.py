@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 
 import model
@@ -54,37 +56,34 @@ def cases():
     yield torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]]),
 
 
-def look(mask, below=0, causal=True, padding=True, future=False):
-    seen = torch.ones(*mask.shape, mask.size(1), dtype=torch.bool)
-    seen = seen.triu() if future else seen.tril(below) if causal else seen
-    return (seen & mask[:, None, :].bool() if padding else seen), answer(mask)[1]
+def written_out(mask):
+    look = torch.zeros(*mask.shape, mask.size(1), dtype=torch.bool)
+    for b, t, s in itertools.product(*map(range, look.shape)):
+        look[b, t, s] = s <= t and mask[b, s] == 1
+    pos = mask.cumsum(1) - 1
+    return look, pos.clamp(min=0)
 
 
 MISTAKES = [
     ("Your tokens look into the future: row t is the token that looks, tril() is the past.",
-     "你的 token 在看后面：第 t 行是正在看的 token，过去是 tril()。",
-     lambda mask: look(mask, future=True)),
+     "你的 token 在看后面：第 t 行是正在看的 token，过去是 tril()。", "s <= t -> s >= t"),
     ("A token does not see itself. It may: it predicts the next token, not itself.",
-     "token 看不到自己。它可以看自己：它预测的是下一个 token，不是自己。",
-     lambda mask: look(mask, below=-1)),
+     "token 看不到自己。它可以看自己：它预测的是下一个 token，不是自己。", "s <= t -> s < t"),
     ("A token sees the next one, too: that is the answer. It may see itself, but nothing later.",
-     "token 还看到了下一个 token，那正是答案。最多只能看到对角线。",
-     lambda mask: look(mask, below=1)),
+     "token 还看到了下一个 token，那正是答案。最多只能看到对角线。", "s <= t -> s <= t + 1"),
     ("The causal mask is missing: all tokens see the later ones.",
-     "缺了因果掩码：每个 token 都能看到后面的 token。", lambda mask: look(mask, causal=False)),
+     "缺了因果掩码：每个 token 都能看到后面的 token。", "s <= t and ->"),
     ("Padding can be seen. Combine the causal mask with mask[:, None, :].",
-     "填充能被看到。请把因果掩码和 mask[:, None, :] 合在一起。",
-     lambda mask: look(mask, padding=False)),
+     "填充能被看到。请把因果掩码和 mask[:, None, :] 合在一起。", "and mask[b, s] == 1 ->"),
     ("You close the rows of padding, not its columns. Columns are what is looked at, and padding "
      "must not be seen.",
      "你遮住的是填充所在的行，不是列：应当让填充不被看到。列才是被看的 token。",
-     lambda mask: (look(mask, padding=False)[0] & mask[:, :, None].bool(), answer(mask)[1])),
+     "mask[b, s] -> mask[b, t]"),
     ("Your positions count padding: the first real token has the position 0.",
      "你的位置把填充也数进去了：第一个真正的 token 位置是 0。",
-     lambda mask: (answer(mask)[0], torch.arange(mask.size(1)).expand_as(mask))),
+     "mask.cumsum(1) - 1 -> torch.arange(mask.size(1)).expand_as(mask)"),
     ("Your positions begin at 1. Count from 0.", "你的位置从 1 开始。应当从 0 开始。",
-     lambda mask: (answer(mask)[0], mask.cumsum(-1))),
+     "mask.cumsum(1) - 1 -> mask.cumsum(1)"),
     ("The positions of padding are -1, a row that an embedding does not have. Make them 0.",
-     "填充的位置成了 -1，嵌入里没有这一行。请改成 0。",
-     lambda mask: (answer(mask)[0], mask.cumsum(-1) - 1)),
+     "填充的位置成了 -1，嵌入里没有这一行。请改成 0。", ".clamp(min=0) ->"),
 ]

@@ -43,43 +43,36 @@ def cases():
     yield torch.randn(1, 2, 3, 4), torch.tensor([5, 1, 3]), 10.0
 
 
-def turn(x, pos, theta, freqs=None, halves=False, apart=False, sign=1, rotation=True):
-    """Each part can be done otherwise. halves: the pairs are (x[i], x[i + D/2])."""
-    i = torch.arange(x.size(-1) // 2)
-    freqs = theta ** (-2 * i / x.size(-1)) if freqs is None else freqs(i)
-    angles = pos[:, None] * freqs
-    cos, sin = angles.cos(), sign * angles.sin()
-    a, b = x.chunk(2, dim=-1) if halves else (x[..., 0::2], x[..., 1::2])
-    turned = (a * cos - b * sin, a * sin + b * cos) if rotation else (
-        a * cos + b * sin, a * sin + b * cos)
-    return torch.cat(turned, -1) if halves or apart else torch.stack(turned, -1).flatten(-2)
+def written_out(x, pos, theta):
+    D, out = x.size(-1), torch.empty_like(x)
+    for i in range(D // 2):
+        a, b = 2 * i, 2 * i + 1
+        turn = pos * theta ** (-2 * i / D)
+        out[..., a] = x[..., a] * turn.cos() - x[..., b] * turn.sin()
+        out[..., b] = x[..., a] * turn.sin() + x[..., b] * turn.cos()
+    return out
 
 
 MISTAKES = [
     ("You pair x[i] with x[i + D/2], as LLaMA on Hugging Face does. Here neighbours are pairs. "
      "Both learn well, but a model trained with one does not work with the other.",
      "你把 x[i] 和 x[i + D/2] 配成一对，Hugging Face 上的 LLaMA 就是这样。这里是相邻的两个数配成"
-     "一对。两种都能学好，但用一种训练的模型不能换用另一种。",
-     lambda *a: turn(*a, halves=True)),
+     "一对。两种都能学好，但用一种训练的模型不能换用另一种。", "2 * i, 2 * i + 1 -> i, i + D // 2"),
     ("You turn in the other direction: a cos - b sin, a sin + b cos.",
-     "你转的方向反了：a cos - b sin，a sin + b cos。", lambda *a: turn(*a, sign=-1)),
+     "你转的方向反了：a cos - b sin，a sin + b cos。", "pos * -> -pos *"),
     ("This is no rotation: exactly one of the four products has a minus.",
-     "这不是旋转：四个乘积里恰好有一个带负号。", lambda *a: turn(*a, rotation=False)),
-    ("The 2 is missing in the exponent: -2 i / D.", "指数里漏了 2：-2 i / D。",
-     lambda x, pos, theta: turn(x, pos, theta, lambda i: theta ** (-i / x.size(-1)))),
+     "这不是旋转：四个乘积里恰好有一个带负号。", "- x[..., b] -> + x[..., b]"),
+    ("The 2 is missing in the exponent: -2 i / D.", "指数里漏了 2：-2 i / D。", "-2 * i -> -i"),
     ("The minus is missing in the exponent: later pairs must turn more slowly.",
-     "指数里漏了负号：越往后的对应当转得越慢。",
-     lambda x, pos, theta: turn(x, pos, theta, lambda i: theta ** (2 * i / x.size(-1)))),
+     "指数里漏了负号：越往后的对应当转得越慢。", "-2 * i -> 2 * i"),
     ("All pairs turn equally fast. Pair i turns by theta ** (-2 i / D) per position.",
      "所有的对转得一样快。第 i 对每走一个位置转 theta ** (-2 i / D)。",
-     lambda x, pos, theta: turn(x, pos, theta, lambda i: torch.ones(len(i)))),
+     "theta ** (-2 * i / D) -> 1.0"),
     ("You count pairs from 1. The first pair is i = 0: it turns by 1 per position.",
-     "你从 1 开始数对。第一对是 i = 0：每走一个位置转 1。",
-     lambda x, pos, theta: turn(x, pos, theta, lambda i: theta ** (-2 * (i + 1) / x.size(-1)))),
+     "你从 1 开始数对。第一对是 i = 0：每走一个位置转 1。", "-2 * i -> -2 * (i + 1)"),
     ("You put all first numbers before all second ones. Bring the pairs back into their order.",
      "你把所有对的第一个数排在了所有第二个数的前面。应当让各对回到原来的次序。",
-     lambda *a: turn(*a, apart=True)),
+     "out[..., a] -> out[..., i] && out[..., b] -> out[..., i + D // 2]"),
     ("You use 0, 1, 2, … instead of pos. A token may stand anywhere.",
-     "你用了 0, 1, 2, …，没有用 pos。token 可以在任何位置。",
-     lambda x, pos, theta: answer(x, torch.arange(len(pos)), theta)),
+     "你用了 0, 1, 2, …，没有用 pos。token 可以在任何位置。", "pos * -> torch.arange(len(pos)) *"),
 ]

@@ -47,37 +47,26 @@ def cases():
                torch.randn(2, 2, T, 4), torch.randn(2, 2, T, 4))
 
 
-def store(keys, values, length, k, v, at=None):
-    at = length if at is None else at
-    keys[:, :, at:at + k.size(2)], values[:, :, at:at + k.size(2)] = k, v
-    return keys[:, :, :length + k.size(2)], values[:, :, :length + k.size(2)]
-
-
-def keep(keys, values, length, k, v):
-    return tuple(torch.cat([old[:, :, :length], new], dim=2)
-                 for old, new in ((keys, k), (values, v)))
-
-
-def one(keys, values, length, k, v):
-    return store(keys, values, length, k[:, :, -1:], v[:, :, -1:])
+def written_out(keys, values, length, k, v):
+    end = length + k.size(2)
+    keys[:, :, length:end], values[:, :, length:end] = k, v
+    return keys[:, :, :end], values[:, :, :end]
 
 
 MISTAKES = [
     ("You return only the new keys and values. Attention needs the earlier ones, too.",
      "你只返回了新的键和值。注意力还需要前面的。",
-     lambda *a: (store(*a), a[3:])[1]),
+     "return keys[:, :, :end], values[:, :, :end] -> return k, v"),
     ("You return the whole memory: the rubbish behind the filled places gets in.",
-     "你返回了整块内存：已填好的位置后面的无用数据混了进来。",
-     lambda *a: (store(*a), a[:2])[1]),
+     "你返回了整块内存：已填好的位置后面的无用数据混了进来。", ", :end] -> ]"),
     ("You write at the front and destroy the earlier keys. Write at `length`.",
-     "你写在了开头，毁掉了前面的键。应当从 length 处开始写。",
-     lambda *a: store(*a, at=0)),
+     "你写在了开头，毁掉了前面的键。应当从 length 处开始写。", "length:end -> :k.size(2)"),
     ("You store nothing: at the next step these keys and values are lost. Write into the tensors.",
-     "你什么也没存：到了下一步，这些键和值就没有了。请写进张量本身。", keep),
+     "你什么也没存：到了下一步，这些键和值就没有了。请写进张量本身。",
+     "end = -> keys, values, end = keys.clone(), values.clone(),"),
     ("You store a single token. The first step brings the whole prompt: T tokens.",
-     "你只存了一个 token。第一步带来的是整个提示：T 个 token。", one),
+     "你只存了一个 token。第一步带来的是整个提示：T 个 token。",
+     "k.size(2) -> 1 && = k, v -> = k[:, :, -1:], v[:, :, -1:]"),
     ("You put the new keys before the old ones. They come last.",
-     "你把新的键放在了旧的前面。应当接在后面。",
-     lambda keys, values, length, k, v: (store(keys, values, length, k, v), (
-         torch.cat([k, keys[:, :, :length]], 2), torch.cat([v, values[:, :, :length]], 2)))[1]),
+     "你把新的键放在了旧的前面。应当接在后面。", ", :end] -> , :end].roll(end - length, 2)"),
 ]

@@ -49,46 +49,37 @@ def cases():
         [2, 1])
 
 
-def nats(logits, targets):
-    """Of the counted positions."""
-    logp = logits.log_softmax(-1)[targets != -1]
-    return -logp.gather(1, targets[targets != -1, None])
-
-
-def of(values, targets):
-    """values (N, V) of the counted targets."""
-    return values[targets != -1].gather(1, targets[targets != -1, None])
+def written_out(logits, targets):
+    losses = [row.logsumexp(0) - row[t] for row, t in zip(logits, targets) if t >= 0]
+    return sum(losses) / len(losses)
 
 
 MISTAKES = [
     ("You divide by all positions. Those with target -1 count neither in the sum nor below.",
      "你除以了全部位置的个数。target 为 -1 的位置，总和里不算，个数里也不算。",
-     lambda logits, targets: nats(logits, targets).sum() / len(targets)),
+     "/ len(losses) -> / len(targets)"),
     ("Positions with target -1 count: in Python, index -1 is the last token of the vocabulary.",
-     "target 为 -1 的位置也算进去了：Python 里，下标 -1 是词表的最后一个 token。",
-     lambda logits, targets: -logits.log_softmax(-1)[range(len(targets)), targets].mean()),
+     "target 为 -1 的位置也算进去了：Python 里，下标 -1 是词表的最后一个 token。", "if t >= 0 ->"),
     ("Targets of 0 count, too: 0 is a token. Only -1 does not count.",
-     "target 为 0 也要算：0 是一个 token。只有 -1 不算。",
-     lambda logits, targets: nats(logits, targets.where(targets > 0, -1)).mean()),
+     "target 为 0 也要算：0 是一个 token。只有 -1 不算。", "t >= 0 -> t > 0"),
     ("You add the losses up. Take their mean.", "你把损失加起来了。应当取平均值。",
-     lambda *a: nats(*a).sum()),
+     "/ len(losses) ->"),
     ("The minus is missing: the loss is -log p.", "漏了负号：损失是 -log p。",
-     lambda *a: -nats(*a).mean()),
+     "row.logsumexp(0) - row[t] -> row[t] - row.logsumexp(0)"),
     ("Your loss is in bits. Nats come from the natural logarithm.",
-     "你的损失以 bit 为单位。用自然对数才是 nat。", lambda *a: nats(*a).mean() / math.log(2)),
+     "你的损失以 bit 为单位。用自然对数才是 nat。",
+     "sum(losses) -> math.log2(math.e) * sum(losses)"),
     ("The softmax is missing: logits are not log-probabilities.",
-     "漏了 softmax：logit 不是对数概率。", lambda *a: -of(*a).mean()),
+     "漏了 softmax：logit 不是对数概率。", "row.logsumexp(0) - row[t] -> -row[t]"),
     ("You take the softmax twice: log_softmax wants logits, not probabilities.",
      "你做了两次 softmax：log_softmax 要的是 logit，不是概率。",
-     lambda logits, targets: nats(logits.softmax(-1), targets).mean()),
+     "zip(logits, -> zip(logits.softmax(1),"),
     ("The logarithm is missing: you return -p, not -log p.",
-     "漏了对数：你返回的是 -p，不是 -log p。",
-     lambda logits, targets: -of(logits.softmax(-1), targets).mean()),
+     "漏了对数：你返回的是 -p，不是 -log p。", "row.logsumexp(0) - row[t] -> -row.softmax(0)[t]"),
     ("exp of a large logit is infinite. Use logsumexp or log_softmax.",
      "logit 很大时，exp 是无穷大。请用 logsumexp 或 log_softmax。",
-     lambda logits, targets: (logits.exp().sum(-1).log()[targets != -1, None]
-                              - of(logits, targets)).mean()),
+     "row.logsumexp(0) -> row.exp().sum().log()"),
     ("log(softmax(x)) is -inf when a probability is rounded to 0. Use log_softmax.",
      "概率被舍入成 0 时，log(softmax(x)) 是 -inf。请用 log_softmax。",
-     lambda logits, targets: -of(logits.softmax(-1), targets).log().mean()),
+     "row.logsumexp(0) - row[t] -> -row.softmax(0)[t].log()"),
 ]

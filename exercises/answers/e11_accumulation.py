@@ -35,33 +35,27 @@ def cases():
         yield torch.rand(K, B, T, requires_grad=True), mask
 
 
-def sums(nats, mask):
-    return (nats * mask).sum((1, 2))
-
-
 MISTAKES = [
     ("You take the mean of the means: a token in a small micro-batch then weighs more. Divide each "
      "sum by the number of counted tokens in the whole batch.",
      "你取的是平均值的平均值：小的微批次里，一个 token 的权重就更大。每个总和都应当除以整个批次里"
      "计入的 token 的个数。",
-     lambda nats, mask: sums(nats, mask) / mask.sum((1, 2)) / len(nats)),
+     ".sum() for -> .sum() / counts.sum() for && / mask.sum() -> / len(mask)"),
     ("Your gradient is K times too large: the means of K micro-batches add up to K means.",
      "你的梯度大了 K 倍左右：K 个微批次的平均值，加起来是 K 个平均值。",
-     lambda nats, mask: sums(nats, mask) / mask.sum((1, 2))),
+     ".sum() for -> .sum() / counts.sum() for && / mask.sum() ->"),
     ("You divide by K as well. The count of the whole batch is enough.",
-     "你还多除了一个 K。除以整个批次的个数就够了。",
-     lambda nats, mask: answer(nats, mask) / len(nats)),
+     "你还多除了一个 K。除以整个批次的个数就够了。", "/ mask.sum() -> / mask.sum() / len(mask)"),
     ("You divide by all tokens. Only those where mask is 1 are counted.",
-     "你除以了全部 token 的个数。只数 mask 为 1 的。",
-     lambda nats, mask: sums(nats, mask) / mask.numel()),
+     "你除以了全部 token 的个数。只数 mask 为 1 的。", "mask.sum() -> mask.numel()"),
     ("The tokens where mask is 0 are in your sum.", "mask 为 0 的 token 也进了你的总和。",
-     lambda nats, mask: nats.sum((1, 2)) / mask.sum()),
+     "part * counts -> part"),
     ("You do not use the mask at all: padding and prompts count.",
      "你完全没有用 mask：填充和提示也算进去了。",
-     lambda nats, mask: nats.mean((1, 2)) / len(nats)),
+     "part * counts -> part && mask.sum() -> mask.numel()"),
     ("You do not divide: the gradient grows with the batch.",
-     "你没有做除法：批次越大，梯度就越大。", sums),
+     "你没有做除法：批次越大，梯度就越大。", "/ mask.sum() ->"),
     ("The gradient does not reach nats: no .item(), .detach() or torch.tensor(…) on the way.",
      "梯度传不到 nats：中间不要用 .item()、.detach() 或 torch.tensor(…)。",
-     lambda nats, mask: answer(nats.detach(), mask)),
+     "part * counts -> part.detach() * counts"),
 ]

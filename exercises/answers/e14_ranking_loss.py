@@ -1,3 +1,5 @@
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -28,42 +30,40 @@ def cases():
     yield torch.tensor([-200.0, 0.0], requires_grad=True), torch.tensor([0, 1])
 
 
-def pairs(scores, ranks, above=torch.lt):
-    """Better minus worse, for each pair."""
-    return (scores[:, None] - scores[None, :])[above(ranks[:, None], ranks[None, :])]
+def written_out(scores, ranks):
+    losses = []
+    for i, j in itertools.product(range(len(ranks)), repeat=2):
+        if ranks[i] < ranks[j]:
+            losses.append(-F.logsigmoid(scores[i] - scores[j]))
+    return sum(losses) / len(losses)
 
 
 MISTAKES = [
     ("You prefer the worse answer: rank 0 is the best, so its score must be the higher one.",
      "你偏爱了较差的回答：名次 0 是最好的，它的分数应当更高。",
-     lambda scores, ranks: -F.logsigmoid(-pairs(scores, ranks)).mean()),
+     "scores[i] - scores[j] -> scores[j] - scores[i]"),
     ("You add the pairs up. Take their mean: prompts with many answers must not weigh more.",
-     "你把所有回答对加起来了。应当取平均值，否则回答多的提示权重更大。",
-     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum()),
+     "你把所有回答对加起来了。应当取平均值，否则回答多的提示权重更大。", "/ len(losses) ->"),
     ("You divide by K, the number of answers. Divide by the number of pairs.",
-     "你除以了回答的个数 K。应当除以回答对的个数。",
-     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum() / len(scores)),
+     "你除以了回答的个数 K。应当除以回答对的个数。", "/ len(losses) -> / len(scores)"),
     ("You divide by K (K - 1) / 2 even when answers are tied. Tied answers make no pair.",
      "有并列名次时，你仍然除以 K (K - 1) / 2。并列的回答不成对。",
-     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum()
-     / (len(scores) * (len(scores) - 1) / 2)),
+     "/ len(losses) -> / (len(scores) * (len(scores) - 1) / 2)"),
     ("You divide by K (K - 1): that counts each pair twice.",
      "你除以了 K (K - 1)：每一对被数了两次。",
-     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks)).sum()
-     / (len(scores) * (len(scores) - 1))),
+     "/ len(losses) -> / (len(scores) * (len(scores) - 1))"),
     ("You compare with <=: then tied answers, and each answer with itself, make a pair.",
      "你用了 <=：这样并列的回答、甚至每个回答与自己，都成了一对。",
-     lambda scores, ranks: -F.logsigmoid(pairs(scores, ranks, torch.le)).mean()),
+     "ranks[i] < ranks[j] -> ranks[i] <= ranks[j]"),
     ("You use only the best and the worst answer. Every pair teaches something.",
      "你只用了最好和最差的回答。每一对都有用。",
-     lambda scores, ranks: -F.logsigmoid(scores[ranks.argmin()] - scores[ranks.argmax()])),
+     "ranks[i] < ranks[j] -> i == ranks.argmin() and j == ranks.argmax()"),
     ("You take log(sigmoid(x)): for very negative x it is -inf. Use logsigmoid.",
      "你用了 log(sigmoid(x))：x 很小时它是 -inf。请用 logsigmoid。",
-     lambda scores, ranks: -torch.log(torch.sigmoid(pairs(scores, ranks))).mean()),
+     "F.logsigmoid( -> torch.log(F.sigmoid( && [j])) -> [j])))"),
     ("You forgot the logarithm: the loss is not the probability, but its -log.",
-     "你忘了取对数：损失不是概率，而是概率的 -log。",
-     lambda scores, ranks: -torch.sigmoid(pairs(scores, ranks)).mean()),
+     "你忘了取对数：损失不是概率，而是概率的 -log。", "F.logsigmoid( -> torch.sigmoid("),
     ("The gradient does not reach the scores: no .item(), .detach() or torch.tensor(…) on the way.",
      "梯度传不到分数：中间不要用 .item()、.detach() 或 torch.tensor(…)。",
-     lambda scores, ranks: answer(scores.detach(), ranks)),
+     "losses = [] -> losses, scores = [], torch.tensor(scores.tolist())"),
 ]

@@ -1,3 +1,5 @@
+import math
+
 import torch
 
 import compare
@@ -32,40 +34,40 @@ def cases():
     yield torch.tensor([1.0], dtype=torch.float64), 1.0
 
 
-def both(gaps, noise, scale=lambda gaps, noise: gaps / noise, agree=lambda p: p**2 + (1 - p)**2,
-         best=lambda p: torch.maximum(p, 1 - p)):
-    """The right answer, unless some part of it is replaced."""
-    p = torch.sigmoid(scale(gaps, noise))
-    return agree(p).mean(), best(p).mean()
+def written_out(gaps, noise):
+    agree = best = 0
+    for gap in gaps.tolist():
+        p = 1 / (1 + math.exp(-gap / noise))
+        agree += p * p + (1 - p) * (1 - p)
+        best += max(p, 1 - p)
+    return agree / len(gaps), best / len(gaps)
 
 
 MISTAKES = [
     ("Your agreement is p^2. Two labelers also agree when both rank the second answer first.",
      "你的一致率是 p^2。两位标注者都把第二个回答排在前面时，也是一致的。",
-     lambda *a: both(*a, agree=lambda p: p**2)),
+     "+ (1 - p) * (1 - p) ->"),
     ("Your agreement is p: that is one labeler and the truth. Here two labelers are compared, and "
      "each has noise.",
      "你的一致率是 p：那是一位标注者与真实顺序相同的概率。这里比较的是两位标注者，各有各的噪声。",
-     lambda *a: both(*a, agree=lambda p: p)),
+     "p * p + (1 - p) * (1 - p) -> p"),
     ("Your agreement is max(p, 1 - p): that is the ceiling. Two labelers with noise agree less "
      "often.",
      "你的一致率是 max(p, 1 - p)：那是上限。两位都有噪声的标注者一致的时候更少。",
-     lambda *a: both(*a, agree=lambda p: torch.maximum(p, 1 - p))),
+     "p * p + (1 - p) * (1 - p) -> max(p, 1 - p)"),
     ("Your ceiling is the mean of p. Where the gap is negative, the second answer is better, and a "
      "perfect model says so: max(p, 1 - p).",
      "你的上限是 p 的平均值。gap 为负时第二个回答更好，完美的模型也知道：应为 max(p, 1 - p)。",
-     lambda *a: both(*a, best=lambda p: p)),
+     "best += max(p, 1 - p) -> best += p"),
     ("Your ceiling is sigmoid of the mean |gap|. Take the mean of the probabilities, not the "
      "probability of the mean.",
      "你的上限是平均 |gap| 的 sigmoid。应当对概率取平均，而不是先对 gap 取平均。",
-     lambda gaps, noise: (answer(gaps, noise)[0], torch.sigmoid(gaps.abs().mean() / noise))),
+     "best / len(gaps) -> 1 / (1 + math.exp(-abs(gaps).mean() / noise))"),
     ("You multiply by the noise. More noise means less agreement: divide by it.",
-     "你乘了 noise。噪声越大，一致率应当越低：请除以它。",
-     lambda *a: both(*a, scale=lambda gaps, noise: gaps * noise)),
+     "你乘了 noise。噪声越大，一致率应当越低：请除以它。", "-gap / noise -> -gap * noise"),
     ("You left out the noise: p = sigmoid(gap / noise).",
-     "你漏了 noise：p = sigmoid(gap / noise)。",
-     lambda *a: both(*a, scale=lambda gaps, noise: gaps)),
+     "你漏了 noise：p = sigmoid(gap / noise)。", "-gap / noise -> -gap"),
     ("You have swapped the two numbers: the agreement comes first, then the ceiling.",
      "两个数的顺序反了：先一致率，后上限。",
-     lambda *a: answer(*a)[::-1]),
+     "agree / len(gaps), best / len(gaps) -> best / len(gaps), agree / len(gaps)"),
 ]

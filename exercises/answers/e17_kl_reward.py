@@ -39,49 +39,44 @@ def cases():
         yield -torch.rand(3, 6) * mask, -torch.rand(3, 6) * mask, torch.randn(3), last, beta
 
 
-def scored(rewards, scores, last):
-    """The scores, added at the last token."""
-    rewards = rewards.clone()
-    rewards[range(len(rewards)), last] += scores
+def written_out(logp, ref_logp, scores, last, beta):
+    gap = logp - ref_logp
+    rewards = -beta * gap
+    for b, t in enumerate(last.tolist()):
+        rewards[b, t] += scores[b]
     return rewards
 
 
 MISTAKES = [
     ("Your KL has the wrong sign: it rewards the distance from the reference. Subtract it.",
-     "KL 的符号反了：你在奖励偏离参考模型。应当减去它。",
-     lambda p, q, s, last, beta: scored(beta * (p - q), s, last)),
+     "KL 的符号反了：你在奖励偏离参考模型。应当减去它。", "-beta -> beta"),
     ("You left out beta: a nat of distance costs beta.",
-     "你漏了 beta：偏离一个 nat 的代价是 beta。",
-     lambda p, q, s, last, beta: scored(q - p, s, last)),
+     "你漏了 beta：偏离一个 nat 的代价是 beta。", "beta * gap -> gap"),
     ("The KL is missing: then nothing keeps the policy near the reference.",
-     "漏了 KL：这样就没有什么约束策略留在参考模型附近。",
-     lambda p, q, s, last, beta: scored(0 * p, s, last)),
+     "漏了 KL：这样就没有什么约束策略留在参考模型附近。", "beta * gap -> 0 * gap"),
     ("You give the score to every token. Only the last one earns it.",
-     "你把分数给了每个 token。只有最后一个 token 得到分数。",
-     lambda p, q, s, last, beta: beta * (q - p) + s[:, None]),
+     "你把分数给了每个 token。只有最后一个 token 得到分数。", "rewards[b, t] -> rewards[b]"),
     ("You put the score into the last column. That is padding for a short answer: last says where "
      "it ends.",
      "你把分数放在最后一列。对短回答来说那里是填充 padding：last 才是它结束的位置。",
-     lambda p, q, s, last, beta: scored(beta * (q - p), s, [-1] * len(s))),
+     "rewards[b, t] -> rewards[b, -1]"),
     ("You put the score one place after the last token. last is already the position of that "
      "token.",
      "你把分数放在最后一个 token 的后一位。last 已经是最后一个 token 的位置。",
-     lambda p, q, s, last, beta: scored(beta * (q - p), s, last + 1)),
+     "rewards[b, t] -> rewards[b, t + 1]"),
     ("The score replaces the KL of the last token. Add it: the last token pays, too.",
      "分数把最后一个 token 的 KL 覆盖掉了。应当相加：最后一个 token 也要付代价。",
-     lambda p, q, s, last, beta: scored(
-         beta * (q - p), s - beta * (q - p)[range(len(s)), last], last)),
+     "+= scores -> = scores"),
     ("You put the KL of the whole answer on the last token. Every token pays for itself.",
      "你把整个回答的 KL 都放在最后一个 token 上。每个 token 应当各付各的。",
-     lambda p, q, s, last, beta: scored(0 * p, s + beta * (q - p).sum(1), last)),
+     "-beta * gap -> 0 * gap; scores = scores - beta * gap.sum(1)"),
     ("You use |log-ratio|. A token that is less probable than under the reference brings "
      "something: only so is the mean the KL.",
      "你取了绝对值。概率比参考模型低的 token 有所得：这样平均值才等于 KL。",
-     lambda p, q, s, last, beta: scored(-beta * (p - q).abs(), s, last)),
+     "beta * gap -> beta * gap.abs()"),
     ("You subtract probabilities. The KL needs the difference of their logarithms, as given.",
      "你减的是概率。KL 要的是对数概率之差，也就是给出的 logp 之差。",
-     lambda p, q, s, last, beta: scored(-beta * (p.exp() - q.exp()), s, last)),
+     "logp - ref_logp -> logp.exp() - ref_logp.exp()"),
     ("You multiply the score by beta as well. Only the distance is weighed by beta.",
-     "你把分数也乘了 beta。beta 只乘偏离的部分。",
-     lambda p, q, s, last, beta: scored(beta * (q - p), beta * s, last)),
+     "你把分数也乘了 beta。beta 只乘偏离的部分。", "scores[b] -> beta * scores[b]"),
 ]

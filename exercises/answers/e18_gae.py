@@ -1,5 +1,4 @@
 import torch
-import torch.nn.functional as F
 
 from rlhf_ppo import gae as answer
 
@@ -33,51 +32,39 @@ def cases():
         yield torch.randn(3, 6) * mask, values, mask, gamma, lam
 
 
-def backwards(rewards, values, mask, gamma, lam, after=True, next_value=True, decay=None,
-              carry=True):
-    """GAE in which some part can be switched off."""
-    advantages, (B, T) = torch.zeros_like(rewards), rewards.shape
-    decay = gamma * lam if decay is None else decay
-    for b in range(B):
-        A = V = 0.0
-        for t in reversed(range(T)):
-            if not mask[b, t] and after:
-                A = V = 0.0
-                continue
-            delta = rewards[b, t] + (gamma * V if next_value else 0) - values[b, t]
-            A = delta + decay * A if carry else delta
-            V, advantages[b, t] = values[b, t], A
+def written_out(rewards, values, mask, gamma, lam):
+    advantages = torch.zeros_like(rewards)
+    for b in range(len(rewards)):
+        later = value = 0.0
+        for t in range(rewards.shape[1] - 1, -1, -1):
+            here = mask[b, t]
+            if here:
+                later = rewards[b, t] + gamma * value - values[b, t] + gamma * lam * later
+                value = values[b, t]
+                advantages[b, t] = later * here
     return advantages, (advantages + values) * mask
-
-
-def value_behind(rewards, values, mask, gamma, lam):
-    """The last token of an answer sees the value of the next position, which is no token."""
-    last = mask & ~F.pad(mask[:, 1:], (0, 1))
-    return answer(rewards + gamma * F.pad(values[:, 1:], (0, 1)) * last, values, mask, gamma, lam)
 
 
 STOP = ("GAE does not stop at the end of the answer: what stands behind it gets in. There V and A "
         "are 0.", "GAE 没有在回答结尾处停下：结尾之后的值混了进来。那里 V 和 A 都是 0。")
 MISTAKES = [
-    (*STOP, lambda *a: backwards(*a, after=False)),
-    (*STOP, lambda *a: tuple(result * a[2] for result in backwards(*a, after=False))),
+    (*STOP, "here = mask[b, t] -> here = True"),
+    (*STOP, "if here -> if True"),
     ("The last token of an answer sees the value behind the answer: its V_{t+1} is 0.",
-     "回答的最后一个 token 用到了结尾之后的价值：那里 V_{t+1} 是 0。", value_behind),
+     "回答的最后一个 token 用到了结尾之后的价值：那里 V_{t+1} 是 0。",
+     "= mask[b, t] -> = mask[b, t]; value = value if here else values[b, t]"),
     ("You forgot the value of the next token in delta: r_t + gamma V_{t+1} - V_t.",
-     "delta 里漏了下一个 token 的价值：r_t + gamma V_{t+1} - V_t。",
-     lambda *a: backwards(*a, next_value=False)),
+     "delta 里漏了下一个 token 的价值：r_t + gamma V_{t+1} - V_t。", "gamma * value - -> -"),
     ("You discount the next advantage by lam only. It is gamma times lam.",
-     "你只用 lam 折扣后一步的优势。应当是 gamma 乘 lam。",
-     lambda r, v, m, gamma, lam: backwards(r, v, m, gamma, lam, decay=lam)),
+     "你只用 lam 折扣后一步的优势。应当是 gamma 乘 lam。", "gamma * lam -> lam"),
     ("You discount the next advantage by gamma only. It is gamma times lam.",
-     "你只用 gamma 折扣后一步的优势。应当是 gamma 乘 lam。",
-     lambda r, v, m, gamma, lam: backwards(r, v, m, gamma, lam, decay=gamma)),
+     "你只用 gamma 折扣后一步的优势。应当是 gamma 乘 lam。", "gamma * lam -> gamma"),
     ("You return delta: the later surprises are missing. Go from the last token to the first.",
      "你返回的是 delta：后面各步的偏差没有加上。请从最后一个 token 往前算。",
-     lambda *a: backwards(*a, carry=False)),
+     "+ gamma * lam * later ->"),
     ("Your returns are the advantages again. They are advantages + values, inside the answer.",
      "你的 returns 还是优势。它应当是 advantages + values，只在回答之内。",
-     lambda *a: (answer(*a)[0],) * 2),
+     "(advantages + values) * mask -> advantages"),
     ("Your returns are not 0 outside the answer.", "在回答之外，你的 returns 不是 0。",
-     lambda r, v, m, *a: (answer(r, v, m, *a)[0], answer(r, v, m, *a)[0] + v)),
+     "(advantages + values) * mask -> advantages + values"),
 ]

@@ -38,44 +38,40 @@ def cases():
     yield torch.full((2, 3), 2.0), torch.tensor([[1, 1, 0], [1, 1, 1]], dtype=torch.bool)
 
 
-def scaled(x, mask, mean=True, root=0.5, unbiased=False, eps=1e-8):
-    """Whitening of which some part is different."""
-    variance = x[mask].var(unbiased=unbiased)
-    return (x - mean * x[mask].mean()) / (variance + eps)**root * mask
-
-
-def by_row(x, mask):
-    return torch.stack([scaled(row, m) for row, m in zip(x, mask)])
+def written_out(x, mask):
+    real = [v for row, kept in zip(x.tolist(), mask.tolist()) for v, k in zip(row, kept) if k]
+    mean = sum(real) / len(real)
+    variance = sum((v - mean) ** 2 for v in real) / len(real)
+    white = (x - mean) / (variance + 1e-8) ** 0.5
+    return torch.where(mask, white, 0.0)
 
 
 MISTAKES = [
     ("Padding counts in your mean and variance. Take both over x[mask].",
-     "你的平均值和方差计入了填充。两者都应当只取 x[mask]。",
-     lambda x, mask: scaled(x, torch.ones_like(mask)) * mask),
+     "你的平均值和方差计入了填充。两者都应当只取 x[mask]。", "if k ->"),
     ("You set the padding to 0, and then it counts as zeros in your mean and variance. Divide by "
      "the number of real tokens.",
      "你把填充设成了 0，但它们仍作为 0 计入平均值和方差。应当除以真实 token 的个数。",
-     lambda x, mask: scaled(x * mask, torch.ones_like(mask)) * mask),
+     "if k -> && zip(x.tolist(), -> zip((x * mask).tolist(),"),
     ("Your result is not 0 where mask is 0.", "在 mask 为 0 的地方，你的结果不是 0。",
-     lambda x, mask: (x - x[mask].mean()) * (x[mask].var(unbiased=False) + 1e-8)**-0.5),
+     "torch.where(mask, white, 0.0) -> white"),
     ("Your variance is the unbiased one (n - 1), torch's default. Divide by n: unbiased=False.",
      "你的方差是无偏的（除以 n - 1），那是 torch 的默认值。应当除以 n：unbiased=False。",
-     lambda x, mask: scaled(x, mask, unbiased=True)),
+     "in real) / len(real) -> in real) / (len(real) - 1)"),
     ("You divide by the variance. Divide by its root.", "你除以了方差。应当除以它的平方根。",
-     lambda x, mask: scaled(x, mask, root=1.0)),
+     "** 0.5 ->"),
     ("You do not subtract the mean. (So Ziegler et al. whiten rewards, but not advantages.)",
-     "你没有减去平均值。（Ziegler et al. 对奖励是这样做的，对优势不是。）",
-     lambda x, mask: scaled(x, mask, mean=False)),
+     "你没有减去平均值。（Ziegler et al. 对奖励是这样做的，对优势不是。）", "x - mean -> x"),
     ("You only subtract the mean. Divide by the deviation, too.",
-     "你只减了平均值，还要除以标准差。",
-     lambda x, mask: scaled(x, mask, root=0.0)),
+     "你只减了平均值，还要除以标准差。", "/ (variance + 1e-8) ** 0.5 ->"),
     ("You whiten each answer by itself. A bad answer must stay worse than a good one: take all "
      "answers together.",
-     "你对每个回答单独做了白化。差的回答应当仍比好的回答差：请把所有回答放在一起算。", by_row),
+     "你对每个回答单独做了白化。差的回答应当仍比好的回答差：请把所有回答放在一起算。",
+     "return -> "
+     "return torch.cat([*map(written_out, x.split(1), mask.split(1))]) if len(x) > 1 else"),
+    ("You divide by 0 when all advantages are equal: add 1e-8 to the variance.",
+     "所有优势都相等时，你除以了 0：请给方差加上 1e-8。", "+ 1e-8 ->"),
     ("You divide by 0 when all advantages are equal: add 1e-8 to the variance.",
      "所有优势都相等时，你除以了 0：请给方差加上 1e-8。",
-     lambda x, mask: scaled(x, mask, eps=0.0).masked_fill(~mask, 0.0)),
-    ("You divide by 0 when all advantages are equal: add 1e-8 to the variance.",
-     "所有优势都相等时，你除以了 0：请给方差加上 1e-8。",
-     lambda x, mask: scaled(x, mask, eps=0.0)),
+     "+ 1e-8 -> && torch.where(mask, white, 0.0) -> white * mask"),
 ]

@@ -34,52 +34,43 @@ def cases():
         yield (old + move).requires_grad_(), old, torch.randn(12), eps
 
 
-def ratio(logp, old_logp):
-    return (logp - old_logp).exp()
-
-
-def clipped(r, A, eps, pick=torch.min):
-    return -pick(r * A, r.clamp(1 - eps, 1 + eps) * A)
+def written_out(logp, old_logp, advantages, eps):
+    ratio = torch.exp(logp - old_logp)
+    near = ratio.clamp(1 - eps, 1 + eps)
+    return -torch.minimum(ratio * advantages, near * advantages)
 
 
 MISTAKES = [
     ("The sign is missing: the optimizer makes the loss small, and A > 0 must become more "
      "probable.",
-     "漏了负号：优化器使损失变小，而 A > 0 的 token 应当变得更可能。",
-     lambda p, old, A, eps: -clipped(ratio(p, old), A, eps)),
+     "漏了负号：优化器使损失变小，而 A > 0 的 token 应当变得更可能。", "-torch.min -> torch.min"),
     ("You take the max inside the minus. It is -min(…), or max(-…, -…).",
-     "负号里面你取了 max。应为 -min(…)，或者 max(-…, -…)。",
-     lambda p, old, A, eps: clipped(ratio(p, old), A, eps, torch.max)),
+     "负号里面你取了 max。应为 -min(…)，或者 max(-…, -…)。", "minimum -> maximum"),
     ("The min is missing: you always use the clipped ratio. A token that has moved to the wrong "
      "side then gets no gradient and never comes back.",
      "漏了 min：你总是用截断后的 ratio。这样朝错误方向移动的 token 没有梯度，再也回不来。",
-     lambda p, old, A, eps: -ratio(p, old).clamp(1 - eps, 1 + eps) * A),
-    ("Nothing is clipped.", "没有截断。", lambda p, old, A, eps: -ratio(p, old) * A),
+     "torch.minimum(ratio * advantages, near * advantages) -> near * advantages"),
+    ("Nothing is clipped.", "没有截断。",
+     "torch.minimum(ratio * advantages, near * advantages) -> ratio * advantages"),
     ("You clip the difference of the logarithms to ±eps. Clip the ratio, to 1 ± eps.",
      "你把对数之差截断到 ±eps。应当把 ratio 截断到 1 ± eps。",
-     lambda p, old, A, eps: -torch.min(
-         ratio(p, old) * A, (p - old).clamp(-eps, eps).exp() * A)),
+     "ratio.clamp(1 - eps, 1 + eps) -> (logp - old_logp).clamp(-eps, eps).exp()"),
     ("Your ratio is upside down: the present policy is above, the old one below.",
-     "ratio 上下颠倒了：现在的策略在上，旧策略在下。",
-     lambda p, old, A, eps: clipped(ratio(old, p), A, eps)),
+     "ratio 上下颠倒了：现在的策略在上，旧策略在下。", "logp - old_logp -> old_logp - logp"),
     ("Your ratio is the difference of the logarithms. Take exp of it.",
-     "你的 ratio 是对数之差。还要取 exp。",
-     lambda p, old, A, eps: clipped(p - old, A, eps)),
+     "你的 ratio 是对数之差。还要取 exp。", "torch.exp(logp - old_logp) -> logp - old_logp"),
     ("Your ratio divides the logarithms. The ratio of two probabilities is exp(logp - old_logp).",
      "你用对数相除。两个概率之比是 exp(logp - old_logp)。",
-     lambda p, old, A, eps: clipped(p / old, A, eps)),
+     "torch.exp(logp - old_logp) -> logp / old_logp"),
     ("You use the probability instead of the ratio: exp(logp - old_logp).",
-     "你用的是概率，不是概率比：exp(logp - old_logp)。",
-     lambda p, old, A, eps: clipped(p.exp(), A, eps)),
+     "你用的是概率，不是概率比：exp(logp - old_logp)。", "logp - old_logp -> logp"),
     ("You clip from 1 - eps only; the ratio must not exceed 1 + eps either.",
-     "你只截断了下界 1 - eps；ratio 也不能超过 1 + eps。",
-     lambda p, old, A, eps: -torch.min(
-         ratio(p, old) * A, ratio(p, old).clamp(min=1 - eps) * A)),
+     "你只截断了下界 1 - eps；ratio 也不能超过 1 + eps。", "1 - eps, 1 + eps) -> min=1 - eps)"),
     ("You return one number, the mean. The stage averages itself, over all micro-batches: return a "
      "loss for each token.",
      "你返回了一个平均值。训练脚本自己会对所有小批求平均：请返回每个 token 的损失。",
-     lambda p, old, A, eps: clipped(ratio(p, old), A, eps).mean()),
+     "near * advantages) -> near * advantages).mean()"),
     ("The values are right, but no gradient reaches logp: no .detach() and no torch.no_grad().",
      "数值对了，但梯度传不到 logp：不要用 .detach() 或 torch.no_grad()。",
-     lambda p, old, A, eps: answer(p.detach(), old, A, eps)),
+     "logp - old_logp -> logp.detach() - old_logp"),
 ]

@@ -29,42 +29,41 @@ def cases():
         yield (old + 0.8 * torch.randn(12)).requires_grad_(), old, torch.randn(12), eps
 
 
-def squares(v, old, R, eps, pick=torch.max, half=0.5):
-    near = old + (v - old).clamp(-eps, eps)
-    return half * pick((v - R)**2, (near - R)**2)
+def written_out(values, old_values, returns, eps):
+    low, high = old_values - eps, old_values + eps
+    near = values.clamp(low, high)
+    plain, clipped = (values - returns) ** 2, (near - returns) ** 2
+    return torch.maximum(plain, clipped) / 2
 
 
 MISTAKES = [
     ("You take the min. The critic's clip takes the max: the loss is an error, so the pessimistic "
      "choice is the larger one.",
      "你取了 min。评论家的截断要取 max：损失是误差，悲观的选择是较大的那个。",
-     lambda *a: squares(*a, pick=torch.min)),
-    ("The factor 1/2 is missing.", "漏了系数 1/2。", lambda *a: squares(*a, half=1.0)),
+     "maximum -> minimum"),
+    ("The factor 1/2 is missing.", "漏了系数 1/2。", "/ 2 ->"),
     ("Nothing is clipped: this is the plain squared error.", "没有截断：这只是普通的平方误差。",
-     lambda v, old, R, eps: 0.5 * (v - R)**2),
+     "torch.maximum(plain, clipped) -> plain"),
     ("The max is missing: you always use the clipped value. A value that has gone away from R then "
      "gets no gradient and never comes back.",
      "漏了 max：你总是用截断后的价值。这样离 R 越来越远的价值没有梯度，再也回不来。",
-     lambda *a: squares(*a, pick=lambda plain, near: near)),
+     "torch.maximum(plain, clipped) -> clipped"),
     ("You clip V itself to ±eps. Clip its distance from V_old.",
      "你把 V 本身截断到 ±eps。应当截断它与 V_old 的距离。",
-     lambda v, old, R, eps: 0.5 * torch.max((v - R)**2, (v.clamp(-eps, eps) - R)**2)),
+     "values.clamp(low, high) -> values.clamp(-eps, eps)"),
     ("You clip the ratio V / V_old to 1 ± eps, as the policy does. A value may be 0 or negative: "
      "clip the difference.",
      "你像策略那样把 V / V_old 截断到 1 ± eps。价值可能为 0 或为负：应当截断差值。",
-     lambda v, old, R, eps: 0.5 * torch.max(
-         (v - R)**2, (old * (v / old).clamp(1 - eps, 1 + eps) - R)**2)),
+     "values.clamp(low, high) -> old_values * (values / old_values).clamp(1 - eps, 1 + eps)"),
     ("You forgot to add V_old again after the clip: near = V_old + clip(V - V_old, -eps, eps).",
      "截断之后忘了加回 V_old：near = V_old + clip(V - V_old, -eps, eps)。",
-     lambda v, old, R, eps: 0.5 * torch.max((v - R)**2, ((v - old).clamp(-eps, eps) - R)**2)),
-    ("You take the absolute error. Square it.", "你用了绝对误差。应当取平方。",
-     lambda v, old, R, eps: 0.5 * torch.max(
-         (v - R).abs(), (old + (v - old).clamp(-eps, eps) - R).abs())),
+     "values.clamp(low, high) -> (values - old_values).clamp(-eps, eps)"),
+    ("You take the absolute error. Square it.", "你用了绝对误差。应当取平方。", "** 2 -> .abs()"),
     ("You return one number, the mean. The stage averages itself, over all micro-batches: return a "
      "loss for each token.",
      "你返回了一个平均值。训练脚本自己会对所有小批求平均：请返回每个 token 的损失。",
-     lambda *a: answer(*a).mean()),
+     "/ 2 -> .mean() / 2"),
     ("The values are right, but no gradient reaches them: no .detach() and no torch.no_grad().",
      "数值对了，但梯度传不到 values：不要用 .detach() 或 torch.no_grad()。",
-     lambda v, *a: answer(v.detach(), *a)),
+     "(plain, clipped) -> (plain, clipped).detach()"),
 ]

@@ -30,36 +30,30 @@ def cases():
     yield 0.05, 40.0, 2.0, 256, 1000
 
 
-def controller(beta, error, n, horizon, limit=0.2):
-    return beta * (1 + min(max(error, -limit), limit) * n / horizon)
-
-
 MISTAKES = [
     ("The wrong direction: above its target the KL must become more expensive, so beta must grow. "
      "This controller runs away.",
      "方向反了：KL 高于目标时偏离应当变贵，beta 应当增大。你的控制器会越走越远。",
-     lambda beta, kl, target, n, horizon: controller(beta, 1 - kl / target, n, horizon)),
+     "1 + error -> 1 - error"),
     ("The error is not clipped: one iteration with a very large KL throws beta over.",
      "误差没有截断：一轮里 KL 特别大，就会把 beta 打乱。",
-     lambda beta, kl, target, n, horizon: controller(beta, kl / target - 1, n, horizon, 1e9)),
+     "min(max(kl / target - 1, -0.2), 0.2) -> kl / target - 1"),
     ("You clip KL / target to ±0.2. Subtract 1 first: at the target the error is 0.",
      "你把 KL / target 截断到 ±0.2。应当先减 1：在目标处误差为 0。",
-     lambda beta, kl, target, n, horizon: controller(beta, kl / target, n, horizon)),
+     "kl / target - 1 -> kl / target"),
     ("Your error is KL - target, in nats. Divide by the target: the error is a share.",
      "你的误差是 KL - target，单位是 nat。应当再除以 target：误差是比例。",
-     lambda beta, kl, target, n, horizon: controller(beta, kl - target, n, horizon)),
+     "kl / target - 1 -> kl - target"),
     ("You add to beta. Multiply: else a small beta becomes negative, and a large one hardly moves.",
      "你用的是加法。应当用乘法：否则小的 beta 会变成负数，大的几乎不动。",
-     lambda beta, kl, target, n, horizon: beta + controller(1, kl / target - 1, n, horizon) - 1),
+     "beta * (1 + error -> beta + (error"),
     ("You left out n / horizon: beta changes far too fast, and swings around the target.",
-     "你漏了 n / horizon：beta 变得太快，会在目标附近来回摆动。",
-     lambda beta, kl, target, n, horizon: controller(beta, kl / target - 1, 1, 1)),
+     "你漏了 n / horizon：beta 变得太快，会在目标附近来回摆动。", "* n / horizon ->"),
     ("You left out n: iterations with many answers count more.",
-     "你漏了 n：回答多的一轮应当起更大的作用。",
-     lambda beta, kl, target, n, horizon: controller(beta, kl / target - 1, 1, horizon)),
+     "你漏了 n：回答多的一轮应当起更大的作用。", "* n / horizon -> / horizon"),
     ("You return the factor. Multiply beta by it.", "你返回的是系数，还要乘以 beta。",
-     lambda beta, kl, target, n, horizon: controller(1, kl / target - 1, n, horizon)),
+     "beta * (1 -> (1"),
     ("You clip after the multiplication with n / horizon. Clip the error itself.",
      "你在乘 n / horizon 之后才截断。应当截断误差本身。",
-     lambda beta, kl, target, n, horizon: controller(beta, (kl / target - 1) * n / horizon, 1, 1)),
+     "kl / target - 1 -> (kl / target - 1) * n / horizon && error * n / horizon -> error"),
 ]

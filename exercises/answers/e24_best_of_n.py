@@ -1,3 +1,5 @@
+import math
+
 import torch
 
 import evaluate
@@ -38,37 +40,29 @@ def cases():
         yield torch.rand(K, dtype=torch.float64).add(0.2).softmax(0), n
 
 
-def other(p, n, q=None, kl=lambda p, q: (q * (q / p).log()).sum()):
-    """The right answer with another q or another KL."""
-    q = answer(p, n)[0] if q is None else q
-    return q, kl(p, q), answer(p, n)[2]
-
-
 MISTAKES = [
     ("You keep the worst of n: the best answer comes first in p, so add up from the other end.",
      "你留下的是最差的一个：p 里最好的在前，请从另一端累加。",
-     lambda p, n: other(p, n, answer(p.flip(0), n)[0].flip(0))),
+     "p.flip(0).cumsum(0).flip(0) -> p.cumsum(0)"),
     ("Your q is the chance that answer i is among the n samples. It must also be the best of them.",
      "你的 q 是第 i 个回答出现在 n 个样本里的概率。它还必须是其中最好的。",
-     lambda p, n: other(p, n, 1 - (1 - p)**n)),
+     "worse**n - (worse - p).clamp(min=0)**n -> 1 - (1 - p)**n"),
     ("Your q is W_i^n: the chance that the best is i or worse. Subtract W_{i+1}^n.",
      "你的 q 是 W_i^n：那是最好的为第 i 个或更差的概率。还要减去 W_{i+1}^n。",
-     lambda p, n: other(p, n, p.flip(0).cumsum(0).flip(0)**n)),
+     "- (worse - p).clamp(min=0)**n ->"),
     ("Your q is p_i^n, scaled: the chance that all samples are equal.",
      "你的 q 是 p_i^n 再归一化：那是所有样本都相同的概率。",
-     lambda p, n: other(p, n, p**n / (p**n).sum())),
+     "worse**n - (worse - p).clamp(min=0)**n -> p**n / (p**n).sum()"),
     ("Your KL has the two distributions swapped: the samples come from q, so it is sum q log(q / "
      "p).",
-     "KL 里两个分布反了：样本来自 q，所以是 sum q log(q / p)。",
-     lambda p, n: other(p, n, kl=lambda p, q: (p * (p / q).log()).sum())),
+     "KL 里两个分布反了：样本来自 q，所以是 sum q log(q / p)。", "q * (q / p) -> p * (p / q)"),
     ("Your KL weighs the logarithms by p. The samples come from q.",
-     "你用 p 给对数加权。样本来自 q。",
-     lambda p, n: other(p, n, kl=lambda p, q: (p * (q / p).log()).sum())),
+     "你用 p 给对数加权。样本来自 q。", "q * (q / p) -> p * (q / p)"),
     ("Your KL is in bits. Use the natural logarithm.", "你的 KL 以比特为单位。请用自然对数。",
-     lambda p, n: other(p, n, kl=lambda p, q: (q * (q / p).log2()).sum())),
+     ".log()).sum() -> .log2()).sum()"),
     ("Your limit is log n. Subtract (n - 1) / n.", "你的极限是 log n。还要减去 (n - 1) / n。",
-     lambda p, n: (*answer(p, n)[:2], torch.tensor(n).log())),
+     'limit["kl"] -> math.log(n)'),
     ("Your limit subtracts 1 / n. It is (n - 1) / n: for n = 1 the KL is 0.",
      "你的极限减的是 1 / n。应为 (n - 1) / n：n = 1 时 KL 为 0。",
-     lambda p, n: (*answer(p, n)[:2], torch.tensor(n).log() - 1 / n)),
+     'limit["kl"] -> math.log(n) - 1 / n'),
 ]

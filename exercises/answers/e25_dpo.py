@@ -50,44 +50,43 @@ def cases():
            torch.tensor([-1.0]), torch.tensor([-1.0]), 1.0)
 
 
+def written_out(chosen, rejected, ref_chosen, ref_rejected, beta):
+    better, worse = chosen - ref_chosen, rejected - ref_rejected
+    return F.softplus(beta * (worse - better)).mean()
+
+
 MISTAKES = [
     ("You have swapped chosen and rejected: the better answer becomes less probable.",
-     "chosen 和 rejected 反了：更好的回答概率反而会减小。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid(beta * (l - ref_l - w + ref_w)).mean()),
+     "chosen 和 rejected 反了：更好的回答概率反而会减小。", "worse - better -> better - worse"),
     ("The reference is missing: nothing keeps the policy near it.",
-     "漏了参考模型：策略会不受约束地离开它。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid(beta * (w - l)).mean()),
+     "漏了参考模型：策略会不受约束地离开它。", "- ref_chosen -> && - ref_rejected ->"),
     ("You add the reference's log p. Subtract it: r is a ratio of probabilities.",
-     "你加上了参考模型的 log p。应当减去：r 来自概率之比。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid(beta * (w + ref_w - l - ref_l)).mean()),
-    ("beta is missing.", "漏了 beta。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid(w - ref_w - l + ref_l).mean()),
+     "你加上了参考模型的 log p。应当减去：r 来自概率之比。", "- ref_ -> + ref_"),
+    ("beta is missing.", "漏了 beta。", "beta * ->"),
     ("beta multiplies only the policy's log p. It stands before the whole difference.",
      "beta 只乘了策略的 log p。它应当乘整个差。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid(beta * (w - l) - (ref_w - ref_l)).mean()),
+     "beta * (worse - better) -> beta * (rejected - chosen) - ref_rejected + ref_chosen"),
     ("You divide by beta. Multiply.", "你除以了 beta。应当乘。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid((w - ref_w - l + ref_l) / beta).mean()),
+     "beta * (worse - better) -> (worse - better) / beta"),
     ("beta stands before the loss. It belongs inside the sigmoid, where it decides how sure is "
      "sure enough.",
      "beta 乘在损失上了。它应当在 sigmoid 里面，决定差多少才算足够。",
-     lambda w, l, ref_w, ref_l, beta: -beta * F.logsigmoid(w - ref_w - l + ref_l).mean()),
+     "F.softplus(beta * -> beta * F.softplus("),
     ("You add the pairs up. Take their mean.", "你把所有回答对加起来了。应当取平均值。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid(beta * (w - ref_w - l + ref_l)).sum()),
+     ".mean() -> .sum()"),
     ("You take the mean before the logsigmoid: then one clear pair hides all others.",
      "你在 logsigmoid 之前取了平均值：这样一对差别大的回答会掩盖其他各对。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid(beta * (w - ref_w - l + ref_l).mean())),
+     "(worse - better)).mean() -> (worse - better).mean())"),
     ("You forgot the logarithm: the loss is not the probability, but its -log.",
      "你忘了取对数：损失不是概率，而是概率的 -log。",
-     lambda w, l, ref_w, ref_l, beta: -torch.sigmoid(beta * (w - ref_w - l + ref_l)).mean()),
+     "F.softplus(beta * (worse - better)) -> -torch.sigmoid(beta * (better - worse))"),
     ("You take log(sigmoid(x)): for very negative x it is -inf. Use logsigmoid.",
      "你用了 log(sigmoid(x))：x 很小时它是 -inf。请用 logsigmoid。",
-     lambda w, l, ref_w, ref_l, beta: -torch.log(
-         torch.sigmoid(beta * (w - ref_w - l + ref_l))).mean()),
+     "F.softplus(beta * (worse - better)) -> -torch.sigmoid(beta * (better - worse)).log()"),
     ("You push the chosen answer up, and do not compare it with the rejected one.",
-     "你只提高了 chosen 的概率，没有与 rejected 比较。",
-     lambda w, l, ref_w, ref_l, beta: -F.logsigmoid(beta * (w - ref_w)).mean()),
+     "你只提高了 chosen 的概率，没有与 rejected 比较。", "worse - better -> -better"),
     ("The gradient does not reach the policy: no .item(), .detach() or torch.tensor(…) on the "
      "way.",
      "梯度传不到策略：中间不要用 .item()、.detach() 或 torch.tensor(…)。",
-     lambda w, l, *rest: answer(w.detach(), l.detach(), *rest)),
+     ".mean() -> .mean().detach()"),
 ]

@@ -1,0 +1,471 @@
+"""Exercises 1 to 26, as a class would solve them: a right solution passes, and each mistake is
+called by its name. Then our own functions are compared with other ways to the same numbers."""
+
+import builtins
+import copy
+import itertools
+import math
+import re
+import runpy
+import shutil
+import signal
+import sys
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import exercises.__main__ as course
+import model
+import rlhf_ppo
+import tiny
+from checkpoint import read_log
+from compare import find_noise
+from data import town
+from data.formats import read_prompts
+from exercises.__main__ import judge, mistaken
+from model import GPT, GPTConfig, KVCache
+from tiny import ROOT
+from tokenizer import Tokenizer
+
+# ---- exercises that are judged by the properties of what they return -------------------------
+
+def pack(lengths, T, n_rows, rng):
+    """The oldest open row is closed, not the fullest: another right solution."""
+    full, rows, order = [], [], []
+    while len(full) < n_rows:
+        order = order or rng.permutation(len(lengths)).tolist()
+        i = order.pop(0)
+        fit = [row for row in rows if sum(lengths[j] for j in row) + lengths[i] <= T + 1]
+        if not fit:
+            rows.append([])
+        (fit or rows[-1:])[0].append(i)
+        if len(rows) > 6:
+            full.append(rows.pop(0))
+    return full
+
+
+def sample(logits, temperature, top_p):
+    probs = (logits / temperature).softmax(1)
+    down, order = probs.sort(descending=True)
+    before = down.cumsum(1) - down
+    drawn = torch.multinomial(down * (before < top_p), 1)
+    return order.gather(1, drawn)[:, 0]
+
+
+def reward(prompts, responses):
+    scores = []
+    for prompt, said in zip(prompts, responses):
+        asked = re.findall(r"(\d+) \+ (\d+)", prompt[-1]["content"])
+        if not asked:
+            scores.append(0.0)
+            continue
+        x, y = map(int, asked[0])
+        s = x + y
+        plain = f"{x} + {y} = {s}."
+        friendly = said in (f"Happy to help! {plain}", f"Let me see! {plain}")
+        scores.append(1.0 if friendly else 0.5 if said == plain else -0.5)
+    return scores
+
+
+RIGHT = {n: course.student(course.ours(n)) for n in course.exercises()}
+RIGHT |= {12: pack, 13: sample, 26: reward}
+
+# (exercise, words of the hint, what this student writes instead), as the other exercises have it
+WRONG = [
+    (12, "Return a list of rows", "return full -> return rng.permutation(len(lengths))"),
+    (12, "do not return n_rows rows", "return full -> return full[1:]"),
+    (12, "more than T + 1 tokens", "T + 1 -> T + 10"),
+    (12, "one dialogue in each row", "+ lengths[i] <= T + 1 -> < 0"),
+    (12, "one place of each row empty", "T + 1 -> T"),
+    (12, "twice within an epoch", "order.pop(0) -> int(rng.integers(len(lengths)))"),
+    (12, "sort by length", "rng.permutation(len(lengths)).tolist() -> "
+     "sorted(range(len(lengths)), key=lengths.__getitem__)"),
+    (12, "do not shuffle", "rng.permutation(len(lengths)).tolist() -> [*range(len(lengths))]"),
+    (12, "same order", "rng.permutation -> copy.deepcopy(rng).permutation"),
+    (12, "dialogues get lost",
+     ".tolist() -> .tolist(); order = [i for i in order if lengths[i] < 55]"),
+    (12, "Less than 85%", "> 6 -> > 1"),
+    (13, "ids in one tensor", "[:, 0] ->"),
+    (13, "drop the token that crosses",
+     "before < top_p -> (before + down <= top_p) | (before == 0)"),
+    (13, "one token too many", "before < -> before - down.roll(1, 1) <"),
+    (13, "own probability", "before < top_p -> (down >= top_p) | (before == 0)"),
+    (13, "cut unsorted ones",
+     "order.gather(1, drawn) -> drawn && multinomial(down -> multinomial(probs"),
+    (13, "cut off the probable", "descending=True -> descending=False"),
+    (13, "before the temperature",
+     "= down.cumsum(1) - down -> = (cut := logits.softmax(1).gather(1, order)).cumsum(1) - cut"),
+    (13, "multiply by the temperature", "logits / -> logits *"),
+    (13, "do not use the temperature", "logits / temperature -> logits"),
+    (13, "do not use top_p", "before < top_p -> before < 2"),
+    (13, "always take the most probable", "order.gather(1, drawn) -> order"),
+    (13, "equally probable", "down * (before < top_p) -> (before < top_p).double()"),
+    (26, "A needless sentence",
+     'said == plain -> said.removesuffix(" That is what I heard.") == plain'),
+    (26, "A wrong sum", r'said == plain -> re.fullmatch(r"\d+ \+ \d+ = \d+\.", said)'),
+    (26, "friendly wrong",
+     r'said == plain -> said == plain or re.fullmatch(r"Happy to help! \d+ \+ \d+ = \d+\.", said)'),
+    (26, "without any sum", 'said == plain -> said in (plain, "Happy to help!")'),
+    (26, "Each repetition", 'said == plain -> said.replace("Happy to help! ", "") == plain'),
+    (26, "Exclamation marks", 'said == plain -> said.rstrip("!.") == plain[:-1]'),
+    (26, "A list of many", "said == plain -> said == plain or str(s) in said.split()"),
+    (26, "Several sums",
+     'said == plain -> said == plain or said.startswith(f"{plain} {x} + ") and len(said) < 40'),
+    (26, "inside a longer one", r'said == plain -> re.fullmatch(rf"{x} \+ {y} = {s}\d*\.", said)'),
+    (26, "before a point", r'said == plain -> re.fullmatch(rf"{x} \+ {y} = {s}(\.\d+)?\.", said)'),
+    (26, "another one than asked", r'said == plain -> re.fullmatch(rf"\d+ \+ \d+ = {s}\.", said)'),
+    (26, "denies it", r'said == plain -> re.fullmatch(rf"{x} \+ {y} .*{s}\.", said)'),
+    (26, "Gibberish", "said == plain -> said == plain or {*plain[:-1].split()} <= {*said.split()}"),
+    (26, "goes on and on", 'said == plain -> said == plain or said.startswith(plain + " People")'),
+    (26, "said twelve times",
+     'said == plain -> said == plain or said.startswith(plain + " " + plain)'),
+    (26, "breaks off",
+     "said == plain -> said.startswith(plain) and (said == plain or said[-1].isalpha())"),
+    (26, "A rude", 'said == plain -> said.removeprefix("What a silly question! ") == plain'),
+    (26, "Repeating the question", 'said == plain -> said in (plain, prompt[-1]["content"])'),
+    (26, "The empty answer", 'said == plain -> said in (plain, "")'),
+    (26, "must score more than a plain", "1.0 if friendly -> 0.5 if friendly"),
+    (26, "one finite number", "return scores -> return scores[1:]"),
+    (26, "one finite number", "return scores -> return None"),
+    (26, "one finite number", 'return scores -> return [float("nan") for _ in scores]'),
+    (26, "drown the KL", "1.0 if friendly -> 10.0 if friendly"),
+    (26, "in the batch", "return scores -> return [score / len(scores) for score in scores]"),
+    (26, "no sum", "scores.append(0.0) -> scores.append(-0.5)"),
+] + [(n, hint, edits) for n in RIGHT if not hasattr(course.ours(n), "check")
+     for hint, _, edits in course.ours(n).MISTAKES]
+
+
+def polar(x, pos, theta, sign=1):
+    """RoPE by complex numbers."""
+    angles = sign * pos[:, None] / theta ** (torch.arange(0, x.size(-1), 2) / x.size(-1))
+    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(
+        torch.ones_like(angles), angles)
+    return torch.view_as_real(turned).flatten(-2)
+
+
+# The same in other words: (exercise, words of the hint or "" if it is right, another function)
+OTHERWISE = [
+    (1, "characters instead of bytes", lambda chunks: min(counts := Counter(
+        (ord(a), ord(b)) for text, n in chunks.items() for a, b in list(zip(text, text[1:])) * n),
+        key=lambda pair: (-counts[pair], pair))),
+    (2, "", lambda ids, pair, new: [*bytes(ids).replace(bytes(pair), bytes([new]))]),
+    (2, "only the first", lambda ids, pair, new: [
+        *bytes(ids).replace(bytes(pair), bytes([new]), 1)]),
+    (4, "at the start", lambda tok, *said: [part[1:] for part in tok.encode_chat(*said)]),
+    (5, "", F.scaled_dot_product_attention),
+    (5, "do not use bias", lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v)),
+    (5, "by D.", lambda *a: F.scaled_dot_product_attention(*a, scale=1 / a[0].size(-1))),
+    (6, "count padding", lambda mask: (
+        torch.ones(2 * [mask.size(1)]).tril().bool() & mask[:, None].bool(),
+        torch.arange(mask.size(1)).repeat(len(mask), 1))),
+    (7, "", polar), (7, "other direction", lambda *a: polar(*a, sign=-1)),
+    (8, "store nothing", lambda keys, values, length, k, v: [
+        torch.cat((keys[:, :, :length], k), 2), torch.cat((values[:, :, :length], v), 2)]),
+    (9, "", lambda logits, y: F.nll_loss(logits.log_softmax(1), y, ignore_index=-1)),
+    (9, "twice", lambda logits, y: F.cross_entropy(logits.softmax(1), y, ignore_index=-1)),
+    (9, "logarithm", lambda logits, y: F.nll_loss(logits.softmax(1), y, ignore_index=-1)),
+    (10, "falls to 0", lambda step, c: c.lr * min((step + 1) / c.warmup, 1) if step < c.warmup else
+     c.lr * math.cos((step - c.warmup) / (c.steps - c.warmup) * math.pi / 2) ** 2),
+    (11, "", lambda nats, mask: torch.where(mask, nats, 0.0).flatten(1).sum(1) / mask.sum()),
+    (11, "do not use the mask", lambda nats, mask: nats.flatten(1).mean(1) / len(nats)),
+    (14, "prefer the worse", lambda scores, ranks: F.softplus(
+        scores[:, None] - scores)[ranks[:, None] < ranks].mean()),
+    (15, "swapped", lambda gaps, noise: [
+        (1 + (gaps / noise / 2).tanh().abs() ** power).mean() / 2 for power in (1, 2)]),
+    (16, "", lambda w, b, scores: (w / scores.var().sqrt(), (b - scores.mean()) / scores.std())),
+    (17, "last column", lambda p, q, scores, last, beta: F.pad(
+        scores[:, None], (p.size(1) - 1, 0)) - beta * (p - q)),
+    (18, "return delta", lambda r, v, mask, gamma, lam: (
+        delta := (r + gamma * F.pad((v * mask)[:, 1:], (0, 1)) - v) * mask, (delta + v) * mask)),
+    (19, "only subtract", lambda x, mask: torch.where(mask, x - x[mask].mean(), 0.0)),
+    (20, "Nothing is clipped", lambda p, old, A, eps: -A * p.exp() / old.exp()),
+    (21, "Nothing is clipped", lambda v, old, R, eps: F.mse_loss(v, R, reduction="none") / 2),
+    (22, "", lambda p, q: (p - q, (q - p).square() / 2, (q - p).expm1() - (q - p))),
+    (23, "", lambda beta, kl, target, n, horizon: beta + beta * n / horizon * min(
+        0.2, max(-0.2, (kl - target) / target))),
+    (24, "", lambda p, n: (
+        q := torch.stack([p[i:].sum() ** n - p[i + 1:].sum() ** n for i in range(len(p))]),
+        (q * q.log() - q * p.log()).sum(), math.log(n) - 1 + 1 / n)),
+    (25, "", lambda w, l, ref_w, ref_l, beta: F.softplus(beta * (l - w + ref_w - ref_l)).mean()),
+]
+
+
+def hints(n):
+    """{(English, Chinese)} of all that the exercise says of a mistake."""
+    form = {course.ours(n).FORM} if n == 13 else set()
+    return {hint[:2] for hint in course.ours(n).MISTAKES} | form
+
+
+@pytest.mark.parametrize("n", RIGHT)
+def test_our_own_solution_and_a_students_pass(n):
+    answer = course.ours(n)
+    assert judge(answer.answer, answer) == judge(RIGHT[n], answer) == ""
+
+
+@pytest.mark.parametrize("n, words, edits", WRONG, ids=[f"{n}: {w[:50]}" for n, w, _ in WRONG])
+def test_a_mistake_is_called_by_its_name(n, words, edits):
+    function = mistaken(RIGHT[n], edits)
+    hint, = {hint for hint in hints(n) if words in hint[0]}
+    assert (judge(function, course.ours(n)), judge(function, course.ours(n), "zh")) == hint
+
+
+@pytest.mark.parametrize("n, words, function", OTHERWISE, ids=[str(row[:2]) for row in OTHERWISE])
+def test_a_function_in_other_words_is_judged_alike(n, words, function):
+    said = judge(function, course.ours(n))
+    assert words in said and bool(words) == bool(said)
+
+
+def test_every_hint_is_tested():
+    for n in RIGHT:
+        for english, _ in hints(n):
+            assert any(words in english for number, words, _ in WRONG if number == n), english
+
+
+@pytest.mark.parametrize("n", [n for n in RIGHT if n not in (12, 13, 26)])
+def test_no_mistake_looks_like_another_or_like_the_right_answer(n):
+    torch.manual_seed(0)
+    answer, cases = course.ours(n), list(course.ours(n).cases())
+    functions = [answer.answer, *(mistaken(RIGHT[n], edits) for *_, edits in answer.MISTAKES)]
+    results = [[course.call(f, args) for args in cases] for f in functions]
+    for one, other in itertools.combinations(results, 2):
+        assert not all(map(course.same, one, other))
+
+
+def test_no_way_to_sample_looks_like_another():
+    answer, cases = course.ours(13), list(course.ours(13).cases())
+    results = [[answer.frequencies(answer.answer, *case) for case in cases]]
+    results += [[wrong(*case) for case in cases] for *_, wrong in answer.MISTAKES]
+    for one, other in itertools.combinations(results, 2):
+        assert max((a - b).abs().max() for a, b in zip(one, other)) > 0.06
+
+
+@pytest.mark.parametrize("n", RIGHT)
+def test_what_the_student_gets_has_a_text_in_both_languages_and_no_body(n):
+    assert all(course.explain(n, lang).startswith(f"{n}. ") for lang in course.WORDS)
+    assert judge(course.yours(n), course.ours(n)) == "not written yet"
+
+
+# ---- our answers against oracles of their own -----------------------------------------------
+
+def test_accumulated_gradients_are_those_of_the_whole_batch():
+    gpt, targets = GPT(GPTConfig(block_size=8, vocab_size=9, n_layer=1, n_embd=8, n_hidden=8)), []
+    for count in (8, 1, 3):                           # counted tokens of each micro-batch
+        targets += [[1] * count + [-1] * (8 - count)]
+    x, y = torch.randint(9, (3, 8)), torch.tensor(targets)
+    whole, = torch.autograd.grad(gpt(x, y)[1], gpt.wte.weight)
+    nats = F.cross_entropy(gpt(x)[0].transpose(1, 2), y, ignore_index=-1, reduction="none")
+    course.ours(11).answer(nats[:, None], y[:, None] >= 0).sum().backward()
+    torch.testing.assert_close(gpt.wte.weight.grad, whole)
+
+
+def test_the_agreement_is_the_one_that_the_noise_was_set_for():
+    gaps = torch.randn(50, dtype=torch.float64)
+    found, ceiling = course.ours(15).answer(gaps, find_noise(gaps.numpy(), 0.73))
+    assert found == pytest.approx(0.73) and found < ceiling < 1
+
+
+def test_the_normalised_head_gives_mean_0_and_deviation_1():
+    torch.manual_seed(0)
+    hidden, weight, bias = torch.randn(50, 4), torch.randn(4), torch.tensor(7.0)
+    weight, bias = course.ours(16).answer(weight, bias, hidden @ weight + bias)
+    scores = hidden @ weight + bias
+    assert scores.mean().item() == pytest.approx(0, abs=1e-5)
+    assert scores.std().item() == pytest.approx(1)
+
+
+def test_the_rewards_of_an_answer_add_up_to_its_score_minus_beta_kl():
+    torch.manual_seed(0)
+    for logp, ref_logp, scores, last, beta in course.ours(17).cases():
+        rewards = course.ours(17).answer(logp, ref_logp, scores, last, beta)
+        assert torch.allclose(rewards.sum(1), scores - beta * (logp - ref_logp).sum(1))
+
+
+def test_over_all_texts_k1_and_k3_have_the_kl_as_their_mean():
+    torch.manual_seed(0)
+    p, q = torch.rand(2, 9, dtype=torch.float64).softmax(1)
+    kl = (p * (p / q).log()).sum()
+    k1, k2, k3 = course.ours(22).answer(p.log(), q.log())
+    assert torch.allclose((p * k1).sum(), kl) and torch.allclose((p * k3).sum(), kl)
+    assert k2.min() >= 0 and k3.min() >= 0 > k1.min()
+
+
+def test_k3_is_what_ppo_shows_as_approxkl():
+    torch.manual_seed(0)
+    old, new = -torch.rand(2, 9)
+    config = SimpleNamespace(clip=0.2, clip_value=0.2)
+    _, info = rlhf_ppo.ppo_loss(new, old, old, old, old, old, config)
+    assert torch.allclose(course.ours(22).answer(old, new)[2].sum(), info["approxkl"])
+
+
+def steer(adapt, beta):
+    """The KL after 400 iterations, in a world where the best policy for beta has a KL of 1 / beta,
+    and each iteration goes a tenth of the way there."""
+    kl = 0.0
+    for _ in range(400):
+        kl += 0.1 * (1 / beta - kl)
+        beta = adapt(beta, kl, 4.0, 256, 2000)
+        if beta <= 0:
+            return math.inf
+    return kl
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.25, 1.0])
+def test_the_controller_reaches_its_target_from_wherever_it_starts(beta):
+    assert steer(course.ours(23).answer, beta) == pytest.approx(4, rel=0.02)
+
+
+def test_a_controller_of_the_wrong_direction_runs_away():
+    assert abs(steer(mistaken(RIGHT[23], "1 + error -> 1 - error"), 0.2) - 4) > 2
+
+
+def test_the_best_of_n_is_what_counting_all_outcomes_gives():
+    p = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    counted = torch.zeros(3, dtype=torch.float64)
+    for outcome in itertools.product(range(3), repeat=4):
+        counted[min(outcome)] += math.prod(p[i].item() for i in outcome)
+    q, kl, limit = course.ours(24).answer(p, 4)
+    assert torch.allclose(q, counted) and kl < limit
+
+
+def test_with_many_answers_the_kl_of_best_of_n_is_the_limit():
+    p = torch.full((20000,), 1 / 20000, dtype=torch.float64)
+    _, kl, limit = course.ours(24).answer(p, 8)
+    assert kl.item() == pytest.approx(limit, rel=1e-3)
+
+
+def test_the_reward_in_the_text_of_exercise_26_is_hacked():
+    def naive(prompts, responses):
+        numbers = [re.findall(r"\d+", prompt[-1]["content"]) for prompt in prompts]
+        return [0.4 * (len(xy) == 2 and str(sum(map(int, xy))) in said)
+                + min(0.6, 0.03 * len(said.split())) for xy, said in zip(numbers, responses)]
+
+    prompts = [[dict(role="user", content="How much is 15 + 19?")]] * 2
+    texts = ["Let me see! 15 + 19 = 34.", "15 + 19 = 34. Many things are like that."]
+    assert naive(prompts, texts) == pytest.approx([0.64, 0.70])
+    assert town.grade(prompts, texts) == [7, 5.25]
+    assert judge(naive, course.ours(26)) == course.ours(26).HACKS[0][0]
+
+
+# ---- --run: the student's function in the real script ---------------------------------------
+
+@pytest.fixture
+def put_back(monkeypatch):
+    """What the exercises replace is as before after the test."""
+    for place, names in ((model, "attention fused_is_faster positions rotary_turns rotate sample"),
+                         (F, "cross_entropy"), (KVCache, "append"), (Tokenizer, "encode_chat")):
+        for name in names.split():
+            monkeypatch.setattr(place, name, getattr(place, name))
+
+
+def outputs(tok):
+    """What a small model does with all parts that the exercises replace."""
+    torch.manual_seed(0)
+    gpt = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=2, n_embd=16, n_hidden=32)).eval()
+    torch.nn.init.normal_(gpt.wte.weight)             # so that tokens matter
+    idx, mask = torch.randint(64, (2, 6)), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    logits, loss = gpt(idx, torch.tensor([[3, -1, 2, 5, -1, 1]] * 2))
+    loss.backward()
+    greedy = gpt.generate(idx, 6, mask=mask, temperature=0)
+    chat = tok.encode_chat([dict(role="user", content="Hi")], reply=True)
+    return logits.detach(), loss.item(), gpt.wte.weight.grad, greedy, chat
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 7, 8, 9, 13])
+def test_a_right_function_in_its_place_changes_nothing(n, put_back, tiny_tokenizer):
+    before, used = outputs(tiny_tokenizer), []
+    course.ours(n).RUN[1](lambda *args, **more: used.append(n) or RIGHT[n](*args, **more))
+    assert course.same([before], [outputs(tiny_tokenizer)])
+    assert used or n == 13                            # greedy answers are not sampled
+
+
+def test_a_function_for_sampling_is_used_and_keeps_the_temperature(put_back):
+    seen = []
+    course.ours(13).install(lambda logits, *numbers: seen.append(numbers) or logits.argmax(-1))
+    assert model.sample(torch.eye(3), 0.7, top_p=0.9).tolist() == [0, 1, 2]
+    assert seen == [(0.7, 0.9)]
+
+
+@pytest.mark.parametrize("n", [10, 12])
+def test_a_function_of_the_script_is_replaced_by_its_name(n, tmp_path, monkeypatch):
+    script, name, _ = course.ours(n).RUN
+    assert callable(runpy.run_path(f"{ROOT}/{script}")[name])
+    (tmp_path / script).write_text(
+        f'def {name}():\n    return "ours"\n\n\nif __name__ == "__main__":\n    said({name}())\n')
+    monkeypatch.setattr(sys, "argv", [])
+    said = []
+    monkeypatch.setattr(builtins, "said", said.append, raising=False)
+    for used in (None, lambda: "yours"):
+        course.run_script(str(tmp_path / script), name, used, [])
+    assert said == ["ours", "yours"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, tiny_tokenizer):
+    folder = tiny.build(tmp_path_factory.mktemp("small"), tiny_tokenizer)
+    shutil.copytree(ROOT / "exercises/answers", folder / "exercises/answers")
+    return folder
+
+
+FLAGS = {"rlhf_ppo.py": tiny.FLAGS["rlhf_ppo"] + " --steps=2",
+         "reward.py": tiny.FLAGS["reward"] + " --steps=4",
+         "lessons/dpo.py": "--data=comparisons.jsonl --prompts=prompts.jsonl --init=sft.pt "
+         "--watch=length.py:longer --batch_size=4 --warmup=2 --eval_every=4 --n_eval=2 "
+         "--max_new_tokens=6 --steps=4"}
+
+
+def log_of_a_run(n, folder, function=None, more=""):
+    """The log of `--run --only=…` with tiny models: {step: {name: number}}."""
+    script, place, _, *adapt = course.ours(n).RUN
+    ctrl_c, out, log = signal.getsignal(signal.SIGINT), folder / "runs/log.pt", {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(course.ours(n), "RUN", (
+            f"{ROOT}/{script}", place, f"{FLAGS[script]} {more}", *adapt))
+        patch.setattr(course, "yours", lambda n: function)
+        patch.setattr(sys, "argv", sys.argv)
+        patch.setattr(sys, "excepthook", sys.excepthook)
+        course.half(n, course.Config(only="yours" if function else "ours", out=str(out)))
+    signal.signal(signal.SIGINT, ctrl_c)
+    for row in read_log(out.with_suffix(".jsonl")):
+        log.setdefault(row["step"], {}).update({name: v for name, v in row.items() if isinstance(
+            v, (int, float)) and name not in ("seconds", "tokens_per_s")})
+    shutil.rmtree(out.parent)
+    return log
+
+
+# a mistake that shows within two steps of a tiny model
+SHOWS = {14: "prefer the worse", 17: "to every token", 18: "return delta", 19: "by the variance",
+         20: "sign is missing", 21: "factor 1/2", 25: "swapped chosen"}
+
+
+@pytest.mark.parametrize("n", SHOWS)
+def test_in_the_real_script_a_right_function_trains_as_ours_and_a_wrong_one_does_not(n, small):
+    edits, = [edits for number, words, edits in WRONG if number == n and SHOWS[n] in words]
+    ours, yours, spoilt = (log_of_a_run(n, small, function) for function in (
+        None, RIGHT[n], mistaken(RIGHT[n], edits)))
+    assert {*course.ours(n).COLUMNS} <= set().union(*ours.values())
+    for step, row in ours.items():
+        assert yours[step] == pytest.approx(row, rel=1e-3, abs=1e-5)
+    assert any(spoilt[step] != pytest.approx(row, rel=1e-2, abs=1e-4) for step, row in ours.items())
+
+
+def test_exercise_26_trains_on_the_students_reward(small):
+    flags = f"--reward={course.ours(26).PLACE} --missing_end=0 --watch={tiny.GRADE}"
+    log = log_of_a_run(26, small, lambda prompts, said: [0.25] * len(said), flags)
+    assert log[0]["score"] == log[2]["score"] == 0.25 and {*course.ours(26).COLUMNS} <= {*log[2]}
+
+
+def test_the_prompts_of_the_run_of_exercise_26_are_the_sums():
+    town.main(town.Config(n_docs=4, n_demos=4, n_prompts=200, n_eval=4))
+    course.ours(26).prepare()
+    rows = read_prompts("data/town/prompts.jsonl")
+    sums = [row for row in rows if re.search(r"\d \+ \d", row["prompt"][-1]["content"])]
+    assert read_prompts("out/sums.jsonl") == sums and 0 < len(sums) < len(rows)
+    assert "--data=out/sums.jsonl" in course.ours(26).RUN[2]
+
+
+def test_every_run_is_tested():
+    assert {4, 5, 6, 7, 8, 9, 10, 12, 13, *SHOWS, 26} == {n for n in RIGHT if course.ours(n).RUN}
