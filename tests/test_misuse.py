@@ -369,45 +369,29 @@ def test_a_second_run_that_writes_the_same_files_is_refused(call, folder):
     finally:
         holder.kill(), holder.wait()
     assert status == 1 and "another run is writing new.pt: wait for it, or choose" in said
+    assert (folder / "new.lock").exists() and call("sft", *SFT)[0] == 0        # it was killed
 
 
-def test_the_lock_of_a_run_that_was_killed_stops_nobody(call, folder):
-    (folder / "new.lock").write_text("")
-    assert call("sft", *SFT)[0] == 0
-
-
-@pytest.fixture
-def broken(folder, monkeypatch):
-    """A folder in which the gradient of the third step was no number, with a state after each."""
-    norms = itertools.chain([1.0, 1.0, float("nan")], itertools.repeat(1.0))
+def test_a_gradient_that_is_no_number_leaves_its_batch_and_the_last_good_state(
+        folder, capsys, monkeypatch):
+    norms = itertools.chain([1.0, 1.0, float("nan")], itertools.repeat(1.0))    # the third step's
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(next(norms)))
     assert run(folder, "sft", *SFT, SAVE_SECONDS="0")[0] == 1
-    yield folder
-    for file in folder.glob("new.*"):
-        file.unlink()
-
-
-def test_the_batch_that_broke_the_training_can_be_looked_at(broken):
-    saved = torch.load(broken / "new.nan.pt", weights_only=True)
+    saved, state = (torch.load(folder / f"new.{end}", weights_only=True) for end in (
+        "nan.pt", "state"))
     assert saved["step"] == 2 and saved["x"].shape == saved["y"].shape == (4, 32)
-
-
-def test_the_state_is_the_last_good_one(broken):
-    state = torch.load(broken / "new.state", weights_only=True)
     assert state["step"] == 2 and all(w.isfinite().all() for w in state["model"].values())
 
-
-def test_it_goes_on_from_there_with_a_smaller_learning_rate(broken, capsys):
-    assert run(broken, "sft", *SFT, "--lr=1e-9")[0] == 0
-    assert "resuming from 2 of 3" in capsys.readouterr().out
-    before, after = (torch.load(broken / f"{name}.pt", weights_only=True)["model"]["wte.weight"]
-                     for name in ("pretrain", "new"))
-    assert not torch.equal(before, after) and not (broken / "new.nan.pt").exists()
-
-
-def test_no_other_flag_may_change_then(broken, capsys):
-    assert run(broken, "sft", *SFT, "--lr=1e-9", "--warmup=1")[0] == 1
+    capsys.readouterr()                               # then only the learning rate may change
+    assert run(folder, "sft", *SFT, "--lr=1e-9", "--warmup=1")[0] == 1
     assert "--warmup=2 there, 1 here" in capsys.readouterr().err
+    assert run(folder, "sft", *SFT, "--lr=1e-9")[0] == 0
+    assert "resuming from 2 of 3" in capsys.readouterr().out
+    before, after = (torch.load(folder / f"{name}.pt", weights_only=True)["model"]["wte.weight"]
+                     for name in ("pretrain", "new"))
+    assert not torch.equal(before, after) and not (folder / "new.nan.pt").exists()
+    for file in folder.glob("new.*"):
+        file.unlink()
 
 
 def test_weights_that_are_no_numbers_are_not_written(tmp_path, capsys):
@@ -436,19 +420,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def ours(done):
-    """Our lines among torchrun's."""
-    return [line for line in done.stderr.split("\n") if "sft.py: " in line]
-
-
-def test_what_all_processes_fail_for_is_said_once(folder):
-    done = torchrun(folder, f"{ROOT}/sft.py", *SFT, "--init=nowhere.pt")
-    assert done.returncode != 0
-    assert ours(done) == ["sft.py: nowhere.pt is missing: `python pretrain.py` makes it"]
-
-
-def test_a_process_that_fails_alone_is_heard_and_ends_the_others(folder, tmp_path):
+@pytest.mark.parametrize("flag, reason", [
+    ("--init=nowhere.pt", "nowhere.pt is missing: `python pretrain.py` makes it"),   # all of them
+    ("--batch_size=8", "process 1: a cosmic ray")])
+def test_what_processes_fail_for_is_said_once_and_ends_them_all(folder, tmp_path, flag, reason):
     (tmp_path / "failing.py").write_text(FAILING)
-    done = torchrun(folder, f"{tmp_path}/failing.py", f"{ROOT}/sft.py", *SFT,
-                    "--batch_size=8")
-    assert done.returncode != 0 and ours(done) == ["sft.py: process 1: a cosmic ray"]
+    done = torchrun(folder, f"{tmp_path}/failing.py", f"{ROOT}/sft.py", *SFT, flag)
+    lines = [line for line in done.stderr.split("\n") if "sft.py: " in line]   # among torchrun's
+    assert done.returncode != 0 and lines == [f"sft.py: {reason}"]
