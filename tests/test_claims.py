@@ -1,11 +1,10 @@
 """The table of claims: its labelers against closed forms and the town's judge, its counts by hand,
 its rules, and its rows on the tiny chain."""
 
-import io
+import itertools
 import math
 import re
 import shutil
-from contextlib import redirect_stdout
 from random import Random
 
 import numpy as np
@@ -36,27 +35,28 @@ SHORT = {
 def folder(chain, tmp_path_factory):
     """What lab/seeds.py leaves of one seed, from the tiny chain."""
     folder = tmp_path_factory.mktemp("claims")
+    shutil.copytree(chain / "out", folder / "out/seed0")
     (folder / "data").mkdir()
     (folder / "data/town").symlink_to(chain / "data/town")
-    (folder / "data/town.py").symlink_to(tiny.ROOT / "data/town.py")
-    shutil.copytree(chain / "out", folder / "out/seed0")
-    for script in tiny.ROOT.glob("*.py"):
-        (folder / script.name).symlink_to(script)
+    for script in ("data/town.py", *(script.name for script in tiny.ROOT.glob("*.py"))):
+        (folder / script).symlink_to(tiny.ROOT / script)
     return folder
 
 
-def table(folder, *flags):
-    """Run the script with short stages: what it prints, without the names of the runs."""
-    real, printed = experiments.run, io.StringIO()
+@pytest.fixture
+def table(folder, capsys, monkeypatch):
+    """table(names) runs these rows with short stages: what is printed but the names of the runs."""
+    def table(names):
+        status, _ = tiny.run(folder, "lab/claims", "--seeds=1", f"--what={names}",
+                             OMP_NUM_THREADS="1", PYTHONPATH=str(tiny.ROOT))
+        assert status == 0
+        return "\n".join(line for line in capsys.readouterr().out.splitlines()
+                         if "claims/" not in line and "experiments/" not in line)
 
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.setattr(experiments, "run", lambda script, out, **flags: real(
-            script, out, **flags | SHORT[script]))
-        status, _ = tiny.run(folder, "lab/claims", "--seeds=1", *flags, OMP_NUM_THREADS="1",
-                             PYTHONPATH=str(tiny.ROOT))
-    assert status == 0
-    return "\n".join(line for line in printed.getvalue().splitlines() if "claims/" not in line
-                     and "experiments/" not in line)
+    real = experiments.run
+    monkeypatch.setattr(experiments, "run", lambda script, out, **flags: real(
+        script, out, **flags | SHORT[script]))
+    return table
 
 
 def comparison_rows(n, noise, seed=0, k=4):
@@ -101,7 +101,7 @@ def test_standardised_ratings_do_not_depend_on_shift_and_scale():
 
 
 def test_a_labeler_who_gives_equal_ratings_only_does_no_harm():
-    found = standardise([np.array([3.0, 5.0]), np.array([3.0, 6.0])], [np.array([0, 1])] * 2)
+    found = standardise(np.array([[3.0, 5.0], [3.0, 6.0]]), np.array([[0, 1], [0, 1]]))
     assert np.concatenate(found).tolist() == [0, -1, 0, 1]
 
 
@@ -113,13 +113,11 @@ def test_responses_are_ordered_by_their_ratings_and_equal_ones_are_tied():
 
 def inversions(rows, new):
     """In how many of the new rows is a response above one with a higher grade?"""
-    wrong = 0
-    for row, other in zip(rows, new):
+    def wrong(row, other):
         grade = dict(zip(row["responses"], row["grades"]))
-        wrong += any(grade[a] < grade[b] - 1e-9 for i, a in enumerate(other["responses"])
-                     for j, b in enumerate(other["responses"])
-                     if other["ranks"][i] < other["ranks"][j])
-    return wrong
+        pairs = itertools.product(zip(other["ranks"], other["responses"]), repeat=2)
+        return any(i < j and grade[a] < grade[b] - 1e-9 for (i, a), (j, b) in pairs)
+    return sum(map(wrong, rows, new))
 
 
 def test_without_noise_one_labeler_contradicts_no_grade_and_different_ones_do():
@@ -194,11 +192,10 @@ def test_agreement_and_ceiling_are_means_over_the_pairs(tmp_path, monkeypatch):
     assert held == (0.7 >= found["two labelers"])
 
 
-@pytest.mark.parametrize("held, said", [
-    ([True] * 3, "HOLDS"), ([False] * 3, "DOES NOT HOLD"),
-    ([True, False, True], "MIXED: in 2 of 3 seeds"), ([False], "DOES NOT HOLD")])
-def test_a_claim_holds_if_it_does_in_every_seed(held, said):
-    assert claims.verdict(held) == said
+def test_a_claim_holds_if_it_does_in_every_seed():
+    assert claims.verdict([True] * 3) == "HOLDS" and claims.verdict([False]) == "DOES NOT HOLD"
+    assert claims.verdict([False] * 3) == "DOES NOT HOLD"
+    assert claims.verdict([True, False, True]) == "MIXED: in 2 of 3 seeds"
 
 
 @pytest.mark.parametrize("score, grade, holds", [
@@ -256,21 +253,21 @@ def test_a_finished_run_is_not_repeated_and_a_failed_one_says_where_to_look(tmp_
         experiments.run(str(script), out.with_name("other.json"), steps=3)
 
 
-def test_the_cheap_rows_on_the_tiny_chain(folder):
-    printed = table(folder, "--what=compute,agree,entropy,unlocks")
+def test_the_cheap_rows_on_the_tiny_chain(folder, table):
+    printed = table("compute,agree,entropy,unlocks")
     shares = [float(v) for v in re.findall(r"(\S+)%$", printed.partition("Two labelers")[0], re.M)]
     assert len(shares) == 5 and sum(shares) == pytest.approx(100, abs=0.3)
     assert len(re.findall(r"HOLDS|DOES NOT HOLD", printed)) == 4
     made = {file.name: file.stat().st_mtime_ns for file in (folder / "out/seed0/claims").iterdir()}
     assert {"scratch.pt", "scratch.json"} <= set(made)
-    assert table(folder, "--what=unlocks").partition("\n\n")[2] in printed
+    assert table("unlocks").partition("\n\n")[2] in printed
     assert made == {file.name: file.stat().st_mtime_ns
                     for file in (folder / "out/seed0/claims").iterdir()}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", claims.CLAIMS)
-def test_each_row_on_the_tiny_chain(folder, name):
-    printed = table(folder, f"--what={name}")
+def test_each_row_on_the_tiny_chain(table, name):
+    printed = table(name)
     assert printed.count(f"$ python -m lab.claims --what={name}") == 1
     assert len(re.findall(r"HOLDS|DOES NOT HOLD", printed)) == 1
