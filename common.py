@@ -74,8 +74,6 @@ def parse_config(Config, doc, argv=None, words="", several=False):
             continue
         flag, equals, text = argv.pop(0).partition("=")
         name = flag[2:].replace("-", "_")
-        if name in MOVED and name not in fields:
-            fail(f"{flag} is now the command `{MOVED[name]}`")
         if not flag.startswith("--") or name not in fields:
             near = difflib.get_close_matches(name, fields, 1)
             fail(f"unknown flag {flag}" + (f"; did you mean --{near[0]}?" if near else "")
@@ -128,9 +126,6 @@ def check_out(config):
             fail(f"--out={config.out} would write {out}, but {part} is read here: choose another "
                  f"--out")
 
-
-# Flags of earlier versions, and the commands that took their place.
-MOVED = dict(agree="python -m tools.label --agree=FILE,FILE", report="python -m tools.report")
 
 # The flags that are neither numbers nor files: in these, ~/ is what it is.
 TEXTS = "prompt", "system", "show", "explain", "pattern", "ask", "say"

@@ -135,14 +135,6 @@ def test_a_script_without_its_checkpoint_says_what_makes_it(tmp_path):
     assert "out/pretrain.pt is missing: `python pretrain.py` makes it" in done.stderr
 
 
-@pytest.mark.parametrize("old, new", [
-    ("data/check.py", "python -m tools.check"), ("data/prepare.py", "python -m tools.prepare"),
-    ("hf.py", "python -m tools.hf")])
-def test_a_command_that_has_moved_says_where(old, new):
-    done = subprocess.run([sys.executable, ROOT / old], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr == f"{old} is now the command `{new}`\n"
-
-
 # ---------------------------------------------------------------------------------------------
 # devices and ranks
 

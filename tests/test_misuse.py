@@ -97,8 +97,6 @@ CASES = """
     sft --out=bad/few.pt                  | bad/few.jsonl is there already and is no log
     sft --lr=1e30                         | is nan at step 2 (its batch: new.nan.pt); with a
     compare --labeler=human               | ranked by hand with `python -m tools.label`
-    compare --agree=a.jsonl,b.jsonl       | is now the command `python -m tools.label --agree=
-    evaluate --report=new.png             | --report is now the command `python -m tools.report`
     compare --agreement=0.3               | --agreement=0.3 must be at least 0.5
     compare --labeler=length.py:nothing   | length.py has no function named nothing
     compare --labeler=bad/rewards.py:nan  | gave nan for the prompt

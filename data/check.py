@@ -1,1 +1,0 @@
-raise SystemExit("data/check.py is now the command `python -m tools.check`")

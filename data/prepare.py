@@ -1,1 +1,0 @@
-raise SystemExit("data/prepare.py is now the command `python -m tools.prepare`")

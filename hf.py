@@ -1,1 +1,0 @@
-raise SystemExit("hf.py is now the command `python -m tools.hf`")
