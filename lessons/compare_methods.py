@@ -42,7 +42,6 @@ from model import GPT, answer_text, frozen
 from pretrain import evaluate as text_loss
 from reward import encode_comparison
 from tokenizer import Tokenizer
-from tools.diagram import Drawing
 from tools.views import held_out, read_log
 
 
@@ -215,40 +214,20 @@ def show(title, columns, found):
             for v, (_, form) in zip(zip(*rows), columns)))
 
 
-COLOURS = {"best of n": "text", "rejection sampling": "checkpoint", "DPO": "model",
-           "GRPO": "reward", "PPO": "loss"}
-
-
 def picture(curves):
-    """{method: for each seed [(KL, grade), …]} -> a Drawing: grade against the square root of the
+    """{method: for each seed [(KL, grade), …]} -> a figure: grade against the square root of the
     KL divergence; a line through the medians over the seeds, a dot for each seed."""
-    d = Drawing(800, 440, "Grade against the distance from the SFT model")
-    points = [p for seeds in curves.values() for curve in seeds for p in curve]
-    right = max(1, math.ceil(4 * max(max(kl, 0) ** 0.5 for kl, _ in points)) / 4)
-    low = math.floor(4 * min(grade for _, grade in points)) / 4
-    high = math.ceil(4 * max(grade for _, grade in points)) / 4
-
-    def place(point):
-        kl, grade = point
-        return (60 + 540 * max(kl, 0) ** 0.5 / right,
-                390 - 360 * (grade - low) / max(high - low, 0.25))
-
-    for i in range(round(4 * (high - low)) + 1):
-        y = place((0, low + i / 4))[1]
-        d.text(50, y + 5, f"{low + i / 4:.2f}", anchor="end")
-        d.parts.append(f'<path d="M60,{y:.0f} H600" stroke="currentColor" opacity=".15"/>')
-    for i in range(round(4 * right) + 1):
-        d.text(place(((i / 4) ** 2, low))[0], 410, f"{i / 4:g}")
-    d.text(330, 432, "√KL from the SFT model (KL in nats)")
-    d.text(60, 18, "true grade, on held-out prompts", anchor="start")
-    for n, (method, seeds) in enumerate(curves.items()):
-        line = [place([median(values) for values in zip(*at_once)]) for at_once in zip(*seeds)]
-        d.parts.append(f'<path class="to" style="--c:var(--{COLOURS[method]})" d="M'
-                       + " L".join(f"{x:.1f},{y:.1f}" for x, y in line) + '"/>')
-        d.parts += [f'<circle class="head" style="--c:var(--{COLOURS[method]})" r="2.5" '
-                    f'cx="{x:.1f}" cy="{y:.1f}"/>' for curve in seeds for x, y in map(place, curve)]
-        d.text(615, 60 + 22 * n, method, COLOURS[method], True, "start")
-    return d
+    from matplotlib.figure import Figure
+    figure = Figure(figsize=(8, 4.4), layout="constrained")
+    ax = figure.subplots()
+    for method, seeds in curves.items():
+        seeds = [[(max(kl, 0) ** 0.5, grade) for kl, grade in curve] for curve in seeds]
+        line, = ax.plot(*zip(*([median(values) for values in zip(*at_once)]
+                               for at_once in zip(*seeds))), label=method)
+        ax.plot(*zip(*(p for curve in seeds for p in curve)), ".", color=line.get_color())
+    ax.set(xlabel="√KL from the SFT model (KL in nats)", ylabel="true grade, on held-out prompts")
+    ax.legend()
+    return figure
 
 
 if __name__ == "__main__":
@@ -321,7 +300,7 @@ if __name__ == "__main__":
     show("and the rest; the cost includes the reward model's training where one is needed",
          [("length, tokens", "{:.1f}"), ("loss on text", "{:.3f}"), ("TFLOP", "{:.1f}"),
           ("seconds", "{:.0f}"), ("passes per answer", "{:.0f}")], costs)
-    with writing(config.out) as f:
-        f.write(picture(curves).svg())
+    with writing(config.out, "wb") as f:
+        picture(curves).savefig(f, format="svg")
     print(f"\nsaved {config.out}")
     rt.close()

@@ -75,8 +75,16 @@ def browser():
     pytest.importorskip("selenium", reason="needs selenium")
     if not shutil.which("chromium") or not shutil.which("chromedriver"):
         pytest.skip("needs a browser: apt install chromium chromium-driver")
-    from tools.pictures import open_browser
-    browser = open_browser(1280, 900)
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "hide-scrollbars", "no-first-run",
+                 "disable-background-networking", "remote-debugging-pipe"):
+        options.add_argument(f"--{flag}")
+    driver = webdriver.ChromeService(shutil.which("chromedriver"))
+    browser = webdriver.Chrome(options, driver)
+    browser.set_window_size(1280, 900)
     yield browser
     browser.quit()
 

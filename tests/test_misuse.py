@@ -131,7 +131,6 @@ CASES = """
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
     tools/report --folder=. --out=bad     | bad is a folder
-    tools/baseline                        | no file given: try `python -m tools.baseline
     lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: run `
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
@@ -287,7 +286,6 @@ SMALL = {
     "tools/label": "--data=prompts.jsonl --init=sft.pt --out=new.jsonl --n_prompts=2 --k=2 "
                    "--max_new_tokens=4",
     "tools/report": "--folder=logs --prompts=prompts.jsonl --contrasts= --out=new.html",
-    "tools/diagram": "--out=newdocs",
     "lessons/grpo": f"{RL} --k=2 --epochs=1", "lessons/best_of_n": f"{RL} --best_of=2 --epochs=1",
     "lessons/dpo": "--data=comparisons.jsonl --prompts=prompts.jsonl --init=sft.pt --n_eval=1 "
                    f"--watch=length.py:longer --batch_size=4 --max_new_tokens=4 {TRAIN}",
@@ -302,9 +300,8 @@ SMALL = {
                         "--chat=logs/sft.pt --shots=0,1 --max_new_tokens=4 --out=new.json",
 }
 # what these read or start is not there
-ABSENT = dict.fromkeys(("lessons/compare_methods", "lab/experiments", "lab/claims",
-                        "tools/pictures"), "") | {
-    "lab/bench": "--what=no", "tools/baseline": "--data=nowhere", "tools/prepare": "shakespear"}
+ABSENT = dict.fromkeys(("lessons/compare_methods", "lab/experiments", "lab/claims"), "") | {
+    "lab/bench": "--what=no", "tools/prepare": "shakespear"}
 SMALL |= ABSENT
 FILES = "word", "", "prompts.jsonl", "sft.pt", "bad"
 # what all scripts do alike with these is tried in one of them

@@ -19,7 +19,6 @@ from sft import batch, encode_dialogues, pack
 from tiny import ROOT, run
 from tokenizer import Tokenizer
 from tools import report
-from tools.diagram import DIAGRAMS
 
 HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc <|end|> \x1b[31m"
 
@@ -305,12 +304,6 @@ def test_what_is_broken_or_not_finite_costs_the_report_only_that(tmp_path, capsy
     said = capsys.readouterr().err
     for file in ("ppo.jsonl: 2 broken lines", "comparisons.state is", "scoreboard.json is broken"):
         assert said.count(file) == 1
-
-
-def test_the_diagrams_in_the_docs_are_those_of_the_script():
-    for lang, ending in (("en", ""), ("zh", ".zh")):
-        for name, draw in DIAGRAMS.items():
-            assert (ROOT / f"docs/{name}{ending}.svg").read_text("utf-8") == draw(lang).svg()
 
 
 def test_an_interval_and_a_command_are_written_as_a_reader_expects():

@@ -26,7 +26,6 @@ from checkpoint import read_log
 from common import Runtime, fail, from_json, note_once, parse_config, to_json, writing
 from evaluate import show
 from tools import views
-from tools.diagram import COLOURS, DIAGRAMS, palette
 from tools.views import held_out
 
 
@@ -42,6 +41,12 @@ class Config:
     debug: bool = False                          # show tracebacks
 
 
+IMAGES = Path(__file__).resolve().parents[1] / "docs/img"
+# The same thing has the same colour in the diagrams, the curves and the pages (common.css). In what
+# matplotlib draws, a colour that nothing else has stands for each; ink: that of the page's text.
+COLOURS = {name: f"#01020{i}" for i, name in enumerate(
+    ("text", "model", "loss", "reward", "checkpoint"))}
+INK = "#010209"
 SCRIPTS = dict(pretrain=("pretrain.py", pretrain.Config), sft=("sft.py", sft.Config),
                comparisons=("compare.py", compare.Config), reward=("reward.py", reward.Config),
                ppo=("rlhf_ppo.py", rlhf_ppo.Config))
@@ -129,30 +134,28 @@ def lines_of(folder, board):
 def draw(lines):
     """One panel as SVG. Its colours become those of the page, light or dark."""
     import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    ink = "#010203"                                   # stands for the colour of the page's text
-    plt.rcParams.update({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "report"} | {
-        f"{part}.color": ink for part in ("text", "xtick", "ytick")} | {
-        f"axes.{part}color": ink for part in ("edge", "label")})
-    figure, ax = plt.subplots(figsize=(4.4, 2.7), layout="constrained")
+    matplotlib.rcParams.update({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "report"} | {
+        f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
+        f"axes.{part}color": INK for part in ("edge", "label")})
+    figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+    ax = figure.subplots()
     for _, colour, style, points in lines:
         if points:
-            ax.plot(*zip(*points), style, color=COLOURS[colour][0], markersize=4, linewidth=1.6)
+            ax.plot(*zip(*points), style, color=COLOURS[colour], markersize=4, linewidth=1.6)
     ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     with io.StringIO() as out:
         figure.savefig(out, format="svg", transparent=True, metadata=dict(Date=None))
         svg = out.getvalue()
-    plt.close(figure)
-    for name, (light, _) in COLOURS.items():
-        svg = svg.replace(light, f"var(--{name})")
+    for name, colour in COLOURS.items():
+        svg = svg.replace(colour, f"var(--{name})")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg"):], flags=re.DOTALL)
     svg = re.sub(r'(width|height)="[\d.]+pt" ', "", svg, count=2)
-    return svg.replace(ink, "currentColor").replace("<svg", '<svg role="img"', 1)
+    return svg.replace(INK, "currentColor").replace("<svg", '<svg role="img"', 1)
 
 
 def made_by(command):
@@ -254,6 +257,12 @@ def headline(board):
                 f"对 {better:.0%} 的提问，PPO 的回答更好，对 {worse:.0%} 更差。")
 
 
+def diagram(name):
+    """A picture of docs/, in both languages. As a part of the page it takes the page's colours."""
+    return "".join(f'<div class=wide lang="{lang}">{(IMAGES / file).read_text("utf-8")}</div>'
+                   for lang, file in (("en", f"{name}.svg"), ("zh", f"{name}.zh.svg")))
+
+
 def fill(file, parts):
     """A file of this folder, with its {{parts}}."""
     text = Path(__file__).with_name(file).read_text("utf-8")
@@ -263,8 +272,7 @@ def fill(file, parts):
 def render(file, parts, data):
     """Fill a template; {{style}} and {{helpers}} are those of the report and of tools.page. Data is
     JSON in a script element: no `<` in it can end that element."""
-    parts |= dict(style=fill("common.css", dict(light=palette(0), dark=palette(1))),
-                  helpers=fill("common.js", {}),
+    parts |= dict(style=fill("common.css", {}), helpers=fill("common.js", {}),
                   data=to_json(data, ensure_ascii=False).replace("<", "\\u003c"))
     return fill(file, parts)
 
@@ -297,8 +305,7 @@ def make(config, rt):
         commands["over"] = "python -m lab.experiments --what=overoptimise"
     parts = dict(
         lang=config.lang, headline=headline(board),
-        **{name: "".join(f'<div class=wide lang="{lang}">{d(lang).svg(False)}</div>'
-                         for lang in ("en", "zh")) for name, d in DIAGRAMS.items()},
+        **{name: diagram(name) for name in ("chain", "ppo")},
         **{f"made_{name}": made_by(commands.get(name)) for name in (*SCRIPTS, *commands)},
         curves=curves(folder, board, commands), scoreboard=scoreboard(board),
         settings=settings_html(made), folder=escape(shlex.quote(str(folder))))
