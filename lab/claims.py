@@ -34,7 +34,7 @@ from lab import experiments
 from lab.experiments import chosen, finished_chains, run
 from lab.labelers import mixed, rated
 from lessons import compare_methods
-from tools.views import comparing
+from view.views import comparing
 
 
 @dataclass

@@ -24,8 +24,9 @@ from statistics import median
 
 import numpy as np
 
+from checkpoint import read_log
 from common import fail, parse_config, read_json
-from tools.views import held_out, read_log
+from view.views import held_out
 
 
 @dataclass

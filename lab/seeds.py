@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from checkpoint import read_log
 from common import fail, parse_config, read_json
-from tools.views import read_log
 
 
 @dataclass

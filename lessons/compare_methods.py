@@ -29,7 +29,7 @@ from statistics import median
 
 import numpy as np
 
-from checkpoint import fingerprint, load_checkpoint
+from checkpoint import fingerprint, load_checkpoint, read_log
 from common import (Runtime, fail, load_function, parse_config, read_json, verdicts_of,
                     writing)
 from data.corpus import Corpus
@@ -42,7 +42,7 @@ from model import GPT, answer_text, frozen
 from pretrain import evaluate as text_loss
 from reward import encode_comparison
 from tokenizer import Tokenizer
-from tools.views import held_out, read_log
+from view.views import held_out
 
 
 @dataclass

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 import tiny
 from lab import experiments
-from tools import report
+from view import report
 from common import Runtime
 from data import town
 import evaluate

@@ -33,7 +33,8 @@ from test_lesson_grpo import FLAGS as GRPO
 from test_lesson_look_up import FLAGS as LOOK_UP
 from test_lesson_lora import FLAGS as LORA
 from tiny import FLAGS, ROOT, build, environment, run, save, write
-from tools import speakers, views
+from tools import speakers
+from view import views
 
 LESSONS = {
     "best_of_n": [*BEST_OF_N, "--reward=reward.pt"],

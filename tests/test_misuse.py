@@ -130,7 +130,7 @@ CASES = """
     evaluate --models=sft.pt,bad/other_sft.pt | another tokenizer than the checkpoint it is used
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
-    tools/report --folder=. --out=bad     | bad is a folder
+    view/report --folder=. --out=bad      | bad is a folder
     lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: run `
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
@@ -285,7 +285,7 @@ SMALL = {
     "tools/check": "--data=sft.jsonl --tokenizer=tok.json --block_size=32 --max_new_tokens=4",
     "tools/label": "--data=prompts.jsonl --init=sft.pt --out=new.jsonl --n_prompts=2 --k=2 "
                    "--max_new_tokens=4",
-    "tools/report": "--folder=logs --prompts=prompts.jsonl --contrasts= --out=new.html",
+    "view/report": "--folder=logs --prompts=prompts.jsonl --contrasts= --out=new.html",
     "lessons/grpo": f"{RL} --k=2 --epochs=1", "lessons/best_of_n": f"{RL} --best_of=2 --epochs=1",
     "lessons/dpo": "--data=comparisons.jsonl --prompts=prompts.jsonl --init=sft.pt --n_eval=1 "
                    f"--watch=length.py:longer --batch_size=4 --max_new_tokens=4 {TRAIN}",
@@ -308,7 +308,7 @@ FILES = "word", "", "prompts.jsonl", "sft.pt", "bad"
 SHARED = "seed lr warmup weight_decay fresh debug device dtype compile recompute freeze dropout"
 # must be empty soon: load_function does not name the flag; the report's prompts are not cut
 KNOWN = {("compare", "labeler", ""), ("lessons/dpo", "watch", ""), ("lessons/grpo", "watch", ""),
-         ("lessons/best_of_n", "watch", ""), ("tools/report", "folder", "")}
+         ("lessons/best_of_n", "watch", ""), ("view/report", "folder", "")}
 
 
 def may_be_empty(script, flag):

@@ -27,7 +27,7 @@ from tools import rankings, speakers
 from tools.label import report_agreement
 
 pytest.importorskip("fastapi", reason="needs FastAPI and uvicorn")
-page = pytest.importorskip("tools.page")
+page = pytest.importorskip("view.page")
 
 HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc <|end|> \x1b[31m"
 SHOWN = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \\u202eabc <|end|> \\u001b[31m"
@@ -418,20 +418,20 @@ def test_the_page_may_load_and_run_only_what_is_its_own(site):
 }.items())
 def test_a_wrong_flag_gets_one_line(site, flags, said, capsys, monkeypatch):
     monkeypatch.setattr("uvicorn.Server.run", lambda *_: pytest.fail("the server starts"))
-    assert tiny.run(site.folder, "tools/page", "--folder=.", "--port=0", flags)[0] == 1
+    assert tiny.run(site.folder, "view/page", "--folder=.", "--port=0", flags)[0] == 1
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
 
 
 def test_a_busy_port_gets_one_line(site, capsys):
-    assert tiny.run(site.folder, "tools/page", "--folder=.", f"--port={site.port}")[0] == 1
+    assert tiny.run(site.folder, "view/page", "--folder=.", f"--port={site.port}")[0] == 1
     err = capsys.readouterr().err
     assert "Address already in use" in err and err.count("\n") == 1
 
 
 def test_ctrl_c_ends_it_at_once_even_while_it_answers(site):
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.page", "--folder=.", "--port=0", "--max_new_tokens=140",
+        [sys.executable, "-m", "view.page", "--folder=.", "--port=0", "--max_new_tokens=140",
          "--token=secret-secret"], cwd=site.folder, text=True, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=str(tiny.ROOT)))
     line = process.stdout.readline()

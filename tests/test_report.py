@@ -18,7 +18,7 @@ from rlhf_ppo import gae
 from sft import batch, encode_dialogues, pack
 from tiny import ROOT, run
 from tokenizer import Tokenizer
-from tools import report
+from view import report
 
 HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc <|end|> \x1b[31m"
 
@@ -30,7 +30,7 @@ def folder(chain):
                f"--judge={ROOT}/data/town.py:judge")[0] == 0
     (chain / "out/experiments").mkdir(exist_ok=True)
     shutil.copy(chain / "out/ppo.jsonl", chain / "out/experiments/free.jsonl")
-    assert run(chain, "tools/report")[0] == 0
+    assert run(chain, "view/report")[0] == 0
     return chain
 
 
@@ -233,7 +233,7 @@ def test_text_stays_text(browser, folder, tmp_path):
     board = json.loads((out / "scoreboard.json").read_text())
     board["models"][HOSTILE] = board["models"]["ppo"]
     (out / "scoreboard.json").write_text(json.dumps(board))
-    assert run(folder, "tools/report", f"--folder={out}")[0] == 0
+    assert run(folder, "view/report", f"--folder={out}")[0] == 0
     browser.get((out / "report.html").as_uri())
     assert browser.get_log("browser") == []
     found = browser.execute_script("return [typeof hacked, document.images.length]")
@@ -253,7 +253,7 @@ def test_the_page_asks_nothing_of_the_network(folder):
 
 
 def test_both_languages_are_there_and_one_is_shown(browser, folder):
-    assert run(folder, "tools/report", "--lang=zh", "--out=zh.html")[0] == 0
+    assert run(folder, "view/report", "--lang=zh", "--out=zh.html")[0] == 0
     browser.get((folder / "zh.html").as_uri())
     shown = "return document.querySelector('h1').innerText"
     assert browser.execute_script(shown) == "从文本到助手：模型学到了什么"
@@ -271,7 +271,7 @@ def test_a_run_that_is_half_way_has_a_page_too(browser, folder, tmp_path):
     for names in ([], ["pretrain.pt"], ["sft.pt", "sft.jsonl"], ["comparisons.jsonl", "reward.pt"]):
         for name in names:
             shutil.copy(folder / "out" / name, out)
-        assert run(folder, "tools/report", f"--folder={out}")[0] == 0
+        assert run(folder, "view/report", f"--folder={out}")[0] == 0
         browser.get((out / "report.html").as_uri())
         assert browser.get_log("browser") == []
         assert "python rlhf_ppo.py" in text_of(browser.execute_script, "tokens")
@@ -296,7 +296,7 @@ def test_what_is_broken_or_not_finite_costs_the_report_only_that(tmp_path, capsy
                  temperature=1.0, best_of_n=[dict(n=1, kl=0.0, score=math.inf, grade=None)])
     for text in (json.dumps(board), "", "\0" * 99, "[1]", '{"models'):
         (tmp_path / "scoreboard.json").write_text(text)
-        assert run(tmp_path, "tools/report", "--folder=.")[0] == 0
+        assert run(tmp_path, "view/report", "--folder=.")[0] == 0
         data = embedded(tmp_path / "report.html")["ppo"]
         assert data["rows"] == [{"step": 1, "objective/score": None, "ratios": [1, None]}]
         assert [row["kl"] for row in data["held_out"]] == [None, 0.25]

@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 CHAIN = ["pretrain", "sft", "compare", "reward", "rlhf_ppo", "evaluate", "chat"]
 PLUMBING = ["common", "checkpoint", "model", "tokenizer"]
-FOLDERS = ["data", "tools", "lab", "lessons", "exercises", "exercises/answers"]
+FOLDERS = ["data", "tools", "view", "lessons", "lab", "exercises", "exercises/answers"]
 FILES = sorted(file for folder in (".", *FOLDERS) for file in (ROOT / folder).glob("*.py"))
 
 

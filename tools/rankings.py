@@ -1,4 +1,4 @@
-"""What the people of a class have ranked on tools.page, and how often they agree."""
+"""What the people of a class have ranked on view.page, and how often they agree."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The models of tools.page, and the one queue in which all questions wait for them."""
+"""The models of view.page, and the one queue in which all questions wait for them."""
 
 import asyncio
 import sys

@@ -6,9 +6,9 @@ writes  class.jsonl in that folder: the rankings of all people, in the format of
 
 One thread generates, and all questions wait in one queue. Stop with Ctrl-C.
 
-    python -m tools.page
-    python -m tools.page --folder=out/seed1 --port=9000
-    python -m tools.page --host=0.0.0.0 --token=SECRET     # for a class; the first line is the link
+    python -m view.page
+    python -m view.page --folder=out/seed1 --port=9000
+    python -m view.page --host=0.0.0.0 --token=SECRET     # for a class; the first line is the link
 """
 
 import asyncio
@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 from common import Runtime, fail, parse_config, to_json
 from tokenizer import clean
 from tools.rankings import Rankings, stamp
-from tools.report import lines_of, render
 from tools.speakers import Job, Shelf, Worker
+from view.report import lines_of, render
 
 try:
     import uvicorn
@@ -99,7 +99,7 @@ class Guard:
         host, origin = get("host", ""), get("origin")
         given = get("x-token") or request.query_params.get("token", "")
         if not self.is_ours(host):
-            raise HTTPException(403, "wrong Host: --names=... of tools.page allows another name")
+            raise HTTPException(403, "wrong Host: --names=... of view.page allows another name")
         # the page itself may be opened by a link elsewhere; only our page may do more
         if (origin is not None and origin.partition("://")[2] not in (host, *self.names)
                 or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):

@@ -4,9 +4,9 @@ what exists so far, so you can make it while the stages run. It needs no server 
 reads   the checkpoints, logs and results in a folder: those that exist
 writes  the scoreboard on the screen, out/report.html
 
-    python -m tools.report
-    python -m tools.report --folder=out/seed1
-    python -m tools.report --lang=zh         # opens in Chinese; the page can switch
+    python -m view.report
+    python -m view.report --folder=out/seed1
+    python -m view.report --lang=zh         # opens in Chinese; the page can switch
 """
 
 import dataclasses
@@ -25,8 +25,8 @@ import sft
 from checkpoint import read_log
 from common import Runtime, fail, from_json, note_once, parse_config, to_json, writing
 from evaluate import show
-from tools import views
-from tools.views import held_out
+from view import views
+from view.views import held_out
 
 
 @dataclass
@@ -270,7 +270,7 @@ def fill(file, parts):
 
 
 def render(file, parts, data):
-    """Fill a template; {{style}} and {{helpers}} are those of the report and of tools.page. Data is
+    """Fill a template; {{style}} and {{helpers}} are those of the report and of view.page. Data is
     JSON in a script element: no `<` in it can end that element."""
     parts |= dict(style=fill("common.css", {}), helpers=fill("common.js", {}),
                   data=to_json(data, ensure_ascii=False).replace("<", "\\u003c"))
