@@ -30,10 +30,9 @@ from common import Runtime, parse_config, read_json
 from compare import agreement, ceiling
 from data.formats import read_comparisons, read_demonstrations
 from data.town import write
-from lab import experiments
+from lab import compare_methods, experiments
 from lab.experiments import chosen, finished_chains, run
 from lab.labelers import mixed, rated
-from lessons import compare_methods
 from view.views import comparing
 
 

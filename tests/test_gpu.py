@@ -20,8 +20,7 @@ from common import Runtime
 from checkpoint import Run
 from data.formats import read_prompts
 from data.town import Dice, World, make_prompt
-from lab import claims
-from lessons import compare_methods
+from lab import claims, compare_methods
 from model import GPT
 from pretend_gpu import pretend_gpu
 from test_lesson_best_of_n import FLAGS as BEST_OF_N

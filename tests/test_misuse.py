@@ -300,7 +300,7 @@ SMALL = {
                         "--chat=logs/sft.pt --shots=0,1 --max_new_tokens=4 --out=new.json",
 }
 # what these read or start is not there
-ABSENT = dict.fromkeys(("lessons/compare_methods", "lab/experiments", "lab/claims"), "") | {
+ABSENT = dict.fromkeys(("lab/compare_methods", "lab/experiments", "lab/claims"), "") | {
     "lab/bench": "--what=no", "tools/prepare": "shakespear"}
 SMALL |= ABSENT
 FILES = "word", "", "prompts.jsonl", "sft.pt", "bad"

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from checkpoint import save_checkpoint
 from data.formats import read_prompts
-from lessons.compare_methods import Config, cached, cost, picture, ppo_cost
+from lab.compare_methods import Config, cached, cost, picture, ppo_cost
 from model import GPT, GPTConfig, ScalarGPT
 from test_chain import read_log
 
@@ -53,7 +53,7 @@ def compared(folder):
     printed, files = [], []
     for _ in range(2):
         with redirect_stdout(io.StringIO()) as out:
-            assert tiny.run(folder, "lessons/compare_methods", *FLAGS,
+            assert tiny.run(folder, "lab/compare_methods", *FLAGS,
                             PYTHONPATH=str(tiny.ROOT), OMP_NUM_THREADS="1")[0] == 0
         printed.append(out.getvalue())
         made = (folder / "out/seed0/methods").iterdir()
@@ -172,6 +172,6 @@ def test_the_line_of_a_method_goes_through_the_medians():
 
 
 def test_without_chains_it_says_in_one_line_what_makes_them(tmp_path, capsys):
-    assert tiny.run(tmp_path, "lessons/compare_methods")[0] == 1
+    assert tiny.run(tmp_path, "lab/compare_methods")[0] == 1
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "python -m lab.seeds --seeds=3" in said

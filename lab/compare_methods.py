@@ -15,8 +15,8 @@ on prompts about the validation people is run with the other seeds, too. The tab
 test people, of whom no trial has heard: the median over the seeds [least, most].
 
     python -m lab.seeds --seeds=3                # first: run the chains
-    python -m lessons.compare_methods            # the same command goes on where it was interrupted
-    python -m lessons.compare_methods --seeds=1 --trials=1 --more=steps=4     # a quick look
+    python -m lab.compare_methods                # the same command goes on where it was interrupted
+    python -m lab.compare_methods --seeds=1 --trials=1 --more=steps=4     # a quick look
 """
 
 import json
