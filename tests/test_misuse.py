@@ -146,7 +146,6 @@ CASES = """
     tools/check text.jsonl --block_size=8 | --block_size=8 must be more than --max_new_tokens=64
     tools/prepare shakespear              | no data set shakespear; did you mean shakespeare?
     tools/prepare shakespeare --limit=-1  | --limit=-1 must be at least 0
-    tools/prepare alpaca --mirror=ftp://x | --mirror=ftp://x must begin with https://
     tools/hf import                       | usage: python -m tools.hf import
     tools/hf import bad new.pt            | bad/config.json is missing
     tools/hf export reward.pt new         | is a reward model
