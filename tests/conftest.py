@@ -90,12 +90,27 @@ def browser():
 
 
 @pytest.fixture
-def refused(capsys):
-    """refused(f, …) calls f, which must end with status 1 and one line on stderr: that line."""
+def said(capsys):
+    """said(script, flag, …) runs a script here: its exit status, stdout and stderr."""
+    from tiny import run
+
+    def call(script, *flags):
+        status, _ = run(".", script, *map(str, flags))
+        return status, *capsys.readouterr()
+    return call
+
+
+@pytest.fixture
+def refused(capsys, said):
+    """refused(f, …) calls f, or runs the script of that name with these flags. It must end with
+    status 1 and one line on stderr: that line."""
     def call(f, *args, **kwargs):
-        with pytest.raises(SystemExit) as end:
-            f(*args, **kwargs)
-        said = capsys.readouterr().err
-        assert end.value.code == 1 and said.count("\n") == 1
-        return said
+        if isinstance(f, str):
+            status, _, err = said(f, *args)
+        else:
+            with pytest.raises(SystemExit) as end:
+                f(*args, **kwargs)
+            status, err = end.value.code, capsys.readouterr().err
+        assert status == 1 and err.count("\n") == 1, err
+        return err
     return call

@@ -18,12 +18,12 @@ import torch
 from torch.nn import functional as F
 
 import test_hf
-from test_hf import LEARNED, VARIANTS, load, save, texts
+from test_hf import LEARNED, VARIANTS, same, save, texts
 from tokenizer import GPT2, Tokenizer
 from tools import hf
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-run, refused = test_hf.run, test_hf.refused           # fixtures
+run, refused, take = test_hf.run, test_hf.refused, test_hf.take       # fixtures
 
 
 def rotate(x, theta, neighbours):
@@ -158,20 +158,17 @@ def write(path="x.gguf", arch="llama", tied=True, kind="F32", settings=None, wei
 @pytest.mark.parametrize("arch", ["llama", "gpt2"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_1"])
-def test_an_imported_file_gives_the_logits_of_the_formula(arch, tied, kind, run):
-    write(arch=arch, tied=tied, kind=kind)
-    status, out, err = run("import", "x.gguf", "p.pt")
-    assert (status, err) == (0, "") and "395 tokens and 5 new ones" in out
-    model, tok = load("p.pt")
+def test_an_imported_file_gives_the_logits_of_the_formula(arch, tied, kind, take):
+    model, tok = take(write(arch=arch, tied=tied, kind=kind))
     assert model.config.tied == tied and model.config.norm_eps == 1e-3
     assert model.config.block_size == 32 and tok.eot == 394
     check(model, "x.gguf", 1e-3)
 
 
-def test_an_output_layer_that_equals_the_embedding_is_tied(run):
+def test_an_output_layer_that_equals_the_embedding_is_tied(take):
     weights = tensors("gpt2", tied=True)              # as older converters wrote GPT-2
-    write(arch="gpt2", weights=weights | {"output.weight": weights["token_embd.weight"]})
-    assert run("import", "x.gguf", "p.pt")[0] == 0 and load("p.pt")[0].config.tied
+    weights["output.weight"] = weights["token_embd.weight"]
+    assert take(write(arch="gpt2", weights=weights))[0].config.tied
 
 
 @pytest.mark.parametrize("pre, cuts", [
@@ -180,11 +177,9 @@ def test_an_output_layer_that_equals_the_embedding_is_tied(run):
               r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"]),
     ("qwen2", [r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
                r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"])])
-def test_texts_are_split_as_llama_cpp_splits_them(pre, cuts, run):
+def test_texts_are_split_as_llama_cpp_splits_them(pre, cuts, take):
     """cuts: the regexes of llama-vocab.cpp, which are applied one after the other"""
-    write(pre=pre)
-    assert run("import", "x.gguf", "p.pt")[0] == 0
-    tok = load("p.pt")[1]
+    tok = take(write(pre=pre))[1]
     for text in texts(1000):
         words = [text]
         for cut in cuts:
@@ -192,13 +187,12 @@ def test_texts_are_split_as_llama_cpp_splits_them(pre, cuts, run):
         assert [match[0] for match in tok.split(text)] == words
 
 
-def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(run):
+def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(take):
     names = [*hf.printable(LEARNED).values()]
-    write(tokens=[*names[:394], "<|im_start|>", "[PAD395]"], token_type=[1] * 394 + [3, 5],
-          settings=LLAMA | {"vocab_size": 396},
-          weights=tensors("llama", True) | {"token_embd.weight": np.ones((396, C), np.float32)})
-    assert run("import", "x.gguf", "p.pt")[0] == 0
-    tok = load("p.pt")[1]
+    _, tok = take(write(
+        tokens=[*names[:394], "<|im_start|>", "[PAD395]"], token_type=[1] * 394 + [3, 5],
+        settings=LLAMA | {"vocab_size": 396},
+        weights=tensors("llama", True) | {"token_embd.weight": np.ones((396, C), np.float32)}))
     assert tok.specials["<|im_start|>"] == 394 and tok.eot == 395 and tok.vocab_size == 401
     for text in texts(50):
         assert tok.encode(text) == LEARNED.encode(text)
@@ -217,23 +211,17 @@ def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(run):
     (dict(settings=LLAMA | {"block_count": 3}), "model.layers.2.input_layernorm.weight is missing"),
     (dict(settings=LLAMA | {"feed_forward_length": 95}), "is (96, 64), but (95, 64)"),
     (dict(weights={}), "lacks 'token_embd.weight'"),
-    (dict(weights=tensors("llama", True) | {"rope_freqs.weight": np.ones(8, np.float32)}),
-     "the tensor rope_freqs.weight is unknown"),
-    (dict(weights=tensors("llama", True) | {"blk.0.x.weight": np.ones(8, np.float32)}),
-     "the tensor blk.0.x.weight is unknown")], ids=str)
-def test_what_is_not_supported_is_refused_by_name(change, reason, refused):
-    write(**change)
-    assert reason in refused("import", "x.gguf", "p.pt") and os.listdir() == ["x.gguf"]
-
-
-@pytest.mark.parametrize("change, reason", [
-    (dict(settings=LLAMA | {"block_count": 10**7}), "model.layers.2.input_layernorm.weight is mi"),
     (dict(settings=LLAMA | {"embedding_length": 64.0}), "embedding_length=64.0 should be a int"),
-    (dict(weights=tensors("llama", True) | {"output_norm.weight": np.float32([math.nan] * C)}),
-     "the tensor model.norm.weight holds NaN or infinity")], ids=str)
-def test_a_file_that_lies_is_refused_before_its_model_is_built(change, reason, refused):
-    write(**change)
-    assert reason in refused("import", "x.gguf", "p.pt")
+    # before a model of that size is built
+    (dict(settings=LLAMA | {"block_count": 10**7}), "model.layers.2.input_layernorm.weight is mi"),
+    *((dict(weights=tensors("llama", True) | {name: np.float32(w)}), f"the tensor {reason}")
+      for name, w, reason in (
+          ("rope_freqs.weight", [1] * 8, "rope_freqs.weight is unknown"),
+          ("blk.0.x.weight", [1] * 8, "blk.0.x.weight is unknown"),
+          ("output_norm.weight", [math.nan] * C, "model.norm.weight holds NaN or infinity")))],
+    ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_not_supported_is_refused_by_name(change, reason, refused):
+    assert reason in refused("import", write(**change), "p.pt") and os.listdir() == ["x.gguf"]
 
 
 def test_a_header_of_more_values_than_the_file_has_bytes_is_refused_at_once(refused):
@@ -248,10 +236,10 @@ def test_a_header_of_more_values_than_the_file_has_bytes_is_refused_at_once(refu
 def test_a_broken_or_a_missing_file_is_refused(refused):
     whole = Path(write()).read_bytes()
     for size in [0, 3, 4, 20, 100, 1000, len(whole) // 2, len(whole) - 1]:
-        Path("broken.gguf").write_bytes(whole[:size])
-        assert "broken.gguf: damaged, or no GGUF file" in refused("import", "broken.gguf", "p.pt")
+        Path("x.gguf").write_bytes(whole[:size])
+        assert "x.gguf: damaged, or no GGUF file" in refused("import", "x.gguf", "p.pt")
     assert "none.gguf is missing" in refused("import", "none.gguf", "p.pt")
-    assert not Path("p.pt").exists()
+    assert os.listdir() == ["x.gguf"]
 
 
 def test_without_the_library_the_error_names_the_command_that_installs_it(refused, monkeypatch):
@@ -266,40 +254,40 @@ def test_without_the_library_the_error_names_the_command_that_installs_it(refuse
 # ---------------------------------------------------------------------------------------------
 # export
 
+@pytest.fixture
+def export(run):
+    """export("llama") saves a model, and exports it to x.gguf: the model."""
+    def export(variant, *flags, stage="sft"):
+        ours = save("sft.pt", variant, stage)
+        status, out, err = run(*flags, "export", "sft.pt", "x.gguf")  # flags may stand before words
+        assert (status, err) == (0, "") and "x.gguf" in out
+        return ours
+    return export
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("f16", [False, True])
-def test_an_exported_file_gives_the_same_logits_by_the_formula(variant, f16, run):
-    ours = save("sft.pt", variant)
-    status, out, err = run("export", "sft.pt", "x.gguf", *["--f16"] * f16)
-    assert (status, err) == (0, "") and "x.gguf" in out
+def test_an_exported_file_gives_the_same_logits_by_the_formula(variant, f16, export):
+    ours = export(variant, *["--f16"] * f16)
     # llama.cpp has no exact GELU, only the formula with tanh
     exact = ours.config.mlp == "gelu"
     check(ours, "x.gguf", 0.05 if f16 else 0.02 if exact else 1e-3)
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "llama" in v] + ["gpt2"])
-def test_an_exported_file_comes_back_bit_for_bit(variant, run):
-    ours = save("sft.pt", variant)
-    run("export", "sft.pt", "x.gguf")
-    assert run("import", "x.gguf", "back.pt")[0] == 0
-    model, tok = load("back.pt")
-    assert model.config == ours.config and tok.to_dict() == LEARNED.to_dict()
-    assert all(model.state_dict()[name].equal(w) for name, w in ours.state_dict().items())
+def test_an_exported_file_comes_back_bit_for_bit(variant, export, take):
+    same(export(variant), *take("x.gguf"))
 
 
-def test_f16_rounds_the_matrices_and_only_these(run):
-    ours = save("sft.pt", "llama")
-    run("export", "sft.pt", "x.gguf", "--f16")
-    run("import", "x.gguf", "back.pt")
-    for name, w in load("back.pt")[0].state_dict().items():
-        mine = ours.state_dict()[name]
-        assert w.equal(mine.half().float() if w.dim() > 1 else mine)
+def test_f16_rounds_the_matrices_and_only_these(export, take):
+    mine = export("llama", "--f16").state_dict()
+    for name, w in take("x.gguf")[0].state_dict().items():
+        assert w.equal(mine[name].half().float() if w.dim() > 1 else mine[name])
 
 
 @pytest.mark.parametrize("stage, end", [("pretrain", "<|endoftext|>"), ("sft", "<|end|>")])
-def test_the_file_says_how_a_text_ends_and_how_a_chat_is_written(stage, end, run):
-    save("x.pt", "llama", stage)
-    run("export", "x.pt", "x.gguf")
+def test_the_file_says_how_a_text_ends_and_how_a_chat_is_written(stage, end, export):
+    export("llama", stage=stage)
     get = {name.removeprefix("tokenizer."): field.contents()
            for name, field in gguf.GGUFReader("x.gguf").fields.items()}
     assert get["ggml.tokens"][get["ggml.eos_token_id"]] == end
@@ -324,11 +312,6 @@ def test_a_file_that_exists_and_f16_for_a_folder_are_refused(refused):
     assert "--f16 is for GGUF" in refused("export", "sft.pt", "there", "--f16")
 
 
-def test_flags_may_stand_before_the_words(run):
-    save("sft.pt", "llama")
-    assert run("--f16", "export", "sft.pt", "x.gguf")[0] == 0 and os.listdir(".") != ["sft.pt"]
-
-
 def test_a_disk_without_room_is_named_before_anything_is_written(refused, monkeypatch):
     save("sft.pt", "llama")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=999))
@@ -341,10 +324,9 @@ def test_a_disk_without_room_is_named_before_anything_is_written(refused, monkey
 # a real file
 
 @pytest.mark.skipif("SMOLLM2_GGUF" not in os.environ, reason="SMOLLM2_GGUF names no file")
-def test_smollm2_reads_and_writes_english(run):
+def test_smollm2_reads_and_writes_english(take):
     path = Path(os.environ["SMOLLM2_GGUF"]).resolve()
-    assert run("import", path, "p.pt", "--block_size=128")[0] == 0
-    model, tok = load("p.pt")
+    model, tok = take(path, "--block_size=128")
     text = "The river Thames flows through"
     ids = tok.encode(text)
     assert ids == [504, 4626, 30674, 8634, 738]       # so says llama.cpp

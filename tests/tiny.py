@@ -132,6 +132,15 @@ def run(folder, script, *flags, **environment):
     return status, names
 
 
+def loud(model, std=0.2, shift=0.5, seed=0):
+    """Random weights, far from their initial values, so that each of them changes the logits."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=std if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else shift)
+    return model.eval()
+
+
 def interrupted(folder, script, step, *flags):
     """Like run, with a Ctrl-C in the given step: its exit status."""
     save_state = Run.save_state
