@@ -118,13 +118,6 @@ def test_a_text_file_and_a_directory_are_pretraining_text():
     assert check.identify("d") == ("text", "2 files")
 
 
-def test_the_kind_can_be_given(report):
-    path = write("a.jsonl", {"instruction": "Hi", "output": "x", "chosen": "x", "rejected": "y"})
-    assert ": comparisons (" in report(path)
-    assert ": demonstrations (" in report(path, kind="demonstrations")
-    assert ": prompts (" in report(path, kind="prompts")
-
-
 # what it says ----------------------------------------------------------------
 
 TOO_FEW = "(too few: at least 16 and 1 are needed)"
@@ -176,12 +169,7 @@ REPORTS = [
      ["<|user|>Hi<|end|><|assistant|>«…»"]),
     ("in a comparison the place of the score is marked", [pair("Hi")], {},
      ["<|assistant|>Yes.«<|end|>» example 1, a worse response",
-      "<|assistant|>No.«<|end|>»"]),
-    ("colours replace the marks", [demo("Hi", "Hello")], dict(colour="true"),
-     ["\033[32mHello\033[0m\033[1;32m<|end|>\033[0m"]),
-    # bold is what the model sees as one token; the same characters in a text are many
-    ("special tokens spelled in the data stay text", [demo("<|end|>")], dict(colour="true"),
-     ["\033[0m<|end|>\033[0m\033[1;36m<|end|><|assistant|>\033[0m"])]
+      "<|assistant|>No.«<|end|>»"])]
 
 
 @pytest.mark.parametrize("fact, rows, flags, said", REPORTS, ids=[row[0] for row in REPORTS])
@@ -303,11 +291,9 @@ def test_read_malformed_and_dropped_rows_add_up():
 
 
 def test_a_long_list_of_errors_is_cut_and_says_so(report):
-    path = write("a.jsonl", demo("a"), *[demo("b", 3)] * 13)
-    out, err = report(path, stops=True, malformed=5)
-    assert out.count("a response must be") == 5 and "and 8 more (--malformed=13)" in out
+    out, err = report(write("a.jsonl", demo("a"), *[demo("b", 3)] * 13), stops=True)
+    assert out.count("a response must be") == 10 and "and 3 more" in out
     assert "13 malformed rows" in err
-    assert report(path, stops=True, malformed=13)[0].count("a response must be") == 13
 
 
 def test_a_missing_file_is_reported_after_the_others_were_checked(report):
@@ -323,11 +309,19 @@ def test_an_example_is_cut_where_training_cuts_it(report, tiny_tokenizer):
     assert length(tiny_tokenizer, re.search("«(x+)»", printed)[1]) == 71 - prompt
 
 
-@pytest.mark.parametrize("wanted, shown", [(0, ""), (1, "0"), (2, "08"), (3, "048"),
-                                           (99, "012345678")])
-def test_the_examples_are_spread_over_the_file_as_many_as_the_flag_or_all(report, wanted, shown):
-    path = write("a.jsonl", *({"prompt": f"[{i}]"} for i in range(9)))
-    assert "".join(re.findall(r"\[(\d)\]", report(path, examples=wanted))) == shown
+@pytest.mark.parametrize("there, shown", [(1, "0"), (2, "01"), (3, "012"), (9, "048")])
+def test_three_examples_are_spread_over_the_file(report, there, shown):
+    path = write("a.jsonl", *({"prompt": f"[{i}]"} for i in range(there)))
+    assert "".join(re.findall(r"\[(\d)\]", report(path))) == shown
+
+
+def test_colours_replace_the_marks(report, monkeypatch):
+    monkeypatch.setattr(check, "has_colours", lambda: True)
+    printed = report(write("a.jsonl", demo("Hi", "Hello")))
+    assert "\033[32mHello\033[0m\033[1;32m<|end|>\033[0m" in printed and "«" not in printed
+    # bold is what the model sees as one token; the same characters in a text are many
+    printed = report(write("a.jsonl", demo("<|end|>")))
+    assert "\033[0m<|end|>\033[0m\033[1;36m<|end|><|assistant|>\033[0m" in printed
 
 
 def test_data_cannot_control_the_terminal(report):
@@ -343,23 +337,20 @@ def test_a_checkpoint_sets_the_tokenizer_and_the_context(report, tiny_tokenizer)
     assert "cut to 97 tokens" in printed and "more than 31 tokens (96 minus" in printed
 
 
-@pytest.mark.parametrize("flags, reason", [
-    (dict(kind="poems"), "--kind=poems is not one of auto, text"),
-    (dict(colour="red"), "--colour=red is not one of auto"),
-    (dict(block_size=64), "--block_size=64 must be more than --max_new_tokens=64")])
-def test_a_wrong_flag_is_refused(report, flags, reason):
-    assert reason in report(write("a.jsonl", demo("a")), stops=True, **flags)[1]
+def test_a_context_without_room_for_an_answer_is_refused(report):
+    said = report(write("a.jsonl", demo("a")), stops=True, block_size=64)[1]
+    assert "--block_size=64 must be more than --max_new_tokens=64" in said
 
 
 def test_without_a_file_it_says_so(report):
     assert "no file given" in report(stops=True)[1]
 
 
-@pytest.mark.parametrize("argv", [["a", "b", "--examples=1"], ["--examples=1", "a", "b"],
-                                  ["a", "--examples", "1", "b"], ["--data=a,b", "--examples=1"]])
+@pytest.mark.parametrize("argv", ["a b --block_size=1", "--block_size=1 a b", "a --block_size 1 b",
+                                  "--data=a,b --block_size=1"])
 def test_files_and_flags_can_have_any_order(argv):
-    config = parse_config(check.Config, "", argv, words="data")
-    assert (config.data, config.examples) == ("a,b", 1)
+    config = parse_config(check.Config, "", argv.split(), words="data")
+    assert (config.data, config.block_size) == ("a,b", 1)
 
 
 def test_without_a_tokenizer_the_line_says_how_to_make_one(report):
@@ -368,7 +359,7 @@ def test_without_a_tokenizer_the_line_says_how_to_make_one(report):
 
 
 def test_the_exit_status_says_that_the_data_is_broken(said):
-    status, out, err = said("tools/check", write("a.jsonl", demo("a"), "{"), "--examples=1")
+    status, out, err = said("tools/check", write("a.jsonl", demo("a"), "{"))
     assert "demonstrations (prompt, response)" in out and status == 1
     assert err.startswith("check.py: a.jsonl, line 2: not JSON")
     assert "\033" not in out                          # this is no terminal

@@ -23,8 +23,7 @@ from tiny import loud
 from tiny import run as run_here
 from tokenizer import GPT2, PATTERNS, SPECIALS, Tokenizer
 from tools import hf
-from tools.hf import (BYTE_CHARS, tokenizer_from_gpt2, tokenizer_from_hf, tokenizer_from_tiktoken,
-                      tokenizer_to_hf)
+from tools.hf import BYTE_CHARS, tokenizer_from_gpt2, tokenizer_from_hf, tokenizer_to_hf
 
 ROOT = Path(hf.__file__).resolve().parents[1]
 TEXT = (ROOT / "tokenizer.py").read_text(encoding="utf-8")
@@ -314,26 +313,6 @@ def test_gpt2_encodes_as_tiktoken_does_with_gpt2s_ranks(gpt2):
 @pytest.fixture(scope="module")
 def tok():
     return Tokenizer.train(TEXT, 600)
-
-
-@pytest.mark.parametrize("name", ["tok", "gpt2"])
-def test_a_tokenizer_comes_back_from_tiktoken_unchanged(name, request):
-    tok = request.getfixturevalue(name)
-    back = tokenizer_from_tiktoken(tok.to_tiktoken())
-    assert vars(back) | {"split": 0} == vars(tok) | {"split": 0}
-
-
-def test_an_encoding_of_tiktoken_keeps_its_ids_its_unused_ids_and_its_special_tokens():
-    ranks = {bytes([byte]): 255 - byte for byte in range(256)} | {b"ab": 300, b"abc": 310}
-    special = {"<|fim|>": 305, "<|endoftext|>": 320}
-    theirs = tiktoken.Encoding("x", pat_str=r"\w+|\W+", mergeable_ranks=ranks,
-                               special_tokens=special)
-    ours = tokenizer_from_tiktoken(theirs)
-    assert ours.encode("abc cab") == theirs.encode_ordinary("abc cab")
-    assert (ours.eot, ours.pad, ours.end, ours.vocab_size) == (320, 321, 325, 326)
-    assert ours.decode([310, 305]) == "abc<|fim|>"
-    with pytest.raises(ValueError, match="315"):
-        ours.decode([315])
 
 
 @pytest.mark.parametrize("name", ["tok", "gpt2"])

@@ -4,8 +4,8 @@
     python -m tools.check train.jsonl test.jsonl          # also counts the prompts they share
     python -m tools.check book.txt --tokenizer=out/pretrain.pt
 
-For each file, or directory of pretraining text, it prints: the format, every malformed row, lengths
-in tokens, duplicates, how many rows are held out, how many would be cut or left out and why, and
+For each file, or directory of pretraining text, it prints: the format, malformed rows, lengths in
+tokens, duplicates, how many rows are held out, how many would be cut or left out and why, and
 examples as the model will see them. The exit status is 1 if a row is malformed, since training
 would refuse the file.
 """
@@ -43,16 +43,15 @@ MARKED = dict(text="what the model learns to predict, which is everything",
               prompts="where the model's own answer will be")
 
 
+EXAMPLES, MALFORMED = 3, 10                # how many to show; all are counted
+
+
 @dataclass
 class Config:
     data: str = ""                         # files; `python -m tools.check FILE FILE` is shorter
-    kind: str = "auto"                     # auto, text, demonstrations, comparisons or prompts
     tokenizer: str = "out/tokenizer.json"  # or a checkpoint, which contains a tokenizer
     block_size: int = 0                    # the context in tokens; 0: the checkpoint's, or 128
     max_new_tokens: int = 64               # the part of the context that PPO needs for the answer
-    examples: int = 3                      # how many to show
-    malformed: int = 10                    # how many malformed rows to list; all are counted
-    colour: str = "auto"                   # auto: on a terminal without NO_COLOR; true, false
     debug: bool = False                    # show tracebacks
 
 
@@ -137,12 +136,12 @@ def render(tok, ids, mask, colour):
     return "    " + text.replace("\n", "\n    ")
 
 
-def show_examples(kind, examples, tok, config, colour):
+def show_examples(kind, examples, tok, colour):
     """Print some examples. Each is a list of (ids, mask), one for each response to the same prompt,
     the best response first."""
     mark = paint("green", 32, colour) if colour else "between « and »"
-    print(f"\n    as the model sees it; {mark}: {MARKED[kind]}" if config.examples else "")
-    chosen = np.linspace(0, len(examples) - 1, min(config.examples, len(examples)), dtype=int)
+    print(f"\n    as the model sees it; {mark}: {MARKED[kind]}")
+    chosen = np.linspace(0, len(examples) - 1, min(EXAMPLES, len(examples)), dtype=int)
     for number, i in enumerate(chosen, 1):
         for place, (ids, mask) in enumerate(examples[i]):
             print(f"\n    example {number}" + ", a worse response" * (place > 0))
@@ -151,14 +150,14 @@ def show_examples(kind, examples, tok, config, colour):
 
 # ---- the four kinds -------------------------------------------------------------------------
 
-def look_at_text(path, tok, T, config, colour, quiet):
+def look_at_text(path, tok, T, colour, quiet):
     """Pretraining text, encoded in a temporary folder; returns hashes of the texts."""
     with TemporaryDirectory() as folder:
         with redirect_stderr(io.StringIO()) if quiet else nullcontext():
             corpus = Corpus(path, tok, folder, "check")
         texts = set(hashes := np.load(next(Path(folder).glob("*/docs.npz")))["hash"])
         # the first rows that `pretrain.py --seed=0` trains on
-        rows = corpus.shuffle(config.examples * T + 1, seed=0).rows(0, config.examples, T).tolist()
+        rows = corpus.shuffle(EXAMPLES * T + 1, seed=0).rows(0, EXAMPLES, T).tolist()
     n = corpus.lengths
     lengths = {name: n[corpus.source == i] for i, name in enumerate(corpus.sources)}
     show_lengths(lengths | ({"all": n} if len(lengths) > 1 else {}))
@@ -168,7 +167,7 @@ def look_at_text(path, tok, T, config, colour, quiet):
     fact("pretrain.py", split(corpus.held_out.tolist()))
     fact("", f"nothing is left out: documents are joined, and an epoch is "
              f"{n[~corpus.held_out].sum() // T:,} rows of {T} tokens")
-    show_examples("text", [[(row, [0] + [1] * T)] for row in rows], tok, config, colour)
+    show_examples("text", [[(row, [0] + [1] * T)] for row in rows], tok, colour)
     return texts
 
 
@@ -200,7 +199,7 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
     fact("rlhf_ppo.py", split(held_out(fits), rlhf_ppo.Config.batch_size))
     fact("", f"{len(rows) - len(fits):,} left out, since the prompt has more than {room} tokens "
              f"({T} minus --max_new_tokens and the end)")
-    show_examples(kind, examples, tok, config, colour)
+    show_examples(kind, examples, tok, colour)
     return set(keys)
 
 
@@ -238,13 +237,12 @@ def look(path, config, tok, T, colour):
         kind, form = identify(path)
     except DataError as error:
         return "", [str(error)], set()
-    kind = kind if config.kind == "auto" else config.kind
     print(f"\n{path}: {'pretraining ' * (kind == 'text')}{kind} ({form})\n")
     rows, malformed, dropped, notes = read(path, kind)
-    for reason in malformed[:config.malformed]:
+    for reason in malformed[:MALFORMED]:
         fact("malformed", reason)
-    if len(malformed) > config.malformed:
-        fact("", f"and {len(malformed) - config.malformed:,} more (--malformed={len(malformed)})")
+    if len(malformed) > MALFORMED:
+        fact("", f"and {len(malformed) - MALFORMED:,} more")
     for reason, count in dropped.most_common():
         fact("dropped", f"{count:,} {reason}")
     for (what, text), count in notes.most_common():
@@ -254,7 +252,7 @@ def look(path, config, tok, T, colour):
     if kind != "text":
         return kind, malformed, look_at_dialogues(kind, rows, tok, T, config, colour)
     try:
-        return kind, malformed, look_at_text(path, tok, T, config, colour, dropped or notes)
+        return kind, malformed, look_at_text(path, tok, T, colour, dropped or notes)
     except ValueError as error:                       # too few documents to hold one out
         fact("too few", error)
         return kind, [str(error)], set()
@@ -263,9 +261,6 @@ def look(path, config, tok, T, colour):
 def main(config):
     if not config.data:
         fail("no file given: try `python -m tools.check data/town/sft.jsonl` (-h explains)")
-    for name, values in (("kind", ("auto", *READERS)), ("colour", ("auto", "true", "false"))):
-        if getattr(config, name) not in values:
-            fail(f"--{name}={getattr(config, name)} is not one of {', '.join(values)}")
     T = pretrain.Config.block_size
     if config.tokenizer.endswith(".pt"):
         ckpt = load_checkpoint(config.tokenizer)
@@ -275,9 +270,7 @@ def main(config):
     T = config.block_size or T
     if T <= config.max_new_tokens:
         fail(f"--block_size={T} must be more than --max_new_tokens={config.max_new_tokens}")
-    colour = has_colours() if config.colour == "auto" else config.colour == "true"
-
-    seen = {path: look(path, config, tok, T, colour) for path in config.data.split(",")}
+    seen = {path: look(path, config, tok, T, has_colours()) for path in config.data.split(",")}
     for (a, (kind, _, in_a)), (b, (other, _, in_b)) in combinations(seen.items(), 2):
         if (kind == "text") == (other == "text") and (len(seen) == 2 or in_a & in_b):
             print(f"\n{len(in_a & in_b):,} {'texts' if kind == 'text' else 'prompts'} are in both "

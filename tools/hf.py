@@ -35,7 +35,7 @@ import torch
 from checkpoint import check_room, load_checkpoint, plain, save_checkpoint, size_of
 from common import fail, named, parse_config
 from model import GPT, GPTConfig
-from tokenizer import GPT2, Tokenizer, check_pattern, merge
+from tokenizer import GPT2, Tokenizer, check_pattern
 from tools import gguf_file
 
 
@@ -401,18 +401,6 @@ def split_pattern(steps):
                 check_pattern(pattern := cut["pattern"].get("Regex", ""))
                 return pattern
     raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
-
-
-def tokenizer_from_tiktoken(encoding):
-    """tiktoken stores only tokens, no pairs. The merges before a token turn its bytes into two
-    parts: these are its pair."""
-    ranks, merges = encoding._mergeable_ranks, {}
-    byte_ids = [ranks[bytes([byte])] for byte in range(256)]
-    for token in sorted(ranks, key=ranks.get):
-        if len(token) > 1:
-            left, right = merge([byte_ids[byte] for byte in token], merges)
-            merges[left, right] = ranks[token]
-    return Tokenizer(encoding._pat_str, byte_ids, merges, encoding._special_tokens)
 
 
 def printable(tok):
