@@ -19,7 +19,7 @@ import random
 import signal
 from collections import Counter
 from dataclasses import dataclass
-from itertools import combinations, permutations
+from itertools import permutations
 from pathlib import Path
 from unicodedata import normalize
 
@@ -30,6 +30,7 @@ from compare import different, respond
 from data.formats import DataError, read_comparisons, read_prompts
 from model import GPT
 from tokenizer import Tokenizer
+from tools.rankings import agreement
 
 
 @dataclass
@@ -148,27 +149,16 @@ def label(n, item, labels, save, name=""):
 
 # ---- two people -----------------------------------------------------------------------------
 
-def verdicts(rows):
-    """{(prompt, a, b): whether a is better than b} for all pairs of answers that are not tied."""
-    found = {}
-    for row in rows:
-        ranked = sorted(zip(row["responses"], row["ranks"]))
-        found |= {(json.dumps(row["prompt"]), a, b): i < j
-                  for (a, i), (b, j) in combinations(ranked, 2) if i != j}
-    return found
-
-
 def report_agreement(first, second):
-    """One line: how often two files rank a pair the same way. The pairs of one prompt are not
-    independent, so the interval counts prompts: it may be too wide, but never too narrow."""
-    a, b = (verdicts(read_comparisons(path, dropped=Counter())) for path in (first, second))
-    both = a.keys() & b.keys()
-    if not both:
+    """One line: how often two files rank a pair the same way."""
+    files = (read_comparisons(path, dropped=Counter()) for path in (first, second))
+    found = agreement(dict(enumerate(files)))
+    pairs, same, interval = found["pairs"], found["same"], found["interval"]
+    if not pairs:
         raise DataError(f"{first} and {second} have no pair of answers that both have ranked")
-    same, prompts = sum(a[pair] == b[pair] for pair in both), len({prompt for prompt, *_ in both})
-    low, high = wilson(same / len(both), prompts)
-    return (f"both rank {len(both):,} pairs of answers (prompts: {prompts:,}), {same:,} of them "
-            f"the same way: {same / len(both):.1%} [{low:.1%}, {high:.1%}]; chance is 50%")
+    return (f"both rank {pairs:,} pairs of answers (prompts: {found['prompts']:,}), {same:,} of "
+            f"them the same way: {same / pairs:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]; chance "
+            f"is 50%")
 
 
 def report_wins(rows):

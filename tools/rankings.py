@@ -1,4 +1,4 @@
-"""What the people of a class have ranked on view.page, and how often they agree."""
+"""What people have ranked, on view.page or with tools.label, and how often they agree."""
 
 import hashlib
 import json
@@ -7,14 +7,14 @@ import random
 import shlex
 import threading
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 from checkpoint import read_rows
 from common import wilson, writing
 from data.formats import dense_ranks, read_comparisons, string, unjudged
-from tools.label import verdicts
 
-MAX_PEOPLE = 200
+MAX_PEOPLE, MAX_ITEMS = 200, 100
 
 
 def stamp(path):
@@ -32,13 +32,42 @@ def key_of(row):
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def verdicts(rows):
+    """{(prompt, a, b): whether a is better than b} for all pairs of answers that are not tied."""
+    found = {}
+    for row in rows:
+        ranked = sorted(zip(row["responses"], row["ranks"]))
+        found |= {(json.dumps(row["prompt"]), a, b): i < j
+                  for (a, i), (b, j) in combinations(ranked, 2) if i != j}
+    return found
+
+
+def agreement(by):
+    """How often two people rank a pair of answers the same way: all together, and each person with
+    all others. by: {name: rows}. Pairs of one prompt are not independent, so the interval counts
+    prompts: it may be too wide, but never too narrow."""
+    given, votes = {who: verdicts(rows) for who, rows in by.items()}, {}
+    for found in given.values():
+        for pair, first in found.items():
+            votes.setdefault(pair, Counter())[first] += 1
+    people = [dict(name=who, items=len(by[who]),
+                   pairs=sum(votes[pair].total() - 1 for pair in found),
+                   same=sum(votes[pair][first] - 1 for pair, first in found.items()))
+              for who, found in given.items()]
+    pairs, same = (sum(p[name] for p in people) // 2 for name in ("pairs", "same"))
+    prompts = len({prompt for (prompt, *_), seen in votes.items() if seen.total() > 1})
+    return dict(people=people, pairs=pairs, same=same, prompts=prompts,
+                interval=wilson(same / pairs, prompts) if pairs else None)
+
+
 class Rankings:
     """The items, and the file with all rankings: {(name, key): row}. The file is the truth: it is
     read again when it has changed. What is wrong raises a ValueError with one line."""
 
-    def __init__(self, source, out, n):
-        """source: the comparisons whose answers people rank, the first n of them."""
-        self.source, self.out, self.n = Path(source), Path(out), n
+    def __init__(self, folder):
+        """People rank the answers of its first comparisons."""
+        self.folder = Path(folder)
+        self.source, self.out = self.folder / "comparisons.jsonl", self.folder / "class.jsonl"
         self.lock, self.cached = threading.Lock(), {}
         self.items(), self.rows()
 
@@ -62,7 +91,7 @@ class Rankings:
     def read_items(self):
         if not self.source.exists():
             return {}
-        rows = read_comparisons(self.source, dropped=Counter())[:self.n]
+        rows = read_comparisons(self.source, dropped=Counter())[:MAX_ITEMS]
         return {key_of(row): unjudged(row) for row in rows}
 
     def read_rows(self):
@@ -74,7 +103,7 @@ class Rankings:
         except (KeyError, TypeError, ValueError):
             found = {}
         if not found and self.out.exists() and self.out.stat().st_size:
-            raise ValueError(f"{self.out} is not a file of this page: choose another --out")
+            raise ValueError(f"{self.out} is not a file of this page: move it away")
         return found
 
     def shown(self, name, key):
@@ -113,29 +142,17 @@ class Rankings:
                 f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows.values())
 
     def count(self):
-        """How often two people rank a pair of answers the same way: all together, and each person
-        with all others. Pairs of one prompt are not independent: the interval counts prompts."""
-        rows, votes = self.rows(), {}
-        by = {who: verdicts(row for (name, _), row in rows.items() if name == who)
-              for who, _ in rows}
-        for found in by.values():
-            for pair, first in found.items():
-                votes.setdefault(pair, Counter())[first] += 1
-        people = [dict(name=who, items=sum(name == who for name, _ in rows),
-                       pairs=sum(votes[pair].total() - 1 for pair in found),
-                       same=sum(votes[pair][first] - 1 for pair, first in found.items()))
-                  for who, found in by.items()]
-        pairs, same = (sum(p[name] for p in people) // 2 for name in ("pairs", "same"))
-        prompts = len({prompt for (prompt, *_), seen in votes.items() if seen.total() > 1})
-        return dict(people=people, pairs=pairs, same=same,
-                    interval=wilson(same / pairs, prompts) if pairs else None)
+        by = {}
+        for (who, _), row in self.rows().items():
+            by.setdefault(who, []).append(row)
+        return agreement(by)
 
-    def command(self, folder):
+    def command(self):
         """The command that trains a reward model on the file."""
         words = ["python", "reward.py", f"--data={self.out}", "--held_out=0.2",
                  f"--out={self.out.with_name('class_reward.pt')}"]
-        if str(folder) != "out":
-            words += [f"--init={folder}/sft.pt", f"--lm={folder}/sft.pt"]
+        if str(self.folder) != "out":
+            words += [f"--init={self.folder}/sft.pt", f"--lm={self.folder}/sft.pt"]
         if len(self.rows()) < 64:                     # fewer than the default batch needs
             words += ["--batch_size=4", "--micro_batch=4"]
         return shlex.join(words)

@@ -203,7 +203,7 @@ class Worker(threading.Thread):
                             f"{ask.model} has room for {room}: please use fewer words")
 
         self.answered += 1
-        settings = chat.Config(temperature=job.temperature, top_k=job.top_k, seed=self.config.seed,
+        settings = chat.Config(temperature=job.temperature, top_k=job.top_k,
                                max_new_tokens=max(1, self.config.max_new_tokens - len(prefix)))
         job.send("start", k=k, text=chat.safe(tok.decode(prefix)), shortened=len(kept) < len(asked))
         tap = Tap(speaker.model, job)

@@ -48,16 +48,11 @@ except ImportError as error:
 @dataclass
 class Config:
     folder: str = "out"            # where the stages write
-    items: str = ""                # answers to rank; "": comparisons.jsonl in the folder
-    out: str = ""                  # the rankings; "": class.jsonl in the folder
-    n_prompts: int = 100           # how many items a class ranks
     host: str = "127.0.0.1"        # another one lets other computers in, and needs --token
     port: int = 8000
     token: str = ""                # a secret of at least 8 letters and digits, part of the link
-    names: str = ""                # other names that lead here, as of a proxy: hub.example.org
     lang: str = "en"               # en or zh: the language in which the page opens
     max_new_tokens: int = 64       # of one answer
-    seed: int = 0
     device: str = "auto"           # auto: cuda, else cpu; mps when asked
     dtype: str = "float32"         # small models: speed does not matter here
     debug: bool = False            # show tracebacks
@@ -81,7 +76,6 @@ class Guard:
 
     def __init__(self, app, config):
         self.app, self.config = app, config
-        self.names = list(filter(None, config.names.lower().split(",")))
 
     def is_ours(self, host):
         """Whether a Host is one of this server's. DNS rebinding gives a strange page's name the
@@ -89,7 +83,7 @@ class Guard:
         try:
             name = urlsplit(f"//{host}").hostname
             ours = "localhost", self.config.host.lower(), socket.gethostname().lower()
-            return name in self.names or name in ours[:2 + (not is_local(self.config.host))] or (
+            return name in ours[:2 + (not is_local(self.config.host))] or (
                 ipaddress.ip_address(name or "").is_loopback or not is_local(self.config.host))
         except ValueError:
             return False
@@ -99,9 +93,9 @@ class Guard:
         host, origin = get("host", ""), get("origin")
         given = get("x-token") or request.query_params.get("token", "")
         if not self.is_ours(host):
-            raise HTTPException(403, "wrong Host: --names=... of view.page allows another name")
+            raise HTTPException(403, "wrong Host")
         # the page itself may be opened by a link elsewhere; only our page may do more
-        if (origin is not None and origin.partition("://")[2] not in (host, *self.names)
+        if (origin is not None and origin.partition("://")[2] != host
                 or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):
             raise HTTPException(403, "wrong Origin")
         if not hmac.compare_digest(given.encode(), self.config.token.encode()):
@@ -214,8 +208,7 @@ def person(name):
 def make_app(config):
     """The application, and its thread, which is not started."""
     folder = Path(config.folder)
-    rankings = Rankings(config.items or folder / "comparisons.jsonl",
-                        config.out or folder / "class.jsonl", config.n_prompts)
+    rankings = Rankings(folder)
     shelf = Shelf(folder, Runtime(config))
     shelf.refresh()
     worker, drawn = Worker(shelf, config), {}
@@ -264,7 +257,7 @@ def make_app(config):
 
     @app.get("/agreement")
     def agreement():
-        return rankings.agreement() | dict(command=rankings.command(folder))
+        return rankings.agreement() | dict(command=rankings.command())
 
     @app.post("/rank")
     def rank(answer: Ranking):
@@ -313,9 +306,9 @@ def panels_of(folder, most=400):
 
 def make_server(config):
     """A uvicorn server that listens already, on a socket of its own."""
-    if (config.names or not is_local(config.host)) and not config.token:
-        fail(f"--host={config.host} --names={config.names} lets other computers in, so it needs a "
-             f"secret, such as --token={secrets.token_urlsafe(12)}")
+    if not is_local(config.host) and not config.token:
+        fail(f"--host={config.host} lets other computers in, so it needs a secret, such as "
+             f"--token={secrets.token_urlsafe(12)}")
     if config.token and not re.fullmatch(r"[\w-]{8,100}", config.token, re.ASCII):
         fail("--token must be 8 to 100 letters, digits, - or _")
     if not Path(config.folder).is_dir():
