@@ -90,8 +90,8 @@ def browser():
 
 
 @pytest.fixture
-def said(capsys):
-    """said(script, flag, …) runs a script here: its exit status, stdout and stderr."""
+def run_script(capsys):
+    """run_script(script, flag, …) runs a script here: its exit status, stdout and stderr."""
     from tiny import run
 
     def call(script, *flags):
@@ -101,12 +101,12 @@ def said(capsys):
 
 
 @pytest.fixture
-def refused(capsys, said):
+def refused(capsys, run_script):
     """refused(f, …) calls f, or runs the script of that name with these flags. It must end with
     status 1 and one line on stderr: that line."""
     def call(f, *args, **kwargs):
         if isinstance(f, str):
-            status, _, err = said(f, *args)
+            status, _, err = run_script(f, *args)
         else:
             with pytest.raises(SystemExit) as end:
                 f(*args, **kwargs)

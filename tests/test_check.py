@@ -358,8 +358,8 @@ def test_without_a_tokenizer_the_line_says_how_to_make_one(report):
         report(write("a.jsonl", demo("a")), tokenizer="none.json")
 
 
-def test_the_exit_status_says_that_the_data_is_broken(said):
-    status, out, err = said("tools/check", write("a.jsonl", demo("a"), "{"))
+def test_the_exit_status_says_that_the_data_is_broken(run_script):
+    status, out, err = run_script("tools/check", write("a.jsonl", demo("a"), "{"))
     assert "demonstrations (prompt, response)" in out and status == 1
     assert err.startswith("check.py: a.jsonl, line 2: not JSON")
     assert "\033" not in out                          # this is no terminal

@@ -40,9 +40,9 @@ def texts(n, seed=0, most=12):
 
 
 @pytest.fixture
-def run(said):
+def run(run_script):
     """run("import", …) -> exit status, stdout, stderr of that command"""
-    return partial(said, "tools/hf")
+    return partial(run_script, "tools/hf")
 
 
 @pytest.fixture

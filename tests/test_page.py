@@ -69,7 +69,10 @@ class Site:
         self.thread = threading.Thread(target=self.server.run, args=([listening],))
         self.thread.start()
 
-    def close(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self.server.should_exit = True
         self.thread.join(10)
 
@@ -116,10 +119,9 @@ def question(model="ppo", *texts, **more):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory, tiny_tokenizer):
     folder = make_folder(tmp_path_factory.mktemp("page"), tiny_tokenizer)
-    site = Site(folder=str(folder))
-    site.folder, site.tok = folder, tiny_tokenizer
-    yield site
-    site.close()
+    with Site(folder=str(folder)) as site:
+        site.folder, site.tok = folder, tiny_tokenizer
+        yield site
 
 
 @pytest.fixture
@@ -148,9 +150,14 @@ def slow(monkeypatch):
 # ---------------------------------------------------------------------------------------------
 # answers
 
+def load(site, stage):
+    ckpt = torch.load(site.folder / f"{stage}.pt", weights_only=True)
+    return (ScalarGPT if stage == "reward" else GPT).load(ckpt).eval()
+
+
 def greedy(site, stage, ids, n=12):
     """What the model writes after ids: ids, up to one that ends it."""
-    model = GPT.load(torch.load(site.folder / f"{stage}.pt", weights_only=True)).eval()
+    model = load(site, stage)
     said = model.generate(torch.tensor([ids]), n, temperature=0)[0, len(ids):].tolist()
     ends = [i for i, id in enumerate(said) if id in site.tok.specials.values()]
     return said[:ends[0] + 1] if ends else said
@@ -179,16 +186,15 @@ def test_the_numbers_of_a_token_are_those_of_the_models(site):
     [event] = site.done(question())
     prompt = [dict(role="user", content="Where is Ada?")]
     ids, said = site.tok.encode_chat(prompt, reply=True)[0], [t["id"] for t in event["tokens"]]
-    p, q = (GPT.load(torch.load(site.folder / f"{stage}.pt", weights_only=True)).eval()(
-        torch.tensor([ids + said]))[0][0].double().softmax(-1).detach() for stage in ("ppo", "sft"))
+    p, q = (load(site, stage)(torch.tensor([ids + said]))[0][0].double().softmax(-1).detach()
+            for stage in ("ppo", "sft"))
     for t, token in enumerate(event["tokens"], len(ids) - 1):
         assert token["p"] == pytest.approx(p[t, token["id"]].item(), abs=1e-3)
         assert token["entropy"] == pytest.approx(-(p[t] * p[t].log()).sum().item(), abs=1e-3)
         assert token["kl"] == pytest.approx((p[t] * (p[t] / q[t]).log()).sum().item(), abs=1e-3)
         assert [a["id"] for a in token["top"]] == p[t].topk(8).indices.tolist()
-    reward = ScalarGPT.load(torch.load(site.folder / "reward.pt", weights_only=True))
     row = encode_answer(site.tok, prompt, event["raw"], 160)
-    score = score_all(reward, [row], site.tok, Runtime(page.Config(device="cpu")))
+    score = score_all(load(site, "reward"), [row], site.tok, Runtime(page.Config(device="cpu")))
     assert event["score"] == pytest.approx(score.item(), abs=1e-4)
 
 
@@ -318,15 +324,14 @@ def test_another_origin_cannot_drive_it(site, status, headers):
     assert site.ask("/ask", dict(asks=[question()]), **headers)[0] == status
 
 
-@pytest.mark.parametrize("given, status", [
-    ("/state", 401), ("/state?token=", 401), ("/state?token=secret-secreT", 401),
-    ("/state?token=secret-secre", 401), ("/?token=%ff", 401), ("/", 401),
-    ("/state?token=secret-secret", 200), ("/?token=secret-secret", 200)])
-def test_with_a_token_every_request_needs_it(tmp_path_factory, given, status):
-    site = Site(folder=str(tmp_path_factory.getbasetemp()), token="secret-secret")
-    assert site.ask(given)[0] == status
-    assert site.ask(given.partition("?")[0], x_token="secret-secret")[0] == 200
-    site.close()
+def test_with_a_token_every_request_needs_it(tmp_path):
+    with Site(folder=str(tmp_path), token="secret-secret") as site:
+        for given in ("/state", "/state?token=", "/state?token=secret-secreT", "/?token=%ff", "/",
+                      "/state?token=secret-secre"):
+            assert site.ask(given)[0] == 401, given
+        for given in ("/state?token=secret-secret", "/?token=secret-secret"):
+            assert site.ask(given)[0] == 200
+        assert site.ask("/state", x_token="secret-secret")[0] == 200
 
 
 def test_other_computers_reach_it_by_address_but_not_by_a_strange_name():
@@ -404,17 +409,14 @@ def test_the_page_may_load_and_run_only_what_is_its_own(site):
     "--host=0.0.0.0": "needs a secret, such as --token=", "--token=short": "--token must be 8 to",
     "--folder=nowhere": "--folder=nowhere is not there", "--lang=de": "--lang=de is not en or zh",
     "--port=99999": "can't be used"}.items())
-def test_a_wrong_flag_gets_one_line(site, flags, said, capsys, monkeypatch):
+def test_a_wrong_flag_gets_one_line(site, flags, said, refused, monkeypatch):
     monkeypatch.setattr("uvicorn.Server.run", lambda *_: pytest.fail("the server starts"))
-    assert tiny.run(site.folder, "view/page", "--folder=.", "--port=0", flags)[0] == 1
-    err = capsys.readouterr().err
-    assert said in err and err.count("\n") == 1
+    assert said in refused("view/page", f"--folder={site.folder}", "--port=0", flags)
 
 
-def test_a_busy_port_gets_one_line(site, capsys):
-    assert tiny.run(site.folder, "view/page", "--folder=.", f"--port={site.port}")[0] == 1
-    err = capsys.readouterr().err
-    assert "Address already in use" in err and err.count("\n") == 1
+def test_a_busy_port_gets_one_line(site, refused):
+    said = refused("view/page", f"--folder={site.folder}", f"--port={site.port}")
+    assert "Address already in use" in said
 
 
 def test_ctrl_c_ends_it_at_once_even_while_it_answers(site):
@@ -465,10 +467,10 @@ def test_a_score_that_is_not_finite_arrives_as_null(site, monkeypatch):
 
 def test_a_torn_line_among_the_rankings_costs_no_other(site, class_file):
     item = items_of(site, "Ann")[0]
-    assert rank(site, "Ann", item, list(range(len(item["responses"]))))[0] == 200
+    assert rank(site, "Ann", item)[0] == 200
     with open(class_file, "a") as f:
         f.write('{"prompt": "half\n')
-    assert items_of(site, "Ann")[0]["ranks"] == list(range(len(item["responses"])))
+    assert items_of(site, "Ann")[0]["ranks"] == in_order(item)
 
 
 def test_a_long_curve_keeps_its_last_point_and_few_others(tmp_path):
@@ -477,8 +479,13 @@ def test_a_long_curve_keeps_its_last_point_and_few_others(tmp_path):
     assert len(points) <= 400 and points[-1] == (5001, 5001)
 
 
-def rank(site, name, item, ranks):
-    return site.ask("/rank", dict(name=name, key=item["key"], ranks=ranks))
+def in_order(item):
+    return [*range(len(item["responses"]))]
+
+
+def rank(site, name, item, ranks=None):
+    """Rank an item, by default in the order in which it is shown: (status, text)."""
+    return site.ask("/rank", dict(name=name, key=item["key"], ranks=ranks or in_order(item)))
 
 
 def items_of(site, name):
@@ -513,8 +520,7 @@ def test_the_agreement_is_that_of_counting_by_hand_and_of_label_py(site, class_f
     given = {name: {} for name in ("Ana", "Ben", "Cem")}
     for n, name in enumerate(given):
         for i, item in enumerate(items_of(site, name)[:8]):
-            ranks = [(i + j * (n + 1)) % len(item["responses"]) for j, _ in
-                     enumerate(item["responses"])]
+            ranks = [(i + j * (n + 1)) % len(item["responses"]) for j in in_order(item)]
             ranks = [sorted(set(ranks)).index(r) for r in ranks]
             assert rank(site, name, item, ranks)[0] == 200
             given[name][item["key"]] = dict(zip(item["responses"], ranks))
@@ -544,7 +550,7 @@ def test_the_agreement_is_that_of_counting_by_hand_and_of_label_py(site, class_f
 def test_the_command_on_the_page_trains_the_reward_model(site, class_file, capsys):
     for name in ("Ana", "Ben"):
         for item in items_of(site, name)[:30]:
-            assert rank(site, name, item, [*range(len(item["responses"]))])[0] == 200
+            assert rank(site, name, item)[0] == 200
     words = site.get("/agreement")["command"].split()
     assert words[:2] == ["python", "reward.py"]
     assert tiny.run(site.folder, "reward", *words[2:])[0] == 0, capsys.readouterr().err
@@ -569,34 +575,34 @@ def test_a_name_has_1_to_40_characters(site, class_file, name):
 def test_a_disk_that_is_full_or_read_only_gives_one_line_and_keeps_the_file(
         site, class_file, monkeypatch, capfd):
     first, second = items_of(site, "Ana")[:2]
-    assert rank(site, "Ana", first, [*range(len(first["responses"]))])[0] == 200
+    assert rank(site, "Ana", first)[0] == 200
     before = class_file.read_bytes()
 
     def full(*_):
         raise OSError(28, "No space left on device")
     monkeypatch.setattr(os, "replace", full)
-    status, text = rank(site, "Ana", second, [*range(len(second["responses"]))])
+    status, text = rank(site, "Ana", second)
     assert status == 507 and "No space left on device" in text and "\n" not in text
     monkeypatch.undo()
     class_file.chmod(0o444)
-    status, text = rank(site, "Ana", second, [*range(len(second["responses"]))])
+    status, text = rank(site, "Ana", second)
     assert status == 507 and "can't be written" in text
     assert "class.jsonl is read-only" in capfd.readouterr().err
     class_file.chmod(0o644)
     assert class_file.read_bytes() == before
-    assert rank(site, "Ana", second, [*range(len(second["responses"]))])[0] == 200
+    assert rank(site, "Ana", second)[0] == 200
     assert class_file.read_bytes().startswith(before)
 
 
 def test_what_another_program_adds_to_the_file_is_not_lost(site, class_file):
     first, second = items_of(site, "Ana")[:2]
-    rank(site, "Ana", first, [*range(len(first["responses"]))])
+    rank(site, "Ana", first)
     row = dict(json.loads(class_file.read_text()), labeler="Zoe")
     class_file.write_text(class_file.read_text() + json.dumps(row) + "\n")
-    rank(site, "Ana", second, [*range(len(second["responses"]))])
+    rank(site, "Ana", second)
     assert [r["labeler"] for r in read_comparisons(class_file)] == ["Ana", "Zoe", "Ana"]
     class_file.write_text("not ours\n")
-    status, text = rank(site, "Ana", first, [*range(len(first["responses"]))])
+    status, text = rank(site, "Ana", first)
     assert status == 422 and "class.jsonl is not a file of this page: move it away" in text
     assert class_file.read_text() == "not ours\n"
 
@@ -604,9 +610,9 @@ def test_what_another_program_adds_to_the_file_is_not_lost(site, class_file):
 def test_there_is_an_end_to_how_many_people_can_rank(site, class_file, monkeypatch):
     monkeypatch.setattr(rankings, "MAX_PEOPLE", 1)
     item = items_of(site, "Ana")[0]
-    assert rank(site, "Ana", item, [*range(len(item["responses"]))])[0] == 200
+    assert rank(site, "Ana", item)[0] == 200
     item = items_of(site, "Ben")[0]
-    assert rank(site, "Ben", item, [*range(len(item["responses"]))])[0] == 422
+    assert rank(site, "Ben", item)[0] == 422
 
 
 # ---------------------------------------------------------------------------------------------
@@ -632,6 +638,11 @@ class Tab:
     def text(self, selector):
         return self.script("return document.querySelector(arguments[0]).innerText", selector)
 
+    def tokens(self, n):
+        """The probabilities below the tokens of the n-th answer, as the page shows them."""
+        return self.script("""return [...[...document.querySelectorAll('.answer')].at(arguments[0])
+            .querySelectorAll('.tokens .tok small')].map(t => t.innerText)""", n)
+
     def press(self, selector, n=0):
         self.script("document.querySelectorAll(arguments[0])[arguments[1]].click()", selector, n)
 
@@ -654,6 +665,10 @@ class Tab:
             self.press(".rank", i)
 
 
+def shown(event):
+    return [f"{token['p']:.2f}" for token in event["tokens"]]
+
+
 @pytest.fixture
 def tab(browser, site, class_file):
     tab = Tab(browser, site)
@@ -668,9 +683,7 @@ def test_the_page_streams_answers_and_shows_their_tokens(tab, site, slow):
     tab.until("document.querySelectorAll('.answer .score').length === 3")
     done = site.done(*(question(m) for m in ("pretrain", "sft", "ppo")))
     for n, event in enumerate(done):
-        tokens = tab.script("""return [...document.querySelectorAll('.answer')[arguments[0]]
-            .querySelectorAll('.tokens .tok small')].map(t => t.innerText)""", n)
-        assert tokens == [f"{t['p']:.2f}" for t in event["tokens"]]
+        assert tab.tokens(n) == shown(event)
         said = tab.script("return document.querySelectorAll('.answer')[arguments[0]].innerText", n)
         assert f"score {event['score']:.2f}" in said
     assert "continues your text" in tab.text(".answer")
@@ -689,9 +702,7 @@ def test_a_token_shows_its_alternatives_and_the_answer_goes_on_with_one(tab, sit
     [again] = site.done(question(prefix=prefix))
     tab.until("document.querySelectorAll('.answer .score').length === 3 && "
               "!document.querySelector('.top')")
-    shown = tab.script("return [...document.querySelectorAll('.answer:last-child .tokens .tok "
-                       "small')].map(t => t.innerText)")
-    assert shown == [f"{t['p']:.2f}" for t in again["tokens"]]
+    assert tab.tokens(-1) == shown(again)
 
 
 def test_a_dialogue_goes_on_and_can_be_stopped_and_begun_anew(tab, site, slow):
@@ -703,9 +714,7 @@ def test_a_dialogue_goes_on_and_can_be_stopped_and_begun_anew(tab, site, slow):
     tab.until("document.querySelectorAll('.answer .score').length === 2")
     first = site.done(question())[0]["raw"]
     second = site.done(question("ppo", "Where is Ada?", first, "And Ben?"))[0]
-    shown = tab.script("return [...document.querySelectorAll('.turn:first-child .tokens .tok "
-                       "small')].map(t => t.innerText)")
-    assert shown == [f"{t['p']:.2f}" for t in second["tokens"]]
+    assert tab.tokens(0) == shown(second)
     tab.send("And Cem?")
     tab.until("document.querySelector('.answer .said').innerText.length > 1")
     tab.press("#ask")
@@ -720,7 +729,7 @@ def test_two_people_rank_the_same_item_in_the_page(tab, site, class_file):
         tab.join(name)
         given[name] = items_of(site, name)[:10]
         for item in given[name]:
-            tab.rank(range(len(item["responses"])))
+            tab.rank(in_order(item))
         tab.until("document.querySelector('#done').innerText.startsWith('10 of')")
         tab.until(f"localStorage.getItem('rank {name}') === '{{}}'")  # all are saved
     rows = read_comparisons(class_file)
@@ -759,7 +768,7 @@ def test_a_ranking_that_is_not_saved_stays_in_the_browser_and_is_sent_again(
     class_file.chmod(0o444)
     tab.join("Ana")
     item = items_of(site, "Ana")[0]
-    tab.rank(range(len(item["responses"])))
+    tab.rank(in_order(item))
     tab.until("document.querySelector('#again') !== null")
     assert "can't be written" in tab.text("#class [role=alert]")
     assert [e["message"] for e in tab.log() if "507" not in e["message"]] == []
@@ -785,24 +794,21 @@ def test_the_page_draws_the_curves_and_they_grow(tab, site):
 def test_text_stays_text(browser, site, class_file, tmp_path):
     """Hostile questions, answers, names and file names show as what they are."""
     evil = "<b id='hacked'>.pt"
-    shutil.copy(site.folder / "sft.pt", tmp_path / evil)
-    shutil.copy(site.folder / "sft.pt", tmp_path / "ppo.pt")
-    shutil.copy(site.folder / "sft.pt", tmp_path / "sft.pt")
+    for name in (evil, "ppo.pt", "sft.pt"):
+        shutil.copy(site.folder / "sft.pt", tmp_path / name)
     tiny.write(tmp_path / "comparisons.jsonl", dict(prompt=HOSTILE, responses=[HOSTILE, "b"]))
-    other = Site(folder=str(tmp_path))
-    tab = Tab(browser, other)
-    tab.send(HOSTILE)
-    tab.until("document.querySelectorAll('.answer .tokens').length === 3")
-    assert tab.text("#log .asked") == SHOWN
-    assert evil[:-3] in tab.text("#chat .bar")
-    tab.join(HOSTILE[:34])
-    assert SHOWN in tab.text("#class .asked") and SHOWN in tab.text("#class .view")
-    tab.rank([0, 1])
-    tab.until("document.querySelector('#together table') !== null")
-    assert HOSTILE[:34] in tab.text("#together")
-    found = tab.script("return [typeof hacked, document.images.length]")
-    assert found == ["undefined", 0] and tab.log() == []
-    other.close()
+    with Site(folder=str(tmp_path)) as other:
+        tab = Tab(browser, other)
+        tab.send(HOSTILE)
+        tab.until("document.querySelectorAll('.answer .tokens').length === 3")
+        assert tab.text("#log .asked") == SHOWN and evil[:-3] in tab.text("#chat .bar")
+        tab.join(HOSTILE[:34])
+        assert SHOWN in tab.text("#class .asked") and SHOWN in tab.text("#class .view")
+        tab.rank([0, 1])
+        tab.until("document.querySelector('#together table') !== null")
+        assert HOSTILE[:34] in tab.text("#together")
+        found = tab.script("return [typeof hacked, document.images.length]")
+        assert found == ["undefined", 0] and tab.log() == []
 
 
 def test_before_anybody_has_ranked_there_is_no_table(tab):
