@@ -42,6 +42,7 @@ from model import GPT, answer_text, frozen
 from pretrain import evaluate as text_loss
 from reward import encode_comparison
 from tokenizer import Tokenizer
+from view.curves import draw
 from view.views import held_out
 
 
@@ -214,20 +215,26 @@ def show(title, columns, found):
             for v, (_, form) in zip(zip(*rows), columns)))
 
 
-def picture(curves):
-    """{method: for each seed [(KL, grade), …]} -> a figure: grade against the square root of the
-    KL divergence; a line through the medians over the seeds, a dot for each seed."""
-    from matplotlib.figure import Figure
-    figure = Figure(figsize=(8, 4.4), layout="constrained")
-    ax = figure.subplots()
-    for method, seeds in curves.items():
+COLOURS = "#5b6470", "#8a6100", "#0065a3", "#00795a", "#c24a00"
+
+
+def lines_of(curves):
+    """{method: for each seed [(KL, grade), …]} -> what is drawn: grade against the square root of
+    the KL divergence, a line through the medians over the seeds and a dot for each seed."""
+    for (method, seeds), colour in zip(curves.items(), COLOURS):
         seeds = [[(max(kl, 0) ** 0.5, grade) for kl, grade in curve] for curve in seeds]
-        line, = ax.plot(*zip(*([median(values) for values in zip(*at_once)]
-                               for at_once in zip(*seeds))), label=method)
-        ax.plot(*zip(*(p for curve in seeds for p in curve)), ".", color=line.get_color())
-    ax.set(xlabel="√KL from the SFT model (KL in nats)", ylabel="true grade, on held-out prompts")
-    ax.legend()
-    return figure
+        yield method, colour, "-", [tuple(median(values) for values in zip(*at_once))
+                                    for at_once in zip(*seeds)]
+        yield method, colour, ".", [point for curve in seeds for point in curve]
+
+
+def picture(curves):
+    """An SVG of the lines, whose names stand beside them."""
+    lines = [*lines_of(curves)]
+    names = "".join(f'<text x="60" y="{24 + 18 * n}" fill="{colour}">{method}</text>'
+                    for n, (method, colour, *_) in enumerate(lines[::2]))
+    axes = '<text x="260" y="420">true grade, held-out prompts, against √KL from SFT (nats)</text>'
+    return draw(lines, 800, 440).replace("</svg>", f"{names}{axes}</svg>")
 
 
 if __name__ == "__main__":
@@ -300,7 +307,7 @@ if __name__ == "__main__":
     show("and the rest; the cost includes the reward model's training where one is needed",
          [("length, tokens", "{:.1f}"), ("loss on text", "{:.3f}"), ("TFLOP", "{:.1f}"),
           ("seconds", "{:.0f}"), ("passes per answer", "{:.0f}")], costs)
-    with writing(config.out, "wb") as f:
-        picture(curves).savefig(f, format="svg")
+    with writing(config.out) as f:
+        f.write(picture(curves))
     print(f"\nsaved {config.out}")
     rt.close()

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from checkpoint import save_checkpoint
 from data.formats import read_prompts
-from lab.compare_methods import Config, cached, cost, picture, ppo_cost
+from lab.compare_methods import Config, cached, cost, lines_of, picture, ppo_cost
 from model import GPT, GPTConfig, ScalarGPT
 from test_chain import read_log
 
@@ -165,10 +165,11 @@ def test_only_dpo_and_sft_do_without_the_reward_models_cost(tmp_path):
 
 def test_the_line_of_a_method_goes_through_the_medians():
     seeds = [[(0, 6.0), (1, 6.5)], [(0, 6.0), (4, 6.6)], [(0, 6.0), (2.25, 7.0)]]
-    ax, = picture({"DPO": seeds}).axes
-    line, dots = (drawn.get_xydata().tolist() for drawn in ax.lines)
-    assert line == [[0, 6], [1.5, 6.6]]               # KL 2.25 of the third, 6.6 of the second
-    assert dots == [[0, 6], [1, 6.5], [0, 6], [2, 6.6], [0, 6], [1.5, 7]]
+    (_, _, _, line), (_, _, _, dots) = lines_of({"DPO": seeds})
+    assert line == [(0, 6), (1.5, 6.6)]               # KL 2.25 of the third, 6.6 of the second
+    assert dots == [(0, 6), (1, 6.5), (0, 6), (2, 6.6), (0, 6), (1.5, 7)]
+    svg = picture({"DPO": seeds})
+    assert svg.count("<polyline") == 1 and svg.count("<circle") == 6 and ">DPO</text>" in svg
 
 
 def test_without_chains_it_says_in_one_line_what_makes_them(tmp_path, capsys):

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 import tiny
 from lab import experiments
-from view import report
 from common import Runtime
 from data import town
 import evaluate
@@ -277,18 +276,6 @@ def test_a_file_that_cannot_be_used_is_named_before_the_first_answer(tmp_path, t
                          "--out=board.json", flag)
     said = capsys.readouterr()
     assert status == 1 and flag.partition("=")[2] in said.err and "answered" not in said.out
-
-
-def test_the_report_draws_the_logs_that_exist(tmp_path):
-    (tmp_path / "sft.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')    # cut off
-    (tmp_path / "ppo.jsonl").write_text(
-        '{"step": 0, "score": 0.1, "kl": -0.01, "split": "held out"}\n')
-    assert report.read_log(tmp_path / "sft.jsonl") == [dict(step=1, loss=2.0)]
-    shown = report.curves(tmp_path, {}, dict(sft="python sft.py"))
-    assert shown.count("<figure>") == shown.count("</svg>") == 3    # SFT, PPO, PPO against the KL
-    sft = shown.partition("</figure>")[0]
-    assert "Supervised fine-tuning" in sft and "training" in sft and "held out" not in sft
-    assert shown.count("<code>python sft.py</code>") == 1
 
 
 def test_intervals_lose_only_their_leading_zeros():

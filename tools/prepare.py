@@ -70,10 +70,11 @@ def fetch(folder, repo, file):
 
 def stream(folder, repo, file):
     """The documents of a large text file, of which no more is downloaded than is read."""
-    path, how = folder / file, dict(mode="r", encoding="utf-8", errors="replace")
+    path = folder / file
     with downloading(repo, path):
-        where = f"datasets/{repo}/{file}"
-        with open(path, **how) if path.exists() else hub().HfFileSystem().open(where, **how) as f:
+        where, opened = (path, open) if path.exists() else (
+            f"datasets/{repo}/{file}", hub().HfFileSystem().open)
+        with opened(where, mode="r", encoding="utf-8", errors="replace") as f:
             yield from split_documents(f)
 
 

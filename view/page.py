@@ -30,7 +30,8 @@ from common import Runtime, fail, parse_config, to_json
 from tokenizer import clean
 from tools.rankings import Rankings, stamp
 from tools.speakers import Job, Shelf, Worker
-from view.report import lines_of, render
+from view.curves import curves
+from view.report import render
 
 try:
     import uvicorn
@@ -211,7 +212,7 @@ def make_app(config):
     rankings = Rankings(folder)
     shelf = Shelf(folder, Runtime(config))
     shelf.refresh()
-    worker, drawn = Worker(shelf, config), {}
+    worker = Worker(shelf, config)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Json)
     app.add_middleware(Guard, config=config)
     logs = [folder / f"{stage}.jsonl" for stage in ("pretrain", "sft", "reward", "ppo")]
@@ -242,14 +243,8 @@ def make_app(config):
                     curves=version(*logs), rankings=version(rankings.out))
 
     @app.get("/curves")
-    def curves():
-        now = version(*logs)
-        panels = drawn.get(now)
-        if panels is None:
-            panels = panels_of(folder)
-            drawn.clear()
-            drawn[now] = panels
-        return panels
+    def drawn():
+        return HTMLResponse(curves(folder, {}, {}))
 
     @app.get("/items")
     def items(name: Name):
@@ -292,16 +287,6 @@ def make_app(config):
 def version(*paths):
     """Changes when one of the files does."""
     return hashlib.sha256(repr([stamp(path) for path in paths]).encode()).hexdigest()[:12]
-
-
-def panels_of(folder, most=400):
-    """The report's panels as plain lists, with about `most` points of a line, always the last."""
-    panels = [dict(title=title, lines=[
-        dict(name=name, colour=colour, style=style,
-             points=points[::-1][::-(-len(points) // most)][::-1])
-        for name, colour, style, points in lines if points])
-        for _, title, lines in lines_of(folder, {})]
-    return [panel for panel in panels if panel["lines"]]
 
 
 def make_server(config):

@@ -10,7 +10,6 @@ writes  the scoreboard on the screen, out/report.html
 """
 
 import dataclasses
-import io
 import re
 import shlex
 from dataclasses import dataclass
@@ -22,11 +21,10 @@ import pretrain
 import reward
 import rlhf_ppo
 import sft
-from checkpoint import read_log
 from common import Runtime, fail, from_json, note_once, parse_config, to_json, writing
 from evaluate import show
 from view import views
-from view.views import held_out
+from view.curves import both, curves, made_by
 
 
 @dataclass
@@ -42,11 +40,6 @@ class Config:
 
 
 IMAGES = Path(__file__).resolve().parents[1] / "docs/img"
-# The same thing has the same colour in the diagrams, the curves and the pages (common.css). In what
-# matplotlib draws, a colour that nothing else has stands for each; ink: that of the page's text.
-COLOURS = {name: f"#01020{i}" for i, name in enumerate(
-    ("text", "model", "loss", "reward", "checkpoint"))}
-INK = "#010209"
 SCRIPTS = dict(pretrain=("pretrain.py", pretrain.Config), sft=("sft.py", sft.Config),
                comparisons=("compare.py", compare.Config), reward=("reward.py", reward.Config),
                ppo=("rlhf_ppo.py", rlhf_ppo.Config))
@@ -81,106 +74,6 @@ FIGURES = [
     ("text_loss", "{:.3f}", "loss on held-out text", "留出文本的损失",
      "What was forgotten: the loss on text as in pretraining, in nats per token.",
      "忘记了多少：在预训练那种文本上的损失，每词元奈特。")]
-
-
-def both(en, zh):
-    """A text in two languages; the page shows one of them."""
-    return f'<span lang="en">{escape(en)}</span><span lang="zh">{escape(zh)}</span>'
-
-
-# ---- curves ---------------------------------------------------------------------------------
-
-def lines_of(folder, board):
-    """Six panels: stage, title, and lines (name, colour, style, points); texts in two languages."""
-    logs = {s: read_log(folder / f"{s}.jsonl") for s in ("pretrain", "sft", "reward", "ppo")}
-    seen, best = ([r if r.get("kl") is None else dict(r, distance=max(r["kl"], 0) ** 0.5)
-                   for r in rows] for rows in (held_out(logs["ppo"]), board.get("best_of_n", [])))
-
-    def line(rows, key, en, zh, colour, style="-", x="step"):
-        points = [(r.get(x), r.get(key)) for r in rows]               # None: was not finite
-        return (en, zh), colour, style, [point for point in points if None not in point]
-
-    def losses(name):
-        return [line(logs[name], "loss", "training", "训练", "loss", ":"),
-                line(logs[name], "val_loss", "held out", "留出", "loss", "o-"),
-                line(logs[name], "entropy", "floor: the text's entropy", "下限：文本的熵", "text",
-                     "--")]
-
-    steps = logs["ppo"]
-    return [
-        ("pretrain", ("1 Pretraining: loss (nats per token)", "1 预训练：损失（每词元奈特）"),
-         losses("pretrain")),
-        ("sft", ("2 Supervised fine-tuning: loss", "2 监督微调：损失"), losses("sft")),
-        ("reward", ("3 Reward model: accuracy on pairs", "3 奖励模型：配对准确率"), [
-            line(logs["reward"], "val_accuracy", "held out", "留出", "reward", "o-"),
-            line(logs["reward"], "ceiling", "ceiling: the labels' noise", "上限：标注噪声", "text",
-                 "--")]),
-        ("ppo", ("4 PPO: held-out prompts", "4 PPO：留出的提问"), [
-            line(seen, "score", "learned score", "学到的分数", "reward", "o-"),
-            line(seen, "grade", "true grade", "真实评分", "checkpoint", "s-"),
-            line(seen, "kl", "KL from SFT", "与 SFT 的 KL", "text", ":")]),
-        ("ppo", ("PPO and best of n against √KL", "PPO 与 best-of-n，横轴 √KL"), [
-            line(seen, "score", "PPO: score", "PPO：分数", "reward", "o-", "distance"),
-            line(seen, "grade", "PPO: grade", "PPO：评分", "checkpoint", "s-", "distance"),
-            line(best, "score", "best of n: score", "best-of-n：分数", "reward", "x--", "distance"),
-            line(best, "grade", "best of n: grade", "best-of-n：评分", "checkpoint", "x--",
-                 "distance")]),
-        ("ppo", ("PPO, each iteration", "PPO，每次迭代"), [
-            line(steps, "ppo/val/explained_var", "variance that the critic explains",
-                 "评论家解释的方差", "model", "-"),
-            line(steps, "ppo/policy/clipfrac", "clipped tokens", "被截断的词元", "loss", "-")])]
-
-
-def draw(lines):
-    """One panel as SVG. Its colours become those of the page, light or dark."""
-    import matplotlib
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    matplotlib.rcParams.update({"svg.fonttype": "none", "font.size": 9, "svg.hashsalt": "report"} | {
-        f"{part}.color": INK for part in ("text", "xtick", "ytick")} | {
-        f"axes.{part}color": INK for part in ("edge", "label")})
-    figure = Figure(figsize=(4.4, 2.7), layout="constrained")
-    ax = figure.subplots()
-    for _, colour, style, points in lines:
-        if points:
-            ax.plot(*zip(*points), style, color=COLOURS[colour], markersize=4, linewidth=1.6)
-    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
-    with io.StringIO() as out:
-        figure.savefig(out, format="svg", transparent=True, metadata=dict(Date=None))
-        svg = out.getvalue()
-    for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg"):], flags=re.DOTALL)
-    svg = re.sub(r'(width|height)="[\d.]+pt" ', "", svg, count=2)
-    return svg.replace(INK, "currentColor").replace("<svg", '<svg role="img"', 1)
-
-
-def made_by(command):
-    """The note under a figure."""
-    if not command:
-        return ""
-    return f"<p class=note>{both('made by', '生成命令')} <code>{escape(command)}</code></p>"
-
-
-def dashes(style):
-    return "dashed" if "--" in style else "dotted" if ":" in style else "solid"
-
-
-def curves(folder, board, commands):
-    """The panels that have a line. commands: {stage: the command that made it}"""
-    figures = []
-    for stage, title, lines in lines_of(folder, board):
-        lines = [line for line in lines if line[3]]
-        if lines:
-            legend = "".join(f'<li style="--c:var(--{colour})" class={dashes(style)}>'
-                             f"{both(*name)}</li>" for name, colour, style, _ in lines)
-            figures.append(f"<figure>{draw(lines)}<figcaption><b>{both(*title)}</b>"
-                           f"<ul class=legend>{legend}</ul>{made_by(commands.get(stage))}"
-                           f"</figcaption></figure>")
-    return "".join(figures)
 
 
 # ---- the scoreboard and the settings --------------------------------------------------------
