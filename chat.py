@@ -15,16 +15,14 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path
 
 import torch
 
-from checkpoint import load_checkpoint
+from answer import prompt_room, stream
+from checkpoint import load
 from common import Runtime, fail, parse_config, safe
-from model import GPT, ScalarGPT, prompt_room
 from reward import encode_answer, score_all
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -63,15 +61,21 @@ def as_dialogue(tok, messages, room):
     return ids, messages
 
 
-def answer(model, tok, ids, rt, config, number):
-    """Yield the text that follows ids, piece by piece, in whole characters."""
+def answer(model, tok, ids, rt, config, number, said):
+    """Yield the text that follows ids, piece by piece, in whole characters. The list `said` gets
+    its ids. A chat model ends with <|end|>, a base model with <|endoftext|>."""
+    def tokens():
+        for token in stream(model, torch.tensor([ids], device=rt.device), config.max_new_tokens,
+                            temperature=config.temperature, top_k=config.top_k,
+                            top_p=config.top_p):
+            said.append(token.item())
+            if said[-1] in tok.specials.values():     # no special token is text
+                return
+            yield said[-1]
+
     rt.seed(config.seed, number)
-    tokens = model.stream(torch.tensor([ids], device=rt.device), config.max_new_tokens,
-                          temperature=config.temperature, top_k=config.top_k, top_p=config.top_p)
-    # a chat model ends with <|end|>, a base model with <|endoftext|>; no special token is text
-    ends = set(tok.specials.values())
     with rt.autocast():
-        for text in tok.stream(takewhile(lambda id: id not in ends, (t.item() for t in tokens))):
+        for text in tok.stream(tokens()):
             yield safe(text)
 
 
@@ -120,22 +124,19 @@ if __name__ == "__main__":
 
     # ---- models -----------------------------------------------------------------------------
 
-    reward_ckpt = reward = None
+    reward = tok = None
     if config.compare and config.reward == Config.reward and not Path(config.reward).exists():
         note(f"{config.reward} is missing, so there are no scores: `python reward.py` makes it")
     elif config.compare and config.reward:
-        reward_ckpt = load_checkpoint(config.reward, stage="reward")
-        reward = ScalarGPT.load(reward_ckpt).to(rt.device)
+        reward, tok, _ = load(config.reward, rt, "reward")
 
     paths, speakers = (config.compare or config.init).split(","), []
     for path in paths:
-        ckpt = load_checkpoint(path, ("ppo", "sft", "pretrain"),
-                               reward_ckpt and reward_ckpt["tokenizer"])
-        model = GPT.load(ckpt).to(rt.device).eval()
-        base = ckpt["stage"] == "pretrain"
+        model, own_tok, history = load(path, rt, "ppo sft pretrain", tok)
+        base = history[-1]["stage"] == "pretrain"
         if base:
             note(f"{path} is a base model: it does not answer, it continues your text")
-        speakers.append((path, model, Tokenizer.from_dict(ckpt["tokenizer"]), base))
+        speakers.append((path, model.eval(), own_tok, base))
     width = max(map(len, paths))
 
     # ---- questions and answers --------------------------------------------------------------
@@ -163,7 +164,7 @@ if __name__ == "__main__":
 
             said = ""
             with suppress(KeyboardInterrupt):         # the text so far counts as the answer
-                for text in answer(model, tok, ids, rt, config, number):
+                for text in answer(model, tok, ids, rt, config, number, []):
                     said += text
                     if not config.compare:
                         print(paint(text, 36), end="", flush=True)
@@ -176,7 +177,7 @@ if __name__ == "__main__":
             # columns: the name, the score, the text
             score = ""
             if reward:
-                row = encode_answer(tok, asked, said, reward.gpt.config.block_size)
+                row = encode_answer(tok, asked, said, reward.config.block_size)
                 score = f"{score_all(reward, [row], tok, rt).item():6.2f}  "
             said = said.strip().replace("\n", "\n" + " " * (width + 2 + len(score)))
             print(f"{paint(path.ljust(width), 1)}  {paint(score, 2)}{said}", flush=True)

@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 import zipfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -23,8 +23,9 @@ from tqdm import tqdm
 
 from common import (DTYPES, check_out, check_writable, clock, fail, from_json, make_folder, named,
                     note_once, number, say, to_json, writing)
+from data.corpus import Corpus
 from data.formats import text_files
-from model import GPT, GPTConfig, ScalarGPT
+from model import GPT, MLP, Attention, GPTConfig, ScalarGPT
 from tokenizer import Tokenizer
 
 try:
@@ -61,7 +62,7 @@ def check_room(folder, need):
 
 
 def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
-                    **extra):
+                    **run):
     """model: a module or its state_dict; history: that of the checkpoint that this stage started
     from."""
     config = flags_of(config)
@@ -71,7 +72,7 @@ def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenize
         "model": {plain(k): v.detach().float().cpu() for k, v in weights.items()},
         "model_config": dataclasses.asdict(model_config), "tokenizer": tokenizer.to_dict(),
         "config": config, "history": history + [dict(stage=stage, config=config, metrics=metrics)],
-        **extra}, path)
+        **run}, path)
 
 
 def plain(name):
@@ -84,38 +85,62 @@ def flags_of(config):
     return {k: v for k, v in dataclasses.asdict(config).items() if k not in ("fresh", "debug")}
 
 
-def load_checkpoint(path, stage=None, tokenizer=None):
-    """The dict that save_checkpoint wrote. stage: the name it must have, or several; tokenizer: the
-    one it must have. Otherwise the program ends with one line that says what to do."""
-    stages = (stage,) if isinstance(stage, str) else stage or tuple(MAKERS)
+def load(path, rt, stages=None, tok=None, frozen=False, **changes):
+    """(model, tokenizer, history) from a checkpoint. stages: the names of the stages that it may
+    come from; tok: the tokenizer that it must have; frozen: it is not trained; changes: to the
+    model's config."""
+    ckpt = load_checkpoint(path, stages, tok, **changes)
+    model = ckpt["model"].to(rt.device)
+    return freeze(model, rt.dtype) if frozen else model, ckpt["tokenizer"], ckpt["history"]
+
+
+def freeze(model, dtype):
+    """The model, not to be trained. Its blocks' matrices are stored in this dtype: autocast rounds
+    them to it in every product, so this halves them and changes no output."""
+    for module in model.requires_grad_(False).modules():
+        if isinstance(module, (Attention, MLP)):
+            module.to(dtype)
+    return model
+
+
+def load_checkpoint(path, stages=None, tok=None, **changes):
+    """The dict that save_checkpoint wrote, with the model and the tokenizer as objects. Otherwise
+    the program ends with one line that says what to do."""
+    stages = (stages or " ".join(MAKERS)).split()
     named_after = Path(path).stem                     # out/ppo.pt is what rlhf_ppo.py makes
     maker = f"python {MAKERS[named_after if named_after in stages else stages[0]]}"
     ckpt = load_dict(path, maker, {"stage", "model", "model_config", "tokenizer", "history"})
     if ckpt["stage"] not in stages:
         fail(f"{path} comes from stage '{ckpt['stage']}', but {' or '.join(stages)} is needed here:"
              f" `{maker}` makes one")
-    if not is_sound(ckpt):
+    try:
+        ckpt["model"] = build_model(ckpt, changes)
+        ckpt["tokenizer"] = Tokenizer.from_dict(ckpt["tokenizer"])
+        sound = ckpt["tokenizer"].vocab_size <= ckpt["model_config"]["vocab_size"]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        sound = False
+    if not sound:
         fail(f"{path} is damaged: its weights are not finite, or not those of the model that it "
              f"describes; run `python {MAKERS[ckpt['stage']]} --fresh` again")
-    if tokenizer is not None and ckpt["tokenizer"] != tokenizer:
+    if tok is not None and ckpt["tokenizer"].to_dict() != tok.to_dict():
         fail(f"{path} was trained with another tokenizer than the checkpoint it is used with; "
              f"run the stages again from the same pretrained model")
     return ckpt
 
 
-def is_sound(ckpt):
-    """Whether the weights are finite, and have the shapes that the config says."""
-    try:
-        with torch.device("meta"):                    # shapes without memory
-            config = GPTConfig(**ckpt["model_config"])
-            scalar = ckpt["stage"] == "reward"
-            model = ScalarGPT(config, lm=ckpt.get("lm", False)) if scalar else GPT(config)
-        return (Tokenizer.from_dict(ckpt["tokenizer"]).vocab_size <= config.vocab_size
-                and all(w.isfinite().all() for w in ckpt["model"].values())
-                and {name: w.shape for name, w in model.state_dict().items()}
-                == {name: w.shape for name, w in ckpt["model"].items()})
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        return False
+def build_model(ckpt, changes):
+    """A checkpoint's model: built without memory, then filled with the weights from the file."""
+    weights = {name: w.to(torch.get_default_dtype()) for name, w in ckpt["model"].items()}
+    if not all(w.isfinite().all() for w in weights.values()):
+        raise ValueError
+    with torch.device("meta"):
+        config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0) | changes)
+        scalar = ckpt["stage"] == "reward"
+        model = ScalarGPT(config, lm="surprise.weight" in weights) if scalar else GPT(config)
+    model.load_state_dict(weights, assign=True)
+    for gpt in (m for m in model.modules() if isinstance(m, GPT)):
+        gpt.tie_weights()
+    return model
 
 
 def load_dict(path, maker, keys=set()):
@@ -142,16 +167,16 @@ def load_dict(path, maker, keys=set()):
     return loaded
 
 
-class Whole:
-    """Saves and loads a model that Runtime.shard has split, or its optimizer, as if it were in one
-    piece. (Every rank must call it.)"""
+class FullStateDict:
+    """Saves and loads a model that FSDP has split, or its optimizer, as if it were in one piece.
+    (Every rank must call it.)"""
 
-    def __init__(self, model, optimizer=None):
+    def __init__(self, model, part):
         from torch.distributed.checkpoint import state_dict as lib     # not in every build of torch
         self.parts, self.options = [model], lib.StateDictOptions
         self.get, self.set = lib.get_model_state_dict, lib.set_model_state_dict
-        if optimizer is not None:
-            self.parts.append(optimizer)
+        if part is not model:
+            self.parts.append(part)
             self.get, self.set = lib.get_optimizer_state_dict, lib.set_optimizer_state_dict
 
     def state_dict(self):
@@ -187,16 +212,16 @@ def compared(value, inputs):
 
 
 class Run:
-    """One run of one stage. `state` is what an interrupted run left, or None.
+    """One run of one stage: its loop is `for step in run.steps()`.
 
-    The state is a file beside the result (out/sft.state beside out/sft.pt). It is written every 20
+    `state` is what an interrupted run left, or None; track() takes it. It is a file beside the result (out/sft.state beside out/sft.pt). It is written every 20
     seconds and on Ctrl-C, and deleted when the result is saved. It holds weights, optimizer and
     step; random numbers and the order of the data follow from (seed, step). out/sft.lock keeps a
     second run away, and out/sft.nan.pt is the batch that led to a loss that is not finite.
     """
 
-    def __init__(self, config, rt, inputs=(), total=None, unit="step"):
-        self.config, self.rt, self.total = config, rt, total or config.steps
+    def __init__(self, config, rt, inputs=()):
+        self.config, self.rt, self.total = config, rt, vars(config).get("steps")
         self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # tests save at every step
         check_out(config)
         self.out = Path(config.out)
@@ -216,7 +241,7 @@ class Run:
             self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}
         self.state, finished = self.resume()
-        self.start = self.last = self.state["step"] if self.state else 0
+        self.start = self.step = self.last = self.logged = self.state["step"] if self.state else 0
         at = -1 if finished else self.start
         if rt.sum(at)[0] != at * rt.world_size:
             fail(f"the processes do not continue from the same step, since their machines have "
@@ -226,9 +251,12 @@ class Run:
             print(f"{self.out} is finished; --fresh makes it again")
             rt.close()
             raise SystemExit(0)
-        self.saved = self.began = time.monotonic()
+        self.saved = self.began = self.clock = time.monotonic()
         self.cost = 0                                 # seconds that the last save took
         self.interrupted = self.trimmed = False
+        self.bar = tqdm(disable=True)
+        self.sums, self.tracked = {}, {}
+        self.metrics = self.state.get("metrics", {}) if self.state else {}
         signal.signal(signal.SIGINT, self.interrupt)
         # a cluster wants its machine back; a terminal closes, unless nohup lets it. (torchrun ends
         # all processes with SIGTERM when one has failed: these have nobody to go on with)
@@ -236,8 +264,6 @@ class Run:
             number = getattr(signal, name, None)      # Windows has only one of them
             if number and signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.interrupt)
-        self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
-                        dynamic_ncols=True, disable=not (rt.main and sys.stderr.isatty()))
 
     def lock(self):
         """Two runs must not write the same files. The operating system frees the lock when this
@@ -301,6 +327,67 @@ class Run:
         """What a later run compares with its own flags and inputs."""
         return dict(flags=self.flags, inputs=self.inputs)
 
+    def track(self, **parts):
+        """What the state is made of: modules, optimizers, lists, dicts. They take what is there."""
+        if self.rt.sharded:
+            parts = {name: FullStateDict(parts["model"], part) for name, part in parts.items()}
+        for name, part in parts.items() if self.state else ():
+            if isinstance(part, list):
+                part[:] = self.state[name]
+            elif isinstance(part, dict):
+                part.update(self.state[name])
+            else:
+                part.load_state_dict(self.state[name])
+        self.tracked, self.state = parts, None        # frees the memory
+
+    def corpus(self, text, tok):
+        """The text as token ids, in a cache beside the result."""
+        return Corpus(text, tok, self.out.parent / "cache", self.inputs[text],
+                      main=self.rt.local_main, wait=self.rt.barrier)
+
+    def steps(self, total=None, by=1, unit="step"):
+        """Yield the steps that are left. Each begins with its own random numbers; after each the
+        state is saved if it is time, and Ctrl-C ends the run."""
+        self.total = total or self.config.steps
+        self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
+                        dynamic_ncols=True, disable=not (self.rt.main and sys.stderr.isatty()))
+        for step in range(self.start, self.total, by):
+            self.step = min(step + by, self.total)    # so many are done when this one is
+            self.rt.seed(self.config.seed, step)
+            yield step
+            if step == self.start:
+                self.check_space()
+            self.bar.update(self.step - self.bar.n)
+            self.save_state(self.step)
+        self.bar.close()
+
+    def due(self, every):
+        """Whether this step is one of every so many, or the last."""
+        return self.step % every == 0 or self.step == self.total
+
+    def add(self, **values):
+        """Sum up, since the last line of the log: numbers of this rank, per step."""
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def averages(self):
+        """What was added, per step, averaged over the ranks; tokens: per second, on all of them."""
+        n_steps, seconds = self.step - self.logged, max(time.monotonic() - self.clock, 1e-3)
+        found = dict(zip(self.sums, self.rt.sum(*self.sums.values())))
+        found = {name: value / n_steps / self.rt.world_size for name, value in found.items()}
+        if "tokens" in found:
+            tokens = found.pop("tokens") * n_steps * self.rt.world_size
+            found["tokens_per_s"] = int(tokens / seconds)
+        self.sums, self.logged, self.clock = {}, self.step, time.monotonic()
+        return dict(found, seconds=round(seconds, 3))
+
+    @contextmanager
+    def paused(self):
+        """Inside, the clock of tokens_per_s stands still: evaluation is not training."""
+        began = time.monotonic()
+        yield
+        self.clock += time.monotonic() - began
+
     def check(self, step, grad_norm, what="the loss or its gradient", **batch):
         """Call before the optimizer's step, so that a gradient that is not finite never reaches the
         weights. Its norm is the same on all ranks. (On a GPU this waits for it, once a step.)"""
@@ -322,13 +409,9 @@ class Run:
             raise KeyboardInterrupt
         self.interrupted = True
 
-    def save_state(self, step, **state):
-        """Call after every step. Writes every 20 seconds, and after Ctrl-C (SIGTERM, SIGHUP), which
-        ends the run."""
-        if step == self.start + 1:                    # the first step of this process
-            self.state = None                         # frees the memory: it has been loaded
-            self.check_space(state)
-        self.bar.update(step - self.bar.n)
+    def save_state(self, step):
+        """Called after every step. Writes every 20 seconds, and after Ctrl-C (SIGTERM, SIGHUP),
+        which ends the run."""
         self.trim_log()
         # a large model takes seconds to write: saving less often keeps this at 2% of the time
         pause = self.seconds * max(1, 2.5 * self.cost)
@@ -336,9 +419,11 @@ class Run:
         due, self.interrupted = self.rt.any(due, self.interrupted)    # all stop at the same step
         if due or self.interrupted:
             began = time.monotonic()
-            state = {k: v.state_dict() if hasattr(v, "state_dict") else v for k, v in state.items()}
+            state = {name: part if isinstance(part, (list, dict)) else part.state_dict()
+                     for name, part in self.tracked.items()}
             if self.rt.main:
-                atomic_save(dict(step=step, run=self.identity(), **state), self.state_file)
+                atomic_save(dict(step=step, run=self.identity(), metrics=self.metrics, **state),
+                            self.state_file)
             self.saved, self.last = time.monotonic(), step
             self.cost = self.saved - began
         if self.interrupted:
@@ -347,19 +432,24 @@ class Run:
             print(f"\nstopped after step {step}; the same command{again} continues from here")
             raise SystemExit(130)
 
-    def check_space(self, state):
+    def check_space(self):
         """Stop at once, not after hours, if the disk has no room for the state, twice while it is
         replaced. (The result is smaller.)"""
-        need = 2 * size_of(state)                     # with FSDP all ranks collect it
+        need = 2 * size_of([*self.tracked.values()])  # with FSDP all ranks collect it
         if self.rt.main:
             check_room(self.out.parent, need)
 
-    def finish(self):
-        """Call when the result is saved. A checkpoint contains its run's flags and inputs; beside
-        other results the state file stays and keeps only these."""
+    def finish(self, stage="", model=None, tok=None, history=()):
+        """Save the model as a checkpoint of this stage; without a stage, the result is written
+        already, and the state file stays, with the run's flags and inputs only."""
         self.bar.close()
+        weights = FullStateDict(model, model) if self.rt.sharded else model
+        weights = weights.state_dict() if stage else {}
         if self.rt.main:
-            if self.out.suffix == ".pt":
+            if stage:
+                save_checkpoint(self.out, stage=stage, step=self.step, metrics=self.metrics,
+                                model=weights, model_config=model.config, tokenizer=tok,
+                                config=self.config, history=[*history], run=self.identity())
                 self.state_file.unlink(missing_ok=True)
             else:
                 atomic_save(dict(run=self.identity(), finished=True), self.state_file)

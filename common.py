@@ -26,6 +26,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 
@@ -229,7 +230,7 @@ class Runtime:
 
     def __init__(self, config):
         self.rank, self.world_size, self.ddp = ranks()
-        self.main = self.rank == 0
+        self.main, self.sharded = self.rank == 0, False
         self.local_main = not self.ddp or os.environ["LOCAL_RANK"] == "0"     # of this machine
         device = config.device
         if device == "auto":
@@ -271,6 +272,24 @@ class Runtime:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def prepare(self, model, compile="auto", fsdp=False):
+        """Put the model on its device; what the loop calls is compiled, and shared with the other
+        ranks: each has it whole (DDP) or a part of it (FSDP2: its weights are collected layer by
+        layer, while they compute)."""
+        model.to(self.device)
+        n_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        print(f"{n_params / 1e6:.2f}M parameters to train, on {self.device} in "
+              f"{str(self.dtype)[6:]}")
+        if fsdp:
+            if not self.ddp:
+                fail("--fsdp=true needs torchrun")
+            from torch.distributed.fsdp import fully_shard
+            for part in (*model.blocks, model):
+                fully_shard(part)
+            self.sharded = True
+        model = self.compile(model, compile)
+        return DDP(model) if self.ddp and not fsdp else model
+
     def compile(self, model, wanted):
         """torch.compile; auto means only on GPUs. On a laptop it takes half a minute, about as long
         as what it saves. It needs a C++ compiler, and on GPUs Triton: a tiny function shows whether
@@ -286,16 +305,17 @@ class Runtime:
             return model
         return torch.compile(model)
 
-    def shard(self, model):
-        """FSDP2: split weights, gradients and optimizer state among the ranks. The weights of a
-        layer are collected only while it computes."""
-        if not self.ddp:
-            fail("--fsdp=true needs torchrun")
-        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-        for block in model.blocks:
-            fully_shard(block)
-        fully_shard(model)
-        register_fsdp_forward_method(model, "generate")
+    def parts(self, n, size, *models):
+        """Cut n rows into micro-batches: slices of `size` rows. With the last one, the gradients of
+        the models are averaged over the ranks; with each would cost as much every time."""
+        for start in range(0, n, size):
+            last = start + size >= n
+            for model in models:
+                if self.sharded:
+                    model.set_requires_gradient_sync(last)
+                elif self.ddp:
+                    model.require_backward_grad_sync = last
+            yield slice(start, start + size)
 
     def peak_memory(self):
         """", peak memory 1.2 GB": the most that this process has held, on its GPU if it has one."""
@@ -310,7 +330,7 @@ class Runtime:
             size *= 1 if sys.platform == "darwin" else 1024
         return f", peak memory {size / 1e9:.1f} GB"
 
-    def split(self, config):
+    def rows_per_step(self, config):
         """How many rows this process takes in every step, and in every forward pass."""
         rows = config.batch_size // self.world_size
         micro_batch = min(config.micro_batch, rows)
@@ -318,10 +338,6 @@ class Runtime:
             fail(f"--batch_size={config.batch_size} must be a multiple of {self.world_size} "
                  f"processes times --micro_batch={micro_batch}")
         return rows, micro_batch
-
-    def describe(self, model):
-        n_params = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        return f"{n_params / 1e6:.2f}M parameters on {self.device} in {str(self.dtype)[6:]}"
 
     def sum(self, *values):
         """The sums over all ranks of some numbers, as floats. (Every rank must call it.)"""

@@ -22,12 +22,11 @@ from itertools import combinations
 
 import numpy as np
 
-from checkpoint import Run, load_checkpoint
+from answer import respond
+from checkpoint import Run, load
 from common import (Runtime, fail, function_file, get_scores, load_function, parse_config, say,
                     writing)
 from data.formats import distinct, read_prompts
-from model import GPT, answer_text, complete, prompt_ids
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -52,13 +51,6 @@ class Config:
 
 
 # ---- the idea -------------------------------------------------------------------------------
-
-def respond(model, tok, prompts, rt, max_new_tokens, temperature=1.0, batch_size=512, seed=0):
-    """Answer each prompt: [(text, ended)]; ended: the model produced <|end|>."""
-    ids = [prompt_ids(tok, p, model.config.block_size, max_new_tokens) for p in prompts]
-    replies = complete(model, tok, ids, rt, max_new_tokens, temperature, tok.end, batch_size, seed)
-    return [(answer_text(tok, r), r[-1] == tok.end) for r in replies]
-
 
 def different(answers):
     """[(text, ended)] -> the different texts, without empty ones."""
@@ -97,30 +89,23 @@ if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
-    if config.labeler == "human":
-        fail("answers are ranked by hand with `python -m tools.label`")
     rt = Runtime(config)
-    rows = read_prompts(config.data)[:config.n_prompts]
-    prompts = [r["prompt"] for r in rows for _ in range(config.k)]
-    run = Run(config, rt, inputs=[config.data, config.init, function_file(config.labeler)],
-              total=len(prompts), unit="answer")
+    run = Run(config, rt, inputs=[config.data, config.init, function_file(config.labeler)])
     labeler = load_function(config.labeler)
-    ckpt = load_checkpoint(config.init, stage=("sft", "ppo", "pretrain"))
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    model = GPT.load(ckpt).to(rt.device)
-    print(rt.describe(model))
+    model, tok, _ = load(config.init, rt, "sft ppo pretrain")
 
     # ---- sample k answers to each prompt ----------------------------------------------------
 
-    answers, tried = run.state["answers"] if run.state else [], None
-    for start in range(len(answers), len(prompts), config.batch_size):
+    rows, answers = read_prompts(config.data)[:config.n_prompts], []
+    prompts, tried = [r["prompt"] for r in rows for _ in range(config.k)], None
+    run.track(answers=answers)
+    for start in run.steps(len(prompts), by=config.batch_size, unit="answer"):
         answers += respond(model, tok, prompts[start:start + config.batch_size], rt,
                            config.max_new_tokens, config.temperature, config.batch_size,
                            seed=(config.seed, start))
         texts = different(answers[:config.k])
         if texts and tried is None:                   # a labeler that fails is told now, not later
             tried = get_scores(labeler, prompts[:1] * len(texts), texts, config.labeler)
-        run.save_state(len(answers), answers=answers)
 
     # ---- the labelers rank them -------------------------------------------------------------
 

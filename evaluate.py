@@ -22,17 +22,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import fingerprint, load_checkpoint
+from answer import answer_text, complete, prompt_ids, respond, response_logp
+from checkpoint import fingerprint, load
 from common import (Runtime, check_writable, load_function, make_folder, parse_config, to_json,
                     verdicts_of, writing)
-from compare import ceiling, respond
+from compare import ceiling
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
-from model import GPT, ScalarGPT, answer_text, complete, log_probs, prompt_ids, right_pad
 from pretrain import evaluate as text_loss
 from reward import encode_answer, encode_comparison, score_all, score_pairs
-from rlhf_ppo import response_mask
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -119,30 +117,6 @@ def answer(model, base, tok, ids, temperature, rt, config):
 
 # ---- what can be measured without a judge ---------------------------------------------------
 
-def sum_logp(model, tok, ids, replies, rt, temperature=1.0):
-    """log p(reply | ids) in nats, (B,), with its gradient."""
-    idx, _ = right_pad([i + r for i, r in zip(ids, replies)], tok.pad, rt.device)
-    mask = response_mask(ids, replies, rt.device)
-    with rt.autocast():
-        logp, _ = log_probs(model, idx, mask, temperature)            # (n,) all replies' tokens
-    owner = torch.nonzero(mask)[:, 0]                 # the reply that each token belongs to
-    return torch.zeros(len(ids), device=rt.device).index_add(0, owner, logp)
-
-
-@torch.no_grad()
-def response_logp(model, tok, ids, replies, rt, temperature=1.0, batch_size=64):
-    """log p(reply | ids) in nats, and the number of tokens of each reply: two (N,) arrays."""
-    model.eval()
-    total, count = np.zeros(len(ids)), np.array([len(r) for r in replies])
-    written = np.flatnonzero(count)
-    for start in range(0, len(written), batch_size):
-        chosen = written[start:start + batch_size]
-        logp = sum_logp(model, tok, [ids[i] for i in chosen], [replies[i] for i in chosen], rt,
-                        temperature)
-        total[chosen] = logp.cpu().numpy()
-    return total, count
-
-
 def distinct(texts, n=2):
     """Different n-grams of words / all n-grams: 1 means that no n-gram occurs twice."""
     grams = [tuple(w[i:i + n]) for w in (t.split() for t in texts) for i in range(len(w) - n + 1)]
@@ -199,7 +173,7 @@ def compared(ours, theirs):
 def examine_reward(model, tok, comparisons, rt, std=1.0):
     """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind. std:
     what its scores were divided by after the training; the loss saw margins times std."""
-    T, pairs = model.gpt.config.block_size, []
+    T, pairs = model.config.block_size, []
     items = [item | dict(kind=row.get("kind", "all"), noise=row.get("noise", math.nan))
              for row in comparisons if (item := encode_comparison(tok, row, T))]
     for item, score, i, j in score_pairs(model, items, tok, rt):
@@ -229,7 +203,7 @@ def examine_reward(model, tok, comparisons, rt, std=1.0):
 
 def score_texts(reward, tok, prompts, texts, rt):
     """The learned score of each answer, (N,)."""
-    T = reward.gpt.config.block_size
+    T = reward.config.block_size
     return score_all(reward, [encode_answer(tok, p, t, T) for p, t in zip(prompts, texts)], tok, rt)
 
 
@@ -330,16 +304,13 @@ def show_reward(board):
 
 # ---- setup ----------------------------------------------------------------------------------
 
-def load_models(paths, device):
+def load_models(paths, rt):
     """{name: model}, {name: stage}, and the tokenizer, which all of them must share."""
     models, stages, tok = {}, {}, None
     short = [Path(path).stem for path in paths]       # sft, ppo; paths where two would be equal
     for path, name in zip(paths, short if len(set(short)) == len(paths) else paths):
-        ckpt = load_checkpoint(path, stage=("pretrain", "sft", "ppo"),
-                               tokenizer=tok and tok.to_dict())
-        tok = tok or Tokenizer.from_dict(ckpt["tokenizer"])
-        models[name] = GPT.load(ckpt).to(device)
-        stages[name] = ckpt["stage"]
+        models[name], tok, history = load(path, rt, "pretrain sft ppo", tok)
+        stages[name] = history[-1]["stage"]
     return models, stages, tok
 
 
@@ -351,15 +322,13 @@ if __name__ == "__main__":
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts, kinds = [row["prompt"] for row in rows], [row.get("kind", "all") for row in rows]
-    models, stages, tok = load_models(config.models.split(","), rt.device)
+    models, stages, tok = load_models(config.models.split(","), rt)
     reference = next((name for name, stage in stages.items() if stage == "sft"), None)
     reward, unseen, contrasts, examples = None, [], [], []
     if config.reward:
-        reward_ckpt = load_checkpoint(config.reward, stage="reward", tokenizer=tok.to_dict())
-        reward = ScalarGPT.load(reward_ckpt).to(rt.device)
+        reward, _, (*_, trained) = load(config.reward, rt, "reward", tok)
     if reward and config.comparisons and Path(config.comparisons).exists():
-        share = reward_ckpt["config"].get("held_out", 0.05)           # as it was trained
-        _, unseen = split(read_comparisons(config.comparisons), share=share)
+        _, unseen = split(read_comparisons(config.comparisons), share=trained["config"]["held_out"])
     if reward and Path(config.contrasts).is_file():
         contrasts = read_comparisons(config.contrasts)
     if config.examples and "pretrain" in stages.values():
@@ -404,7 +373,7 @@ if __name__ == "__main__":
             results[name]["text_loss"] = loss.item()
     if unseen:
         board["reward_model"] = examine_reward(reward, tok, unseen, rt,
-                                               reward_ckpt["normalisation"]["std"])
+                                               trained["metrics"]["score_std"])
     if contrasts:
         board["contrasts"] = examine_reward(reward, tok, contrasts, rt)["by_kind"]
     if reward and reference and config.best_of:

@@ -217,16 +217,12 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.n_layer))
         self.norm = make_norm(config)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tied:
-            self.lm_head.weight = self.wte.weight
+        self.tie_weights()
         self.apply(self.init_weights)
 
-    @classmethod
-    def load(cls, ckpt, **changes):
-        """From the dict that a stage saved; changes: to its config, such as dropout=0.0."""
-        model = cls(GPTConfig(**ckpt["model_config"] | changes))
-        model.load_state_dict(ckpt["model"])
-        return model
+    def tie_weights(self):
+        if self.config.tied and self.lm_head:
+            self.lm_head.weight = self.wte.weight
 
     def init_weights(self, module):
         """Normal(0, 0.02), as in GPT-2. Layers that write into the residual stream are scaled down
@@ -238,13 +234,11 @@ class GPT(nn.Module):
         if isinstance(module, (Attention, MLP)):                      # comes after its children
             nn.init.normal_(module.proj.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def save_memory(self, recompute, freeze=0):
-        """recompute: compute the activations of a block again in the backward pass instead of
-        keeping them. freeze: do not train the embeddings and so many of the lowest blocks."""
-        self.recompute = recompute
-        if freeze:
+    def freeze(self, n_layer):
+        """Do not train the embeddings and the lowest n_layer blocks; 0: train everything."""
+        if n_layer:
             embeddings = [m for m in self.children() if isinstance(m, nn.Embedding)]
-            for part in (*embeddings, *self.blocks[:freeze]):
+            for part in (*embeddings, *self.blocks[:n_layer]):
                 part.requires_grad_(False)
 
     def flops_per_token(self, T):
@@ -288,20 +282,18 @@ class GPT(nn.Module):
         on = torch.is_autocast_enabled(device)
         return torch.get_autocast_dtype(device) if on else self.wte.weight.dtype
 
-    def forward(self, idx, targets=None, mask=None, cache=None, reduction="mean", where=None):
-        """idx (B, T) -> logits (B, T, V), None; with targets (B, T) the cross-entropy in nats comes
-        second. Targets of -1 do not count; reduction is mean | sum | none, as in torch. Without a
-        gradient to compute, or with recompute, the logits are not kept: None.
-        where (B, T) bool, without targets: logits at these n positions only -> (n, V)."""
+    def forward(self, idx, targets=None, mask=None, cache=None, where=..., reduction="mean"):
+        """idx (B, T) -> logits (B, T, V); `where`, an index of (B, T), asks for some of them.
+        With targets (B, T) -> the cross-entropy in nats. Targets of -1 do not count; reduction is
+        mean | sum | none, as in torch."""
         x = self.hidden(idx, mask, cache)
-        if targets is not None and (self.recompute or not torch.is_grad_enabled()):
-            return None, self.sliced_loss(x.flatten(0, 1), targets.flatten(), reduction)
-        logits = self.lm_head(x if where is None else x[where])
         if targets is None:
-            return logits, None
-        loss = F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.flatten(),
+            return self.lm_head(x[where])
+        if self.recompute or not torch.is_grad_enabled():
+            return self.sliced_loss(x.flatten(0, 1), targets.flatten(), reduction)
+        logits = self.lm_head(x)
+        return F.cross_entropy(logits.view(-1, logits.size(-1)).float(), targets.flatten(),
                                ignore_index=-1, reduction=reduction)
-        return logits, loss
 
     def sliced_loss(self, x, targets, reduction, size=2**24):
         """The loss of x (N, C), only where a target counts, and `size` logits at a time, which the
@@ -317,73 +309,10 @@ class GPT(nn.Module):
         return loss.sum() if reduction == "sum" else loss.mean()
 
     @torch.no_grad()
-    def stream(self, idx, max_new_tokens, mask=None, temperature=1.0, top_k=0, top_p=1.0,
-               stop=(), pad=0, generator=None):
-        """Yield the next token of every sequence, (B,), until all have stopped.
-
-        idx (B, T): prompts, padded on the left where mask is 0. A sequence that has produced one
-        of the ids in `stop` yields `pad` from then on. When a quarter of the batch is finished it
-        is dropped; to drop each at once would copy the cache at nearly every step.
-        """
-        B, T = idx.shape
-        room = self.config.block_size - T
-        if room < 1:
-            raise ValueError(f"a prompt of {T} tokens fills block_size={self.config.block_size}")
-        steps = min(max_new_tokens, room)
-        cache = KVCache(self.config, B, T + steps, idx.device, self.work_dtype(idx))
-        alive = torch.arange(B, device=idx.device)                    # the rows in the batch
-        done = torch.zeros(B, device=idx.device, dtype=torch.bool)    # which of them are finished
-        stop = torch.tensor(list(stop), device=idx.device, dtype=torch.long)
-        for _ in range(steps):
-            logits = self.lm_head(self.hidden(idx, mask, cache)[:, -1])
-            new = sample(logits.float(), temperature, top_k, top_p, generator)
-            new = new.masked_fill(done, pad)
-            out = torch.full((B,), pad, device=idx.device)
-            out[alive] = new
-            yield out
-
-            done = done | torch.isin(new, stop)
-            n_left = len(done) - int(done.sum())
-            if n_left == 0:
-                return
-            if n_left <= 0.75 * len(done):
-                rows = (~done).nonzero().squeeze(1)
-                alive, new, done = alive[rows], new[rows], done[rows]
-                mask = None if mask is None else mask[rows]
-                cache.keep(rows)
-            idx = new[:, None]
-            if mask is not None:
-                mask = F.pad(mask, (0, 1), value=1)
-
-    def generate(self, idx, max_new_tokens, **kwargs):
-        """idx (B, T) -> (B, T + up to max_new_tokens); the options are those of `stream`."""
-        return torch.cat([idx] + [t[:, None] for t in self.stream(idx, max_new_tokens, **kwargs)],
-                         dim=1)
-
-
-COLDEST = 1e-6    # temperatures below count as 0: divided by them, logits would overflow
-
-
-def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
-    """logits (B, V) -> (B,) ids. temperature 0 takes the most probable token."""
-    if not logits.amax(-1).isfinite().all():          # of a row that allows nothing, too
-        raise ValueError("the model's logits are no longer numbers: its weights are damaged, or its "
-                         "training went wrong")
-    if temperature < COLDEST:
-        return logits.argmax(-1)
-    logits = logits / temperature
-    if 0 < top_k < logits.size(-1):
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], -math.inf)
-    if top_p < 1:
-        # keep the fewest tokens whose probabilities reach top_p (Holtzman et al. 2019)
-        probs, order = F.softmax(logits, dim=-1).sort(descending=True)
-        late = probs.cumsum(-1) - probs >= max(top_p, 1e-9)
-        logits = logits.masked_fill(late.scatter(1, order, late), -math.inf)
-    # where does a uniform number fall among the running totals of p? One random number per row:
-    # torch.multinomial draws V of them, which takes longer than the model
-    totals = F.softmax(logits, dim=-1).cumsum(-1)
-    uniform = torch.rand(len(totals), 1, device=totals.device, generator=generator)
-    return torch.searchsorted(totals, uniform * totals[:, -1:], right=True).squeeze(-1)
+    def token_logp(self, idx):
+        """log p of every token in idx (B, T), in nats; 0 for the first, which nothing predicts."""
+        nats = self(idx[:, :-1], idx[:, 1:], reduction="none")
+        return F.pad(-nats.view(len(idx), -1), (1, 0))
 
 
 class ScalarGPT(nn.Module):
@@ -395,7 +324,7 @@ class ScalarGPT(nn.Module):
 
     def __init__(self, config, lm=False):
         super().__init__()
-        self.gpt = GPT(config)
+        self.config, self.gpt = config, GPT(config)
         self.gpt.lm_head = None
         self.head = nn.Linear(config.n_embd, 1)
         # Normal(0, 1 / sqrt(d + 1)), bias 0 (Stiennon et al. 2020): scores of about unit size
@@ -406,112 +335,17 @@ class ScalarGPT(nn.Module):
             self.surprise = nn.Linear(1, config.n_embd, bias=False)
             nn.init.normal_(self.surprise.weight, std=0.02)
 
-    @classmethod
-    def load(cls, ckpt):
-        """From what reward.py saved."""
-        model = cls(GPTConfig(**ckpt["model_config"]), lm=ckpt.get("lm", False))
-        model.load_state_dict(ckpt["model"])
-        return model
-
-    def start_from(self, gpt_state):
+    def start_from(self, gpt):
         """Take the trunk of a language model; its output layer has no place here."""
-        self.gpt.load_state_dict({k: v for k, v in gpt_state.items() if "lm_head" not in k})
+        self.gpt.load_state_dict({k: v for k, v in gpt.state_dict().items() if "lm_head" not in k})
 
     def forward(self, idx, lm_logp=None):
-        """idx (B, T) -> (B, T). lm_logp: what token_logp(self.lm, idx) is, where it is known."""
+        """idx (B, T) -> (B, T). lm_logp: self.lm.token_logp(idx), where it is known."""
         extra = None
         if self.lm is not None:
-            lm_logp = token_logp(self.lm, idx) if lm_logp is None else lm_logp
+            lm_logp = self.lm.token_logp(idx) if lm_logp is None else lm_logp
             extra = self.surprise(lm_logp.unsqueeze(-1))                          # (B, T, C)
         x = self.gpt.hidden(idx, extra=extra)
         # bf16 would round scores to steps of 0.008
         with torch.autocast(idx.device.type, enabled=False):
             return self.head(x.type_as(self.head.weight)).squeeze(-1)
-
-
-def frozen(model, rt):
-    """The model on its device, not to be trained. Its blocks' matrices are stored in rt.dtype:
-    autocast rounds them to it in every product, so this halves them and changes no output."""
-    for module in model.to(rt.device).requires_grad_(False).modules():
-        if isinstance(module, (Attention, MLP)):
-            module.to(rt.dtype)
-    return model
-
-
-def optimizer_groups(model, weight_decay, without=()):
-    """Matrices are decayed; norms and biases, which only scale and shift, are not."""
-    others = {id(p) for p in without}
-    params = [p for p in model.parameters() if p.requires_grad and id(p) not in others]
-    return [{"params": [p for p in params if p.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in params if p.dim() < 2], "weight_decay": 0.0}]
-
-
-# ---- what all stages do with a model: log-probabilities, padding, answering -----------------
-
-def log_probs(model, idx, mask=None, temperature=1.0):
-    """log p(token | the tokens before it) of idx[:, 1:], (B, T - 1), and the distributions that
-    they are read from, (B, T - 1, V). With a mask (B, T - 1), for its n ones only: (n,), (n, V)."""
-    logits, _ = model(idx[:, :-1], where=mask)
-    logp_all = F.log_softmax(logits.float() / max(temperature, COLDEST), dim=-1)
-    tokens = idx[:, 1:] if mask is None else idx[:, 1:][mask]
-    return logp_all.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), logp_all
-
-
-@torch.no_grad()
-def token_logp(model, idx):
-    """log p of every token in idx (B, T), in nats; 0 for the first, which nothing predicts."""
-    _, nats = model(idx[:, :-1], idx[:, 1:], reduction="none")
-    return F.pad(-nats.view(len(idx), -1), (1, 0))
-
-
-def left_pad(rows, pad, device):
-    """[[ids]] of unequal lengths -> idx, mask (B, T): padding stands in front, mask is 0 there."""
-    T = max(map(len, rows))
-    idx = torch.tensor([[pad] * (T - len(r)) + r for r in rows], device=device)
-    mask = torch.tensor([[0] * (T - len(r)) + [1] * len(r) for r in rows], device=device)
-    return idx, mask
-
-
-def right_pad(rows, pad, device):
-    """[[ids]] -> idx (B, T), and the position of the last real token of each row, (B,)."""
-    T = max(map(len, rows))
-    idx = torch.tensor([r + [pad] * (T - len(r)) for r in rows], device=device)
-    return idx, torch.tensor([len(r) - 1 for r in rows], device=device)
-
-
-def prompt_room(T, max_new_tokens):
-    """How many of the T tokens of the context a prompt may have: an answer gets max_new_tokens, but
-    at most half of them."""
-    return T - min(max_new_tokens, T // 2)
-
-
-def prompt_ids(tok, messages, T, max_new_tokens):
-    """The ids of a dialogue, ready to be answered. One that is too long loses its beginning."""
-    return tok.encode_chat(messages, reply=True)[0][-prompt_room(T, max_new_tokens):]
-
-
-@torch.no_grad()
-def complete(model, tok, prompts, rt, max_new_tokens, temperature=1.0, stop=None, batch_size=512,
-             seed=0):
-    """What the model writes after each of the prompts [[ids]]: [[ids]]. The token `stop`, by
-    default <|end|>, is the last one if it came. Prompts of similar length share a batch."""
-    model.eval()
-    stop = tok.end if stop is None else stop
-    replies = [None] * len(prompts)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start:start + batch_size]
-        idx, mask = left_pad([prompts[i] for i in chosen], tok.pad, rt.device)
-        rt.seed(seed, start)
-        with rt.autocast():
-            out = model.generate(idx, max_new_tokens, mask=mask, temperature=temperature,
-                                 stop=[stop], pad=tok.pad)[:, idx.size(1):].tolist()
-        for i, ids in zip(chosen, out):
-            replies[i] = ids[:ids.index(stop) + 1] if stop in ids else ids
-    return replies
-
-
-def answer_text(tok, ids, stop=None):
-    """The text of an answer, without the token that ends it: `stop`, by default <|end|>."""
-    stop = tok.end if stop is None else stop
-    return tok.decode([i for i in ids if i != stop])

@@ -15,16 +15,15 @@ GPUs     torchrun --nproc_per_node=8 pretrain.py --batch_size=512 --micro_batch=
 """
 
 import math
-import time
 from dataclasses import dataclass
 
 import torch
-from torch.nn.parallel import DistributedDataParallel as DDP
 
-from checkpoint import Run, Whole, load_checkpoint, save_checkpoint
-from common import Runtime, fail, parse_config, per_second
-from data.corpus import Corpus
-from model import GPT, STYLES, GPTConfig, optimizer_groups
+from answer import generate
+from checkpoint import Run, load
+from common import Runtime, fail, parse_config
+from model import GPT, STYLES, GPTConfig
+from optim import Muon, adamw, get_lr, set_lr
 from tokenizer import Tokenizer
 
 
@@ -64,54 +63,6 @@ class Config:
 
 # ---- the idea -------------------------------------------------------------------------------
 
-def get_lr(step, config):
-    """Linear warmup, then a cosine down to a hundredth of the peak."""
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
-
-
-def orthogonalize(x, rounds=3):
-    """x (n, R, C), R <= C -> about U V^T for each x = U S V^T: large singular values come near 1.
-    With 3 rounds small ones do not: of a trained model's momentum 43% stay below .5.
-
-    Newton-Schulz: the polynomial f(s) = 3.4445 s - 4.7750 s^3 + 2.0315 s^5 is applied to the
-    singular values again and again. It takes only matrix products (Jordan et al. 2024).
-    """
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)                 # singular values below 1
-    for _ in range(rounds):
-        a = x @ x.mT                                                  # (n, R, R)
-        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x
-
-
-class Muon(torch.optim.Optimizer):
-    """Makes the step of a matrix equally long in all directions (Jordan et al. 2024): half of the
-    steps do. Matrices of one shape are stacked: a few large products are faster than many small
-    ones. Embedding, output layer and norms are AdamW's."""
-
-    def __init__(self, params, weight_decay=0.1, momentum=0.95, dtype=torch.float32):
-        super().__init__(params, dict(lr=0.0, weight_decay=weight_decay, momentum=momentum))
-        self.dtype = dtype                            # of the products
-
-    @torch.no_grad()
-    def step(self, closure=None):
-        for group in self.param_groups:
-            alike, momentum = {}, group["momentum"]   # {(short side, long side): [(matrix, step)]}
-            for p in (p for p in group["params"] if p.grad is not None):
-                m = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
-                m.lerp_(p.grad, 1 - momentum)
-                step = p.grad.lerp(m, momentum)       # Nesterov's
-                alike.setdefault((min(p.shape), max(p.shape)), []).append((p, step))
-            for same in alike.values():
-                steps = torch.stack([s.mT if s.size(0) > s.size(1) else s for _, s in same])
-                for (p, _), s in zip(same, orthogonalize(steps.to(self.dtype))):
-                    s = s.mT if p.size(0) > p.size(1) else s
-                    p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.sub_(s, alpha=group["lr"] * max(1, p.size(0) / p.size(1)) ** 0.5)
-
-
 @torch.no_grad()
 def evaluate(model, rows, n_sources, micro_batch, rt):
     """Held-out loss per source (nats per token): rows = x, y, source, each (R, T)."""
@@ -123,7 +74,7 @@ def evaluate(model, rows, n_sources, micro_batch, rt):
         x, y, source = (r[at % len(r)] for r in rows)
         y = y.masked_fill((at >= len(rows[1]))[:, None], -1)
         with rt.autocast():
-            _, loss = model(x.to(rt.device), y.to(rt.device), reduction="none")
+            loss = model(x.to(rt.device), y.to(rt.device), reduction="none")
         counted = y.flatten() >= 0
         source, loss = source.flatten()[counted], loss.cpu().double()[counted]
         total[0] += torch.bincount(source, loss, minlength=n_sources)
@@ -138,8 +89,8 @@ def show_sample(model, tok, rt, n_tokens=48):
     model.eval()
     idx, same = torch.tensor([[tok.eot]], device=rt.device), torch.Generator(rt.device)
     with rt.autocast():                               # every process draws the same tokens
-        ids = model.generate(idx, n_tokens, temperature=0.8, stop=[tok.eot],
-                             generator=same.manual_seed(0))[0, 1:].tolist()
+        ids = generate(model, idx, n_tokens, temperature=0.8, stop=[tok.eot],
+                       generator=same.manual_seed(0))[0, 1:].tolist()
     model.train()
     return " ".join(tok.decode([i for i in ids if i != tok.eot]).split())
 
@@ -150,20 +101,28 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__, several=True)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.tokenizer, config.init])
-    B, micro_batch = rt.split(config)                 # rows of this process
+    B, micro_batch = rt.rows_per_step(config)         # rows of this process
     if config.style not in STYLES:
         fail(f"--style={config.style} is not one of {', '.join(STYLES)}")
+    torch.manual_seed(config.seed)                    # the same weights on every rank
+    T, history = config.block_size, []
+    if config.init:
+        model, tok, history = load(config.init, rt, "pretrain", dropout=config.dropout)
+        if T > model.config.block_size:
+            fail(f"--block_size={T}, but {config.init} reads {model.config.block_size} tokens at "
+                 f"most")
+    else:
+        tok, n_hidden = Tokenizer.load(config.tokenizer), 4 * config.n_embd
+        if config.style == "llama":                   # its MLP has three matrices instead of two
+            n_hidden = -(-8 * config.n_embd // 3 // 32) * 32
+        model = GPT(GPTConfig(
+            block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
+            n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=n_hidden,
+            dropout=config.dropout, **STYLES[config.style]))
 
     # ---- data -------------------------------------------------------------------------------
 
-    ckpt = load_checkpoint(config.init, stage="pretrain") if config.init else None
-    tok = Tokenizer.from_dict(ckpt["tokenizer"]) if ckpt else Tokenizer.load(config.tokenizer)
-    corpus = Corpus(config.data, tok, run.out.parent / "cache", run.inputs.get(config.data),
-                    main=rt.local_main, wait=rt.barrier)
-    T = config.block_size
-    if ckpt and T > ckpt["model_config"]["block_size"]:
-        fail(f"--block_size={T}, but {config.init} reads {ckpt['model_config']['block_size']} "
-             f"tokens at most")
+    corpus = run.corpus(config.data, tok)
     corpus.shuffle(config.steps * config.batch_size * T + 1, config.seed, config.mix)
     *val_rows, val_docs = corpus.held_out_rows(T, config.eval_rows)
     share, floor = corpus.shares(val_docs), corpus.entropy(val_docs, config.mix)
@@ -175,99 +134,52 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    torch.manual_seed(config.seed)                    # the same weights on every rank
-    if ckpt:
-        model = GPT.load(ckpt, dropout=config.dropout)
-    else:
-        n_hidden = 4 * config.n_embd
-        if config.style == "llama":                   # its MLP has three matrices instead of two
-            n_hidden = -(-8 * config.n_embd // 3 // 32) * 32
-        model = GPT(GPTConfig(
-            block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
-            n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=n_hidden,
-            dropout=config.dropout, **STYLES[config.style]))
-    model.save_memory(config.recompute)
-    model.to(rt.device)
-    if config.fsdp:
-        rt.shard(model)
-    compiled = rt.compile(model, config.compile)
-    model_ddp = DDP(compiled) if rt.ddp and not config.fsdp else compiled
+    model.recompute = config.recompute
+    model_ddp = rt.prepare(model, config.compile, config.fsdp)
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if config.muon else []
-    adamw = torch.optim.AdamW(optimizer_groups(model, config.weight_decay, without=matrices),
-                              betas=(0.9, 0.95), fused=rt.device.type != "mps")
-    optimizers = dict(adamw=adamw)
+    optimizers = dict(adamw=adamw(model, config.weight_decay, without=matrices))
     if config.muon:
         optimizers["muon"] = Muon(matrices, config.weight_decay, dtype=rt.dtype)
-    saved = dict(model=model, **optimizers)
-    if config.fsdp:                                   # saved as if they were not split
-        saved = {name: Whole(model, optimizers.get(name)) for name in saved}
-    if run.state:
-        for name, part in saved.items():
-            part.load_state_dict(run.state[name])
-    print(rt.describe(model))
+    run.track(model=model, **optimizers)
 
     # ---- training loop ----------------------------------------------------------------------
 
-    micro_steps = B // micro_batch
-    clock, losses = time.monotonic(), []
-    metrics = run.state["metrics"] if run.state else {}
-    for step in range(run.start, config.steps):
+    for step in run.steps():
+        lr = get_lr(step, config)
         for name, optimizer in optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = get_lr(step, config) * (config.muon if name == "muon" else 1)
+            set_lr(optimizer, lr * config.muon if name == "muon" else lr)
 
         # rows of this step: every process takes its own slice of the stream
-        rt.seed(config.seed, step)
         rows = corpus.rows(step * config.batch_size + rt.rank * B, B, T).to(rt.device)
         x, y = rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
-        for i in range(micro_steps):
-            part = slice(i * micro_batch, (i + 1) * micro_batch)
-            if config.fsdp:                           # gradients are reduced once per step
-                model.set_requires_gradient_sync(i == micro_steps - 1)
-            elif rt.ddp:
-                model_ddp.require_backward_grad_sync = i == micro_steps - 1
+        for part in rt.parts(B, micro_batch, model_ddp):
             with rt.autocast():
-                _, loss = model_ddp(x[part], y[part])
-            (loss / micro_steps).backward()
-            losses.append(loss.detach())
+                loss = model_ddp(x[part], y[part]) * micro_batch / B
+            loss.backward()
+            run.add(loss=loss.detach(), tokens=y[part].numel())
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        grad_norm = grad_norm.full_tensor() if config.fsdp else grad_norm
         run.check(step, grad_norm, rows=rows)
         for optimizer in optimizers.values():
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        if (step + 1) % 100 == 0 or step + 1 == config.steps:
-            loss, = rt.average(torch.stack(losses).mean().item())
-            speed = per_second(len(losses) * micro_batch * T * rt.world_size, clock)
-            run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
-                                   tokens_per_s=speed))
-            clock, losses = time.monotonic(), []
-        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            paused = time.monotonic()
-            val, by_source = evaluate(compiled, val_rows, len(corpus.sources), micro_batch, rt)
+        if run.due(100):
+            run.log(step + 1, run.averages() | dict(lr=lr, grad_norm=grad_norm.item()))
+        if run.due(config.eval_every):
+            with run.paused():
+                val, by_source = evaluate(model_ddp, val_rows, len(corpus.sources), micro_batch, rt)
+                run.say(f"    sample: {show_sample(model, tok, rt)}")
             metrics = dict(val_loss=val.item(),
                            bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
             if math.isfinite(floor[tested].sum()):
                 metrics["entropy"] = float(floor[tested] @ share[tested])
             by_source = {corpus.sources[i]: by_source[i].item() for i in tested}
             run.log(step + 1, metrics, by_source=by_source)
-            metrics = dict(metrics, by_source=by_source)
-            run.say(f"    sample: {show_sample(model, tok, rt)}")
-            clock += time.monotonic() - paused             # evaluation is not training
-        run.save_state(step + 1, **saved, metrics=metrics)
+            run.metrics = dict(metrics, by_source=by_source)
 
     # ---- save -------------------------------------------------------------------------------
 
-    weights = saved["model"].state_dict()             # with FSDP, every process has a part of them
-    if rt.main:
-        save_checkpoint(config.out, stage="pretrain", step=config.steps, metrics=metrics,
-                        model=weights, model_config=model.config, tokenizer=tok, config=config,
-                        history=ckpt["history"] if ckpt else [], run=run.identity())
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
-    for (source, value), low in zip(metrics["by_source"].items(), floor[tested]):
+    for (source, value), low in zip(run.metrics["by_source"].items(), floor[tested]):
         known = f"   entropy {low:.3f}   {100 * (value / low - 1):+.1f}%"
         print(f"{source:16} loss {value:.3f}{known if math.isfinite(low) else ''}")
-    run.finish()
+    run.finish("pretrain", model, tok, history)

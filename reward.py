@@ -15,20 +15,18 @@ laptop   python reward.py
 GPUs     torchrun --nproc_per_node=8 reward.py --batch_size=512
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel as DDP
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, parse_config, per_second, wilson
+from answer import right_pad
+from checkpoint import Run, load
+from common import Runtime, fail, parse_config, wilson
 from data.formats import read_comparisons, read_demonstrations, split
-from model import GPTConfig, ScalarGPT, optimizer_groups, right_pad
-from pretrain import get_lr
-from tokenizer import Tokenizer
+from model import ScalarGPT
+from optim import adamw, get_lr, set_lr
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -45,8 +43,8 @@ class Config:
     steps: int = 0                       # optimizer steps; 0: one epoch, since more overfits
     batch_size: int = 16                 # prompts per step, over all processes
     micro_batch: int = 16                # prompts per forward pass; smaller needs less memory
-    recompute: bool = False              # activations, again in the backward pass: less memory
-    freeze: int = 0                      # embeddings and so many lower layers stay as they are
+    recompute: bool = False              # recompute activations: slower, less memory
+    freeze: int = 0                      # freeze embeddings and the lowest so many blocks
     lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
@@ -151,18 +149,15 @@ if __name__ == "__main__":
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.demos, config.lm,
                                   config.init or config.like])
-    B, micro_batch = rt.split(config)                 # prompts of this process
-    ckpt = load_checkpoint(config.init or config.like, stage=("sft", "pretrain", "ppo"))
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    lm = load_checkpoint(config.lm, stage=("sft", "pretrain", "ppo"),
-                         tokenizer=ckpt["tokenizer"]) if config.lm else None
-    if lm and lm["model_config"] != ckpt["model_config"]:
+    B, micro_batch = rt.rows_per_step(config)         # prompts of this process
+    base, tok, history = load(config.init or config.like, rt, "sft pretrain ppo")
+    lm = load(config.lm, rt, "sft pretrain ppo", tok)[0] if config.lm else None
+    if lm and lm.config != base.config:
         fail(f"{config.lm} is a model of another size than {config.init or config.like}")
-    model_config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0))
 
     # ---- data -------------------------------------------------------------------------------
 
-    T = model_config.block_size
+    T = base.config.block_size
     rows = read_comparisons(config.data)
     train, val = ([item for row in part if (item := encode_comparison(tok, row, T))]
                   for part in split(rows, share=config.held_out))
@@ -177,7 +172,7 @@ if __name__ == "__main__":
             fail(f"{config.demos}: one demonstration can't set the scale of the scores, nor can "
                  f"equal ones (cut to {T} tokens); --demos= takes the responses instead")
     per_epoch = len(train) // config.batch_size
-    config.steps = run.total = run.bar.total = config.steps or per_epoch
+    config.steps = config.steps or per_epoch
     plan = batches(train, config.batch_size, config.steps, config.seed)
     pairs = sum(int((i["ranks"][:, None] < i["ranks"]).sum()) for i in train)
     print(f"{len(train):,} prompts with {pairs:,} pairs to learn from, {len(val)} prompts held "
@@ -187,77 +182,53 @@ if __name__ == "__main__":
     # ---- model and optimizer ----------------------------------------------------------------
 
     torch.manual_seed(config.seed)                    # the same weights on every rank
-    model = ScalarGPT(model_config, lm=bool(lm))
-    model.gpt.save_memory(config.recompute, config.freeze)
+    model = ScalarGPT(base.config, lm=bool(lm))
     if config.init:
-        model.start_from(ckpt["model"])
+        model.start_from(base)
     if lm:
-        model.lm.load_state_dict(lm["model"])
-    ckpt["model"] = lm = None                         # frees the memory: the model has copies
-    model.to(rt.device)
-    compiled = rt.compile(model, config.compile)
-    model_ddp = DDP(compiled) if rt.ddp else compiled
-    optimizer = torch.optim.AdamW(optimizer_groups(model, config.weight_decay), lr=config.lr,
-                                  betas=(0.9, 0.95), fused=rt.device.type != "mps")
-    if run.state:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-    print(rt.describe(model))
+        model.lm.load_state_dict(lm.state_dict())
+    model.gpt.recompute = config.recompute
+    model.gpt.freeze(config.freeze)
+    model_ddp = rt.prepare(model, config.compile)
+    optimizer = adamw(model, config.weight_decay)
+    run.track(model=model, optimizer=optimizer)
 
     # ---- training loop ----------------------------------------------------------------------
 
-    micro_steps = B // micro_batch
-    clock, losses, n_tokens = time.monotonic(), [], 0
-    metrics = run.state["metrics"] if run.state else {}
-    for step in range(run.start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, config)
+    for step in run.steps():
+        lr = get_lr(step, config)
+        set_lr(optimizer, lr)
 
         # prompts of this step; every process takes its own
-        rt.seed(config.seed, step)
-        mine = [train[i] for i in plan[step][rt.rank::rt.world_size]]
-        for i in range(micro_steps):
-            part = mine[i * micro_batch:(i + 1) * micro_batch]
-            rows = [r for item in part for r in item["ids"]]
-            if rt.ddp:
-                model_ddp.require_backward_grad_sync = i == micro_steps - 1
-            scores = score(model_ddp, rows, tok, rt).split([len(item["ids"]) for item in part])
-            loss = torch.stack([ranking_loss(s, item["ranks"].to(rt.device))
-                                for s, item in zip(scores, part)]).mean()
-            (loss / micro_steps).backward()
-            losses.append(loss.detach())
-            n_tokens += sum(map(len, rows)) * rt.world_size
+        items = [train[i] for i in plan[step][rt.rank::rt.world_size]]
+        for part in rt.parts(B, micro_batch, model_ddp):
+            rows = [ids for item in items[part] for ids in item["ids"]]
+            scores = score(model_ddp, rows, tok, rt).split([len(i["ids"]) for i in items[part]])
+            loss = sum(ranking_loss(s, item["ranks"].to(rt.device))
+                       for s, item in zip(scores, items[part])) / B
+            loss.backward()
+            run.add(loss=loss.detach(), tokens=sum(map(len, rows)))
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, prompts=[item["ids"] for item in mine])
+        run.check(step, grad_norm, prompts=[item["ids"] for item in items])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            loss, = rt.average(torch.stack(losses).mean().item())
-            speed, metrics = per_second(n_tokens, clock), evaluate(compiled, val, tok, rt)
-            run.log(step + 1, dict(loss=loss, lr=get_lr(step, config), grad_norm=grad_norm.item(),
-                                   tokens_per_s=speed, **metrics))
-            clock, losses, n_tokens = time.monotonic(), [], 0
-        run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
+        if run.due(config.eval_every):
+            averages = run.averages()
+            with run.paused():
+                run.metrics = evaluate(model_ddp, val, tok, rt)
+            run.log(step + 1, averages | dict(lr=lr, grad_norm=grad_norm.item(), **run.metrics))
 
     # ---- save -------------------------------------------------------------------------------
 
     # shift and scale the scores, so that demonstrations have mean 0 and deviation 1
-    scores = score_all(compiled, scored, tok, rt)
-    normalisation = dict(mean=scores.mean().item(), std=scores.std().item())
+    scores = score_all(model, scored, tok, rt)
+    run.metrics |= dict(score_mean=scores.mean().item(), score_std=scores.std().item())
     with torch.no_grad():                             # in the weights, every user gets it
-        model.head.bias.sub_(normalisation["mean"]).div_(normalisation["std"])
-        model.head.weight.div_(normalisation["std"])
-    if rt.main:
-        save_checkpoint(config.out, stage="reward", step=config.steps, metrics=metrics, model=model,
-                        model_config=model_config, tokenizer=tok, config=config,
-                        normalisation=normalisation, lm=model.lm is not None, run=run.identity(),
-                        history=ckpt["history"] if config.init else [])
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
-    accuracy, top = metrics["val_accuracy"], metrics["ceiling"]
+        model.head.bias.sub_(run.metrics["score_mean"]).div_(run.metrics["score_std"])
+        model.head.weight.div_(run.metrics["score_std"])
+    accuracy, top = run.metrics["val_accuracy"], run.metrics["ceiling"]
     low, high = wilson(accuracy, len(val))            # pairs of a prompt are alike
     print(f"accuracy on held-out pairs {accuracy:.3f} [{low:.3f}, {high:.3f}]"
           + (f", {100 * accuracy / top:.1f}% of the ceiling {top:.3f}" if top else ""))
-    run.finish()
+    run.finish("reward", model, tok, history if config.init else [])

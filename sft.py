@@ -13,21 +13,18 @@ laptop   python sft.py
 GPUs     torchrun --nproc_per_node=8 sft.py --batch_size=256
 """
 
-import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch.nn.parallel import DistributedDataParallel as DDP
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
-from common import Runtime, fail, parse_config, per_second
-from data.corpus import Corpus
+from answer import respond
+from checkpoint import Run, load
+from common import Runtime, fail, parse_config
 from data.formats import read_demonstrations, split
-from model import GPT, GPTConfig, answer_text, complete, optimizer_groups, prompt_ids
-from pretrain import get_lr
-from tokenizer import Tokenizer
+from model import GPT
+from optim import adamw, get_lr, set_lr
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -43,8 +40,8 @@ class Config:
     steps: int = 800                     # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
-    recompute: bool = False              # activations, again in the backward pass: less memory
-    freeze: int = 0                      # embeddings and so many lower layers stay as they are
+    recompute: bool = False              # recompute activations: slower, less memory
+    freeze: int = 0                      # freeze embeddings and the lowest so many blocks
     lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
@@ -127,7 +124,7 @@ def evaluate(model, dialogues, pad, micro_batch, rt):
         longest = max(len(dialogues[j][0]) for j, in rows)
         x, y = (t.to(rt.device) for t in batch(dialogues, rows, longest - 1, pad))
         with rt.autocast():
-            logits, _ = model(x, where=y >= 0)                        # (n, V)
+            logits = model(x, where=y >= 0)                           # (n, V)
         targets = y[y >= 0]
         loss = F.cross_entropy(logits.float(), targets, reduction="sum")
         right = (logits.argmax(-1) == targets).sum()
@@ -139,10 +136,9 @@ def evaluate(model, dialogues, pad, micro_batch, rt):
 
 def show_sample(model, tok, messages, rt, n_tokens=64):
     """The greedy answer to a held-out prompt."""
-    ids = prompt_ids(tok, messages, model.config.block_size, n_tokens)
-    reply, = complete(model, tok, [ids], rt, n_tokens, temperature=0)
+    (text, _), = respond(model, tok, [messages], rt, n_tokens, temperature=0)
     model.train()
-    return f"{messages[-1]['content']} -> {answer_text(tok, reply)}"
+    return f"{messages[-1]['content']} -> {text}"
 
 
 if __name__ == "__main__":
@@ -152,13 +148,16 @@ if __name__ == "__main__":
     rt = Runtime(config)
     ptx = config.text if config.ptx > 0 else ""
     run = Run(config, rt, inputs=[config.data, ptx, config.init or config.like])
-    B, micro_batch = rt.split(config)                 # rows of this process
-    ckpt = load_checkpoint(config.init or config.like, stage=("pretrain", "sft"))
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    B, micro_batch = rt.rows_per_step(config)         # rows of this process
+    model, tok, history = load(config.init or config.like, rt, "pretrain sft",
+                               dropout=config.dropout)
+    if not config.init:
+        torch.manual_seed(config.seed)                # the same weights on every rank
+        model, history = GPT(model.config), []
 
     # ---- data -------------------------------------------------------------------------------
 
-    T = ckpt["model_config"]["block_size"]
+    T = model.config.block_size
     seen, unseen = split(read_demonstrations(config.data), "messages")
     train, cut, dropped = encode_dialogues(seen, tok, T)
     val, *_ = encode_dialogues(unseen, tok, T)
@@ -176,8 +175,7 @@ if __name__ == "__main__":
     n_rows = config.steps * n_chat * rt.world_size
     plan = pack(lengths, T, n_rows, np.random.default_rng(config.seed))
     if ptx:
-        corpus = Corpus(ptx, tok, run.out.parent / "cache", run.inputs[ptx], main=rt.local_main,
-                        wait=rt.barrier)
+        corpus = run.corpus(ptx, tok)
         corpus.shuffle(config.steps * n_text * rt.world_size * T + 1, config.seed)
     filled = sum(lengths[i] for r in plan for i in r) / (len(plan) * (T + 1))
     print(f"{len(train):,} dialogues to learn from ({cut} cut to {T + 1} tokens, {dropped} "
@@ -186,35 +184,19 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    torch.manual_seed(config.seed)                    # the same weights on every rank
-    if config.init:
-        model = GPT.load(ckpt, dropout=config.dropout)
-    else:
-        model = GPT(GPTConfig(**ckpt["model_config"] | dict(dropout=config.dropout)))
-    del ckpt["model"]                                 # frees the memory: the model has a copy
-    model.save_memory(config.recompute, config.freeze)
-    model.to(rt.device)
-    compiled = rt.compile(model, config.compile)
-    model_ddp = DDP(compiled) if rt.ddp else compiled
-    optimizer = torch.optim.AdamW(optimizer_groups(model, config.weight_decay), lr=config.lr,
-                                  betas=(0.9, 0.95), eps=damping(model, config.eps),
-                                  fused=rt.device.type != "mps")
-    if run.state:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-    print(rt.describe(model))
+    model.recompute = config.recompute
+    model.freeze(config.freeze)
+    model_ddp = rt.prepare(model, config.compile)
+    optimizer = adamw(model, config.weight_decay, damping(model, config.eps))
+    run.track(model=model, optimizer=optimizer)
 
     # ---- training loop ----------------------------------------------------------------------
 
-    micro_steps = B // micro_batch
-    clock, losses = time.monotonic(), []
-    metrics = run.state["metrics"] if run.state else {}
-    for step in range(run.start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, config)
+    for step in run.steps():
+        lr = get_lr(step, config)
+        set_lr(optimizer, lr)
 
         # dialogues of this step, then pretraining text; every process takes its own slice
-        rt.seed(config.seed, step)
         k = step * rt.world_size + rt.rank
         x, y = batch(train, plan[k * n_chat:(k + 1) * n_chat], T, tok.pad)
         if n_text:
@@ -224,43 +206,27 @@ if __name__ == "__main__":
 
         # the mean over the supervised tokens of all ranks, however unequal their numbers are:
         # DDP averages over ranks, so each divides its sum by the average count
-        count, = rt.average((y >= 0).sum().item())
-        for i in range(micro_steps):
-            part = slice(i * micro_batch, (i + 1) * micro_batch)
-            if rt.ddp:
-                model_ddp.require_backward_grad_sync = i == micro_steps - 1
+        count, = rt.average((y >= 0).sum())
+        for part in rt.parts(B, micro_batch, model_ddp):
             with rt.autocast():
-                _, loss = model_ddp(x[part], y[part], reduction="sum")
-            (loss / count).backward()
-            losses.append(loss.detach() / count)
+                loss = model_ddp(x[part], y[part], reduction="sum") / count
+            loss.backward()
+            run.add(loss=loss.detach(), tokens=y[part].numel())
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         run.check(step, grad_norm, x=x, y=y)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-        if (step + 1) % 100 == 0 or step + 1 == config.steps:
-            loss, = rt.average(torch.stack(losses).mean().item() * micro_steps)
-            speed = per_second(len(losses) * micro_batch * T * rt.world_size, clock)
-            run.log(step + 1, dict(loss=loss, lr=get_lr(step, config),
-                                   grad_norm=grad_norm.item(), tokens_per_s=speed))
-            clock, losses = time.monotonic(), []
-        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
-            paused = time.monotonic()
-            val_loss, val_accuracy = evaluate(compiled, val, tok.pad, micro_batch, rt)
-            metrics = dict(val_loss=val_loss, val_token_accuracy=val_accuracy)
-            run.log(step + 1, metrics)
-            prompt = unseen[step // config.eval_every % len(unseen)]["messages"][:-1]
-            run.say(f"    sample: {show_sample(model, tok, prompt, rt)}")
-            clock += time.monotonic() - paused             # evaluation is not training
-        run.save_state(step + 1, model=model, optimizer=optimizer, metrics=metrics)
+        if run.due(100):
+            run.log(step + 1, run.averages() | dict(lr=lr, grad_norm=grad_norm.item()))
+        if run.due(config.eval_every):
+            with run.paused():
+                loss, accuracy = evaluate(model_ddp, val, tok.pad, micro_batch, rt)
+                prompt = unseen[step // config.eval_every % len(unseen)]["messages"][:-1]
+                run.say(f"    sample: {show_sample(model, tok, prompt, rt)}")
+            run.metrics = dict(val_loss=loss, val_token_accuracy=accuracy)
+            run.log(step + 1, run.metrics)
 
     # ---- save -------------------------------------------------------------------------------
 
-    if rt.main:
-        save_checkpoint(config.out, stage="sft", step=config.steps, metrics=metrics, model=model,
-                        model_config=model.config, tokenizer=tok, config=config,
-                        history=ckpt["history"] if config.init else [], run=run.identity())
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
-    run.finish()
+    run.finish("sft", model, tok, history)

@@ -709,3 +709,11 @@ def split(rows, field="prompt", share=0.05):
         print(f"{len(rows):,} rows begin with only {len(asked):,} different questions: "
               f"{sum(held):,} are held out", file=sys.stderr)
     return [[row for row, h in zip(rows, held) if h == side] for side in (False, True)]
+
+
+def epochs(n, total, seed):
+    """At least `total` indices of n rows: all of them in random order, then in another one, …"""
+    rng, order = np.random.default_rng(seed), []
+    while len(order) < total:
+        order += rng.permutation(n).tolist()
+    return order

@@ -31,11 +31,12 @@ from statistics import median
 
 import torch
 
+from answer import generate
 from checkpoint import read_log, save_checkpoint
 from common import DTYPES, Runtime, fail, parse_config
 from data.formats import read_texts
-from model import GPT, STYLES, GPTConfig, ScalarGPT, optimizer_groups
-from pretrain import Muon
+from model import GPT, STYLES, GPTConfig, ScalarGPT
+from optim import Muon, adamw, set_lr
 from tokenizer import GPT4, Tokenizer
 
 
@@ -245,7 +246,7 @@ def train(config):
     for dtype, compiled in ((("bfloat16", "true"),) if gpu else
                             (("float32", "false"), ("bfloat16", "false"), ("float32", "true"))):
         model = small(V, T, n_layer, n_embd, **style).to(device)
-        optimizer = torch.optim.AdamW(optimizer_groups(model, 0.1), betas=(0.9, 0.95), fused=True)
+        optimizer = adamw(model, 0.1)
         work = model.flops_per_token(T) * x.numel()
         name = f"model.py, {dtype}{', compiled' if compiled == 'true' else ''}"
         entrants[name] = partial(step, setups[dtype].compile(model, compiled), optimizer,
@@ -308,12 +309,10 @@ def recipe(config):
     for steps, n_layer, n_embd in ((235, 4, 128), (262, 2, 160)):
         model = small(len(chars), T, n_layer, n_embd)
         matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-        adamw = torch.optim.AdamW(optimizer_groups(model, 0.1, without=matrices), lr=2e-2,
-                                  betas=(0.9, 0.95), fused=True)
-        muon = Muon(matrices)
-        muon.param_groups[0]["lr"] = 0.06
-        ours = run(f"model.py, Muon, {n_layer} layers, {n_embd} wide", model, [adamw, muon], steps,
-                   24)
+        optimizers = adamw(model, 0.1, without=matrices), Muon(matrices)
+        for optimizer, lr in zip(optimizers, (2e-2, 0.06)):
+            set_lr(optimizer, lr)
+        ours = run(f"model.py, Muon, {n_layer} layers, {n_embd} wide", model, optimizers, steps, 24)
         print(f"    ours takes {ours / their_time:.2f} of its time")
 
 
@@ -326,7 +325,7 @@ def sample(config):
 
     def ours(rt):
         with rt.autocast():                           # as compare.py and rlhf_ppo.py do
-            model.generate(idx, 48)
+            generate(model, idx, 48)
 
     for dtype in DTYPES:
         entrants[f"model.py, {dtype}"] = partial(ours, Runtime(replace(config, device="cpu",
@@ -351,7 +350,7 @@ def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=
     tok = Tokenizer(GPT4, list(range(256)), {pair: 256 + i for i, pair in enumerate(pairs)})
     shape = GPTConfig(vocab_size=tok.vocab_size, block_size=128, **size)
     for stage, model in (("sft", GPT(shape)), ("reward", ScalarGPT(shape, lm=lm))):
-        save_checkpoint(f"{folder}/{stage}.pt", stage=stage, step=0, metrics={}, model=model, lm=lm,
+        save_checkpoint(f"{folder}/{stage}.pt", stage=stage, step=0, metrics={}, model=model,
                         model_config=shape, tokenizer=tok, config=config, history=[])
     prompts = (json.dumps({"prompt": f"{i:020}"}) for i in range(300))
     Path(folder, "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")

@@ -29,7 +29,8 @@ from statistics import median
 
 import numpy as np
 
-from checkpoint import fingerprint, load_checkpoint, read_log
+from answer import answer_text, prompts_that_fit
+from checkpoint import fingerprint, load, load_checkpoint, read_log
 from common import (Runtime, fail, load_function, parse_config, read_json, verdicts_of,
                     writing)
 from data.corpus import Corpus
@@ -37,11 +38,9 @@ from data.formats import list_files, read_comparisons, split
 from evaluate import Answers, answer, compared, measure, sample_best_of
 from lab.experiments import finished_chains, run
 from lessons.best_of_n import best_answers
-from lessons.held_out import load_reward, read_prompts_that_fit
-from model import GPT, answer_text, frozen
+from lessons.held_out import load_reward
 from pretrain import evaluate as text_loss
 from reward import encode_comparison
-from tokenizer import Tokenizer
 from view.curves import draw
 from view.views import held_out
 
@@ -122,22 +121,20 @@ class Examiner:
 
     def __init__(self, seed, rt, config):
         self.folder, self.rt, self.config = Path(f"{config.folder}{seed}"), rt, config
-        ckpt = load_checkpoint(self.folder / "sft.pt", stage="sft")
-        self.tok, self.sft = Tokenizer.from_dict(ckpt["tokenizer"]), frozen(GPT.load(ckpt), rt)
-        self.reward = load_reward(f"{self.folder}/reward.pt", ckpt, rt)
+        self.sft, self.tok, _ = load(self.folder / "sft.pt", rt, "sft", frozen=True)
+        self.reward = load_reward(f"{self.folder}/reward.pt", self.tok, rt)
         self.judge = load_function(config.judge)
-        self.room = self.sft.config.block_size - config.max_new_tokens - 1
 
     def rows(self, path):
         """All prompts of a file, whichever side of the split by hash they are on."""
-        train, val = read_prompts_that_fit(path, self.tok, self.room)
+        train, val = prompts_that_fit(path, self.tok, self.sft.config.block_size,
+                                      self.config.max_new_tokens)
         return (train + val)[:self.config.n_prompts]
 
     def examine(self, path, data, best_of=0):
         """The grade of each answer to the prompts in data, and means."""
         tok, rt, config, rows = self.tok, self.rt, self.config, self.rows(data)
-        policy = GPT.load(load_checkpoint(path, stage=("sft", "ppo"),
-                                          tokenizer=tok.to_dict())).to(rt.device)
+        policy, *_ = load(path, rt, "sft ppo", tok)
         ids = [row["ids"] for row in rows]
         if best_of:
             replies, *_ = best_answers(policy, self.reward, rows, config.seed, tok, rt, config)
@@ -158,7 +155,8 @@ class Examiner:
 
     def best_of_curve(self):
         """[[KL, grade], …] of the best of 1, 2, 4, … answers to the held-out prompts."""
-        _, rows = read_prompts_that_fit(self.config.prompts, self.tok, self.room)
+        _, rows = prompts_that_fit(self.config.prompts, self.tok, self.sft.config.block_size,
+                                   self.config.max_new_tokens)
         points = sample_best_of(self.sft, self.reward, self.judge, self.tok,
                                 [r["prompt"] for r in rows[:256]], self.rt, self.config)
         return [[p["kl"], p["grade"]] for p in points]

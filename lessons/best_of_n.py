@@ -23,12 +23,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
+from answer import COLDEST, answer_text, complete, prompts_that_fit, sum_logp
+from checkpoint import Run, load
 from common import Runtime, fail, function_file, get_scores, load_function, parse_config
-from evaluate import groups_of, sum_logp
-from lessons.held_out import Watched, load_reward, read_prompts_that_fit, score, show, watch
-from model import COLDEST, GPT, answer_text, complete, frozen, optimizer_groups
-from tokenizer import Tokenizer
+from data.formats import epochs
+from evaluate import groups_of
+from lessons.held_out import Watched, load_reward, score, show, watch
+from optim import adamw, set_lr
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -78,40 +79,32 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     own_reward = function_file(config.reward)
-    run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward],
-              unit="round")
+    run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward])
     if config.best_of < 2 or config.temperature < COLDEST or config.batch_size % config.minibatch:
         fail("--best_of must be at least 2, --temperature more than 0, and --minibatch must divide "
              "--batch_size")
-    ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    reward = load_reward(config.reward, ckpt, rt)
+    policy, tok, history = load(config.init, rt, "sft ppo")
+    reference, *_ = load(config.init, rt, frozen=True)
+    reward = load_reward(config.reward, tok, rt)
 
     # ---- data -------------------------------------------------------------------------------
 
-    room = ckpt["model_config"]["block_size"] - config.max_new_tokens - 1         # 1: an end
-    train, val = read_prompts_that_fit(config.data, tok, room)
-    val, rng, plan = val[:config.n_eval], np.random.default_rng(config.seed), []
-    while len(plan) < config.steps * config.batch_size:
-        plan += rng.permutation(len(train)).tolist()
+    train, val = prompts_that_fit(config.data, tok, policy.config.block_size,
+                                  config.max_new_tokens)
+    val = val[:config.n_eval]
+    plan = epochs(len(train), config.steps * config.batch_size, config.seed)
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    policy = GPT.load(ckpt, dropout=0.0).to(rt.device)
-    reference = frozen(GPT.load(ckpt, dropout=0.0), rt)
-    optimizer = torch.optim.AdamW(optimizer_groups(policy, 0.0), lr=config.lr, betas=(0.9, 0.95))
-    if run.state:
-        policy.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-    print(rt.describe(policy))
+    optimizer = adamw(policy, 0.0)
+    run.track(model=policy, optimizer=optimizer)
 
     # ---- training loop ----------------------------------------------------------------------
 
-    for step in range(run.start, config.steps):
+    for step in run.steps(unit="round"):
         now = watch(policy, reference, val, tok, rt, config, reward)
         run.log(step, now.figures, split="held out")
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * (1 - step / config.steps)
+        set_lr(optimizer, config.lr * (1 - step / config.steps))
 
         # a. n answers to each prompt of this round, of which the best is kept
         began = time.monotonic()
@@ -141,18 +134,12 @@ if __name__ == "__main__":
                                loss=np.mean(losses), grad_norm=grad_norm.item()),
                 flops=passes * policy.flops_per_token(n_tokens // scores.numel()) / 3,
                 seconds=time.monotonic() - began)
-        run.save_state(step + 1, model=policy, optimizer=optimizer)
 
     # ---- save -------------------------------------------------------------------------------
 
     after = watch(policy, reference, val, tok, rt, config, reward)
-    run.log(config.steps, after.figures, split="held out")
-    save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=after.figures, model=policy,
-                    model_config=policy.config, tokenizer=tok, config=config,
-                    history=ckpt["history"], run=run.identity())
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
+    run.metrics = after.figures
+    run.log(config.steps, run.metrics, split="held out")
     n = config.best_of
     best, scores, _ = best_answers(reference, reward, val, (config.seed, "best"), tok, rt, config)
     texts = [answer_text(tok, reply) for reply in best]
@@ -163,4 +150,4 @@ if __name__ == "__main__":
     show({"before": watch(reference, reference, val, tok, rt, config, reward),
           f"its best of {n}": Watched(chosen, grades, groups_of(val)), "after": after},
          [("answers to write for one", ["1", str(n), "1"])])
-    run.finish()
+    run.finish("ppo", policy, tok, history)

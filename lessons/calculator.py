@@ -24,16 +24,15 @@ import numpy as np
 import torch
 from torch.nn import ModuleDict
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
+from answer import answer_text, generate, left_pad, prompt_ids
+from checkpoint import Run, load
 from common import Runtime, parse_config, percent
 from data.formats import read_demonstrations
 from data.town import SUMS, judge
 from lessons.held_out import check_room
 from lessons.rehearsal import Rows
-from model import GPT, answer_text, left_pad, optimizer_groups, prompt_ids
-from pretrain import get_lr
+from optim import adamw, get_lr, set_lr
 from sft import encode_dialogues
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -90,8 +89,8 @@ def answer(model, tok, prompts, rt, max_new_tokens, max_calls):
         stops = [tok.end, equals] if turn < max_calls else [tok.end]
         idx, mask = left_pad([prompts[i] + replies[i] for i in open_rows], tok.pad, rt.device)
         with rt.autocast():
-            out = model.generate(idx, max_new_tokens, mask=mask, temperature=0, stop=stops,
-                                 pad=tok.pad)[:, idx.size(1):].tolist()
+            out = generate(model, idx, max_new_tokens, mask=mask, temperature=0, stop=stops,
+                           pad=tok.pad)[:, idx.size(1):].tolist()
         for i, ids in zip(open_rows, out):
             cut = next((n + 1 for n, id in enumerate(ids) if id in stops), len(ids))
             replies[i] += ids[:cut]
@@ -159,12 +158,11 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.text, config.init])
-    ckpt = load_checkpoint(config.init, stage="sft")
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    sft, tok, history = load(config.init, rt, "sft")
 
     # ---- data -------------------------------------------------------------------------------
 
-    T, held_out = ckpt["model_config"]["block_size"], held_out_sums(config.n_eval)
+    T, held_out = sft.config.block_size, held_out_sums(config.n_eval)
     check_room(tok, [text.format(x=1000, y=1000) for text in SUMS], T, config.max_new_tokens,
                f"--init={config.init}")
     sums = demonstrations(config.n_demos, config.seed, held_out)
@@ -179,24 +177,19 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    models = ModuleDict({name: GPT.load(ckpt) for name in train}).to(rt.device)
-    optimizer = torch.optim.AdamW(optimizer_groups(models, config.weight_decay), lr=config.lr,
-                                  betas=(0.9, 0.95))
-    if run.state:
-        models.load_state_dict(run.state["models"])
-        optimizer.load_state_dict(run.state["optimizer"])
-    print(rt.describe(models))
+    models = ModuleDict({name: load(config.init, rt)[0] for name in train})
+    optimizer = adamw(models, config.weight_decay)
+    run.track(models=models, optimizer=optimizer)
 
     # ---- training loop ----------------------------------------------------------------------
 
-    for step in range(run.start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, config)
+    for step in run.steps():
+        set_lr(optimizer, get_lr(step, config))
         losses = {}
         for name, model in models.items():            # as many tokens for each
             x, y = rows[name][step]
             with rt.autocast():
-                _, loss = model(x.to(rt.device), y.to(rt.device))
+                loss = model(x.to(rt.device), y.to(rt.device))
             loss.backward()
             grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             run.check(step, grad_norm, x=x, y=y)
@@ -205,27 +198,21 @@ if __name__ == "__main__":
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 50 == 0 or step + 1 == config.steps:
             run.log(step + 1, losses | dict(lr=get_lr(step, config)))
-        run.save_state(step + 1, models=models, optimizer=optimizer)
 
     # ---- save -------------------------------------------------------------------------------
 
     table = {}
     for label, model, max_calls in (
-            ("out/sft.pt as it is", GPT.load(ckpt).to(rt.device), 0),
+            ("out/sft.pt as it is", sft, 0),
             ("plain answers", models["plain"], 0),
             ("calls, computed by the program", models["calls"], config.max_calls),
             ("calls, the model has to go on alone", models["calls"], 0)):
         table[label], text = examine(model, tok, held_out, rt, config.max_new_tokens, max_calls)
         run.say(f"{label}: {text}")
-    save_checkpoint(config.out, stage="sft", step=config.steps, metrics=dict(table=table),
-                    model=models["calls"], model_config=models["calls"].config, tokenizer=tok,
-                    config=config, history=ckpt["history"], run=run.identity())
+    run.metrics = dict(table=table)
     print(f"\nright, of {config.n_eval} held-out sums each; four digits are more than any "
           f"demonstration had\n{'':36}" + "".join(f"{f'{d} digits':>22}" for d in held_out))
     for label, right in table.items():
         print(f"{label:36}" + "".join(f"{percent(share, config.n_eval):>22}"
                                       for share in right.values()))
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
-    run.finish()
+    run.finish("sft", models["calls"], tok, history)

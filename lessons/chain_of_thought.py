@@ -25,16 +25,14 @@ from itertools import accumulate
 
 import torch
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
+from answer import respond
+from checkpoint import Run, load
 from common import Runtime, fail, parse_config, percent
-from compare import respond
 from data.formats import is_held_out
 from data.town import SUMS
 from lessons.held_out import check_room
-from model import GPT, optimizer_groups
-from pretrain import get_lr
+from optim import adamw, get_lr, set_lr
 from sft import batch
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -123,11 +121,10 @@ def next_batch(tok, answer, config, first):
     return x, y.masked_fill(late, -1), first + len(dialogues)
 
 
-def start(ckpt, config, rt):
+def start(config, rt):
     """The model of the checkpoint, and its optimizer."""
-    model = GPT.load(ckpt).to(rt.device)
-    groups = optimizer_groups(model, config.weight_decay)
-    return model, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=rt.device.type != "mps")
+    model, *_ = load(config.init, rt)
+    return model, adamw(model, config.weight_decay)
 
 
 def shares(model, tok, questions, rt, config, votes=0):
@@ -151,9 +148,8 @@ if __name__ == "__main__":
     if not 2 <= config.least <= config.most <= 6:     # seven such numbers are rare: see draw()
         fail(f"--least={config.least} and --most={config.most} must rise, from 2 to 6 at most")
     rt = Runtime(config)
-    run = Run(config, rt, inputs=[config.init], total=config.steps * len(ARMS))
-    ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    run = Run(config, rt, inputs=[config.init])
+    model, tok, history = load(config.init, rt, "sft ppo")
 
     # ---- data -------------------------------------------------------------------------------
 
@@ -163,32 +159,29 @@ if __name__ == "__main__":
             numbers = draw(rng, n, held_out=True)
             questions[tuple(numbers)] = ask(rng, numbers), numbers    # each sum once
     questions = list(questions.values())
-    check_room(tok, [prompt for prompt, _ in questions], ckpt["model_config"]["block_size"], 64,
+    check_room(tok, [prompt for prompt, _ in questions], model.config.block_size, 64,
                f"--init={config.init}")
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    model, optimizer = start(ckpt, config, rt)
-    first, found = 0, []
-    if run.state:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        first, found = run.state["first"], run.state["found"]
-    else:
-        found.append(("before", shares(model, tok, questions, rt, config)))
+    model, optimizer = start(config, rt)
+    done = dict(demonstrations=0, found=[])           # of this model; the table so far
+    run.track(model=model, optimizer=optimizer, done=done)
+    if not done["found"]:
+        done["found"].append(("before", shares(model, tok, questions, rt, config)))
 
     # ---- training loop: one model after the other -------------------------------------------
 
-    for step in range(run.start, run.total):
+    for step in run.steps(config.steps * len(ARMS)):
         arm, s = list(ARMS)[step // config.steps], step % config.steps
         if s == 0:
-            (model, optimizer), first = start(ckpt, config, rt), 0
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(s, config)
-        x, y, first = next_batch(tok, ARMS[arm], config, first)
+            (model, optimizer), done["demonstrations"] = start(config, rt), 0
+            run.track(model=model, optimizer=optimizer, done=done)
+        set_lr(optimizer, get_lr(s, config))
+        x, y, done["demonstrations"] = next_batch(tok, ARMS[arm], config, done["demonstrations"])
         x, y = x.to(rt.device), y.to(rt.device)
         with rt.autocast():
-            _, loss = model(x, y)
+            loss = model(x, y)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         run.check(step, grad_norm, x=x, y=y)
@@ -196,27 +189,22 @@ if __name__ == "__main__":
         optimizer.zero_grad(set_to_none=True)
 
         if (s + 1) % 100 == 0 or s + 1 == config.steps:
-            run.log(step + 1, dict(arm=arm, loss=loss.item(), demonstrations=first))
+            run.log(step + 1, dict(arm=arm, loss=loss.item(),
+                                   demonstrations=done["demonstrations"]))
         if s + 1 == config.steps:
             for votes in (0, 1, config.votes):
                 how = f"vote of {votes}" if votes > 1 else "one sample" if votes else "greedy"
-                found.append((f"{arm}, {how}",
-                              shares(model, tok, questions, rt, config, votes)))
+                done["found"].append((f"{arm}, {how}",
+                                      shares(model, tok, questions, rt, config, votes)))
             model.train()
-        run.save_state(step + 1, model=model, optimizer=optimizer, first=first, found=found)
 
     # ---- save -------------------------------------------------------------------------------
 
-    metrics = {name: {str(n): share for n, share in right.items()} for name, (right, _) in found}
-    save_checkpoint(config.out, stage="sft", step=config.steps, metrics=metrics, model=model,
-                    model_config=model.config, tokenizer=tok, config=config,
-                    history=ckpt["history"], run=run.identity())
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
+    run.metrics = {name: {str(n): share for n, share in right.items()}
+                   for name, (right, _) in done["found"]}
     asked = Counter(len(numbers) for _, numbers in questions)
     print(f"{'right':22}" + "".join(f"{f'{n} numbers':>22}" for n in asked) + f"{'tokens':>10}")
-    for name, (right, length) in found:
+    for name, (right, length) in done["found"]:
         print(f"{name:22}" + "".join(f"{percent(right[n], asked[n]):>22}" for n in asked)
               + f"{length:10.1f}")
-    run.finish()
+    run.finish("sft", model, tok, history)

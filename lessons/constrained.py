@@ -23,15 +23,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
+from answer import LAST, answer_text, left_pad, prompt_ids, sample
+from checkpoint import Run, load
 from common import Runtime, parse_config, percent
 from data.town import FACTS, VALUES, Dice, ask, judge, pronouns, state
 from lessons.held_out import check_room, load_world
 from lessons.rehearsal import Rows
-from model import GPT, KVCache, answer_text, left_pad, optimizer_groups, prompt_ids, sample
-from pretrain import get_lr
+from model import KVCache
+from optim import adamw, get_lr, set_lr
 from sft import encode_dialogues
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def write(model, tok, prompts, forms, rt, max_new_tokens, temperature=0.0, seed=
     kv = KVCache(model.config, len(idx), idx.size(1) + steps, rt.device, torch.float32)
     nodes, replies = list(forms), [[] for _ in prompts]
     for _ in range(steps):
-        logits = model.lm_head(model.hidden(idx, mask, kv)[:, -1]).float()   # (B, V)
+        logits = model(idx, mask=mask, cache=kv, where=LAST).float()  # (B, V)
         ways = [None if node is None else allowed(node, tok) for node in nodes]
         for row, way in zip(logits, ways):
             if way is not None:
@@ -199,12 +199,11 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.text, config.init])
-    ckpt = load_checkpoint(config.init, stage="sft")
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    model, tok, history = load(config.init, rt, "sft")
 
     # ---- data -------------------------------------------------------------------------------
 
-    T, world = ckpt["model_config"]["block_size"], load_world(config.town)
+    T, world = model.config.block_size, load_world(config.town)
     asked = questions(world, config.n_eval)
     check_room(tok, [question for *_, question in asked], T, config.max_new_tokens,
                f"--init={config.init}")
@@ -213,30 +212,23 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    model = GPT.load(ckpt).to(rt.device)
-    optimizer = torch.optim.AdamW(optimizer_groups(model, config.weight_decay), lr=config.lr,
-                                  betas=(0.9, 0.95))
-    table = {}                                        # {step: the rows of examine()}
-    if run.state:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        table = run.state["table"]
-    print(rt.describe(model))
+    optimizer, table = adamw(model, config.weight_decay), {}          # {step: examine()'s rows}
+    run.track(model=model, optimizer=optimizer, table=table)
 
     # ---- training loop ----------------------------------------------------------------------
 
-    for step in range(run.start, config.steps + 1):
-        if step % config.eval_every == 0 or step == config.steps:
-            table[step] = examine(model, tok, asked, world.facts, rt, config)
-            for label, *_, text in table[step]:
-                run.say(f"step {step}, {label}: {text}")
-        if step == config.steps:
-            break
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, config)
+    def look(step):
+        table[step] = examine(model, tok, asked, world.facts, rt, config)
+        for label, *_, text in table[step]:
+            run.say(f"step {step}, {label}: {text}")
+
+    for step in run.steps():
+        if step % config.eval_every == 0:
+            look(step)
+        set_lr(optimizer, get_lr(step, config))
         x, y = rows[step]
         with rt.autocast():
-            _, loss = model(x.to(rt.device), y.to(rt.device))
+            loss = model(x.to(rt.device), y.to(rt.device))
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         run.check(step, grad_norm, x=x, y=y)
@@ -244,20 +236,15 @@ if __name__ == "__main__":
         optimizer.zero_grad(set_to_none=True)
         if (step + 1) % 25 == 0 or step + 1 == config.steps:
             run.log(step + 1, dict(loss=loss.item(), grad_norm=grad_norm.item()))
-        run.save_state(step + 1, model=model, optimizer=optimizer, table=table)
+    look(config.steps)
 
     # ---- save -------------------------------------------------------------------------------
 
-    save_checkpoint(config.out, stage="sft", step=config.steps, metrics=dict(table=table),
-                    model=model, model_config=model.config, tokenizer=tok, config=config,
-                    history=ckpt["history"], run=run.identity())
+    run.metrics = dict(table=table)
     print(f"\n{len(asked)} questions about people that no demonstration asks about\n"
           f"{'steps':>5}  {'':32}{'JSON':>7}{'valid':>7}{'right':>22}")
     for step, rows in table.items():
         for label, is_json, valid, right, _ in rows:
             print(f"{step:5}  {label:32}{is_json:7.1%}{valid:7.1%}"
                   f"{percent(right, len(asked)):>22}")
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
-    run.finish()
+    run.finish("sft", model, tok, history)

@@ -20,15 +20,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
+from answer import prompts_that_fit, sum_logp
+from checkpoint import Run, load
 from common import Runtime, fail, parse_config, wilson
 from data.formats import read_comparisons, split
-from evaluate import cell, sum_logp
-from lessons.held_out import read_prompts_that_fit, show, watch
-from model import GPT, frozen, optimizer_groups
-from pretrain import get_lr
+from evaluate import cell
+from lessons.held_out import show, watch
+from optim import adamw, get_lr, set_lr
 from reward import batches, encode_comparison, ranking_loss
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -105,49 +104,43 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.prompts, config.init])
-    ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    model, tok, history = load(config.init, rt, "sft ppo")
+    reference, *_ = load(config.init, rt, frozen=True)
     if config.beta <= 0 or config.temperature == 0:
         fail("--beta and --temperature must be more than 0")
 
     # ---- data -------------------------------------------------------------------------------
 
-    T = ckpt["model_config"]["block_size"]
+    T = model.config.block_size
     train, val = ([item for row in part if (item := encode_comparison(tok, row, T))]
                   for part in split(read_comparisons(config.data)))
-    _, asked = read_prompts_that_fit(config.prompts, tok, T - config.max_new_tokens)
+    _, asked = prompts_that_fit(config.prompts, tok, T, config.max_new_tokens)
     if len(train) < config.batch_size or not val:
         fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
              f"{config.batch_size} and 1 are needed")
     per_epoch = len(train) // config.batch_size
-    config.steps = run.total = run.bar.total = config.steps or per_epoch
+    config.steps = config.steps or per_epoch
     plan = batches(train, config.batch_size, config.steps, config.seed)
     print(f"{len(train):,} prompts to learn from, {len(val)} held out; "
           f"{config.steps / per_epoch:.1f} epochs")
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    model = GPT.load(ckpt, dropout=0.0).to(rt.device)
-    reference = frozen(GPT.load(ckpt, dropout=0.0), rt)
-    optimizer = torch.optim.AdamW(optimizer_groups(model, 0.0), lr=config.lr, betas=(0.9, 0.95))
-    if run.state:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-    print(rt.describe(model))
+    optimizer = adamw(model, 0.0)
+    run.track(model=model, optimizer=optimizer)
     began, flops = time.monotonic(), 0
     add_reference(train + val, reference, tok, rt, config)
 
     # ---- training loop ----------------------------------------------------------------------
 
     losses = []
-    for step in range(run.start, config.steps):
+    for step in run.steps():
         if step % config.eval_every == 0:
             paused = time.monotonic()
             now = watch(model, reference, asked[:config.n_eval], tok, rt, config)
             run.log(step, now.figures | evaluate(model, val, tok, rt, config), split="held out")
             began += time.monotonic() - paused        # evaluation is not training
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, config)
+        set_lr(optimizer, get_lr(step, config))
         chosen = [train[i] for i in plan[step]]
         rows = [ids for item in chosen for ids in item["ids"]]
         logp = answer_logp(model, rows, tok, rt, config.temperature)
@@ -167,24 +160,17 @@ if __name__ == "__main__":
                                    grad_norm=grad_norm.item()),
                     flops=flops, seconds=time.monotonic() - began)
             began, flops, losses = time.monotonic(), 0, []
-        run.save_state(step + 1, model=model, optimizer=optimizer)
 
     # ---- save -------------------------------------------------------------------------------
 
     before, after = (watch(m, reference, asked[:config.n_eval], tok, rt, config)
                      for m in (reference, model))
-    metrics = after.figures | evaluate(model, val, tok, rt, config)
-    run.log(config.steps, metrics, split="held out")
-    save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=metrics, model=model,
-                    model_config=model.config, tokenizer=tok, config=config,
-                    history=ckpt["history"], run=run.identity())
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
-    right = metrics["val_accuracy"]
+    run.metrics = after.figures | evaluate(model, val, tok, rt, config)
+    run.log(config.steps, run.metrics, split="held out")
+    right = run.metrics["val_accuracy"]
     show({"before": before, "after DPO": after}, [
         (f"the better answer has the higher r, of {len(val)}",
          ["-", cell((right, *wilson(right, len(val))))]),
-        *((f"log p of the {name} answer, change (nats)", ["-", cell(metrics[name])])
+        *((f"log p of the {name} answer, change (nats)", ["-", cell(run.metrics[name])])
           for name in ("better", "worse"))])
-    run.finish()
+    run.finish("ppo", model, tok, history)

@@ -25,15 +25,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from checkpoint import load_checkpoint
+from answer import complete, prompt_ids, respond, response_logp
+from checkpoint import load
 from common import Runtime, fail, parse_config, percent, safe, writing
-from compare import respond
 from data.formats import read_demonstrations, read_prompts, split
 from data.town import judge
-from evaluate import first_line, response_logp
+from evaluate import first_line
 from lessons.held_out import check_room, of_the_town
-from model import GPT, complete, prompt_ids
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -96,14 +94,13 @@ if __name__ == "__main__":
         fail(f"--shots={config.shots} must be numbers, as in --shots=0,1,4")
     shots = list(map(int, shots))
     rt = Runtime(config)
-    ckpt = load_checkpoint(config.base, stage="pretrain")
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    chat = GPT.load(load_checkpoint(config.chat, "sft", ckpt["tokenizer"])).to(rt.device)
+    base, tok, _ = load(config.base, rt, "pretrain")
+    chat, *_ = load(config.chat, rt, "sft", tok)
     # rotary positions are relative, so the model can read on behind its 128 tokens: on the town's
     # text its loss is as low at tokens 128 to 255 as before (measured)
-    if ckpt["model_config"]["pos"] != "rope":
+    if base.config.pos != "rope":
         fail(f"{config.base} has learned positions, which end with its context")
-    base = GPT.load(ckpt, block_size=config.block_size).to(rt.device)
+    base.config.block_size = config.block_size
 
     # ---- data -------------------------------------------------------------------------------
 

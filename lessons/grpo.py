@@ -21,16 +21,15 @@ graded   python -m lessons.grpo --reward=data/town.py:grade --out=out/grpo_grade
 import time
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
+from answer import (COLDEST, answer_mask, answer_text, complete, log_probs, prompts_that_fit,
+                    right_pad)
+from checkpoint import Run, load
 from common import Runtime, fail, function_file, parse_config
-from lessons.held_out import load_reward, read_prompts_that_fit, score, show, watch
-from model import (COLDEST, GPT, answer_text, complete, frozen, log_probs, optimizer_groups,
-                   right_pad)
-from rlhf_ppo import response_mask
-from tokenizer import Tokenizer
+from data.formats import epochs
+from lessons.held_out import load_reward, score, show, watch
+from optim import adamw, set_lr
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -94,7 +93,7 @@ def grpo_loss(logp, old_logp, ref_logp, advantages, config):
 
 @torch.no_grad()
 def token_logps(model, ids, mask, rt, config):
-    """(B, T - 1): log p of each token of the answers, elsewhere 0."""
+    """(B, T): log p of each token of the answers, elsewhere 0."""
     logps = torch.zeros(mask.shape, device=rt.device)
     for start in range(0, len(ids), config.minibatch):
         part = slice(start, start + config.minibatch)
@@ -115,38 +114,29 @@ if __name__ == "__main__":
              f"--minibatch={config.minibatch} must divide it, too")
     if config.temperature < COLDEST:
         fail("--temperature=0 always says the same: GRPO learns from answers that differ")
-    ckpt = load_checkpoint(config.init, stage=("sft", "ppo"))
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
-    reward = load_reward(config.reward, ckpt, rt)
+    policy, tok, history = load(config.init, rt, "sft ppo")
+    reference, *_ = load(config.init, rt, frozen=True)
+    reward = load_reward(config.reward, tok, rt)
 
     # ---- data -------------------------------------------------------------------------------
 
-    room = ckpt["model_config"]["block_size"] - config.max_new_tokens - 1         # 1: an end
-    train, val = read_prompts_that_fit(config.data, tok, room)
+    train, val = prompts_that_fit(config.data, tok, policy.config.block_size,
+                                  config.max_new_tokens)
     val, n_prompts = val[:config.n_eval], config.batch_size // config.k
-    rng, plan = np.random.default_rng(config.seed), []
-    while len(plan) < config.steps * n_prompts:
-        plan += rng.permutation(len(train)).tolist()
+    plan = epochs(len(train), config.steps * n_prompts, config.seed)
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    policy = GPT.load(ckpt, dropout=0.0).to(rt.device)
-    reference = frozen(GPT.load(ckpt, dropout=0.0), rt)
-    optimizer = torch.optim.AdamW(optimizer_groups(policy, 0.0), lr=config.lr, betas=(0.9, 0.95),
-                                  eps=1e-5)
-    if run.state:
-        policy.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-    print(f"{3 - bool(own_reward)} models; the policy has {rt.describe(policy)}")
+    optimizer = adamw(policy, 0.0, eps=1e-5)
+    run.track(model=policy, optimizer=optimizer)
 
     # ---- training loop ----------------------------------------------------------------------
 
-    for step in range(run.start, config.steps):
+    for step in run.steps():
         if step % config.eval_every == 0:
             run.log(step, watch(policy, reference, val, tok, rt, config, reward).figures,
                     split="held out")
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min((step + 1) / 2, 1 - step / config.steps)
+        set_lr(optimizer, config.lr * min((step + 1) / 2, 1 - step / config.steps))
 
         # a. rollout: k answers to each prompt
         began = time.monotonic()
@@ -167,7 +157,7 @@ if __name__ == "__main__":
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]) + len(replies[i]))
         asked, replies = [rows[i]["ids"] for i in order], [replies[i] for i in order]
         ids, last = right_pad([a + r for a, r in zip(asked, replies)], tok.pad, rt.device)
-        mask = response_mask(asked, replies, rt.device)
+        mask = answer_mask(asked, replies, rt.device)
         advantages = advantages[order].to(rt.device)[:, None].expand(mask.shape)
         old_logp, ref_logp = (token_logps(m, ids, mask, rt, config) for m in (policy, reference))
         weights = token_weights(mask, config)
@@ -179,11 +169,11 @@ if __name__ == "__main__":
         for start in torch.cat([starts[torch.randperm(len(starts))]
                                 for _ in range(config.epochs)]).tolist():
             part = slice(start, start + config.minibatch)
-            t = int(last[part].max()) + 1                             # crop to the longest
-            m = mask[part, :t - 1]
+            T = int(last[part].max()) + 1                             # crop to the longest
+            m = mask[part, :T]
             with rt.autocast():
-                logp, _ = log_probs(policy, ids[part, :t], m, config.temperature)         # (n,)
-            old, ref, adv, weight = (a[part, :t - 1][m]
+                logp, _ = log_probs(policy, ids[part, :T], m, config.temperature)         # (n,)
+            old, ref, adv, weight = (a[part, :T][m]
                                      for a in (old_logp, ref_logp, advantages, weights))
             loss, outside = grpo_loss(logp, old, ref, adv, config)
             loss = (loss * weight).sum() / config.minibatch
@@ -205,17 +195,11 @@ if __name__ == "__main__":
                                length=(mask.sum() / len(ids)).item()),
                 flops=n_tokens * passes * policy.flops_per_token(ids.size(1)) / 3,
                 seconds=time.monotonic() - began)
-        run.save_state(step + 1, model=policy, optimizer=optimizer)
 
     # ---- save -------------------------------------------------------------------------------
 
     after = watch(policy, reference, val, tok, rt, config, reward)
-    run.log(config.steps, after.figures, split="held out")
-    save_checkpoint(config.out, stage="ppo", step=config.steps, metrics=after.figures, model=policy,
-                    model_config=policy.config, tokenizer=tok, config=config,
-                    history=ckpt["history"], run=run.identity())
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
+    run.metrics = after.figures
+    run.log(config.steps, run.metrics, split="held out")
     show({"before": watch(reference, reference, val, tok, rt, config, reward), "after GRPO": after})
-    run.finish()
+    run.finish("ppo", policy, tok, history)

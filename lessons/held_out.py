@@ -5,12 +5,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from checkpoint import load_checkpoint
+from checkpoint import load
 from common import fail, function_file, get_scores, load_function
-from data.formats import read_prompts, split
 from data.town import World, the_facts
 from evaluate import answer, cell, groups_of, interval, measure
-from model import ScalarGPT, frozen
+from model import ScalarGPT
 from reward import score_all
 
 
@@ -23,12 +22,11 @@ class Watched:
     groups: list
 
 
-def load_reward(name, ckpt, rt):
-    """A frozen reward model for the policy of ckpt, or the function that FILE.py:function names."""
+def load_reward(name, tok, rt):
+    """A frozen reward model for a policy with this tokenizer, or the function FILE.py:function."""
     if function_file(name):
         return load_function(name)
-    r_ckpt = load_checkpoint(name, stage="reward", tokenizer=ckpt["tokenizer"])
-    return frozen(ScalarGPT.load(r_ckpt), rt)
+    return load(name, rt, "reward", tok, frozen=True)[0]
 
 
 def score(rows, replies, texts, reward, tok, rt, config):
@@ -54,17 +52,6 @@ def watch(policy, reference, rows, tok, rt, config, reward=None):
         scores = score(rows, said.replies, said.texts, reward, tok, rt, config)
         figures["score"] = scores.mean().item()
     return Watched(dict(grade=grades.mean().item(), **figures), grades, groups_of(rows))
-
-
-def read_prompts_that_fit(path, tok, room):
-    """Rows whose prompts have at most `room` tokens, with their ids: (to train on, held out)."""
-    rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
-            for row in read_prompts(path)]
-    train, held_out = split([row for row in rows if len(row["ids"]) <= room])
-    if not train or not held_out:
-        fail(f"{path}: {len(train)} prompts of at most {room} tokens to train on and "
-             f"{len(held_out)} held out; both must be more than 0")
-    return train, held_out
 
 
 def of_the_town(rows, kinds, place):

@@ -28,18 +28,16 @@ from itertools import product
 import numpy as np
 import torch
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
+from answer import respond
+from checkpoint import Run, load
 from common import Runtime, parse_config, percent
-from compare import respond
 from data.formats import read_demonstrations
 from data.town import (FOLLOW_UPS, UNKNOWN, VALUES, Dice, World, ask, judge, pronouns, state,
                        understand)
 from lessons.held_out import check_room, load_world
 from lessons.rehearsal import Rows
-from model import GPT, optimizer_groups
-from pretrain import get_lr
+from optim import adamw, get_lr, set_lr
 from sft import encode_dialogues
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -202,12 +200,11 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.text, config.init])
-    ckpt = load_checkpoint(config.init, stage="sft")
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    model, tok, history = load(config.init, rt, "sft")
 
     # ---- data -------------------------------------------------------------------------------
 
-    T, world = ckpt["model_config"]["block_size"], load_world(config.town)
+    T, world = model.config.block_size, load_world(config.town)
     new = newcomers(world, config.town + 1)
     asked = held_out(world, new, config.n_eval)
     check_room(tok, [prompt for items in asked.values() for prompt, *_ in items], T,
@@ -221,27 +218,20 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    model = GPT.load(ckpt).to(rt.device)
-    optimizer = torch.optim.AdamW(optimizer_groups(model, config.weight_decay), lr=config.lr,
-                                  betas=(0.9, 0.95))
+    optimizer = adamw(model, config.weight_decay)
     tables = {}                                       # {model: what examine() found}
-    if run.state:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        tables = run.state["tables"]
-    else:
+    run.track(model=model, optimizer=optimizer, tables=tables)
+    if not tables:
         tables["before"], _ = examine(model, tok, asked, rt, config.max_new_tokens)
-    print(rt.describe(model))
 
     # ---- training loop ----------------------------------------------------------------------
 
-    for step in range(run.start, config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(step, config)
+    for step in run.steps():
+        set_lr(optimizer, get_lr(step, config))
         model.train()
         x, y = rows[step]
         with rt.autocast():
-            _, loss = model(x.to(rt.device), y.to(rt.device))
+            loss = model(x.to(rt.device), y.to(rt.device))
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         run.check(step, grad_norm, x=x, y=y)
@@ -250,14 +240,11 @@ if __name__ == "__main__":
         if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
             found, _ = examine(model, tok, watched, rt, config.max_new_tokens)
             run.log(step + 1, dict(loss=loss.item()) | {row: found[row][0] for row in watched})
-        run.save_state(step + 1, model=model, optimizer=optimizer, tables=tables)
 
     # ---- save -------------------------------------------------------------------------------
 
     tables["after"], first = examine(model, tok, asked, rt, config.max_new_tokens)
-    save_checkpoint(config.out, stage="sft", step=config.steps, metrics=dict(tables=tables),
-                    model=model, model_config=model.config, tokenizer=tok, config=config,
-                    history=ckpt["history"], run=run.identity())
+    run.metrics = dict(tables=tables)
     run.say("\n".join(first.values()))
     hits = np.mean([item[3] == item[2] for row, items in asked.items() if "BM25" in row
                     for item in items])
@@ -268,7 +255,4 @@ if __name__ == "__main__":
         for row, (right, *others) in table.items():
             print(f"{name:7} {row:29}{percent(right, config.n_eval):>22}"
                   + "".join(f"{share:>13.1%}" for share in others))
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
-    run.finish()
+    run.finish("sft", model, tok, history)

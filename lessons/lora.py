@@ -24,18 +24,15 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from checkpoint import Run, load_checkpoint, save_checkpoint
+from answer import respond
+from checkpoint import Run, load
 from common import Runtime, fail, parse_config, percent
-from compare import respond
-from data.corpus import Corpus
 from data.formats import read_demonstrations, read_prompts
 from data.town import judge
 from lessons.held_out import check_room, of_the_town
-from model import GPT, optimizer_groups
+from optim import adamw, get_lr, set_lr
 from pretrain import evaluate as text_loss
-from pretrain import get_lr
 from sft import batch, encode_dialogues, pack
-from tokenizer import Tokenizer
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -119,11 +116,11 @@ def renew(model, ids):
         weight[ids] = directions * weight.norm(dim=1).mean() / 2
 
 
-def prepare(ckpt, new, method, config, rt):
+def prepare(new, method, config, rt):
     """"lora4:2" -> a model that trains these weights, and its optimizer. new: the new tokens."""
     kind, n, _ = re.fullmatch(METHOD, method).groups()
     torch.manual_seed(config.seed)
-    model = GPT.load(ckpt)
+    model, *_ = load(config.init, rt)
     renew(model, new)
     if kind == "last":
         model.requires_grad_(False)
@@ -131,8 +128,7 @@ def prepare(ckpt, new, method, config, rt):
             part.requires_grad_(True)
     elif kind == "lora":
         add_lora(model, int(n), config.alpha)
-    groups = optimizer_groups(model.to(rt.device), config.weight_decay)
-    return model, torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=rt.device.type != "mps")
+    return model, adamw(model.to(rt.device), config.weight_decay)
 
 
 def kept_for_backward(model, x, y):
@@ -167,14 +163,12 @@ if __name__ == "__main__":
     methods = config.methods.split(",")
     if wrong := [method for method in methods if not re.fullmatch(METHOD, method)]:
         fail(f"--methods: {wrong[0]!r} is not like all:1, last2:1 or lora8:4")
-    run = Run(config, rt, inputs=[config.data, config.test, config.text, config.init],
-              total=config.steps * len(methods))
-    ckpt = load_checkpoint(config.init, stage="pretrain")
-    tok = Tokenizer.from_dict(ckpt["tokenizer"])
+    run = Run(config, rt, inputs=[config.data, config.test, config.text, config.init])
+    model, tok, history = load(config.init, rt, "pretrain")
 
     # ---- data -------------------------------------------------------------------------------
 
-    T, B = ckpt["model_config"]["block_size"], config.batch_size
+    T, B = model.config.block_size, config.batch_size
     train, *_ = encode_dialogues(read_demonstrations(config.data), tok, T)
     if not train:
         fail(f"--data={config.data}: no answer is within the first {T} tokens, which "
@@ -183,61 +177,53 @@ if __name__ == "__main__":
                 np.random.default_rng(config.seed))
     questions = of_the_town(read_prompts(config.test), GROUPS, f"--test={config.test}")
     check_room(tok, [row["prompt"] for row in questions], T, 64, f"--init={config.init}")
-    corpus = Corpus(config.text, tok, run.out.parent / "cache", run.inputs.get(config.text))
+    corpus = run.corpus(config.text, tok)
     *val_rows, _ = corpus.held_out_rows(T, 128)
     new = sorted({id for ids, _ in train for id in ids} - set(np.unique(corpus.tokens).tolist()))
 
     # ---- model and optimizer ----------------------------------------------------------------
 
     method = methods[max(run.start - 1, 0) // config.steps]           # the last one at work
-    model, optimizer = prepare(ckpt, new, method, config, rt)
+    model, optimizer = prepare(new, method, config, rt)
     before, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
-    found, seconds = [], 0.0
-    if run.state:
-        model.load_state_dict(run.state["model"])
-        optimizer.load_state_dict(run.state["optimizer"])
-        found, seconds = run.state["found"], run.state["seconds"]
+    done = dict(seconds=0.0, found=[])                # of this method; the table so far
+    run.track(model=model, optimizer=optimizer, done=done)
     print(f"loss on text before: {before:.3f}; {len(new)} tokens are new")
 
     # ---- training loop: one method after the other ------------------------------------------
 
-    for step in range(run.start, run.total):
+    for step in run.steps(config.steps * len(methods)):
         method, s = methods[step // config.steps], step % config.steps
         if s == 0:
-            (model, optimizer), seconds = prepare(ckpt, new, method, config, rt), 0.0
-        for group in optimizer.param_groups:
-            group["lr"] = get_lr(s, config) * float(method.partition(":")[2])
+            (model, optimizer), done["seconds"] = prepare(new, method, config, rt), 0.0
+            run.track(model=model, optimizer=optimizer, done=done)
+        set_lr(optimizer, get_lr(s, config) * float(method.partition(":")[2]))
         x, y = (t.to(rt.device) for t in batch(train, plan[s * B:(s + 1) * B], T, tok.pad))
         began = time.process_time()                   # other programs do not count
         with rt.autocast():
-            _, loss = model(x, y)
+            loss = model(x, y)
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         run.check(step, grad_norm, x=x, y=y)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        seconds += time.process_time() - began
+        done["seconds"] += time.process_time() - began
 
         if (s + 1) % 100 == 0 or s + 1 == config.steps:
-            run.log(step + 1, dict(method=method, loss=loss.item(), seconds=seconds))
+            run.log(step + 1, dict(method=method, loss=loss.item(), seconds=done["seconds"]))
         if s + 1 == config.steps:                     # what this method has learned, and its cost
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             after, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
             megabytes = (12 * trained / 1e6, kept_for_backward(model, x, y) / 1e6)
-            found.append((method, f"{trained:,}", *measure(model, tok, questions, rt),
-                          f"{after:.3f}", f"{seconds:.0f}", *(f"{m:.1f} MB" for m in megabytes)))
-            run.say("    " + "   ".join(found[-1]))
-        run.save_state(step + 1, model=model, optimizer=optimizer, found=found, seconds=seconds)
+            done["found"].append((
+                method, f"{trained:,}", *measure(model, tok, questions, rt), f"{after:.3f}",
+                f"{done['seconds']:.0f}", *(f"{m:.1f} MB" for m in megabytes)))
+            run.say("    " + "   ".join(done["found"][-1]))
 
     # ---- save -------------------------------------------------------------------------------
 
-    save_checkpoint(config.out, stage="sft", step=config.steps, metrics=dict(table=found),
-                    model=merge(model), model_config=model.config, tokenizer=tok, config=config,
-                    history=ckpt["history"], run=run.identity())
-
-    # ---- cleanup ----------------------------------------------------------------------------
-
-    for row in [COLUMNS, *found]:
+    run.metrics = dict(table=done["found"])
+    for row in [COLUMNS, *done["found"]]:
         print(f"{row[0]:12}{row[1]:>9}" + "".join(f"{text:>22}" for text in row[2:5])
               + "".join(f"{text:>13}" for text in row[5:]))
-    run.finish()
+    run.finish("sft", merge(model), tok, history)

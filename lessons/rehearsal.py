@@ -5,7 +5,6 @@ import numpy as np
 import torch
 
 from common import fail
-from data.corpus import Corpus
 from sft import batch, pack
 
 
@@ -25,8 +24,7 @@ class Rows:
                  f"{longest}")
         self.plan = pack([len(ids) for ids, _ in dialogues], T, config.steps * self.n_chat,
                          np.random.default_rng(config.seed))
-        self.corpus = Corpus(config.text, tok, run.out.parent / "cache",
-                             run.inputs.get(config.text))
+        self.corpus = run.corpus(config.text, tok)
         self.corpus.shuffle(config.steps * self.n_text * T + 1, config.seed)
 
     def __getitem__(self, step):

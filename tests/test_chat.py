@@ -105,18 +105,14 @@ def test_a_base_model_gets_plain_text():
     assert chat.as_text(TOK, [system("Hi"), user("you")], "?") == [TOK.eot, *TOK.encode("Hi\nyou?")]
 
 
-class Parrot:
-    """A model that writes the tokens it was given."""
-    def __init__(self, ids):
-        self.ids = ids
-
-    def stream(self, idx, *_, **__):
-        yield from (torch.tensor([i]) for i in self.ids)
-
-
 def pieces(ids):
-    rt = Runtime(chat.Config(device="cpu"))
-    return [p for p in chat.answer(Parrot(ids), TOK, [0], rt, chat.Config(), 0) if p]
+    """What is shown of a model that writes these ids. All up to the end are kept."""
+    rt, said = Runtime(chat.Config(device="cpu")), []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chat, "stream", lambda *_, **__: (torch.tensor([i]) for i in ids))
+        found = [p for p in chat.answer(None, TOK, [0], rt, chat.Config(), 0, said) if p]
+    assert said == list(ids[:ids.index(TOK.end) + 1] if TOK.end in list(ids) else ids)
+    return found
 
 
 def test_text_arrives_in_whole_characters_until_the_end():
@@ -187,7 +183,7 @@ def test_compare_shows_the_score_of_every_answer(talk, folder):
     assert len({row.start(3) for row in rows}) == 1                   # aligned
 
     reward_model = ScalarGPT(CONFIG)
-    reward_model.load_state_dict(load_checkpoint(folder / "scores.pt")["model"])
+    reward_model.load_state_dict(load_checkpoint(folder / "scores.pt")["model"].state_dict())
     asked = ["hi"] * 3 + ["ho"] * 3
     answers = [encode_answer(TOK, [user(q)], row[3], 64) for q, row in zip(asked, rows)]
     rt = Runtime(chat.Config(device="cpu", dtype="float32"))
@@ -205,17 +201,17 @@ def test_a_base_model_continues_and_the_missing_reward_model_is_noted_once(talk)
 
 INTERRUPTED = """
 import runpy, signal, sys
-import model
-stream, turns = model.GPT.stream, []
+import answer
+stream, turns = answer.stream, []
 
-def interrupted(self, *args, **kwargs):
+def interrupted(*args, **kwargs):
     turns.append(0)
-    for i, token in enumerate(stream(self, *args, **kwargs)):
+    for i, token in enumerate(stream(*args, **kwargs)):
         yield token
         if i == 2 and len(turns) == 1:
             signal.raise_signal(signal.SIGINT)
 
-model.GPT.stream = interrupted
+answer.stream = interrupted
 signal.signal(signal.SIGINT, signal.default_int_handler)   # a background job ignores it at first
 sys.argv[0] = "chat.py"
 runpy.run_path({!r}, run_name="__main__")

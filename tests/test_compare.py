@@ -19,14 +19,14 @@ import torch
 
 import compare
 import tiny
-from checkpoint import load_checkpoint, save_checkpoint
+from answer import left_pad, respond
+from checkpoint import load, save_checkpoint
 from common import Runtime
-from compare import Config, agreement, ceiling, find_noise, rank, respond
+from compare import Config, agreement, ceiling, find_noise, rank
 from data.formats import read_comparisons
+from model import GPT, GPTConfig
 from tools import label
 from tools.label import visible
-from model import GPT, GPTConfig, left_pad
-from tokenizer import Tokenizer
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 GRADES = [6.5, 4.0, 3.5, 1.0]
@@ -130,7 +130,7 @@ def by_hand(model, tok, prompt, n):
     ids = tok.encode_chat(prompt, reply=True)[0]
     answer = []
     while len(answer) < n and tok.end not in answer:
-        answer.append(model(torch.tensor([ids + answer]))[0][0, -1].argmax().item())
+        answer.append(model(torch.tensor([ids + answer]))[0, -1].argmax().item())
     ended = tok.end in answer
     return tok.decode(answer[:-1] if ended else answer), ended
 
@@ -336,11 +336,11 @@ BLIND = "--init=sft.pt,other.pt", "--k=1", "--temperature=0"
 @pytest.fixture
 def rivals(folder):
     """A second model beside sft.pt: {file: the model}, and their tokenizer."""
-    ckpt = load_checkpoint(folder / "sft.pt")
-    tok, other = Tokenizer.from_dict(ckpt["tokenizer"]), loud(GPT.load(ckpt), seed=9)
+    (sft, tok, _), (other, *_) = (load(folder / "sft.pt", ENV) for _ in range(2))
+    loud(other, seed=9)
     save_checkpoint(folder / "other.pt", stage="sft", step=1, metrics={}, model=other, history=[],
                     model_config=other.config, tokenizer=tok, config=Config())
-    return {"sft.pt": GPT.load(ckpt), "other.pt": other}, tok
+    return {"sft.pt": sft, "other.pt": other}, tok
 
 
 def test_a_blind_test_tells_how_often_each_model_was_preferred(folder, rivals, capsys):
@@ -378,4 +378,4 @@ def test_a_reward_model_is_trained_on_what_a_person_ranked(tmp_path, tiny_tokeni
     assert len(labeled(folder)) > 30
     status, names = tiny.run(folder, "reward", *tiny.FLAGS["reward"].split(), "--data=mine.jsonl",
                              "--steps=4", "--out=judge.pt")
-    assert status == 0 and math.isfinite(names["metrics"]["val_loss"])
+    assert status == 0 and math.isfinite(names["run"].metrics["val_loss"])

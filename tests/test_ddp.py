@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from answer import sample
 from checkpoint import save_checkpoint
-from model import GPT, GPTConfig, ScalarGPT, sample
+from model import GPT, GPTConfig, ScalarGPT
 from pretrain import Config
 from tiny import questions, torchrun, words
 
@@ -25,20 +26,21 @@ WRAPPER = """
 import os, runpy, sys, torch
 out, sys.argv = sys.argv[1], sys.argv[2:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
-import model
-model.sample = lambda logits, *options: logits.argmax(-1)
-summed = []
+import answer
+answer.sample = lambda logits, *options: logits.argmax(-1)
+summed = {}
 def add(optimizer):
     grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
-    summed[:] = [a + b for a, b in zip(summed or [0] * len(grads), grads)]
+    summed[optimizer] = [a + b for a, b in zip(summed.get(optimizer, [0] * len(grads)), grads)]
 if "STILL" in os.environ:
     torch.optim.AdamW.step = add
     torch.nn.utils.clip_grad_norm_ = lambda parameters, most: torch.zeros(())
 end = runpy.run_path(sys.argv[0], run_name="__main__")
 weights = {f"{name} {key}": tensor for name in ("model", "policy", "critic") if name in end
            for key, tensor in end[name].state_dict().items()}
-weights |= {f"gradient {i}": tensor for i, tensor in enumerate(summed)}
-batch = {name: end.get(name) for name in ("x", "y", "mine")}
+weights |= {f"gradient {k} {i}": tensor for k, found in enumerate(summed.values())
+            for i, tensor in enumerate(found)}
+batch = {name: end.get(name) for name in ("x", "y", "items")}
 batch["mask"] = end["r"].mask if "r" in end else None
 torch.save((weights, batch), out + os.environ.get("RANK", "0"))
 """
@@ -49,9 +51,9 @@ del sys.argv[:2]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 import checkpoint
 save_state = checkpoint.Run.save_state
-def stopping(run, step, **state):
+def stopping(run, step):
     run.interrupted = step == 2 and run.rt.main       # one process alone hears it
-    save_state(run, step, **state)
+    save_state(run, step)
 checkpoint.Run.save_state = stopping
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -132,7 +134,7 @@ def alone(folder, stage, out, *more):
         patch.chdir(folder)
         patch.setattr(sys, "argv", ["wrapper.py", *arguments(stage, out), *more])
         patch.setattr(sys, "excepthook", sys.excepthook)             # both are put back afterwards
-        patch.setattr("model.sample", sample)
+        patch.setattr("answer.sample", sample)
         runpy.run_path("wrapper.py")
     signal.signal(signal.SIGINT, ctrl_c)
     return torch.load(folder / f"{out}0")

@@ -11,18 +11,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import evaluate
 import tiny
-from lab import experiments
+from answer import complete, response_logp
 from common import Runtime
 from data import town
-import evaluate
-from evaluate import (best_of, compared, distinct, examine_reward, first_line, groups_of, interval,
-                      response_logp)
 from data.formats import is_held_out, read_comparisons, read_prompts
-from model import GPT, GPTConfig, ScalarGPT, complete
+from evaluate import best_of, compared, distinct, examine_reward, first_line, groups_of, interval
+from lab import experiments
+from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
 from rlhf_ppo import Config
 from tokenizer import Tokenizer
+from tools import report
 
 RT = Runtime(Config(device="cpu", dtype="float32"))
 
@@ -117,7 +118,7 @@ def test_log_probabilities_of_answers_equal_a_loop_over_tokens(config, tiny_toke
     for i, reply in enumerate(replies):
         expected = 0.0
         for t in range(len(reply)):
-            logits = model(torch.tensor([ids[i] + reply[:t]]))[0][0, -1]
+            logits = model(torch.tensor([ids[i] + reply[:t]]))[0, -1]
             expected += F.log_softmax(logits / 0.7, -1)[reply[t]].item()
         assert total[i] == pytest.approx(expected, abs=1e-4) and count[i] == len(reply)
 
@@ -161,7 +162,7 @@ class Judge(torch.nn.Module):
 
     def __init__(self, n_tokens):
         super().__init__()
-        self.gpt = SimpleNamespace(config=SimpleNamespace(block_size=64))
+        self.config = SimpleNamespace(block_size=64)
         self.worth = torch.randn(n_tokens, generator=torch.Generator().manual_seed(0)) / 4
 
     def forward(self, idx):
@@ -224,8 +225,8 @@ def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer
     ckpt["model"] = {name: w * (8 if w.dim() > 1 else 1) for name, w in ckpt["model"].items()}
     torch.save(ckpt, folder / "ppo.pt")
     ckpt = torch.load(folder / "reward.pt", weights_only=True)
-    torch.save(ckpt | dict(config=dict(held_out=0.3), normalisation=dict(std=0.5)),
-               folder / "reward.pt")
+    ckpt["history"][-1] |= dict(config=dict(held_out=0.3), metrics=dict(score_std=0.5))
+    torch.save(ckpt, folder / "reward.pt")
     status, names = tiny.run(
         folder, "evaluate", "--data=asked.jsonl", "--models=pretrain.pt,sft.pt,ppo.pt",
         "--reward=reward.pt", "--comparisons=comparisons.jsonl", "--contrasts=none",

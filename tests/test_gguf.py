@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 import test_hf
+from answer import generate
 from test_hf import LEARNED, VARIANTS, same, save, texts
 from tokenizer import GPT2, Tokenizer
 from tools import hf
@@ -94,7 +95,7 @@ IDS = np.random.default_rng(0).integers(0, 394, 32)
 
 def check(model, path, atol):
     with torch.no_grad():
-        ours = model(torch.tensor(IDS)[None])[0][0]
+        ours = model(torch.tensor(IDS)[None])[0]
     np.testing.assert_allclose(ours.numpy()[:, :394], logits(path, IDS)[:, :394], rtol=0, atol=atol)
 
 
@@ -331,8 +332,8 @@ def test_smollm2_reads_and_writes_english(take):
     ids = tok.encode(text)
     assert ids == [504, 4626, 30674, 8634, 738]       # so says llama.cpp
     with torch.no_grad():
-        ours = model(torch.tensor([ids]))[0][0, :, :49152]
+        ours = model(torch.tensor([ids]))[0, :, :49152]
     np.testing.assert_allclose(ours.numpy(), logits(path, ids), rtol=0, atol=1e-3)
-    written = tok.decode(model.generate(torch.tensor([ids]), 25, temperature=0)[0].tolist())
+    written = tok.decode(generate(model, torch.tensor([ids]), 25, temperature=0)[0].tolist())
     assert written == text + (" the heart of England, and it's a vital part of the country's "
                               "economy. The river has played a significant role in")

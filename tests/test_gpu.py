@@ -16,13 +16,15 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 import chat
-from common import Runtime
+import answer
 from checkpoint import Run
+from common import Runtime
 from data.formats import read_prompts
 from data.town import Dice, World, make_prompt
 from lab import claims, compare_methods
 from model import GPT
 from pretend_gpu import pretend_gpu
+from tiny import FLAGS, ROOT, build, environment, run, save, write
 from test_lesson_best_of_n import FLAGS as BEST_OF_N
 from test_lesson_calculator import FLAGS as CALCULATOR
 from test_lesson_chain_of_thought import FLAGS as CHAIN_OF_THOUGHT
@@ -31,7 +33,6 @@ from test_lesson_dpo import FLAGS as DPO
 from test_lesson_grpo import FLAGS as GRPO
 from test_lesson_look_up import FLAGS as LOOK_UP
 from test_lesson_lora import FLAGS as LORA
-from tiny import FLAGS, ROOT, build, environment, run, save, write
 from tools import speakers
 from view import views
 
@@ -77,8 +78,8 @@ def quick(monkeypatch):
 @pytest.fixture
 def short(monkeypatch):
     """Whatever a script asks for, answers end after 3 tokens."""
-    generate = GPT.generate
-    monkeypatch.setattr(GPT, "generate", lambda model, idx, n, **more:
+    generate = answer.generate
+    monkeypatch.setattr(answer, "generate", lambda model, idx, n, **more:
                         generate(model, idx, min(n, 3), **more))
 
 
@@ -107,8 +108,8 @@ def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, folder, monkeypat
     cpu, gpu = (f"{device}_{stage}.{ending}" for device in ("cpu", "gpu"))
     assert go(folder, "cpu", stage, [*flags, f"--out={cpu}"]) == 0
 
-    def stop(self, step, **state):
-        save_state(self, step, **state)
+    def stop(self, step):
+        save_state(self, step)
         if step >= 2:
             raise SystemExit(130)
 

@@ -151,8 +151,8 @@ sys.path.insert(0, os.path.dirname(sys.argv[1]))
 del sys.argv[0]
 import checkpoint
 save_state = checkpoint.Run.save_state
-def doomed(run, step, **state):
-    save_state(run, step, **state)
+def doomed(run, step):
+    save_state(run, step)
     run.rt.barrier()                                  # until process 0 has written
     if step == 2 and run.rt.rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -14,16 +14,16 @@ import torch
 import torch.nn.functional as F
 
 import common
-from checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from answer import complete
+from checkpoint import fingerprint, load, save_checkpoint
 from common import Runtime
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
-from model import GPT, GPTConfig, ScalarGPT, complete
+from model import GPT, GPTConfig, ScalarGPT
 from pretrain import Config
 from reward import batches, encode_answer, encode_comparison
 from sft import pack
 from tiny import FLAGS, build, interrupted, run, write
-from tokenizer import Tokenizer
 
 SHARES = [0.5, 1, 1, 0.505]    # of the peak: the warmup, then half a cosine down to a hundredth
 STEPS, SEED = len(SHARES), 3
@@ -61,7 +61,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
                 model.lm_head.weight[tiny_tokenizer.end] *= 3
         save_checkpoint(folder / f"{stage}.pt", stage=stage, step=1, metrics={}, model=model,
                         model_config=config, tokenizer=tiny_tokenizer, config=Config(),
-                        history=[], lm=True)
+                        history=[])
     return folder
 
 
@@ -76,7 +76,7 @@ def halves(folder, script, flags, step=1):
 
 def log_p(model, ids, temperature=1.0):
     """log p of each of ids[1:], given the tokens before it."""
-    logits, _ = model(torch.tensor([ids[:-1]]))
+    logits = model(torch.tensor([ids[:-1]]))
     return (logits[0] / temperature).log_softmax(-1)[range(len(ids) - 1), ids[1:]]
 
 
@@ -156,15 +156,15 @@ def muon(matrices, memory, lr, decay):
 def test_pretraining_follows_the_mean_loss_of_its_rows(folder, times):
     names = halves(folder, "pretrain", f"{FLAGS['pretrain']} {SHORT} --init=pretrain.pt "
                                        f"--muon={times} --out=text{times}.pt")
-    ckpt = load_checkpoint(folder / "pretrain.pt")
-    model, rows = GPT.load(ckpt), text_rows(folder, names["tok"], 32, STEPS * 4)
+    (model, *_), (start, *_) = (load(folder / "pretrain.pt", names["rt"]) for _ in range(2))
+    rows = text_rows(folder, names["tok"], 32, STEPS * 4)
     matrices = [p for p in model.blocks.parameters() if p.dim() == 2] if times else []
     optimizer, memory, lengths = adamw(model, decay=0.3, without=matrices), {}, []
     for step, share in enumerate(SHARES):
         losses = [-log_p(model, ids).mean() for ids in rows[step * 4:step * 4 + 4]]
         lengths += descend(sum(losses) / 4, 0.01 * share, optimizer, model)
         muon(matrices, memory, 0.01 * share * times, 0.3)
-    assert_same(names["model"], model, ckpt["model"], lengths)
+    assert_same(names["model"], model, start.state_dict(), lengths)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -172,8 +172,8 @@ def test_pretraining_follows_the_mean_loss_of_its_rows(folder, times):
 
 def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
     names = halves(folder, "sft", f"{FLAGS['sft']} {SHORT} --ptx=0.25 --out=chat.pt")
-    tok, ckpt = names["tok"], load_checkpoint(folder / "pretrain.pt")
-    model, text = GPT.load(ckpt), text_rows(folder, tok, 32, STEPS)
+    (model, tok, _), (start, *_) = (load(folder / "pretrain.pt", names["rt"]) for _ in range(2))
+    text = text_rows(folder, tok, 32, STEPS)
     # epsilon is the mean size of a gradient of norm 1
     eps = sum(p.numel() for p in model.parameters()) ** -0.5
     optimizer, lengths = adamw(model, decay=0.3, eps=eps), []
@@ -189,7 +189,7 @@ def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
             for logp, learned in zip(log_p(model, ids), mask[1:]):
                 loss, count = loss - logp * learned, count + learned
         lengths += descend(loss / count, 0.01 * share, optimizer, model)
-    assert_same(names["model"], model, ckpt["model"], lengths)
+    assert_same(names["model"], model, start.state_dict(), lengths)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -198,8 +198,7 @@ def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
 def test_comparisons_are_samples_ordered_by_their_grades_and_noise(folder, capsys):
     halves(folder, "compare", f"{FLAGS['compare']} --init=ppo.pt --temperature=0.3 --seed={SEED} "
                               "--dtype=float64 --out=compared.jsonl", step=8)
-    said, ckpt = capsys.readouterr().out, load_checkpoint(folder / "ppo.pt")
-    model, tok = GPT.load(ckpt), Tokenizer.from_dict(ckpt["tokenizer"])
+    said, (model, tok, _) = capsys.readouterr().out, load(folder / "ppo.pt", Runtime(Config()))
     rows = [json.loads(line) for line in open(folder / "compared.jsonl")]
     noise, rng, gaps, equal = rows[0]["noise"], np.random.default_rng(SEED), [], 0
     asked = [row["prompt"] for row in read_prompts(folder / "prompts.jsonl")[:32] for _ in "123"]
@@ -236,11 +235,11 @@ def test_the_reward_model_follows_the_mean_loss_of_each_prompts_pairs(folder):
     write(folder / "tied.jsonl", *rows)
     names = halves(folder, "reward", f"{FLAGS['reward']} {SHORT.replace('--dropout=0', '')} "
                                      "--data=tied.jsonl --out=scores.pt")
-    tok, ckpt = names["tok"], load_checkpoint(folder / "sft.pt")
+    sft, tok, _ = load(folder / "sft.pt", names["rt"])
     torch.manual_seed(SEED)
-    model = ScalarGPT(GPTConfig(**ckpt["model_config"]), lm=True)
-    model.start_from(ckpt["model"])
-    model.lm.load_state_dict(ckpt["model"])
+    model = ScalarGPT(sft.config, lm=True)
+    model.gpt.load_state_dict(sft.state_dict(), strict=False)
+    model.lm.load_state_dict(sft.state_dict())
     start = {name: w.clone() for name, w in model.state_dict().items()}
     optimizer, lengths = adamw(model, decay=0.3), []
     items = [encode_comparison(tok, row, 32) for row in split(rows)[0]]
@@ -300,9 +299,9 @@ GRPO = ("--data=prompts.jsonl --init=ppo.pt --reward=reward.pt --watch=length.py
 def test_grpo_follows_its_formula_answer_by_answer_and_token_by_token(folder, normalise):
     names = halves(folder, "lessons/grpo", f"{GRPO} --normalise={normalise} "
                                            f"--out=groups_{normalise}.pt")
-    tok, rt, ckpt = names["tok"], names["rt"], load_checkpoint(folder / "ppo.pt")
-    policy, reference, reward = GPT.load(ckpt), GPT.load(ckpt), ScalarGPT.load(
-        load_checkpoint(folder / "reward.pt"))
+    tok, rt = names["tok"], names["rt"]
+    (policy, *_), (reference, *_), (reward, *_) = (
+        load(folder / f"{name}.pt", rt) for name in ("ppo", "ppo", "reward"))
     optimizer, lengths = adamw(policy, decay=0, eps=1e-5), []
     prompts, _ = prompts_that_fit(folder, tok, 32 - 6 - 1)
     plan = np.random.default_rng(SEED).permutation(len(prompts))         # 12 of them are asked
@@ -332,7 +331,7 @@ def test_grpo_follows_its_formula_answer_by_answer_and_token_by_token(folder, no
                              / (len(new) if normalise else 6) / 4)
             lengths += descend(loss, 0.01 * share, optimizer, policy)
     assert 0 < ended < 48
-    assert_same(names["policy"], policy, ckpt["model"], lengths)
+    assert_same(names["policy"], policy, reference.state_dict(), lengths)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -346,9 +345,9 @@ PPO = (f"{FLAGS['rlhf_ppo']} --init=ppo.pt --batch_size=12 --minibatch=4 --micro
 
 def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
     names = halves(folder, "rlhf_ppo", PPO)
-    tok, rt, ckpt = names["tok"], names["rt"], load_checkpoint(folder / "ppo.pt")
-    policy, reference = GPT.load(ckpt), GPT.load(ckpt)
-    critic, reward = (ScalarGPT.load(load_checkpoint(folder / "reward.pt")) for _ in range(2))
+    tok, rt = names["tok"], names["rt"]
+    (policy, *_), (reference, *_), (critic, *_), (reward, *_) = (
+        load(folder / f"{name}.pt", rt) for name in ("ppo", "ppo", "reward", "reward"))
     start = {name: w.clone() for name, w in critic.state_dict().items()}
     optimizers, lengths = [adamw(net, decay=0, eps=1e-5) for net in (policy, critic)], []
     (prompts, held_out), text = prompts_that_fit(folder, tok, 32 - 6 - 1), text_rows(
@@ -392,5 +391,5 @@ def test_ppo_follows_its_formulas_answer_by_answer_and_token_by_token(folder):
             lengths += descend(loss / count - 0.2 * log_p(policy, row).mean(),
                                [0.01 * share, 0.02 * critics], optimizers, policy, critic)
     assert 0 < ended < 36
-    assert_same(names["policy"], policy, ckpt["model"], lengths[::2])
+    assert_same(names["policy"], policy, reference.state_dict(), lengths[::2])
     assert_same(names["critic"], critic, start, lengths[1::2])

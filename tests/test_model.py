@@ -2,14 +2,15 @@
 
 import math
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from model import (GPT, STYLES, GPTConfig, KVCache, ScalarGPT, frozen, log_probs, optimizer_groups,
-                   rotary_turns, rotate, sample, token_logp)
+from answer import generate, log_probs, sample
+from checkpoint import build_model, freeze
+from model import GPT, STYLES, GPTConfig, KVCache, ScalarGPT, rotary_turns, rotate
+from optim import adamw
 
 V = 40
 SIZES = {
@@ -74,24 +75,24 @@ def close(a, b, atol=1e-5):
 def test_future_tokens_do_not_change_the_past(model):
     idx, changed = tokens(2, 12), tokens(2, 12)
     changed[:, 7:] = tokens(2, 5, seed=1)
-    before, after = model(idx)[0], model(changed)[0]
+    before, after = model(idx), model(changed)
     close(before[:, :7], after[:, :7], atol=0)
     assert not torch.allclose(before[:, 7:], after[:, 7:])
 
 
 def test_every_past_token_can_change_the_present(model):
     idx = tokens(1, 8)
-    last = model(idx)[0][0, -1]
+    last = model(idx)[0, -1]
     for t in range(8):
         changed = idx.clone()
         changed[0, t] = (idx[0, t] + 1) % V
-        assert (model(changed)[0][0, -1] - last).abs().max() > 1e-3, f"token {t} is not seen"
+        assert (model(changed)[0, -1] - last).abs().max() > 1e-3, f"token {t} is not seen"
 
 
 def test_the_order_of_the_past_matters(model):
     idx = tokens(1, 8)
     swapped = idx[:, [1, 0, 2, 3, 4, 5, 6, 7]]
-    assert not torch.allclose(model(idx)[0][0, -1], model(swapped)[0][0, -1], atol=1e-3)
+    assert not torch.allclose(model(idx)[0, -1], model(swapped)[0, -1], atol=1e-3)
 
 
 def test_attention_equals_the_formula_written_as_loops(model):
@@ -159,10 +160,10 @@ def test_pairs_are_turned_alike_with_and_without_the_compiler(monkeypatch):
 def test_the_fused_kernel_gives_what_the_written_out_attention_gives(model, monkeypatch):
     idx, mask = pad_left(PROMPTS)
     monkeypatch.setattr("model.fused_is_faster", lambda q: True)
-    fused = model(idx)[0], model(idx, mask=mask)[0]
+    fused = model(idx), model(idx, mask=mask)
     monkeypatch.setattr("model.fused_is_faster", lambda q: False)
-    close(model(idx)[0], fused[0])
-    close(model(idx, mask=mask)[0][mask.bool()], fused[1][mask.bool()])
+    close(model(idx), fused[0])
+    close(model(idx, mask=mask)[mask.bool()], fused[1][mask.bool()])
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -170,30 +171,30 @@ def test_either_attention_continues_from_the_cache(model, monkeypatch, fused):
     monkeypatch.setattr("model.fused_is_faster", lambda q: fused)
     idx = tokens(2, 12)
     cache = KVCache(model.config, 2, 12, idx.device, torch.float32)
-    pieces = [model(piece, cache=cache)[0] for piece in idx.split((5, 4, 1, 2), dim=1)]
-    close(torch.cat(pieces, dim=1), model(idx)[0])
+    pieces = [model(piece, cache=cache) for piece in idx.split((5, 4, 1, 2), dim=1)]
+    close(torch.cat(pieces, dim=1), model(idx))
 
 
 def test_dropout_acts_in_training_only(style):
     model = loud(GPT(config(style, dropout=0.5)))
     idx = tokens(2, 8)
-    close(model(idx)[0], model(idx)[0], atol=0)
+    close(model(idx), model(idx), atol=0)
     model.train()
-    assert not torch.allclose(model(idx)[0], model(idx)[0])
+    assert not torch.allclose(model(idx), model(idx))
 
 
 def test_bf16_autocast_stays_near_fp32_and_finite(model):
     idx, mask = pad_left(PROMPTS)
-    exact = model(idx, mask=mask)[0]
+    exact = model(idx, mask=mask)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rough = model(idx, mask=mask)[0].float()
+        rough = model(idx, mask=mask).float()
     assert rough.isfinite().all()
     error = (rough - exact)[mask.bool()].pow(2).mean().sqrt()
     assert error < 0.05 * exact[mask.bool()].std()
 
 
 def test_too_long_input_is_a_value_error(model):
-    assert model(tokens(1, 24))[0].shape == (1, 24, V)
+    assert model(tokens(1, 24)).shape == (1, 24, V)
     with pytest.raises(ValueError, match="25 tokens do not fit block_size=24"):
         model(tokens(1, 25))
 
@@ -204,28 +205,28 @@ def test_too_long_input_is_a_value_error(model):
 def test_reading_token_by_token_with_the_cache_gives_the_same_logits(model):
     idx = tokens(3, 12)
     cache = KVCache(model.config, 3, 12, idx.device, torch.float32)
-    steps = [model(idx[:, t:t + 1], cache=cache)[0] for t in range(12)]
-    close(torch.cat(steps, dim=1), model(idx)[0])
+    steps = [model(idx[:, t:t + 1], cache=cache) for t in range(12)]
+    close(torch.cat(steps, dim=1), model(idx))
 
 
 def test_reading_in_pieces_with_the_cache_gives_the_same_logits(model):
     idx = tokens(3, 12)
     cache = KVCache(model.config, 3, 20, idx.device, torch.float32)
-    pieces = [model(piece, cache=cache)[0] for piece in idx.split((5, 4, 1, 2), dim=1)]
-    close(torch.cat(pieces, dim=1), model(idx)[0])
+    pieces = [model(piece, cache=cache) for piece in idx.split((5, 4, 1, 2), dim=1)]
+    close(torch.cat(pieces, dim=1), model(idx))
 
 
 def test_the_cache_gives_the_logits_of_each_unpadded_row_when_prompts_differ_in_length(model):
     idx, mask = pad_left(PROMPTS)
     more = tokens(4, 6, seed=7)
     cache = KVCache(model.config, 4, 15, idx.device, torch.float32)
-    logits = [model(idx, mask=mask, cache=cache)[0]]
+    logits = [model(idx, mask=mask, cache=cache)]
     for t in range(6):
         mask = F.pad(mask, (0, 1), value=1)
-        logits.append(model(more[:, t:t + 1], mask=mask, cache=cache)[0])
+        logits.append(model(more[:, t:t + 1], mask=mask, cache=cache))
     logits = torch.cat(logits, dim=1)
     for i, prompt in enumerate(PROMPTS):
-        alone = model(torch.tensor([prompt + more[i].tolist()]))[0][0]
+        alone = model(torch.tensor([prompt + more[i].tolist()]))[0]
         close(logits[i, 9 - len(prompt):], alone)
 
 
@@ -236,32 +237,32 @@ def test_the_cache_forgets_finished_rows(model):
     rows = torch.tensor([0, 3])
     cache.keep(rows)
     new = tokens(2, 1, seed=1)
-    close(model(new, cache=cache)[0], model(torch.cat([idx[rows], new], dim=1))[0][:, -1:])
+    close(model(new, cache=cache), model(torch.cat([idx[rows], new], dim=1))[:, -1:])
 
 
 def test_left_padding_changes_nothing(model):
     idx, mask = pad_left(PROMPTS)
-    padded = model(idx, mask=mask)[0]
+    padded = model(idx, mask=mask)
     for i, prompt in enumerate(PROMPTS):
-        close(padded[i, 9 - len(prompt):], model(torch.tensor([prompt]))[0][0])
+        close(padded[i, 9 - len(prompt):], model(torch.tensor([prompt]))[0])
 
 
 def test_what_stands_in_the_padding_changes_nothing(model):
     (idx, mask), (other, _) = pad_left(PROMPTS), pad_left(PROMPTS, pad=17)
     real = mask.bool()
-    close(model(idx, mask=mask)[0][real], model(other, mask=mask)[0][real], atol=0)
+    close(model(idx, mask=mask)[real], model(other, mask=mask)[real], atol=0)
 
 
 def test_a_boolean_mask_is_as_good_as_ones_and_zeros(model):
     idx, mask = pad_left(PROMPTS)
-    close(model(idx, mask=mask)[0], model(idx, mask=mask.bool())[0], atol=0)
+    close(model(idx, mask=mask), model(idx, mask=mask.bool()), atol=0)
 
 
 def test_what_else_is_in_the_batch_changes_nothing(model):
     idx = tokens(4, 10)
-    together = model(idx)[0]
+    together = model(idx)
     for i in range(4):
-        close(together[i:i + 1], model(idx[i:i + 1])[0])
+        close(together[i:i + 1], model(idx[i:i + 1]))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def greedy_by_hand(model, prompt, n, stop=()):
     """One row, no cache, no padding: the answer without the prompt."""
     ids = list(prompt)
     for _ in range(n):
-        ids.append(model(torch.tensor([ids]))[0][0, -1].argmax().item())
+        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
         if ids[-1] in stop:
             break
     return ids[len(prompt):]
@@ -283,7 +284,7 @@ def greedy_by_hand(model, prompt, n, stop=()):
 def test_generation_in_a_batch_equals_generating_each_row_alone(model):
     prompts = [tokens(1 + i % 5, seed=i).tolist() for i in range(24)]
     idx, mask = pad_left(prompts)
-    batch = model.generate(idx, 12, mask=mask, temperature=0, stop=STOP, pad=V - 1)[:, 5:].tolist()
+    batch = generate(model, idx, 12, mask=mask, temperature=0, stop=STOP, pad=V - 1)[:, 5:].tolist()
     alone = [greedy_by_hand(model, p, 12, STOP) for p in prompts]
     assert len({len(a) for a in alone}) >= 3, "the test needs rows that end at different times"
     assert batch == [a + [V - 1] * (len(batch[0]) - len(a)) for a in alone]
@@ -291,12 +292,12 @@ def test_generation_in_a_batch_equals_generating_each_row_alone(model):
 
 def test_the_prompt_stands_before_what_is_generated(model):
     idx = tokens(2, 5)
-    out = model.generate(idx, 4)
+    out = generate(model, idx, 4)
     assert out.shape == (2, 9) and torch.equal(out[:, :5], idx)
 
 
 def test_after_the_stop_id_only_padding_comes(model):
-    out = model.generate(tokens(20, 3), 20, stop=STOP, pad=V - 1)[:, 3:].tolist()
+    out = generate(model, tokens(20, 3), 20, stop=STOP, pad=V - 1)[:, 3:].tolist()
     ended = [next((t for t, id in enumerate(row) if id in STOP), None) for row in out]
     assert len(set(ended)) > 3
     for row, end in zip(out, ended):
@@ -304,27 +305,27 @@ def test_after_the_stop_id_only_padding_comes(model):
 
 
 def test_generation_ends_when_all_rows_have_stopped(model):
-    out = model.generate(tokens(3, 5), 12, stop=range(V), pad=0)
+    out = generate(model, tokens(3, 5), 12, stop=range(V), pad=0)
     assert out.shape == (3, 6)
 
 
 def test_generation_goes_as_far_as_the_block_allows(model):
-    assert model.generate(tokens(1, 20), 100).shape == (1, 24)
+    assert generate(model, tokens(1, 20), 100).shape == (1, 24)
 
 
 def test_a_prompt_that_fills_the_block_is_a_value_error(model):
     with pytest.raises(ValueError, match="a prompt of 24 tokens fills block_size=24"):
-        model.generate(tokens(1, 24), 1)
+        generate(model, tokens(1, 24), 1)
 
 
 def test_no_new_tokens_means_the_prompt_alone(model):
     idx = tokens(2, 5)
-    assert torch.equal(model.generate(idx, 0), idx)
+    assert torch.equal(generate(model, idx, 0), idx)
 
 
 def test_a_seed_fixes_the_text(model):
     def text(seed):
-        return model.generate(tokens(4, 3), 15, generator=torch.Generator().manual_seed(seed))
+        return generate(model, tokens(4, 3), 15, generator=torch.Generator().manual_seed(seed))
 
     assert torch.equal(text(1), text(1))
     assert not torch.equal(text(1), text(2))
@@ -334,18 +335,18 @@ def test_a_generator_leaves_the_global_random_numbers_alone(model):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    model.generate(tokens(1, 3), 5, generator=torch.Generator().manual_seed(0))
+    generate(model, tokens(1, 3), 5, generator=torch.Generator().manual_seed(0))
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_top_k_of_one_is_greedy(model):
     idx = tokens(4, 3)
-    assert torch.equal(model.generate(idx, 15, top_k=1), model.generate(idx, 15, temperature=0))
+    assert torch.equal(generate(model, idx, 15, top_k=1), generate(model, idx, 15, temperature=0))
 
 
 def test_a_tiny_top_p_is_greedy(model):
     idx = tokens(4, 3)
-    assert torch.equal(model.generate(idx, 15, top_p=1e-6), model.generate(idx, 15, temperature=0))
+    assert torch.equal(generate(model, idx, 15, top_p=1e-6), generate(model, idx, 15, temperature=0))
 
 
 def kept_and_rescaled(logits, temperature, top_k, top_p):
@@ -394,10 +395,10 @@ def test_a_temperature_of_nearly_0_takes_the_most_probable_token(temperature):
 
 def test_at_a_temperature_of_nearly_0_the_most_probable_tokens_have_probability_1(model):
     idx = tokens(2, 6)
-    likely = model(idx[:, :-1])[0].argmax(-1)
+    likely, mask = model(idx[:, :-1]).argmax(-1), torch.arange(6).expand(2, 6) > 0
     for temperature in (0.0, 1e-40):
-        logp, _ = log_probs(model, idx, temperature=temperature)
-        assert logp.isfinite().all() and ((logp == 0) == (likely == idx[:, 1:])).all()
+        logp, _ = log_probs(model, idx, mask, temperature)
+        assert logp.isfinite().all() and ((logp == 0) == (likely == idx[:, 1:]).flatten()).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -418,13 +419,13 @@ def test_forbidden_tokens_are_never_sampled():
 def test_the_loss_at_the_start_is_about_that_of_guessing(style):
     torch.manual_seed(0)
     model = GPT(config(style))
-    _, loss = model(tokens(8, 24), tokens(8, 24, seed=1))
+    loss = model(tokens(8, 24), tokens(8, 24, seed=1))
     assert abs(loss.item() - math.log(V)) < 0.05
 
 
 def test_the_loss_is_the_mean_negative_log_probability_of_the_targets(model):
     idx, targets = tokens(2, 6), tokens(2, 6, seed=1)
-    logits, loss = model(idx, targets)
+    logits, loss = model(idx), model(idx, targets)
     probs = logits.exp() / logits.exp().sum(-1, keepdim=True)
     by_hand = [-math.log(probs[b, t, targets[b, t]].item()) for b in range(2) for t in range(6)]
     assert loss.item() == pytest.approx(sum(by_hand) / 12, rel=1e-5)
@@ -432,16 +433,16 @@ def test_the_loss_is_the_mean_negative_log_probability_of_the_targets(model):
 
 def test_targets_of_minus_one_do_not_count(model):
     idx, targets = tokens(2, 6), tokens(2, 6, seed=1)
-    each = model(idx, targets, reduction="none")[1].view(2, 6)
+    each = model(idx, targets, reduction="none").view(2, 6)
     targets[0, 1:4] = -1
     keep = (targets != -1).float()
-    close(model(idx, targets)[1], (each * keep).sum() / keep.sum())
-    close(model(idx, targets, reduction="sum")[1], (each * keep).sum(), atol=1e-4)
+    close(model(idx, targets), (each * keep).sum() / keep.sum())
+    close(model(idx, targets, reduction="sum"), (each * keep).sum(), atol=1e-4)
 
 
 def test_where_gives_the_logits_of_those_positions(model):
     idx, where = tokens(3, 7), tokens(3, 7, seed=1) % 3 == 0
-    close(model(idx, where=where)[0], model(idx)[0][where])
+    close(model(idx, where=where), model(idx)[where])
 
 
 def test_one_batch_can_be_learned_by_heart(style):
@@ -450,7 +451,7 @@ def test_one_batch_can_be_learned_by_heart(style):
     idx, targets = tokens(4, 16), tokens(4, 16, seed=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(80):
-        loss = model(idx, targets)[1]
+        loss = model(idx, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -477,14 +478,14 @@ def test_gradients_equal_finite_differences(style):
     model = loud(GPT(config(style, n_layer=1))).double()
     idx, targets = tokens(2, 5), tokens(2, 5, seed=1)
     # the loss of forward() is in fp32: too coarse for differences
-    check_gradients(model, lambda: F.cross_entropy(model(idx)[0].flatten(0, 1), targets.flatten()))
+    check_gradients(model, lambda: F.cross_entropy(model(idx).flatten(0, 1), targets.flatten()))
 
 
 def test_gradients_with_left_padding_equal_finite_differences(style):
     model = loud(GPT(config(style, n_layer=1))).double()
     idx, mask = pad_left(PROMPTS)
     targets = torch.where(mask.bool(), tokens(4, 9, seed=1), -1)
-    check_gradients(model, lambda: F.cross_entropy(model(idx, mask=mask)[0].flatten(0, 1),
+    check_gradients(model, lambda: F.cross_entropy(model(idx, mask=mask).flatten(0, 1),
                                                    targets.flatten(), ignore_index=-1))
 
 
@@ -495,7 +496,7 @@ def test_padding_gets_no_gradient(model):
     # asked of the embeddings, apart from the output layer's gradient where the two are tied
     x = model.wte(idx).detach().requires_grad_()
     model.wte.forward = lambda _: x
-    model(idx, targets, mask=mask)[1].backward()
+    model(idx, targets, mask=mask).backward()
     assert x.grad[~mask.bool()].abs().max() == 0
     assert (x.grad[mask.bool()].abs().amax(dim=-1) > 0).all()
 
@@ -519,22 +520,22 @@ def test_biases_are_there_when_asked_for_and_only_then(style):
     assert len(names) == (2 * (2 + 4) + 1 if style == "gpt2" else 0)
 
 
-def test_optimizer_groups_cover_each_parameter_exactly_once(style):
+def test_adamw_has_each_parameter_exactly_once(style):
     for model in (GPT(config(style)), ScalarGPT(config(style))):
-        grouped = [id(p) for group in optimizer_groups(model, 0.1) for p in group["params"]]
+        grouped = [id(p) for group in adamw(model, 0.1).param_groups for p in group["params"]]
         assert sorted(grouped) == sorted({id(p) for p in model.parameters()})
 
 
-def test_optimizer_groups_decay_matrices_only(style):
-    decayed, rest = optimizer_groups(GPT(config(style)), 0.1)
+def test_adamw_decays_matrices_only(style):
+    decayed, rest = adamw(GPT(config(style)), 0.1).param_groups
     assert decayed["weight_decay"] == 0.1 and all(p.dim() == 2 for p in decayed["params"])
     assert rest["weight_decay"] == 0 and all(p.dim() == 1 for p in rest["params"])
 
 
-def test_optimizer_groups_leave_out_what_is_frozen(style):
+def test_adamw_leaves_out_what_is_frozen(style):
     model = GPT(config(style))
     model.wte.weight.requires_grad = False
-    grouped = [id(p) for group in optimizer_groups(model, 0.1) for p in group["params"]]
+    grouped = [id(p) for group in adamw(model, 0.1).param_groups for p in group["params"]]
     assert id(model.wte.weight) not in grouped
 
 
@@ -550,9 +551,9 @@ def test_what_writes_into_the_residual_stream_starts_smaller():
 def test_a_state_dict_carries_the_model(style, model):
     other = loud(GPT(config(style)), seed=5)
     idx = tokens(2, 6)
-    assert not torch.allclose(model(idx)[0], other(idx)[0])
+    assert not torch.allclose(model(idx), other(idx))
     other.load_state_dict(model.state_dict())
-    close(model(idx)[0], other(idx)[0], atol=0)
+    close(model(idx), other(idx), atol=0)
 
 
 @pytest.mark.parametrize("bad, message", [
@@ -609,30 +610,35 @@ def test_scores_are_the_head_on_the_trunk_of_the_language_model(style):
 
 def test_a_scalar_model_starts_from_the_trunk_of_a_language_model(style, model):
     scalar, idx = ScalarGPT(config(style)).eval(), tokens(2, 6)
-    scalar.start_from(model.state_dict())
+    scalar.start_from(model)
     close(scalar.gpt.hidden(idx), model.hidden(idx), atol=0)
 
 
 def test_a_scalar_model_comes_back_from_its_checkpoint(style, scalar):
-    ckpt = dict(model=scalar.state_dict(), model_config=vars(config(style)),
-                lm=scalar.lm is not None)
+    ckpt = dict(stage="reward", model=scalar.state_dict(), model_config=vars(config(style)))
     idx = tokens(2, 6)
-    close(ScalarGPT.load(ckpt).eval()(idx), scalar(idx), atol=0)
+    close(build_model(ckpt, {}).eval()(idx), scalar(idx), atol=0)
+
+
+def test_a_model_from_a_checkpoint_has_one_matrix_where_they_are_tied(style, model):
+    ckpt = dict(stage="sft", model=model.state_dict(), model_config=vars(config(style)))
+    built = build_model(ckpt, {})
+    assert (built.lm_head.weight is built.wte.weight) == model.config.tied
 
 
 def test_the_log_probability_of_each_token_is_that_given_those_before_it(model):
     idx = tokens(2, 7)
-    found = token_logp(model, idx)
+    found = model.token_logp(idx)
     assert found.shape == (2, 7) and (found[:, 0] == 0).all()
     for b in range(2):
         for t in range(1, 7):
-            alone = model(idx[b:b + 1, :t])[0][0, -1].softmax(-1)
+            alone = model(idx[b:b + 1, :t])[0, -1].softmax(-1)
             assert found[b, t].item() == pytest.approx(math.log(alone[idx[b, t]].item()), abs=1e-4)
 
 
 def test_what_the_frozen_language_model_finds_probable_changes_the_score(style):
     scalar, idx = loud(ScalarGPT(config(style), lm=True)), tokens(2, 6)
-    extra = scalar.surprise(token_logp(scalar.lm, idx)[..., None])
+    extra = scalar.surprise(scalar.lm.token_logp(idx)[..., None])
     by_hand = scalar.head(scalar.gpt.hidden(idx, extra=extra))[..., 0]
     own = scalar(idx)
     close(own, by_hand, atol=0)
@@ -645,16 +651,16 @@ def test_the_language_model_that_is_read_gets_no_gradient(style):
     scalar(tokens(2, 6)).sum().backward()
     assert all(p.grad is None for p in scalar.lm.parameters())
     assert all(p.grad.abs().sum() > 0 for p in (scalar.surprise.weight, scalar.head.weight))
-    grouped = [p for group in optimizer_groups(scalar, 0.1) for p in group["params"]]
+    grouped = [p for group in adamw(scalar, 0.1).param_groups for p in group["params"]]
     assert not {id(p) for p in grouped} & {id(p) for p in scalar.lm.parameters()}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_frozen_model_in_half_the_memory_says_exactly_the_same(model, scalar, dtype):
-    rt, idx = SimpleNamespace(device="cpu", dtype=dtype), tokens(4, 8)
+    idx = tokens(4, 8)
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
-        before = model(idx)[0], scalar(idx)
-        after = frozen(model, rt)(idx)[0], frozen(scalar, rt)(idx)
+        before = model(idx), scalar(idx)
+        after = freeze(model, dtype)(idx), freeze(scalar, dtype)(idx)
     assert all(map(torch.equal, before, after))
     parameters = [p for net in (model, scalar) for p in net.parameters()]
     assert not any(p.requires_grad for p in parameters)
@@ -757,7 +763,7 @@ def twins(request):
 def test_logits_equal_those_of_transformers(twins):
     ours, theirs = twins
     idx = torch.randint(0, 97, (2, 64))
-    close(ours(idx)[0], theirs(idx).logits, atol=1e-4)
+    close(ours(idx), theirs(idx).logits, atol=1e-4)
 
 
 @torch.no_grad()
@@ -766,7 +772,7 @@ def test_logits_of_left_padded_rows_equal_those_of_transformers(twins):
     idx, mask = pad_left(PROMPTS)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     expected = theirs(idx, attention_mask=mask, position_ids=positions).logits
-    close(ours(idx, mask=mask)[0][mask.bool()], expected[mask.bool()], atol=1e-4)
+    close(ours(idx, mask=mask)[mask.bool()], expected[mask.bool()], atol=1e-4)
 
 
 @torch.no_grad()
@@ -775,17 +781,18 @@ def test_greedy_generation_equals_that_of_transformers(twins):
     idx = torch.randint(0, 97, (3, 8))
     expected = theirs.generate(idx, attention_mask=torch.ones_like(idx), max_new_tokens=40,
                                do_sample=False, eos_token_id=None, pad_token_id=0)
-    assert ours.generate(idx, 40, temperature=0).tolist() == expected.tolist()
+    assert generate(ours, idx, 40, temperature=0).tolist() == expected.tolist()
 
 
 # ---------------------------------------------------------------------------------------------
 # memory
 
-def gradients(model, recompute, freeze=0):
+def gradients(model, recompute, n_frozen=0):
     model = loud(GPT(model.config)).double().train()  # so that rounding is not what differs
-    model.save_memory(recompute, freeze)
+    model.recompute = recompute
+    model.freeze(n_frozen)
     torch.manual_seed(1)                              # for dropout
-    loss = model(tokens(3, 12), tokens(3, 12, seed=1))[1]
+    loss = model(tokens(3, 12), tokens(3, 12, seed=1))
     loss.backward()
     return loss.item(), {name: p.grad for name, p in model.named_parameters()}
 
@@ -802,7 +809,7 @@ def test_recomputing_keeps_less_for_the_backward_pass(style):
     """Counted: the bytes that autograd saves."""
     def saved(recompute):
         model, total = GPT(config(style)), Counter()
-        model.save_memory(recompute)
+        model.recompute = recompute
         weights = {p.data_ptr() for p in model.parameters()}
 
         def count(tensor):
@@ -818,7 +825,7 @@ def test_recomputing_keeps_less_for_the_backward_pass(style):
 def test_frozen_layers_get_no_gradient_and_the_others_the_same_as_before(style):
     model = GPT(config(style))
     _, all_of_them = gradients(model, False)
-    _, upper = gradients(model, False, freeze=1)
+    _, upper = gradients(model, False, n_frozen=1)
     frozen = {name for name, gradient in upper.items() if gradient is None}
     assert frozen == {name for name in upper if name.startswith(("wte", "wpe", "blocks.0."))}
     for name in upper.keys() - frozen:
@@ -837,16 +844,15 @@ def test_the_loss_in_slices_is_the_loss(model, reduction, size, monkeypatch):
         monkeypatch.setattr(model, "recompute", recompute)
         monkeypatch.setattr(GPT.sliced_loss, "__defaults__", (size,))
         model.zero_grad(set_to_none=True)
-        logits, loss = model(tokens(3, 12), targets, reduction=reduction)
+        loss = model(tokens(3, 12), targets, reduction=reduction)
         (loss * weight if reduction == "none" else loss).sum().backward()
         found.append((loss.detach(), [p.grad for p in model.parameters()]))
-        assert (logits is None) == recompute
     (whole, gradients), (sliced, again) = found
     near = torch.testing.assert_close                 # relative to the size: a sum is large
     near(whole, sliced)
     near(gradients, again)
     with torch.no_grad():
-        near(model(tokens(3, 12), targets, reduction=reduction)[1], whole)
+        near(model(tokens(3, 12), targets, reduction=reduction), whole)
 
 
 def test_no_more_logits_than_a_slice_exist_at_once(model, monkeypatch):
@@ -854,5 +860,5 @@ def test_no_more_logits_than_a_slice_exist_at_once(model, monkeypatch):
     model.lm_head.register_forward_hook(lambda *args: sizes.append(args[-1].numel()))
     monkeypatch.setattr(GPT.sliced_loss, "__defaults__", (4 * V,))
     model.recompute = True
-    model(tokens(3, 12), tokens(3, 12))[1].backward()
+    model(tokens(3, 12), tokens(3, 12)).backward()
     assert max(sizes) == 4 * V and len(sizes) == 2 * 9                # forward, and once more

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 import tiny
+from answer import generate
 from common import Runtime
 from data.formats import read_comparisons
 from model import GPT, ScalarGPT
@@ -151,14 +152,13 @@ def slow(monkeypatch):
 # answers
 
 def load(site, stage):
-    ckpt = torch.load(site.folder / f"{stage}.pt", weights_only=True)
-    return (ScalarGPT if stage == "reward" else GPT).load(ckpt).eval()
+    return load_checkpoint(site.folder / f"{stage}.pt")["model"].eval()
 
 
 def greedy(site, stage, ids, n=12):
     """What the model writes after ids: ids, up to one that ends it."""
-    model = load(site, stage)
-    said = model.generate(torch.tensor([ids]), n, temperature=0)[0, len(ids):].tolist()
+    said = generate(load(site, stage), torch.tensor([ids]), n, temperature=0)
+    said = said[0, len(ids):].tolist()
     ends = [i for i, id in enumerate(said) if id in site.tok.specials.values()]
     return said[:ends[0] + 1] if ends else said
 

@@ -15,12 +15,14 @@ import torch
 import torch.nn.functional as F
 
 import rlhf_ppo
+from answer import answer_mask, complete, log_probs, right_pad
 from checkpoint import save_checkpoint
 from common import Runtime
 from data.formats import is_held_out
-from model import GPT, GPTConfig, ScalarGPT, complete, log_probs, right_pad
-from rlhf_ppo import (Config, assess, gae, get_lr, minibatches, policy_loss, ppo_loss,
-                      response_mask, total, value_loss, whiten)
+from model import GPT, GPTConfig, ScalarGPT
+from optim import get_lr
+from rlhf_ppo import (Config, Rollout, assess, gae, minibatches, policy_loss, ppo_loss, value_loss,
+                      whiten)
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 V = 20
@@ -191,21 +193,21 @@ def test_the_learning_rates_warm_up_for_one_iteration_and_fall_linearly_the_crit
 
 def test_the_mask_covers_the_response_with_its_end_and_nothing_else():
     idx, _ = right_pad([p + r for p, r in zip(PROMPTS, RESPONSES)], 0, "cpu")
-    mask = response_mask(PROMPTS, RESPONSES, "cpu")
-    assert mask.shape == (4, idx.size(1) - 1)
+    mask = answer_mask(PROMPTS, RESPONSES, "cpu")
+    assert mask.shape == idx.shape
     for row, row_mask, response in zip(idx, mask, RESPONSES):
-        assert row[1:][row_mask].tolist() == response
+        assert row[row_mask].tolist() == response
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_log_probs_are_those_of_a_softmax_token_by_token(model, temperature):
     idx, _ = right_pad([p + r for p, r in zip(PROMPTS, RESPONSES)], 0, "cpu")
-    logp, logp_all = log_probs(model, idx, response_mask(PROMPTS, RESPONSES, "cpu"), temperature)
+    logp, logp_all = log_probs(model, idx, answer_mask(PROMPTS, RESPONSES, "cpu"), temperature)
     entropy = -(logp_all.exp() * logp_all).sum(-1)
     expected = []
     for prompt, response in zip(PROMPTS, RESPONSES):
         for t, token in enumerate(response):
-            logits = model(torch.tensor([prompt + response[:t]]))[0][0, -1].tolist()
+            logits = model(torch.tensor([prompt + response[:t]]))[0, -1].tolist()
             weights = [math.exp(x / temperature) for x in logits]
             p = [w / sum(weights) for w in weights]
             expected.append((math.log(p[token]), -sum(q * math.log(q) for q in p)))
@@ -219,7 +221,7 @@ def test_answers_are_sampled_from_the_distribution_that_log_probs_computes(model
     seen = torch.bincount(torch.tensor(answers).flatten(), minlength=V) / n
     every = [[t] for t in range(V)]
     idx, _ = right_pad([PROMPTS[1] + r for r in every], 0, "cpu")
-    logp, _ = log_probs(model, idx, response_mask([PROMPTS[1]] * V, every, "cpu"), temperature)
+    logp, _ = log_probs(model, idx, answer_mask([PROMPTS[1]] * V, every, "cpu"), temperature)
     assert logp.exp().sum().item() == pytest.approx(1, abs=1e-5)
     assert (seen - logp.exp()).abs().sum() / 2 < 0.05        # the distance expected by chance: 0.02
 
@@ -240,6 +242,11 @@ def test_the_mean_log_ratio_is_the_kl_and_k3_is_never_negative():
     assert k1.min() < 0 <= k3.min()
 
 
+def rollout(mask, logp, values, advantages, returns):
+    return SimpleNamespace(mask=mask, logp=logp, values=values, advantages=advantages,
+                           returns=returns)
+
+
 # ---------------------------------------------------------------------------------------------
 # a bandit whose answer is known
 
@@ -258,10 +265,10 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
 
     def per_token(model, answers):
         idx, last = right_pad([[0] + a for a in answers], 0, "cpu")
-        mask = response_mask([[0]] * len(answers), answers, "cpu")
+        mask = answer_mask([[0]] * len(answers), answers, "cpu")
         logp = torch.zeros(mask.shape)
         logp[mask] = log_probs(model, idx, mask, 1.0)[0]
-        return idx, mask, last - 1, logp
+        return idx, mask, last, logp
 
     def distance():
         return (per_token(policy, answers)[3].sum(1).exp() - best).abs().sum().item() / 2
@@ -280,17 +287,17 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
             idx, mask, last, old_logp = per_token(policy, said)
             rewards = -beta * (old_logp - per_token(reference, said)[3])
             rewards[torch.arange(n), last] += torch.tensor([score[tuple(a)] for a in said])
-            old_values = critic(idx[:, :-1]) * mask
+            old_values = F.pad(critic(idx[:, :-1]), (1, 0)) * mask
             advantages, returns = gae(rewards, old_values, mask, config.gamma, config.lam)
             advantages = whiten(advantages, mask, ENV)
         for part in [*torch.randperm(n).split(128), *torch.randperm(n).split(128)]:
             m = mask[part]
             logp, _ = log_probs(policy, idx[part], m, 1.0)
-            values = critic(idx[part, :-1])[m]
-            loss, info = ppo_loss(logp, values, *(a[part][m] for a in (
-                old_logp, old_values, advantages, returns)), config)
+            values = critic(idx[part, :-1])[m[:, 1:]]
+            loss, *_ = ppo_loss(logp, values, rollout(m, old_logp[part], old_values[part],
+                                                      advantages[part], returns[part]), config)
             optimizer.zero_grad()
-            (loss / info["tokens"]).backward()
+            (loss / m.sum()).backward()
             optimizer.step()
     with torch.no_grad():
         assert distance() < 0.03                      # total variation; 0.01 with most seeds
@@ -405,7 +412,7 @@ def test_the_scores_do_not_depend_on_the_critic(folder):
     """Whether or not it reads the same log-probabilities beside the text as the reward model."""
     ckpt = torch.load(folder / "reward.pt", weights_only=True)
     model = loud(ScalarGPT(GPTConfig(**ckpt["model_config"]), lm=True))
-    torch.save(ckpt | dict(model=model.state_dict(), lm=True), folder / "reads.pt")
+    torch.save(ckpt | dict(model=model.state_dict()), folder / "reads.pt")
     change(folder, 0.5)
     first, second = (run(folder, f"--reward=reads.pt --lr=0 {flag}")[1][0]["score"]
                      for flag in ("", "--critic=changed.pt"))
@@ -462,10 +469,10 @@ def test_assess_says_of_each_answer_what_the_models_say_of_it_alone(micro_batch,
     for i, (prompt, response) in enumerate(zip(PROMPTS, RESPONSES)):
         ids, n, mask = torch.tensor([prompt + response]), len(response), r.mask[i]
         assert mask.sum() == n and r.last[i] == mask.nonzero().max()
-        assert r.ids[i, 1:][mask].tolist() == response and r.ended[i] == (response[-1] == 1)
+        assert r.ids[i][mask].tolist() == response and r.ended[i] == (response[-1] == 1)
         with torch.no_grad():
             for model, found in ((policy, r.logp), (reference, r.ref_logp)):
-                logp = (model(ids)[0][0, -n - 1:-1] / 0.7).log_softmax(-1)
+                logp = (model(ids)[0, -n - 1:-1] / 0.7).log_softmax(-1)
                 close(found[i][mask], logp[range(n), response])
                 if model is policy:
                     close(r.entropy[i][mask], -(logp.exp() * logp).sum(-1))
@@ -479,9 +486,31 @@ def test_assess_says_of_each_answer_what_the_models_say_of_it_alone(micro_batch,
 
 def test_the_loss_of_a_batch_is_the_sum_over_its_parts():
     torch.manual_seed(0)
-    tokens = torch.randn(6, 40)
-    whole, info = ppo_loss(*tokens, Config())
-    parts = [ppo_loss(*part, Config()) for part in tokens.split((7, 1, 32), dim=1)]
-    close(whole, sum(loss for loss, _ in parts), atol=1e-4)
-    for name, mean in total([info for _, info in parts], ENV).items():
-        assert mean == pytest.approx((info[name] / 40).item(), rel=1e-5)
+    logp, values, *old = torch.randn(6, 40)
+    whole, info, ratio = ppo_loss(logp, values, rollout(torch.ones(40).bool(), *old), Config())
+    parts = []
+    for part in torch.arange(40).split((7, 1, 32)):
+        mask = torch.zeros(40, dtype=torch.bool).index_fill(0, part, True)
+        parts.append(ppo_loss(logp[part], values[part], rollout(mask, *old), Config()))
+    close(whole, sum(loss for loss, *_ in parts), atol=1e-4)
+    close(torch.cat([r for *_, r in parts]), ratio)
+    for name, value in info.items():
+        close(value, sum(more[name] for _, more, _ in parts), atol=1e-4)
+
+
+def test_a_part_of_a_rollout_is_those_answers_up_to_the_end_of_the_longest():
+    def numbers(like):
+        return torch.arange(float(like.numel())).view(like.shape)
+
+    ids, _ = right_pad([p + r for p, r in zip(PROMPTS, RESPONSES)], 0, "cpu")       # (4, 7)
+    mask = answer_mask(PROMPTS, RESPONSES, "cpu")
+    r = Rollout(ids, mask, *(numbers(ids) for _ in range(5)), numbers(ids[:, 0]), mask[:, 0],
+                list("abcd"), list("efgh"))
+    assert r.last.tolist() == [3, 4, 6, 4]
+    for part, chosen, T in ((slice(0, 2), [0, 1], 5), (torch.tensor([3, 0]), [3, 0], 5),
+                            ([2], [2], 7)):
+        a = r[part]
+        assert a.ids.tolist() == ids[chosen, :T].tolist()
+        assert a.values.tolist() == numbers(ids)[chosen, :T].tolist()
+        assert a.scores.tolist() == chosen and a.last.tolist() == r.last[chosen].tolist()
+        assert a.rows == ["abcd"[i] for i in chosen] and a.texts == ["efgh"[i] for i in chosen]

@@ -7,7 +7,8 @@ import torch
 
 from common import Runtime
 from model import GPT, GPTConfig
-from pretrain import Config, Muon, evaluate, get_lr, orthogonalize, show_sample
+from optim import Muon, get_lr, orthogonalize
+from pretrain import Config, evaluate, show_sample
 from tiny import FLAGS, run, write
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
@@ -111,7 +112,7 @@ def test_evaluation_equals_a_loop_over_tokens(model, rows, micro_batch):
     nats = defaultdict(list)
     for x, y, source in zip(*rows):
         with torch.no_grad():
-            logp = model.eval()(x[None])[0][0].log_softmax(-1)
+            logp = model.eval()(x[None])[0].log_softmax(-1)
         for t in range(20):
             if y[t] >= 0:
                 nats[source[t].item()].append(-logp[t, y[t]].item())

@@ -13,7 +13,6 @@ from checkpoint import load_checkpoint
 from common import Runtime
 from data.formats import read_comparisons, read_demonstrations, split
 from evaluate import Config, score_texts
-from model import GPT, ScalarGPT
 from rlhf_ppo import gae
 from sft import batch, encode_dialogues, pack
 from tiny import ROOT, run
@@ -71,7 +70,7 @@ def test_every_view_is_filled_and_none_is_missing(page):
 
 def test_the_mask_is_that_of_the_training(page, folder):
     ckpt = load_checkpoint(folder / "out/sft.pt", "sft")
-    tok, T = Tokenizer.from_dict(ckpt["tokenizer"]), ckpt["model_config"]["block_size"]
+    tok, T = ckpt["tokenizer"], ckpt["model_config"]["block_size"]
     train, _ = split(read_demonstrations(folder / "data/town/sft.jsonl"), "messages")
     dialogues, *_ = encode_dialogues(train, tok, T)
     rng = np.random.default_rng(ckpt["config"]["seed"])
@@ -95,11 +94,11 @@ def test_the_first_step_of_the_tokenizer_is_bytes(page):
 def test_probabilities_at_a_token_are_those_of_the_model(page, folder):
     data = page("return data.next")
     ckpt = load_checkpoint(folder / "out/sft.pt", "sft")
-    tok, model = Tokenizer.from_dict(ckpt["tokenizer"]), GPT.load(ckpt).eval()
+    tok, model = ckpt["tokenizer"], ckpt["model"].eval()
     view = data["views"][0]
     ids = tok.encode_chat(view["prompt"], reply=True)[0] + view["said"]
     with torch.no_grad():
-        p = model(torch.tensor([ids[:-1]]))[0].softmax(-1)[0, -len(view["said"]):]
+        p = model(torch.tensor([ids[:-1]])).softmax(-1)[0, -len(view["said"]):]
     for t, found in enumerate(view["top"]["sft"]):
         assert [id for id, _ in found] == p[t].topk(10).indices.tolist()
         assert [q for _, q in found] == pytest.approx(p[t].topk(10).values.tolist(), abs=1e-4)
@@ -142,7 +141,7 @@ def test_scores_along_an_answer_end_with_the_score_of_the_whole_one(page, folder
     item = data["items"][0]
     ckpt = load_checkpoint(folder / "out/reward.pt", "reward")
     row = read_comparisons(folder / "data/town/contrasts.jsonl")[0]
-    scores = score_texts(ScalarGPT.load(ckpt), Tokenizer.from_dict(ckpt["tokenizer"]),
+    scores = score_texts(ckpt["model"], ckpt["tokenizer"],
                          [row["prompt"]] * 2, row["responses"], Runtime(Config(device="cpu")))
     last = [answer["scores"]["ours"][-1] for answer in item["answers"]]
     assert last == pytest.approx(scores.tolist(), abs=2e-3)

@@ -13,7 +13,7 @@ import torch
 
 import checkpoint
 import tiny
-from checkpoint import Run, fingerprint, save_checkpoint
+from checkpoint import Run, fingerprint
 from model import GPT, GPTConfig
 
 
@@ -24,6 +24,7 @@ class Config:
     steps: int = 10
     lr: float = 1e-3
     dropout: float = 0.1
+    seed: int = 0
     dtype: str = "auto"
     fresh: bool = False
     debug: bool = False
@@ -102,7 +103,8 @@ def test_a_copy_elsewhere_has_the_same_fingerprint(texts, tmp_path):
 # runs
 
 ENV = SimpleNamespace(main=True, world_size=1, dtype=torch.float32, any=lambda *flags: flags,
-                      sum=lambda *values: values, close=lambda: None, peak_memory=lambda: "")
+                      sum=lambda *values: values, close=lambda: None, peak_memory=lambda: "",
+                      sharded=False, seed=lambda *numbers: None)
 
 
 def env(**changes):
@@ -124,10 +126,12 @@ def start(config, env=ENV):
 def interrupted(config):
     """A run that left its state at step 4: a model, a number, a log."""
     torch.manual_seed(0)
-    run, model = start(config), torch.nn.Linear(2, 2)
+    run, model, seen = start(config), torch.nn.Linear(2, 2), []
+    run.track(model=model, seen=seen)
     for step in (2, 4):
         run.log(step, dict(loss=1 / step))
-        run.save_state(step, model=model, beta=0.1 * step)
+        seen.append(step)
+        run.save_state(step)
     run.log(6, dict(loss=1 / 6))
     return model
 
@@ -138,9 +142,9 @@ def test_a_first_run_starts_at_the_beginning(config):
 
 
 def test_an_interrupted_run_goes_on_with_its_state(config, interrupted, capsys):
-    run = start(config)
-    assert run.start == 4 and run.state["beta"] == 0.4
-    assert torch.equal(run.state["model"]["weight"], interrupted.weight)
+    run, model, seen = start(config), torch.nn.Linear(2, 2), []
+    run.track(model=model, seen=seen)
+    assert run.start == 4 and seen == [2, 4] and torch.equal(model.weight, interrupted.weight)
     assert "resuming from 4 of 10" in capsys.readouterr().out
 
 
@@ -210,7 +214,7 @@ def test_a_disk_that_is_full_when_a_line_is_logged_is_named(config, monkeypatch)
 def test_the_state_is_not_written_more_often_than_asked(config, monkeypatch):
     monkeypatch.setenv("SAVE_SECONDS", "1000")
     run = start(config)
-    run.save_state(1, beta=0.1)
+    run.save_state(1)
     assert not Path(config.out).with_suffix(".state").exists()
 
 
@@ -231,19 +235,16 @@ def test_saving_costs_a_fiftieth_of_the_time_at_most(config, monkeypatch):
     assert saves[0] < 30 and 0.015 < 4 * len(saves) / now[0] < 0.025
 
 
-def finish(config, run, tokenizer):
+def finish(run, tokenizer):
     size = GPTConfig(block_size=8, vocab_size=tokenizer.vocab_size, n_layer=1, n_embd=16)
-    save_checkpoint(config.out, stage="sft", step=10, metrics={}, model=GPT(size),
-                    model_config=size, tokenizer=tokenizer, config=config, history=[],
-                    run=run.identity())
-    run.finish()
+    run.finish("sft", GPT(size), tokenizer)
 
 
 def test_a_finished_run_removes_its_state_and_says_so_when_started_again(config, capsys,
                                                                          tiny_tokenizer):
     run = start(config)
-    run.save_state(10, beta=1)
-    finish(config, run, tiny_tokenizer)
+    run.save_state(10)
+    finish(run, tiny_tokenizer)
     assert sorted(os.listdir(Path(config.out).parent)) == ["sft.jsonl", "sft.pt"]
     with pytest.raises(SystemExit) as end:
         start(replace(config, debug=True))
@@ -258,7 +259,7 @@ def test_a_run_with_other_flags_is_refused(config, interrupted, change, refused)
 
 
 def test_a_finished_run_with_other_flags_is_refused(config, tiny_tokenizer, refused):
-    finish(config, start(config), tiny_tokenizer)
+    finish(start(config), tiny_tokenizer)
     before = Path(config.out).read_bytes()
     assert "--lr=0.001 there, 0.5 here" in refused(start, replace(config, lr=0.5))
     assert Path(config.out).read_bytes() == before
@@ -290,20 +291,20 @@ def based(config, tmp_path):
 
 
 def test_an_interrupted_run_goes_on_in_another_folder(based, tmp_path):
-    start(based).save_state(4, beta=0.4)
+    start(based).save_state(4)
     there = moved(based, tmp_path / "there")
     assert start(there).start == 4
 
 
 def test_a_finished_run_is_finished_in_another_folder(based, tmp_path, tiny_tokenizer, capsys):
-    finish(based, start(based), tiny_tokenizer)
+    finish(start(based), tiny_tokenizer)
     with pytest.raises(SystemExit) as end:
         start(moved(based, tmp_path / "there"))
     assert end.value.code == 0 and "is finished" in capsys.readouterr().out
 
 
 def test_a_moved_run_is_refused_with_other_files_or_flags(based, tmp_path, refused):
-    start(based).save_state(4, beta=0.4)
+    start(based).save_state(4)
     there = moved(based, tmp_path / "there")
     assert "--lr=0.001 there" in refused(start, replace(there, lr=0.5))
     assert f"--init={based.init} there,  here" in refused(start, replace(there, init=""))
@@ -382,13 +383,14 @@ def test_a_damaged_state_is_refused_with_the_remedy(config, interrupted, refused
 
 def test_a_disk_without_room_stops_the_run_at_its_first_step(config, monkeypatch, refused):
     """Of a model of 2 x 2 weights and 2 biases, twice: 48 bytes."""
-    run, model = start(config), torch.nn.Linear(2, 2)
+    run = start(config)
+    run.track(model=torch.nn.Linear(2, 2))
     for free, enough in ((48, True), (47, False)):
         monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
         if enough:
-            run.save_state(1, model=model)
+            run.check_space()
         else:
-            said = refused(run.save_state, 1, model=model)
+            said = refused(run.check_space)
             assert "make room there, or choose another --out" in said
 
 
@@ -406,25 +408,30 @@ def test_the_name_of_the_result_must_be_that_of_a_checkpoint(config, refused):
 def test_other_ranks_write_nothing(config):
     run = start(config, env(main=False, world_size=2))
     run.log(1, dict(loss=1.0))
-    run.save_state(1, beta=0.1)
+    run.save_state(1)
     assert not list(Path(config.out).parent.glob("*"))
 
 
 def test_ctrl_c_saves_after_the_step_and_ends_with_130(config, monkeypatch, capsys):
     monkeypatch.setenv("SAVE_SECONDS", "1000")
-    run = start(config)
-    signal.raise_signal(signal.SIGINT)
+    run, done = start(config), []
+    run.track(done=done)
     with pytest.raises(SystemExit) as end:
-        run.save_state(3, beta=0.3)
+        for step in run.steps():
+            done.append(step)
+            if step == 2:
+                signal.raise_signal(signal.SIGINT)
     assert end.value.code == 130 and "stopped after step 3" in capsys.readouterr().out
-    assert start(config).state["beta"] == 0.3
+    again, found = start(config), []
+    again.track(done=found)
+    assert found == [0, 1, 2] and next(again.steps()) == 3
 
 
 def test_ctrl_c_in_a_fresh_run_says_that_it_goes_on_without_fresh(config, capsys):
     run = start(replace(config, fresh=True))
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(SystemExit):
-        run.save_state(3, beta=0.3)
+        run.save_state(3)
     assert "without --fresh" in capsys.readouterr().out
 
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from answer import right_pad
 from common import Runtime
-from model import GPTConfig, ScalarGPT, right_pad
-from reward import (Config, encode_answer, evaluate, get_lr, ranking_loss, score,
-                    score_all)
+from model import GPTConfig, ScalarGPT
+from optim import get_lr
+from reward import Config, encode_answer, evaluate, ranking_loss, score, score_all
 from tokenizer import SPECIALS
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))

@@ -87,9 +87,9 @@ def save(path, stage, tok, block_size=32, n_embd=16):
     config = GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=2, n_embd=n_embd,
                        n_hidden=32)
     model = ScalarGPT(config) if stage == "reward" else GPT(config)
-    save_checkpoint(path, stage=stage, step=1, metrics={}, model=model, model_config=config,
-                    tokenizer=tok, config=Config(), history=[], lm=False,
-                    normalisation=dict(mean=0.0, std=1.0))
+    metrics = dict(score_mean=0.0, score_std=1.0) if stage == "reward" else {}
+    save_checkpoint(path, stage=stage, step=1, metrics=metrics, model=model, model_config=config,
+                    tokenizer=tok, config=Config(), history=[])
 
 
 def build(folder, tok):
@@ -145,9 +145,9 @@ def interrupted(folder, script, step, *flags):
     """Like run, with a Ctrl-C in the given step: its exit status."""
     save_state = Run.save_state
 
-    def stop(self, done, **state):
+    def stop(self, done):
         self.interrupted = done == step
-        save_state(self, done, **state)
+        save_state(self, done)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save_state", stop)
@@ -159,10 +159,10 @@ def often_interrupted(folder, script, steps, *flags):
     that was done most often was done."""
     done, save_state = Counter(), Run.save_state
 
-    def stop(self, step, **state):
+    def stop(self, step):
         self.interrupted = step in steps
         done[step] += 1
-        save_state(self, step, **state)
+        save_state(self, step)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save_state", stop)

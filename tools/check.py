@@ -264,7 +264,7 @@ def main(config):
     T = pretrain.Config.block_size
     if config.tokenizer.endswith(".pt"):
         ckpt = load_checkpoint(config.tokenizer)
-        tok, T = Tokenizer.from_dict(ckpt["tokenizer"]), ckpt["model_config"]["block_size"]
+        tok, T = ckpt["tokenizer"], ckpt["model_config"]["block_size"]
     else:
         tok = Tokenizer.load(config.tokenizer)
     T = config.block_size or T

@@ -501,7 +501,7 @@ def export_model(config):
     ckpt = load_checkpoint(config.init)
     if ckpt["stage"] == "reward":
         fail(f"{config.init} is a reward model: export a model that writes text, as out/sft.pt")
-    ours, tok = GPTConfig(**ckpt["model_config"]), Tokenizer.from_dict(ckpt["tokenizer"])
+    ours, tok, mine = ckpt["model"].config, ckpt["tokenizer"], ckpt["model"].state_dict()
     arch = next((arch for arch in FIELDS if PARTS[arch].items() <= vars(ours).items()
                  and ours.mlp in MLPS[arch]), None)
     if arch is None:
@@ -512,7 +512,7 @@ def export_model(config):
     with torch.device("meta"):                        # only shapes
         blank = GPT(dataclasses.replace(ours, bias=arch != LLAMA)).state_dict()
     # Where we have no biases, theirs are 0.
-    filled = {name: ckpt["model"].get(name, torch.zeros(w.shape)) for name, w in blank.items()}
+    filled = {name: mine.get(name, torch.zeros(w.shape)) for name, w in blank.items()}
     weights = to_theirs(arch, ours, filled)
     ids = dict(bos_token_id=tok.eot, eos_token_id=tok.eot, pad_token_id=tok.pad)
     chat = {}

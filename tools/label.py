@@ -23,13 +23,12 @@ from itertools import permutations
 from pathlib import Path
 from unicodedata import normalize
 
+from answer import respond
 from chat import paint, safe
-from checkpoint import Run, load_checkpoint
+from checkpoint import Run, load
 from common import Runtime, fail, parse_config, wilson, writing
-from compare import different, respond
+from compare import different
 from data.formats import DataError, read_comparisons, read_prompts
-from model import GPT
-from tokenizer import Tokenizer
 from tools.rankings import agreement
 
 
@@ -189,15 +188,11 @@ if __name__ == "__main__":
              f"or choose another --out")
     rt, rows = Runtime(config), read_prompts(config.data)[:config.n_prompts]
     names, prompts = config.init.split(","), [r["prompt"] for r in rows]
-    run = Run(config, rt, inputs=[config.data, *names], total=len(rows), unit="prompt")
-    run.bar.close()
+    run = Run(config, rt, inputs=[config.data, *names])
     run.seconds = -math.inf                           # save after every label
-    models = []
-    for name in names:
-        ckpt = load_checkpoint(name, stage=("sft", "ppo", "pretrain"))
-        models.append((GPT.load(ckpt).to(rt.device), Tokenizer.from_dict(ckpt["tokenizer"])))
-    # answers: for each prompt, k of the first model, k of the second, …
-    answers, labels = (run.state["answers"], run.state["labels"]) if run.state else ([], [])
+    models = [load(name, rt, "sft ppo pretrain")[:2] for name in names]
+    answers, labels = [], []      # answers: for each prompt, k of the first model, k of the second
+    run.track(answers=answers, labels=labels)
     per_prompt, block = config.k * len(models), max(1, config.batch_size // config.k)
 
     def item(i):
@@ -211,7 +206,7 @@ if __name__ == "__main__":
                       for model in models]
             for j in range(0, len(asked), config.k):
                 answers.extend(answer for mine in theirs for answer in mine[j:j + config.k])
-            run.save_state(len(labels), answers=answers, labels=labels)
+            run.save_state(len(labels))
         return rows[i]["prompt"], different(answers[i * per_prompt:(i + 1) * per_prompt])
 
     def behind(i, text):
@@ -222,7 +217,7 @@ if __name__ == "__main__":
 
     def save():
         """Write the state, which the next run continues from, then the file."""
-        run.save_state(len(labels), answers=answers, labels=labels)
+        run.save_state(len(labels))
         with writing(run.out) as f:
             f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in labeled())
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 import chat
+from answer import prompt_room
 from checkpoint import load_checkpoint
-from model import GPT, ScalarGPT, log_probs, prompt_room
 from reward import encode_answer, score_all
 from tokenizer import Tokenizer
 from tools.rankings import stamp
@@ -58,9 +58,8 @@ class Shelf:
 
     def load(self, path):
         ckpt = load_checkpoint(path)
-        model = (ScalarGPT if ckpt["stage"] == "reward" else GPT).load(ckpt)
-        return Speaker(ckpt["stage"], ckpt["step"], model.to(self.rt.device).eval(),
-                       Tokenizer.from_dict(ckpt["tokenizer"]))
+        return Speaker(ckpt["stage"], ckpt["step"], ckpt["model"].to(self.rt.device).eval(),
+                       ckpt["tokenizer"])
 
     def beside(self, name, tok):
         """The model of that name, if it reads the same tokens."""
@@ -86,7 +85,7 @@ def explain(speaker, sft, ids, said, rt):
     """What the model thought at each token of `said`, which followed `ids`, at temperature 1."""
     idx = torch.tensor([ids + said], device=rt.device)
     with rt.autocast():
-        logp, ref = (log_probs(s.model, idx)[1][0, len(ids) - 1:] if s else None
+        logp, ref = (s.model(idx[:, :-1])[0, len(ids) - 1:].float().log_softmax(-1) if s else None
                      for s in (speaker, sft))         # (n, V) each
     p, tok = logp.exp(), speaker.tok
     entropy = -(p * logp).sum(-1)                     # (n,) nats
@@ -117,20 +116,6 @@ class Job:
     def send(self, kind, **event):
         if not self.gone:
             self.loop.call_soon_threadsafe(self.events.put_nowait, dict(event, kind=kind))
-
-
-class Tap:
-    """A model whose stream notes its ids, and ends when nobody listens any more."""
-
-    def __init__(self, model, job):
-        self.model, self.job, self.ids = model, job, []
-
-    def stream(self, *args, **options):
-        for token in self.model.stream(*args, **options):
-            if self.job.gone:
-                return
-            self.ids.append(token.item())
-            yield token
 
 
 class Worker(threading.Thread):
@@ -206,14 +191,16 @@ class Worker(threading.Thread):
         settings = chat.Config(temperature=job.temperature, top_k=job.top_k,
                                max_new_tokens=max(1, self.config.max_new_tokens - len(prefix)))
         job.send("start", k=k, text=chat.safe(tok.decode(prefix)), shortened=len(kept) < len(asked))
-        tap = Tap(speaker.model, job)
-        for text in chat.answer(tap, tok, ids + prefix, self.rt, settings, self.answered):
+        said = [*prefix]
+        for text in chat.answer(speaker.model, tok, ids + prefix, self.rt, settings, self.answered,
+                                said):
             job.send("text", k=k, text=text)
-        said = prefix + tap.ids
+            if job.gone:                              # nobody listens any more
+                break
         text = tok.decode([id for id in said if id not in tok.specials.values()])
         score, judge = None, self.shelf.beside("reward", tok)
         if judge and not job.gone:
-            row = encode_answer(tok, kept, text, judge.model.gpt.config.block_size)
+            row = encode_answer(tok, kept, text, judge.model.config.block_size)
             score = score_all(judge.model, [row], tok, self.rt).item()
         if not job.gone:
             tokens = explain(speaker, self.shelf.reference(speaker), ids, said, self.rt)

@@ -8,15 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from checkpoint import load_checkpoint, read_log
+from answer import answer_text, complete
+from checkpoint import load, load_checkpoint, read_log
 from common import note_once
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
 from evaluate import Config as Evaluation
 from evaluate import first_line, model_input
-from model import GPT, ScalarGPT, answer_text, complete, log_probs
 from reward import encode_answer, score, score_all
 from sft import encode_dialogues, pack
-from tokenizer import Tokenizer
 
 
 class Chain:
@@ -27,15 +26,11 @@ class Chain:
         for stage in ("pretrain", "sft", "reward", "ppo"):
             path = self.folder / f"{stage}.pt"
             if path.exists():
-                ckpt = load_checkpoint(path, stage, self.tok and self.tok.to_dict())
-                self.ckpts[stage] = ckpt
-                self.tok = self.tok or Tokenizer.from_dict(ckpt["tokenizer"])
-        self.models = {stage: GPT.load(self.ckpts[stage]).to(rt.device).eval()
-                       for stage in ("pretrain", "sft", "ppo") if stage in self.ckpts}
-        self.reward = self.scalar(self.ckpts["reward"]) if "reward" in self.ckpts else None
-
-    def scalar(self, ckpt):
-        return ScalarGPT.load(ckpt).to(self.rt.device).eval()
+                self.ckpts[stage] = load_checkpoint(path, stage, self.tok)
+                self.ckpts[stage]["model"].to(rt.device).eval()
+                self.tok = self.ckpts[stage]["tokenizer"]
+        self.models = {stage: ckpt["model"] for stage, ckpt in self.ckpts.items()}
+        self.reward = self.models.pop("reward", None)
 
     def piece(self, id):
         """A token as a reader sees it; special tokens by name."""
@@ -106,8 +101,8 @@ def next_tokens(chain, rows, n_top=10, n_tokens=24, at_least=0.005):
         for stage, model in chain.models.items():
             start, ids = len(asked[stage][i]), asked[stage][i] + said
             with chain.rt.autocast():
-                _, logp = log_probs(model, torch.tensor([ids], device=chain.rt.device))
-            p, best = logp[0, start - 1:].exp().topk(n_top)           # (len(said), n_top)
+                logits = model(torch.tensor([ids[:-1]], device=chain.rt.device))
+            p, best = logits[0, start - 1:].float().softmax(-1).topk(n_top)       # (len(said), n_top)
             top[stage] = [list(zip(best[t].tolist(), p[t].tolist())) for t in range(len(said))]
             for ids, found in zip(wanted, top[stage]):
                 ids |= {id for id, p in found if p >= at_least}
@@ -170,9 +165,8 @@ def along(chain, path):
     for name in ("reward_textbook.pt", "experiments/reward_textbook.pt"):
         textbook = chain.folder / name
         if textbook.exists():
-            models["textbook"] = chain.scalar(load_checkpoint(textbook, "reward",
-                                                              chain.tok.to_dict()))
-    items, T = [], chain.reward.gpt.config.block_size
+            models["textbook"], *_ = load(textbook, chain.rt, "reward", chain.tok)
+    items, T = [], chain.reward.config.block_size
     for row in first_of_kinds(read_comparisons(path), 3):
         answers = []
         for response in row["responses"]:             # the right one comes first

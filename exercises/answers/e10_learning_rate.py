@@ -1,7 +1,7 @@
 import math
 from types import SimpleNamespace
 
-from pretrain import get_lr as answer
+from optim import get_lr as answer
 
 NAME = "get_lr"
 RUN = "pretrain.py", "get_lr", "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32"

@@ -2,8 +2,8 @@ import math
 
 import torch
 
-import model
-from model import sample as ours
+import answer as sampling
+from answer import sample as ours
 
 NAME = "sample"
 COLUMNS = ["objective/score", "ppo/policy/approxkl"]     # large if sampling and scoring disagree
@@ -32,7 +32,7 @@ def answer(logits, temperature, top_p):
 
 
 def install(function):
-    model.sample = lambda logits, temperature=1.0, top_k=0, top_p=1.0, generator=None: function(
+    sampling.sample = lambda logits, temperature=1.0, top_k=0, top_p=1.0, generator=None: function(
         logits, temperature, top_p) if temperature else logits.argmax(-1)
 
 
