@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common import fail
+from common import fail, note_once
 from data.formats import read_prompts, split
 from model import KVCache
 
@@ -116,8 +116,8 @@ def prompts_that_fit(path, tok, T, max_new_tokens, n_train=1, n_val=1):
     if len(train) < n_train or len(val) < n_val:
         fail(f"{path}: {len(train)} prompts of at most {room} tokens to train on and {len(val)} "
              f"held out; at least {n_train} and {n_val} are needed")
-    print(f"{len(train):,} prompts to train on ({len(rows) - len(short)} left out, longer than "
-          f"{room} tokens), {len(val)} held out")
+    if len(short) < len(rows):
+        note_once(f"{path}: {len(rows) - len(short)} prompts of more than {room} tokens are left out")
     return train, val
 
 

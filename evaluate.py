@@ -328,7 +328,8 @@ if __name__ == "__main__":
     if config.reward:
         reward, _, (*_, trained) = load(config.reward, rt, "reward", tok)
     if reward and config.comparisons and Path(config.comparisons).exists():
-        _, unseen = split(read_comparisons(config.comparisons), share=trained["config"]["held_out"])
+        share = trained["config"].get("held_out", 0.05)
+        _, unseen = split(read_comparisons(config.comparisons), share=share)
     if reward and Path(config.contrasts).is_file():
         contrasts = read_comparisons(config.contrasts)
     if config.examples and "pretrain" in stages.values():

@@ -309,6 +309,8 @@ if __name__ == "__main__":
                                   rt.world_size)
     val = val[:config.n_eval]
     plan = epochs(len(train), config.steps * config.batch_size, config.seed)
+    print(f"{len(train):,} prompts to learn from, {len(val)} held out; "
+          f"{config.steps * config.batch_size / len(train):.1f} epochs")
     if ptx:
         corpus = run.corpus(ptx, tok)
         n_updates = config.steps * config.epochs * (config.batch_size // config.minibatch)
@@ -378,7 +380,7 @@ if __name__ == "__main__":
                 text = text.to(rt.device)
                 with rt.autocast():
                     ptx_loss = policy_ddp(text[:, :-1], text[:, 1:].contiguous())
-                (config.ptx_coef * ptx_loss).backward()
+                (config.ptx_coef * ptx_loss).backward()   # DDP averages again: no mean changes
             grad_norm = sum(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                             for net in (policy, critic))
             run.check(step, grad_norm, ids=r.ids[batch], mask=r.mask[batch], returns=r.returns[batch])

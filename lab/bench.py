@@ -146,9 +146,9 @@ def theirs(nano, vocab_size, block_size, betas, device="cpu", n_layer=4, n_head=
 
 
 def update(model, optimizers, x, y):
-    """A training step without the loop around it."""
-    _, loss = model(x, y)
-    loss.backward()
+    """A training step without the loop around it. nanoGPT's model gives logits and loss."""
+    out = model(x, y)
+    (out[1] if isinstance(out, tuple) else out).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()

@@ -181,7 +181,7 @@ def ppo_cost(path, prompt_tokens, flops, T):
     """(FLOPs, seconds) of a run of PPO, whose log has the length of the answers: a forward pass to
     sample, 5 to assess (policy, reference, critic, reward model, its language model), and a forward
     and backward one, 3, of policy and critic in each epoch. flops: of a forward pass, per token."""
-    c, passes, seconds = load_checkpoint(path, stage="ppo")["config"], 0, 0.0
+    c, passes, seconds = load_checkpoint(path, "ppo")["config"], 0, 0.0
     for row in read_log(path.with_suffix(".jsonl")):
         if "seconds" in row:
             passes += c["batch_size"] * (prompt_tokens + row["length"]) * (6 + 6 * c["epochs"])

@@ -25,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from answer import respond
-from checkpoint import Run, load
+from checkpoint import Run, load, load_checkpoint
 from common import Runtime, fail, parse_config, percent
 from data.formats import read_demonstrations, read_prompts
 from data.town import judge
@@ -119,8 +119,8 @@ def renew(model, ids):
 def prepare(new, method, config, rt):
     """"lora4:2" -> a model that trains these weights, and its optimizer. new: the new tokens."""
     kind, n, _ = re.fullmatch(METHOD, method).groups()
+    model = load_checkpoint(config.init)["model"]     # on the CPU: the same random numbers anywhere
     torch.manual_seed(config.seed)
-    model, *_ = load(config.init, rt)
     renew(model, new)
     if kind == "last":
         model.requires_grad_(False)

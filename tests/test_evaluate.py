@@ -23,7 +23,6 @@ from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
 from rlhf_ppo import Config
 from tokenizer import Tokenizer
-from tools import report
 
 RT = Runtime(Config(device="cpu", dtype="float32"))
 

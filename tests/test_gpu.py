@@ -22,7 +22,6 @@ from common import Runtime
 from data.formats import read_prompts
 from data.town import Dice, World, make_prompt
 from lab import claims, compare_methods
-from model import GPT
 from pretend_gpu import pretend_gpu
 from tiny import FLAGS, ROOT, build, environment, run, save, write
 from test_lesson_best_of_n import FLAGS as BEST_OF_N

@@ -18,11 +18,12 @@ from urllib.parse import quote
 import pytest
 import torch
 
+import chat
 import tiny
 from answer import generate
+from checkpoint import load_checkpoint
 from common import Runtime
 from data.formats import read_comparisons
-from model import GPT, ScalarGPT
 from reward import encode_answer, score_all
 from tools import rankings, speakers
 from tools.label import report_agreement
@@ -137,14 +138,14 @@ def class_file(site):
 @pytest.fixture
 def slow(monkeypatch):
     """Each token takes a while; the list has an entry for each one that was generated."""
-    stream, made = GPT.stream, []
+    stream, made = chat.stream, []
 
-    def slowly(self, *args, **kwargs):
-        for token in stream(self, *args, **kwargs):
+    def slowly(*args, **kwargs):
+        for token in stream(*args, **kwargs):
             time.sleep(0.05)
             made.append(1)
             yield token
-    monkeypatch.setattr(GPT, "stream", slowly)
+    monkeypatch.setattr(chat, "stream", slowly)
     return made
 
 
@@ -186,7 +187,7 @@ def test_the_numbers_of_a_token_are_those_of_the_models(site):
     [event] = site.done(question())
     prompt = [dict(role="user", content="Where is Ada?")]
     ids, said = site.tok.encode_chat(prompt, reply=True)[0], [t["id"] for t in event["tokens"]]
-    p, q = (load(site, stage)(torch.tensor([ids + said]))[0][0].double().softmax(-1).detach()
+    p, q = (load(site, stage)(torch.tensor([ids + said]))[0].double().softmax(-1).detach()
             for stage in ("ppo", "sft"))
     for t, token in enumerate(event["tokens"], len(ids) - 1):
         assert token["p"] == pytest.approx(p[t, token["id"]].item(), abs=1e-3)
@@ -251,7 +252,7 @@ def test_a_person_who_goes_away_stops_the_answer(site, monkeypatch):
             time.sleep(0.02)
             made.append(1)
             yield torch.tensor([97])
-    monkeypatch.setattr(GPT, "stream", endless)
+    monkeypatch.setattr(chat, "stream", endless)
     response, connection = site.send("/ask", dict(asks=[question()] * 2))
     while not made:
         time.sleep(0.01)

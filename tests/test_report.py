@@ -81,7 +81,7 @@ def test_the_mask_is_that_of_the_training(page, folder):
 
 
 def test_the_page_tokenizes_as_the_tokenizer_does(page, folder):
-    tok = Tokenizer.from_dict(load_checkpoint(folder / "out/sft.pt", "sft")["tokenizer"])
+    tok = load_checkpoint(folder / "out/sft.pt", "sft")["tokenizer"]
     for text in (" parrot", "What is 12 + 30?", "THEY'RE  here\n\n ok", "naïve 你好 😊", "", "  ",
                  "'S don'T we'Ll", "x=1;\r\n\ty", "I'ſ", "a" * 50, "<|end|>"):
         assert page("return steps(arguments[0]).at(-1)", text) == tok.encode(text), text
@@ -151,7 +151,10 @@ def test_scores_along_an_answer_end_with_the_score_of_the_whole_one(page, folder
 def test_the_sum_of_gae_is_the_advantage_of_the_log(page, folder):
     answers = [r for r in log(folder) if r.get("answers")]
     press(page, "#tokens .bar button")                # the first kind, at the last iteration
-    answer, settings = answers[-1]["answers"][0], page("return data.settings.ppo")
+    row, settings = page("return data.ppo"), page("return data.settings.ppo")
+    answer = [r for r in row["held_out"] + row["rows"] if r.get("answers")]
+    answer = max(answer, key=lambda r: r["step"])["answers"][0]
+    assert answer["logp"] == answers[-1]["answers"][0]["logp"]
     for i in (0, len(answer["tokens"]) - 1):
         press(page, "#tokens .tokens button", i)
         shown = float(page("return document.querySelector('#tokens .sum').innerText")[4:])
@@ -164,8 +167,8 @@ def test_the_sum_of_gae_is_the_advantage_of_the_log(page, folder):
     assert returns[0].tolist() == pytest.approx(answer["returns"], abs=2e-3)
 
 
-def test_each_token_pays_for_its_distance_and_the_last_one_earns_the_score(folder):
-    for row in (r for r in log(folder) if r.get("answers")):
+def test_each_token_pays_for_its_distance_and_the_last_one_earns_the_score(page):
+    for row in (r for r in page("return data.ppo.rows") if r.get("answers")):
         for a in row["answers"]:
             kl = [-0.1 * (x - y) for x, y in zip(a["logp"], a["ref_logp"])]
             kl[-1] += a["score"]

@@ -91,11 +91,11 @@ def test_ppos_losses_in_both_precisions_agree_within_one_percent(go):
         r, config = end["r"], end["config"]
         idx, mask = r.ids, r.mask
         old, values, advantages, returns = (
-            a[mask] for a in (r.logp, r.values, end["advantages"], end["returns"]))
+            a[mask] for a in (r.logp, r.values, r.advantages, r.returns))
         for row, enabled in zip(found, (False, True)):
             with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
                 logp, _ = log_probs(end["policy"], idx, mask, config.temperature)
-                new = end["critic"](idx[:, :-1])[mask]
+                new = end["critic"](idx[:, :-1])[mask[:, 1:]]
             row += torch.stack([
                 policy_loss(logp, old, advantages, config.clip)[0].abs().mean(),
                 value_loss(new, values, returns, config.clip_value).mean(), logp.mean()])

@@ -4,6 +4,7 @@ Each function gives the data of one view, or None if its files are not there (ye
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from data.formats import read_comparisons, read_demonstrations, read_prompts, sp
 from evaluate import Config as Evaluation
 from evaluate import first_line, model_input
 from reward import encode_answer, score, score_all
+from rlhf_ppo import Config as PPO
+from rlhf_ppo import gae
 from sft import encode_dialogues, pack
 
 
@@ -145,14 +148,18 @@ def rankings(chain):
     return dict(items=items, agreement=comparing(chain.folder).get("agreement"))
 
 
-def comparing(folder):
-    """The flags of compare.py, which it keeps beside its result; {} if they are not there."""
-    state = folder / "comparisons.state"
+def flags(path):
+    """The flags of the run that wrote a checkpoint or a state; {} if it is not there."""
     try:
-        return torch.load(state, weights_only=True)["run"]["flags"] if state.exists() else {}
+        return torch.load(path, weights_only=True)["run"]["flags"] if path.exists() else {}
     except Exception:                                 # broken bytes can raise anything
-        note_once(f"{state} is broken and left out")
+        note_once(f"{path} is broken and left out")
         return {}
+
+
+def comparing(folder):
+    """The flags of compare.py, which it keeps beside its result."""
+    return flags(folder / "comparisons.state")
 
 
 @torch.no_grad()
@@ -188,10 +195,20 @@ def held_out(log):
 
 
 def iterations(folder, name="ppo"):
-    """PPO's log for the page: the iterations and the evaluations."""
+    """PPO's log for the page: the iterations and the evaluations. The log has what the models said
+    of each token; reward, advantage and return follow from it."""
     rows = read_log(folder / f"{name}.jsonl")
     if not rows:
         return None
+    known = flags(folder / f"{name}.pt") or flags(folder / f"{name}.state")
+    config = SimpleNamespace(**vars(PPO()) | known)
+    for answer in (a for row in rows for a in row.get("answers") or ()):
+        logp, ref_logp, values = (torch.tensor([answer[k]]) for k in ("logp", "ref_logp", "values"))
+        rewards, mask = -config.kl_coef * (logp - ref_logp), torch.ones_like(logp)
+        rewards[0, -1] += answer["score"]
+        advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
+        found = dict(reward=rewards, value=values, advantage=advantages, returns=returns)
+        answer |= {name: x[0].tolist() for name, x in found.items()}
     return dict(rows=[r for r in rows if "split" not in r], held_out=held_out(rows))
 
 
