@@ -168,14 +168,14 @@ if __name__ == "__main__":
         if run.due(config.eval_every):
             with run.paused():
                 val, by_source = evaluate(model_ddp, val_rows, len(corpus.sources), micro_batch, rt)
+                metrics = dict(val_loss=val.item(),
+                               bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
+                if math.isfinite(floor[tested].sum()):
+                    metrics["entropy"] = float(floor[tested] @ share[tested])
+                by_source = {corpus.sources[i]: by_source[i].item() for i in tested}
+                run.metrics = dict(metrics, by_source=by_source)
+                run.log(step + 1, metrics, by_source=by_source)
                 run.say(f"    sample: {show_sample(model, tok, rt)}")
-            metrics = dict(val_loss=val.item(),
-                           bits_per_byte=val.item() / math.log(2) / float(bytes_per_token))
-            if math.isfinite(floor[tested].sum()):
-                metrics["entropy"] = float(floor[tested] @ share[tested])
-            by_source = {corpus.sources[i]: by_source[i].item() for i in tested}
-            run.log(step + 1, metrics, by_source=by_source)
-            run.metrics = dict(metrics, by_source=by_source)
 
     # ---- save -------------------------------------------------------------------------------
 

@@ -222,10 +222,10 @@ if __name__ == "__main__":
         if run.due(config.eval_every):
             with run.paused():
                 loss, accuracy = evaluate(model_ddp, val, tok.pad, micro_batch, rt)
+                run.metrics = dict(val_loss=loss, val_token_accuracy=accuracy)
+                run.log(step + 1, run.metrics)
                 prompt = unseen[step // config.eval_every % len(unseen)]["messages"][:-1]
                 run.say(f"    sample: {show_sample(model, tok, prompt, rt)}")
-            run.metrics = dict(val_loss=loss, val_token_accuracy=accuracy)
-            run.log(step + 1, run.metrics)
 
     # ---- save -------------------------------------------------------------------------------
 

@@ -120,7 +120,7 @@ def test_a_bug_is_planted_in_a_copy(tmp_path):
     if not (ROOT / ".git").exists():
         pytest.skip("needs the repository")
     before = (ROOT / "sft.py").read_bytes()
-    plant = "bug sft.py 's/^import time/import bug/' grep -c 'import bug' sft.py"
+    plant = "bug sft.py 's/^import torch$/import bug/' grep -c 'import bug' sft.py"
     said = subprocess.run(["bash", "-c", HELPERS + plant], cwd=ROOT, capture_output=True,
                           text=True, check=True,
                           env=dict(os.environ, TMPDIR=str(tmp_path))).stdout     # for mktemp
