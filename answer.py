@@ -12,8 +12,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from common import fail, note_once
-from data.formats import read_prompts, split
 from model import KVCache
 
 COLDEST = 1e-6             # temperatures below count as 0: divided by them, logits would overflow
@@ -25,8 +23,8 @@ LAST = (slice(None), -1)   # the last position of every row
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """logits (B, V) -> (B,) ids. temperature 0 takes the most probable token."""
     if not logits.amax(-1).isfinite().all():          # of a row that allows nothing, too
-        raise ValueError("the model's logits are no longer numbers: its weights are damaged, or its "
-                         "training went wrong")
+        raise ValueError("the model's logits are no longer numbers: its weights are damaged, or "
+                         "its training went wrong")
     if temperature < COLDEST:
         return logits.argmax(-1)
     logits = logits / temperature
@@ -100,25 +98,6 @@ def prompt_room(T, max_new_tokens):
 def prompt_ids(tok, messages, T, max_new_tokens):
     """The ids of a dialogue, ready to be answered. One that is too long loses its beginning."""
     return tok.encode_chat(messages, reply=True)[0][-prompt_room(T, max_new_tokens):]
-
-
-def prompts_that_fit(path, tok, T, max_new_tokens, n_train=1, n_val=1):
-    """Rows of prompts, with their ids, that leave room for an answer and its end: (to train on,
-    held out), at least n_train and n_val."""
-    room = T - max_new_tokens - 1
-    if room < 8:
-        fail(f"--max_new_tokens={max_new_tokens} leaves {room} of the models' {T} tokens for the "
-             f"prompt")
-    rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
-            for row in read_prompts(path)]
-    short = [row for row in rows if len(row["ids"]) <= room]
-    train, val = split(short)
-    if len(train) < n_train or len(val) < n_val:
-        fail(f"{path}: {len(train)} prompts of at most {room} tokens to train on and {len(val)} "
-             f"held out; at least {n_train} and {n_val} are needed")
-    if len(short) < len(rows):
-        note_once(f"{path}: {len(rows) - len(short)} prompts of more than {room} tokens are left out")
-    return train, val
 
 
 def left_pad(rows, pad, device):

@@ -214,7 +214,8 @@ def compared(value, inputs):
 class Run:
     """One run of one stage: its loop is `for step in run.steps()`.
 
-    `state` is what an interrupted run left, or None; track() takes it. It is a file beside the result (out/sft.state beside out/sft.pt). It is written every 20
+    `state` is what an interrupted run left, or None; track() takes it. It is a file beside the
+    result (out/sft.state beside out/sft.pt). It is written every 20
     seconds and on Ctrl-C, and deleted when the result is saved. It holds weights, optimizer and
     step; random numbers and the order of the data follow from (seed, step). out/sft.lock keeps a
     second run away, and out/sft.nan.pt is the batch that led to a loss that is not finite.

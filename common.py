@@ -51,6 +51,17 @@ def tell(message, second_hand=False):
 
 # ---- flags: each field of a script's Config is --field=value --------------------------------
 
+@dataclasses.dataclass
+class Common:
+    """The flags of every script that trains or samples."""
+    seed: int = 0
+    device: str = "auto"     # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"      # auto: bfloat16 where it is fast, else float32
+    fresh: bool = False      # start over
+    debug: bool = False      # show tracebacks
+
+
+
 def parse_config(Config, doc, argv=None, words="", several=False):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
     field that collects positional arguments, joined by commas; without it they are refused.
@@ -66,7 +77,7 @@ def parse_config(Config, doc, argv=None, words="", several=False):
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
         print(doc.strip() + "\n\nFlags are the fields of this class, as --field=value:\n")
-        print(inspect.getsource(Config).rstrip())
+        print("\n\n".join(inspect.getsource(part).rstrip() for part in Config.__mro__[:-1]))
         raise SystemExit(0)
     fields, values = {f.name: f for f in dataclasses.fields(Config)}, {}
     while argv:

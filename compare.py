@@ -24,15 +24,15 @@ import numpy as np
 
 from answer import respond
 from checkpoint import Run, load
-from common import (Runtime, fail, function_file, get_scores, load_function, parse_config, say,
-                    writing)
+from common import (Common, Runtime, fail, function_file, get_scores, load_function, parse_config,
+                    say, writing)
 from data.formats import distinct, read_prompts
 
 
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/prompts.jsonl"    # prompts
     init: str = "out/sft.pt"                 # the model that answers
     out: str = "out/comparisons.jsonl"
@@ -43,11 +43,6 @@ class Config:
     labeler: str = "data/town.py:grade"      # FILE.py:function(prompts, responses) -> grades
     agreement: float = 0.73                  # how often two labelers agree on a pair
     batch_size: int = 512                    # answers sampled at a time
-    seed: int = 0
-    device: str = "auto"                     # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                      # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                      # start over
-    debug: bool = False                      # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

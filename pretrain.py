@@ -21,7 +21,7 @@ import torch
 
 from answer import generate
 from checkpoint import Run, load
-from common import Runtime, fail, parse_config
+from common import Common, Runtime, fail, parse_config
 from model import GPT, STYLES, GPTConfig
 from optim import Muon, adamw, get_lr, set_lr
 from tokenizer import Tokenizer
@@ -30,7 +30,7 @@ from tokenizer import Tokenizer
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/pretrain"     # text: files and folders, separated by commas
     mix: str = ""                        # shares of the sources, "forum=0.3,web=0.7"; "": by size
     tokenizer: str = "out/tokenizer.json"
@@ -52,13 +52,8 @@ class Config:
     dropout: float = 0.0
     eval_every: int = 600                # steps between evaluations
     eval_rows: int = 256                 # held-out rows per evaluation
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
     compile: str = "auto"                # auto: on GPUs
     fsdp: bool = False                   # split weights and optimizer state among the processes
-    fresh: bool = False                  # start over
-    debug: bool = False                  # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

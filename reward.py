@@ -23,7 +23,7 @@ import torch.nn.functional as F
 
 from answer import right_pad
 from checkpoint import Run, load
-from common import Runtime, fail, parse_config, wilson
+from common import Common, Runtime, fail, parse_config, wilson
 from data.formats import read_comparisons, read_demonstrations, split
 from model import ScalarGPT
 from optim import adamw, get_lr, set_lr
@@ -32,7 +32,7 @@ from optim import adamw, get_lr, set_lr
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "out/comparisons.jsonl"  # comparisons: ranked responses, chosen/rejected, HH, …
     demos: str = "data/town/sft.jsonl"   # demonstrations, to score 0 on average; "": the responses
     init: str = "out/sft.pt"             # the checkpoint to start from; "": random weights
@@ -49,12 +49,7 @@ class Config:
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
     eval_every: int = 100                # steps between evaluations
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
     compile: str = "false"               # lengths vary, so it seldom pays here
-    fresh: bool = False                  # start over
-    debug: bool = False                  # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

@@ -24,11 +24,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from answer import (COLDEST, answer_mask, answer_text, complete, log_probs, prompts_that_fit,
-                    right_pad)
+from answer import COLDEST, answer_mask, answer_text, complete, log_probs, right_pad
 from checkpoint import Run, load
-from common import Runtime, fail, function_file, get_scores, load_function, parse_config
-from data.formats import epochs
+from common import Common, Runtime, fail, function_file, get_scores, load_function, parse_config
+from data.formats import epochs, prompts_that_fit
 from model import ScalarGPT
 from optim import adamw, set_lr
 
@@ -36,13 +35,13 @@ from optim import adamw, set_lr
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/prompts.jsonl"  # prompts
     text: str = "data/town/rehearse"       # pretraining text to rehearse; "": none
     init: str = "out/sft.pt"               # the policy to start from
     reference: str = ""                    # the model to stay near; "": the one it starts from
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
-    critic: str = ""                       # whose trunk it starts with; "": reward model, else policy
+    critic: str = ""                       # whose trunk it takes; "": reward model, else policy
     watch: str = "data/town.py:grade"      # FILE.py:function, to watch, not to train on; "": none
     out: str = "out/ppo.pt"                # its log and unfinished state stand beside it
     steps: int = 36                        # iterations: rollout, then updates
@@ -68,11 +67,6 @@ class Config:
     missing_end: float = 2.0               # subtracted from the score of an answer without an end
     eval_every: int = 6                    # iterations between evaluations
     n_eval: int = 256                      # held-out prompts per evaluation
-    seed: int = 0
-    device: str = "auto"                   # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                    # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                    # start over
-    debug: bool = False                    # show tracebacks
 
 
 SHOWN = ("objective/score", "objective/kl", "objective/entropy", "ppo/policy/clipfrac",
@@ -383,7 +377,8 @@ if __name__ == "__main__":
                 (config.ptx_coef * ptx_loss).backward()   # DDP averages again: no mean changes
             grad_norm = sum(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                             for net in (policy, critic))
-            run.check(step, grad_norm, ids=r.ids[batch], mask=r.mask[batch], returns=r.returns[batch])
+            a = r[batch]
+            run.check(step, grad_norm, ids=a.ids, mask=a.mask, returns=a.returns)
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 
 from answer import respond
 from checkpoint import Run, load
-from common import Runtime, fail, parse_config
+from common import Common, Runtime, fail, parse_config
 from data.formats import read_demonstrations, split
 from model import GPT
 from optim import adamw, get_lr, set_lr
@@ -30,7 +30,7 @@ from optim import adamw, get_lr, set_lr
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/sft.jsonl"    # demonstrations: messages, prompt/response or Alpaca
     text: str = "data/town/rehearse"     # pretraining text to rehearse; "": none
     ptx: float = 0.25                    # the share of rows that are pretraining text
@@ -48,12 +48,7 @@ class Config:
     eps: float = 1.0                     # AdamW's epsilon, see damping; 0 is the usual Adam
     dropout: float = 0.0
     eval_every: int = 200                # steps between evaluations
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
     compile: str = "auto"                # auto: on GPUs
-    fresh: bool = False                  # start over
-    debug: bool = False                  # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

@@ -711,6 +711,26 @@ def split(rows, field="prompt", share=0.05):
     return [[row for row, h in zip(rows, held) if h == side] for side in (False, True)]
 
 
+def prompts_that_fit(path, tok, T, max_new_tokens, n_train=1, n_val=1):
+    """Rows of prompts, with their ids, that leave room for an answer and its end: (to train on,
+    held out), at least n_train and n_val."""
+    room = T - max_new_tokens - 1
+    if room < 8:
+        fail(f"--max_new_tokens={max_new_tokens} leaves {room} of the models' {T} tokens for the "
+             f"prompt")
+    rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
+            for row in read_prompts(path)]
+    short = [row for row in rows if len(row["ids"]) <= room]
+    train, val = split(short)
+    if len(train) < n_train or len(val) < n_val:
+        fail(f"{path}: {len(train)} prompts of at most {room} tokens to train on and {len(val)} "
+             f"held out; at least {n_train} and {n_val} are needed")
+    if len(short) < len(rows):
+        note_once(f"{path}: {len(rows) - len(short)} prompts are left out, longer than {room} "
+                  f"tokens")
+    return train, val
+
+
 def epochs(n, total, seed):
     """At least `total` indices of n rows: all of them in random order, then in another one, …"""
     rng, order = np.random.default_rng(seed), []

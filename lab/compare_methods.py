@@ -29,12 +29,12 @@ from statistics import median
 
 import numpy as np
 
-from answer import answer_text, prompts_that_fit
+from answer import answer_text
 from checkpoint import fingerprint, load, load_checkpoint, read_log
 from common import (Runtime, fail, load_function, parse_config, read_json, verdicts_of,
                     writing)
 from data.corpus import Corpus
-from data.formats import list_files, read_comparisons, split
+from data.formats import list_files, prompts_that_fit, read_comparisons, split
 from evaluate import Answers, answer, compared, measure, sample_best_of
 from lab.experiments import finished_chains, run
 from lessons.best_of_n import best_answers

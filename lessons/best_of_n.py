@@ -23,10 +23,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from answer import COLDEST, answer_text, complete, prompts_that_fit, sum_logp
+from answer import COLDEST, answer_text, complete, sum_logp
 from checkpoint import Run, load
-from common import Runtime, fail, function_file, get_scores, load_function, parse_config
-from data.formats import epochs
+from common import Common, Runtime, fail, function_file, get_scores, load_function, parse_config
+from data.formats import epochs, prompts_that_fit
 from evaluate import groups_of
 from lessons.held_out import Watched, load_reward, score, show, watch
 from optim import adamw, set_lr
@@ -35,7 +35,7 @@ from optim import adamw, set_lr
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/prompts.jsonl"  # prompts
     init: str = "out/sft.pt"               # the policy to start from, and the reference
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
@@ -51,11 +51,6 @@ class Config:
     temperature: float = 0.7               # divides the logits wherever probabilities are computed
     missing_end: float = 2.0               # subtracted from the score of an answer without an end
     n_eval: int = 256                      # held-out prompts per evaluation, one before each round
-    seed: int = 0
-    device: str = "auto"                   # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                    # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                    # start over
-    debug: bool = False                    # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

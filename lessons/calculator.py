@@ -26,7 +26,7 @@ from torch.nn import ModuleDict
 
 from answer import answer_text, generate, left_pad, prompt_ids
 from checkpoint import Run, load
-from common import Runtime, parse_config, percent
+from common import Common, Runtime, parse_config, percent
 from data.formats import read_demonstrations
 from data.town import SUMS, judge
 from lessons.held_out import check_room
@@ -38,7 +38,7 @@ from sft import encode_dialogues
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/sft.jsonl"    # demonstrations to rehearse, those without sums
     text: str = "data/town/rehearse"     # pretraining text to rehearse
     ptx: float = 0.125                   # the share of rows that are pretraining text
@@ -53,11 +53,6 @@ class Config:
     weight_decay: float = 0.1
     max_new_tokens: int = 60             # of one answer, with what the program adds
     max_calls: int = 2                   # in one answer
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                  # start over
-    debug: bool = False                  # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

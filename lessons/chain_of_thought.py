@@ -27,7 +27,7 @@ import torch
 
 from answer import respond
 from checkpoint import Run, load
-from common import Runtime, fail, parse_config, percent
+from common import Common, Runtime, fail, parse_config, percent
 from data.formats import is_held_out
 from data.town import SUMS
 from lessons.held_out import check_room
@@ -38,7 +38,7 @@ from sft import batch
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     init: str = "out/sft.pt"                # the model to start from
     out: str = "out/chain_of_thought.pt"    # its log and unfinished state stand beside it
     least: int = 2                          # numbers in a demonstration, 2 to 6
@@ -51,11 +51,6 @@ class Config:
     weight_decay: float = 0.1
     votes: int = 16                         # samples per question
     temperature: float = 1.0                # of the samples
-    seed: int = 0
-    device: str = "auto"                    # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                     # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                     # start over
-    debug: bool = False                     # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 
 from answer import LAST, answer_text, left_pad, prompt_ids, sample
 from checkpoint import Run, load
-from common import Runtime, parse_config, percent
+from common import Common, Runtime, parse_config, percent
 from data.town import FACTS, VALUES, Dice, ask, judge, pronouns, state
 from lessons.held_out import check_room, load_world
 from lessons.rehearsal import Rows
@@ -37,7 +37,7 @@ from sft import encode_dialogues
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     text: str = "data/town/rehearse"     # pretraining text to rehearse
     ptx: float = 0.25                    # the share of rows that are pretraining text
     init: str = "out/sft.pt"             # the checkpoint to start from
@@ -53,11 +53,6 @@ class Config:
     temperature: float = 0.7             # of the sampled answers
     eval_every: int = 50                 # steps between evaluations
     n_eval: int = 210                    # held-out questions per evaluation, 210 at most
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                  # start over
-    debug: bool = False                  # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

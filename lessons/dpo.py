@@ -20,10 +20,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from answer import prompts_that_fit, sum_logp
+from answer import sum_logp
 from checkpoint import Run, load
-from common import Runtime, fail, parse_config, wilson
-from data.formats import read_comparisons, split
+from common import Common, Runtime, fail, parse_config, wilson
+from data.formats import prompts_that_fit, read_comparisons, split
 from evaluate import cell
 from lessons.held_out import show, watch
 from optim import adamw, get_lr, set_lr
@@ -33,8 +33,8 @@ from reward import batches, encode_comparison, ranking_loss
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
-    data: str = "out/comparisons.jsonl"     # comparisons: ranked responses, chosen/rejected, HH, …
+class Config(Common):
+    data: str = "out/comparisons.jsonl"     # comparisons: ranked responses, chosen/rejected, …
     prompts: str = "data/town/prompts.jsonl"   # the held-out ones are answered, to watch
     init: str = "out/sft.pt"                # the policy to start from, and the reference
     watch: str = "data/town.py:grade"       # FILE.py:function(prompts, responses), to watch
@@ -48,11 +48,6 @@ class Config:
     max_new_tokens: int = 64
     eval_every: int = 50                    # steps between evaluations
     n_eval: int = 256                       # held-out prompts per evaluation
-    seed: int = 0
-    device: str = "auto"                    # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                     # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                     # start over
-    debug: bool = False                     # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

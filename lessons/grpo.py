@@ -23,11 +23,10 @@ from dataclasses import dataclass
 
 import torch
 
-from answer import (COLDEST, answer_mask, answer_text, complete, log_probs, prompts_that_fit,
-                    right_pad)
+from answer import COLDEST, answer_mask, answer_text, complete, log_probs, right_pad
 from checkpoint import Run, load
-from common import Runtime, fail, function_file, parse_config
-from data.formats import epochs
+from common import Common, Runtime, fail, function_file, parse_config
+from data.formats import epochs, prompts_that_fit
 from lessons.held_out import load_reward, score, show, watch
 from optim import adamw, set_lr
 
@@ -35,7 +34,7 @@ from optim import adamw, set_lr
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/prompts.jsonl"  # prompts
     init: str = "out/sft.pt"               # the policy to start from, and the reference
     reward: str = "out/reward.pt"          # a reward model, or FILE.py:function(prompts, responses)
@@ -55,11 +54,6 @@ class Config:
     missing_end: float = 2.0               # subtracted from the score of an answer without an end
     eval_every: int = 6                    # iterations between evaluations
     n_eval: int = 256                      # held-out prompts per evaluation
-    seed: int = 0
-    device: str = "auto"                   # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                    # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                    # start over
-    debug: bool = False                    # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

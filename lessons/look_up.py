@@ -30,7 +30,7 @@ import torch
 
 from answer import respond
 from checkpoint import Run, load
-from common import Runtime, parse_config, percent
+from common import Common, Runtime, parse_config, percent
 from data.formats import read_demonstrations
 from data.town import (FOLLOW_UPS, UNKNOWN, VALUES, Dice, World, ask, judge, pronouns, state,
                        understand)
@@ -43,7 +43,7 @@ from sft import encode_dialogues
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/sft.jsonl"    # demonstrations to rehearse
     text: str = "data/town/rehearse"     # pretraining text to rehearse
     ptx: float = 0.125                   # the share of rows that are pretraining text
@@ -60,11 +60,6 @@ class Config:
     weight_decay: float = 0.1
     max_new_tokens: int = 24             # of one answer
     eval_every: int = 100                # steps between looks at two rows of the table
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                  # start over
-    debug: bool = False                  # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 
 from answer import respond
 from checkpoint import Run, load, load_checkpoint
-from common import Runtime, fail, parse_config, percent
+from common import Common, Runtime, fail, parse_config, percent
 from data.formats import read_demonstrations, read_prompts
 from data.town import judge
 from lessons.held_out import check_room, of_the_town
@@ -38,7 +38,7 @@ from sft import batch, encode_dialogues, pack
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Common):
     # all, lastN (N blocks) or loraR (rank R), and how many times --lr it learns with: what answered
     # most questions about the validation people (docs/lessons.md); all:0.12 shows what a rate does
     methods: str = "all:0.12,all:0.5,last2:1,last1:1,lora1:4,lora4:4,lora16:4"
@@ -53,11 +53,6 @@ class Config:
     lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                  # start over
-    debug: bool = False                  # show tracebacks
 
 
 METHOD = r"(all|last(?=[1-9])|lora(?=[1-9]))(\d*):(\d*\.?\d+)"

@@ -26,14 +26,14 @@ from unicodedata import normalize
 from answer import respond
 from chat import paint, safe
 from checkpoint import Run, load
-from common import Runtime, fail, parse_config, wilson, writing
+from common import Common, Runtime, fail, parse_config, wilson, writing
 from compare import different
 from data.formats import DataError, read_comparisons, read_prompts
 from tools.rankings import agreement
 
 
 @dataclass
-class Config:
+class Config(Common):
     data: str = "data/town/prompts.jsonl"    # prompts
     init: str = "out/sft.pt"                 # the model that answers, or several, with commas
     out: str = "out/mine.jsonl"              # your labels; the unfinished state is saved beside it
@@ -43,11 +43,6 @@ class Config:
     max_new_tokens: int = 64
     temperature: float = 1.0
     batch_size: int = 512                    # answers sampled at a time
-    seed: int = 0
-    device: str = "auto"                     # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                      # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False                      # start over; refused if there are labels
-    debug: bool = False                      # show tracebacks
 
 
 # ---- rankings -------------------------------------------------------------------------------
