@@ -455,38 +455,36 @@ def changed(**weights):
 WTE, WPE = "transformer.wte.weight", "transformer.wpe.weight"
 
 
+def settings(more="", base={}, **wrong):
+    """A case for each setting that is wrong: the line has its name and its value."""
+    return [(f"{name}={value!r}{more}", base | {name: value}, {}) for name, value in wrong.items()]
+
+
 @pytest.mark.parametrize("reason, config, weights", [
     ("BertModel is not supported", dict(architectures=["BertModel"]), {}),
     ("GPT2Model is not supported", dict(architectures=["GPT2Model"]), {}),
     ("without architecture is not supported", dict(architectures=None), {}),
-    ("architectures='GPT2LMHeadModel' is not", dict(architectures="GPT2LMHeadModel"), {}),
-    ("model_type='qwen2'", dict(model_type="qwen2"), {}),
-    ("activation_function='relu'", dict(activation_function="relu"), {}),
-    ("scale_attn_weights=False", dict(scale_attn_weights=False), {}),
-    ("scale_attn_by_inverse_layer_idx=True", dict(scale_attn_by_inverse_layer_idx=True), {}),
-    ("add_cross_attention=True", dict(add_cross_attention=True), {}),
-    ("quantization_config", dict(quantization_config={"bits": 4}), {}),
-    ("lacks 'n_layer'", dict(n_layer=None), {}), ("n_head=3 must divide", dict(n_head=3), {}),
-    ("config.json", dict(n_embd="wide"), {}),
-    ("n_layer=2.0 should be a int", dict(n_layer=2.0), {}),
-    ("n_layer=True should be a int", dict(n_layer=True), {}),
-    ("layer_norm_epsilon=nan should be a float", dict(layer_norm_epsilon=math.nan), {}),
-    ("tie_word_embeddings='no' should be a bool", dict(tie_word_embeddings="no"), {}),
+    *settings(model_type="qwen2", activation_function="relu", scale_attn_weights=False,
+              scale_attn_by_inverse_layer_idx=True, add_cross_attention=True,
+              quantization_config={"bits": 4}),
+    *settings(" is not a list", architectures="GPT2LMHeadModel"),
+    *settings(" should be a int", n_layer=2.0), *settings(" should be a int", n_layer=True),
+    *settings(" should be a float", layer_norm_epsilon=math.nan),
+    *settings(" should be a bool", tie_word_embeddings="no"),
+    *settings(" must divide", n_head=3),
+    ("lacks 'n_layer'", dict(n_layer=None), {}), ("config.json", dict(n_embd="wide"), {}),
     # before a model of that size is built
     ("the tensor transformer.h.2.ln_1.weight is missing", dict(n_layer=10**7), {}),
     ("wte.weight is (400, 16), but (400, 1000000) expected", dict(n_embd=10**6), {}),
     ("odd is damaged", dict(n_positions=10**30), {}),
-    # Llama
-    *((reason, LLAMA_CONFIG | change, {}) for reason, change in (
-        ("hidden_act='gelu_new'", dict(hidden_act="gelu_new")),
-        ("rope_scaling={'rope_type'", dict(rope_scaling={"rope_type": "llama3", "factor": 8.0})),
-        ("rope_scaling={'type': 'linear'", dict(rope_scaling={"type": "linear", "factor": 2.0})),
-        ("rope_scaling", dict(rope_parameters={"rope_theta": 1e4, "rope_type": "yarn"})),
-        ("attention_bias=True", dict(attention_bias=True)), ("mlp_bias=True", dict(mlp_bias=True)),
-        ("partial_rotary_factor=0.5", dict(partial_rotary_factor=0.5)),
-        ("head_dim=8 is not supported, only 4", dict(head_dim=8)),
-        ("lacks 'rms_norm_eps'", dict(rms_norm_eps=None)),
-        ("n_kv_head=3 must divide", dict(num_key_value_heads=3)))),
+    *settings(base=LLAMA_CONFIG, hidden_act="gelu_new", attention_bias=True, mlp_bias=True,
+              rope_scaling={"rope_type": "llama3", "factor": 8.0}, partial_rotary_factor=0.5),
+    *settings(base=LLAMA_CONFIG, rope_scaling={"type": "linear", "factor": 2.0}),
+    *settings(" is not supported, only 4", LLAMA_CONFIG, head_dim=8),
+    ("rope_scaling", LLAMA_CONFIG | dict(rope_parameters={"rope_theta": 1e4, "rope_type": "yarn"}),
+     {}),
+    ("lacks 'rms_norm_eps'", LLAMA_CONFIG | dict(rms_norm_eps=None), {}),
+    ("n_kv_head=3 must divide", LLAMA_CONFIG | dict(num_key_value_heads=3), {}),
     # weights
     ("transformer.h.1.ln_2.bias is missing", {}, {"transformer.h.1.ln_2.bias": None}),
     ("transformer.extra is unknown", {}, dict(extra=torch.ones(1))),
@@ -497,7 +495,8 @@ WTE, WPE = "transformer.wte.weight", "transformer.wpe.weight"
     ("wte.weight holds torch.int32", {}, {WTE: torch.ones(V, C).int()}),
     ("holds NaN or infinity", {}, {WTE: torch.ones(V, C).double() * 1e300}),
     ("tensors by their names", {}, {WTE: 5}),
-    ("a tensor is larger than the file", {}, {WTE: torch.ones(1).expand(V * 2000, C)})], ids=str)
+    ("a tensor is larger than the file", {}, {WTE: torch.ones(1).expand(V * 2000, C)})],
+    ids=lambda value: value if isinstance(value, str) else "")
 def test_what_does_not_fit_our_model_is_refused_by_name(reason, config, weights, refused):
     folder = write("odd", GPT2_CONFIG | config, changed(**weights))
     assert reason in refused("import", folder, "p.pt") and not Path("p.pt").exists()

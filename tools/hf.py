@@ -29,7 +29,6 @@ from pathlib import Path
 from shlex import quote
 from tempfile import TemporaryDirectory
 
-import regex
 import torch
 
 from checkpoint import check_room, load_checkpoint, plain, save_checkpoint, size_of

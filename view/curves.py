@@ -74,8 +74,8 @@ def ticks(low, high):
 
 
 def draw(lines, W=440, H=260):
-    """Lines (name, colour, style, points) as SVG. A style is that of matplotlib: "-" is a line,
-    "--" a dashed and ":" a dotted one; anything else draws the points."""
+    """Lines (name, colour, style, points) as SVG. In a style, "-" stands for a line, "--" for a
+    dashed and ":" for a dotted one; any other character for a dot at each point."""
     ends = []
     for values in zip(*(point for *_, points in lines for point in points)):
         low, high = min(values), max(values)
@@ -114,9 +114,8 @@ def curves(folder, board, commands):
     for stage, title, lines in lines_of(folder, board):
         lines = [line for line in lines if line[3]]
         if lines:
-            legend = "".join(
-                f'<li style="--c:{colour}" class={dashes(style)}>{both(*name)} {points[-1][1]:.3f}</li>'
-                for name, colour, style, points in lines)
+            legend = "".join(f'<li style="--c:{colour}" class={dashes(style)}>{both(*name)} '
+                             f"{points[-1][1]:.3f}</li>" for name, colour, style, points in lines)
             figures.append(f"<figure>{draw(lines)}<figcaption><b>{both(*title)}</b>"
                            f"<ul class=legend>{legend}</ul>{made_by(commands.get(stage))}"
                            f"</figcaption></figure>")
