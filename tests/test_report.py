@@ -16,7 +16,6 @@ from evaluate import Config, score_texts
 from rlhf_ppo import gae
 from sft import batch, encode_dialogues, pack
 from tiny import ROOT, run
-from tokenizer import Tokenizer
 from view import report
 
 HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc <|end|> \x1b[31m"
