@@ -343,7 +343,7 @@ class Run:
 
     def corpus(self, text, tok):
         """The text as token ids, in a cache beside the result."""
-        return Corpus(text, tok, self.out.parent / "cache", self.inputs[text],
+        return Corpus(text, tok, self.out.parent / "cache", self.inputs.get(text),
                       main=self.rt.local_main, wait=self.rt.barrier)
 
     def steps(self, total=None, by=1, unit="step"):

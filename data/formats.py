@@ -28,6 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from common import fail, note_once
+
 SEPARATOR = "<|endoftext|>"
 BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before JSON: a BOM, white space
 LONGEST_DOCUMENT = 1 << 20  # characters; the rest of a longer document becomes the next one

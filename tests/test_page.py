@@ -341,6 +341,17 @@ def test_other_computers_reach_it_by_address_but_not_by_a_strange_name():
     assert not guard.is_ours("evil.example:8000") and not guard.is_ours("")
 
 
+def test_a_proxy_may_lead_here_by_a_name_that_is_allowed(tmp_path):
+    with Site(folder=str(tmp_path), names="hub.example.org,lab", token="secret-secret") as site:
+        for status, headers in ((200, {}), (200, dict(host="hub.example.org")),
+                                (200, dict(host="lab:80")),
+                                (403, dict(host="example.org")),
+                                (200, dict(origin="https://hub.example.org")),
+                                (403, dict(origin="https://example.org"))):
+            found, _ = site.ask("/state", x_token="secret-secret", **headers)
+            assert found == status, headers
+
+
 def test_the_page_asks_for_relative_paths_which_a_prefix_does_not_break(site):
     html = site.ask("/")[1]
     asked = re.findall(r"""await (?:get|request)\(["`]([^"`?]*)""", html)

@@ -299,7 +299,8 @@ def test_k3_is_what_ppo_shows_as_approxkl():
     torch.manual_seed(0)
     old, new = -torch.rand(2, 9)
     config = SimpleNamespace(clip=0.2, clip_value=0.2)
-    r = SimpleNamespace(mask=torch.ones(9).bool(), logp=old, values=old, advantages=old, returns=old)
+    r = SimpleNamespace(mask=torch.ones(9).bool(), logp=old, values=old, advantages=old,
+                        returns=old)
     _, info, _ = rlhf_ppo.ppo_loss(new, old, r, config)
     assert torch.allclose(course.ours(22).answer(old, new)[2].sum(), info["ppo/policy/approxkl"])
 

@@ -52,6 +52,7 @@ class Config:
     host: str = "127.0.0.1"        # another one lets other computers in, and needs --token
     port: int = 8000
     token: str = ""                # a secret of at least 8 letters and digits, part of the link
+    names: str = ""                # other names that lead here, as of a proxy: hub.example.org
     lang: str = "en"               # en or zh: the language in which the page opens
     max_new_tokens: int = 64       # of one answer
     device: str = "auto"           # auto: cuda, else cpu; mps when asked
@@ -77,6 +78,7 @@ class Guard:
 
     def __init__(self, app, config):
         self.app, self.config = app, config
+        self.names = list(filter(None, config.names.lower().split(",")))
 
     def is_ours(self, host):
         """Whether a Host is one of this server's. DNS rebinding gives a strange page's name the
@@ -84,7 +86,7 @@ class Guard:
         try:
             name = urlsplit(f"//{host}").hostname
             ours = "localhost", self.config.host.lower(), socket.gethostname().lower()
-            return name in ours[:2 + (not is_local(self.config.host))] or (
+            return name in self.names or name in ours[:2 + (not is_local(self.config.host))] or (
                 ipaddress.ip_address(name or "").is_loopback or not is_local(self.config.host))
         except ValueError:
             return False
@@ -94,9 +96,9 @@ class Guard:
         host, origin = get("host", ""), get("origin")
         given = get("x-token") or request.query_params.get("token", "")
         if not self.is_ours(host):
-            raise HTTPException(403, "wrong Host")
+            raise HTTPException(403, "wrong Host: --names=... of view.page allows another name")
         # the page itself may be opened by a link elsewhere; only our page may do more
-        if (origin is not None and origin.partition("://")[2] != host
+        if (origin is not None and origin.partition("://")[2] not in (host, *self.names)
                 or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):
             raise HTTPException(403, "wrong Origin")
         if not hmac.compare_digest(given.encode(), self.config.token.encode()):
@@ -291,9 +293,9 @@ def version(*paths):
 
 def make_server(config):
     """A uvicorn server that listens already, on a socket of its own."""
-    if not is_local(config.host) and not config.token:
-        fail(f"--host={config.host} lets other computers in, so it needs a secret, such as "
-             f"--token={secrets.token_urlsafe(12)}")
+    if (config.names or not is_local(config.host)) and not config.token:
+        fail(f"--host={config.host} --names={config.names} lets other computers in, so it needs a "
+             f"secret, such as --token={secrets.token_urlsafe(12)}")
     if config.token and not re.fullmatch(r"[\w-]{8,100}", config.token, re.ASCII):
         fail("--token must be 8 to 100 letters, digits, - or _")
     if not Path(config.folder).is_dir():
