@@ -3,7 +3,8 @@
     python -m lab.seeds                # 5 seeds one after another, in out/seed0 … out/seed4
     python -m lab.seeds --seeds=3      # finished seeds are not run again
 
-One run can be luck. A claim needs the spread over seeds.
+One run can be luck. A claim needs the spread over seeds. The figures are also in out/seeds.json;
+docs/results/seeds.json is such a file.
 """
 
 import os
@@ -13,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 from checkpoint import read_log
-from common import fail, parse_config, read_json
+from common import fail, parse_config, read_json, to_json, writing
 
 
 @dataclass
@@ -34,19 +35,26 @@ def figures(board, log):
         ("pretraining: loss above the town's entropy", last["val_loss"] / last["entropy"] - 1,
          "{:+.1%}"),
         ("SFT: facts nobody asked about in SFT", before["fact"]["right"], "{:.1%}"),
+        ("SFT: the same, sampled", before["fact"]["right_sampled"], "{:.1%}"),
+        ("PPO: facts nobody asked about in SFT", after["fact"]["right"], "{:.1%}"),
+        ("PPO: the same, sampled", after["fact"]["right_sampled"], "{:.1%}"),
         ("SFT: sums not seen in SFT", before["sum"]["right"], "{:.1%}"),
         ("SFT: unknown people recognised", before["unknown"]["right"], "{:.1%}"),
+        ("PPO: unknown people recognised", after["unknown"]["right"], "{:.1%}"),
         ("SFT: known people called unknown", before["fact"]["unsure"], "{:.1%}"),
         ("PPO: known people called unknown", after["fact"]["unsure"], "{:.1%}"),
         ("reward model: accuracy", rm["accuracy"], "{:.3f}"),
+        ("reward model: ceiling", rm["ceiling"], "{:.3f}"),
         ("reward model: accuracy / ceiling", rm["accuracy"] / rm["ceiling"], "{:.1%}"),
         ("reward model: right above wrong fact", apart["fact"][0], "{:.1%}"),
         ("reward model: right above wrong sum", apart["sum"][0], "{:.1%}"),
+        ("grade after pretraining", pretrained["grade"][0], "{:.2f}"),
         ("grade after SFT", sft["grade"][0], "{:.2f}"),
         ("grade after PPO", ppo["grade"][0], "{:.2f}"),
         ("grade after PPO, 200 prompts", ppo["grade_same"], "{:.2f}"),
         ("grade of best-of-16 from SFT, the same", board["best_of_n"][-1]["grade"], "{:.2f}"),
         ("PPO better than SFT", ppo["better"], "{:.1%}"),
+        ("PPO equal to SFT", ppo["equal"], "{:.1%}"),
         ("PPO worse than SFT", ppo["worse"], "{:.1%}"),
         ("kinds of prompt no worse than after SFT",
          sum(after[kind]["grade"] >= before[kind]["grade"] for kind in before), "{:.0f} of 6"),
@@ -62,9 +70,18 @@ def figures(board, log):
     ]
 
 
+def show(table):
+    """Print a table {name: [format, a value of each seed …]}."""
+    n_seeds = len(next(iter(table.values()))) - 1
+    print(f"{'seeds 0 to ' + str(n_seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
+    for name, (form, *values) in table.items():
+        print(f"{name:44}" + "".join(f"{form.format(v):>10}"
+                                     for v in (median(values), min(values), max(values))))
+
+
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    found = []
+    table = {}
     for seed in range(config.seeds):
         folder = Path(f"{config.out}{seed}")
         if not (folder / "scoreboard.json").exists():
@@ -72,12 +89,10 @@ if __name__ == "__main__":
                                    env=dict(os.environ, OUT=str(folder), SEED=str(seed)))
             if ended.returncode:
                 fail(f"seed {seed} stopped; the same command continues there")
-        found.append(figures(read_json(folder / "scoreboard.json"),
-                             read_log(folder / "pretrain.jsonl")))
-
-    print(f"\n{'seeds 0 to ' + str(config.seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
-    for rows in zip(*found):
-        name, _, form = rows[0]
-        values = [value for _, value, _ in rows]
-        print(f"{name:44}" + "".join(f"{form.format(v):>10}"
-                                     for v in (median(values), min(values), max(values))))
+        for name, value, form in figures(read_json(folder / "scoreboard.json"),
+                                         read_log(folder / "pretrain.jsonl")):
+            table.setdefault(name, [form]).append(value)
+    with writing(f"{config.out}s.json") as f:
+        f.write(to_json(table, indent=1))
+    print()
+    show(table)
