@@ -1,5 +1,5 @@
-"""What the lecture State of GPT (Karpathy 2023) and InstructGPT (Ouyang et al. 2022) say, and what
-is so in the town: a table with a row for each claim.
+"""What the lecture State of GPT (Karpathy 2023) and InstructGPT (Ouyang et al. 2022) say, and which
+of it holds in the town: a table with a row for each claim.
 
 reads   the folders of lab/seeds.py, out/seed0 …
 writes  its runs in a folder `claims` in each of them (in `experiments`, where lab/experiments.py
