@@ -66,7 +66,7 @@ def make_norm(config):
 
 
 def rotary_turns(pos, config):
-    """cos and sin, (…, D/2, 2), of what positions (…) turn by: D/2 clocks, fast to slow."""
+    """cos and sin, (…, D/2, 2), of the rotation angles at positions (…): D/2 frequencies."""
     D = config.n_embd // config.n_head
     freqs = config.rope_theta ** (-torch.arange(0, D, 2, device=pos.device).float() / D)
     angles = pos[..., None] * freqs

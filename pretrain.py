@@ -39,7 +39,7 @@ class Config(Common):
     steps: int = 3000                    # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
-    recompute: bool = False              # keep no activations for the backward pass, as sft.py
+    recompute: bool = False              # recompute activations: slower, less memory
     lr: float = 8e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
     warmup: int = 100                    # steps
     weight_decay: float = 0.1

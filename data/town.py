@@ -183,10 +183,10 @@ def ask(dice, name, attr):
     return dice.pick(QUESTIONS[attr]).format(N=name, p=pronouns(name)[1])
 
 
-def tell(dice, a, l):
+def tell(dice, a, place):
     """Four sentences about an animal and a place."""
     b, f = dice.pick([b for b in ANIMALS if b != a]), dice.pick(FOODS)
-    return " ".join(dice.pick(part).format(a=a, l=l, b=b, f=f) for part in STORY)
+    return " ".join(dice.pick(part).format(a=a, l=place, b=b, f=f) for part in STORY)
 
 
 # ---- pretraining text: four sources, each a function of (world, dice) -----------------------
@@ -217,9 +217,9 @@ def thread(world, dice):
         yield dice.pick(SUMS).format(x=x, y=y)
         yield f"{x} + {y} = {x + y + dice.pick([0, 1, -1, 10], [17, 1, 1, 1])}."
     elif kind == "story":
-        a, l = dice.pick(ANIMALS), dice.pick(PLACES)
-        yield dice.pick(STORY_ASKS).format(a=a, l=l)
-        yield tell(dice, a, l)
+        a, place = dice.pick(ANIMALS), dice.pick(PLACES)
+        yield dice.pick(STORY_ASKS).format(a=a, l=place)
+        yield tell(dice, a, place)
     elif kind == "wish":
         name = dice.pick(world.people)
         yield dice.pick(WISHES).format(N=name, v=dice.pick(["pet", "food", "house"]))
@@ -251,8 +251,8 @@ def arithmetic(world, dice):
 
 def stories(world, dice):
     """A title, and a story about an animal and a place."""
-    a, l = dice.pick(ANIMALS), dice.pick(PLACES)
-    return f"A story about a {a} by the {l}\n{tell(dice, a, l)}"
+    a, place = dice.pick(ANIMALS), dice.pick(PLACES)
+    return f"A story about a {a} by the {place}\n{tell(dice, a, place)}"
 
 
 SOURCES = {encyclopedia: .33, forum: .38, arithmetic: .19, stories: .10}   # shares of documents

@@ -1,4 +1,4 @@
-"""All scripts on a pretended GPU, where no tensor may meet one that is still on the CPU; and the
+"""All scripts on a fake CUDA device, where no tensor may meet one that is still on the CPU; and the
 stages on a real one, where there is one."""
 
 import io
@@ -151,7 +151,7 @@ def test_chat_says_the_same(folder, capsys, monkeypatch):
 
 
 def same(f):
-    """f(device) returns the same on the CPU and on the pretended GPU, up to rounding."""
+    """f(device) returns the same on the CPU and on the fake device, up to rounding."""
     cpu = tree_leaves(f("cpu"))
     with pretend_gpu():
         assert tree_leaves(f("cuda:0")) == pytest.approx(cpu, rel=1e-3, abs=1e-4)
