@@ -1,0 +1,91 @@
+"""docs/results.md is what `python -m lab.results` writes, and the other pages quote it."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import tiny
+from lab import seeds
+from lab.results import SHOW, renewed
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/results.md"
+TEXT = PAGE.read_text("utf-8")
+FIGURE = re.compile(r"\d+(?:[.,:]\d+)*")                    # 5.68, 1,602, 8:26
+MEASURED = re.compile(r"\d+:\d\d(?!\d)|\d+\.\d+(?=%)|\d\.\d\d(?!\d)")   # 8:26, 74.9%, 5.68
+
+
+def sections(name):
+    """The sections of a page, by number: the opening is 0."""
+    return re.split(r"^## ", (ROOT / name).read_text("utf-8"), flags=re.M)
+
+
+def results_of(name):
+    return next(part for part in sections(name) if part.startswith(("Results", "结果")))
+
+
+def not_in_results(figures):
+    return set(figures) - set(FIGURE.findall(TEXT))
+
+
+def test_the_page_is_what_the_command_writes():
+    assert renewed(PAGE) == TEXT
+
+
+def test_every_measurement_has_a_block_on_the_page():
+    names = sorted(file.stem for file in (ROOT / "docs/results").iterdir())
+    assert names == sorted(SHOW) == sorted(re.findall(r"^<!-- (\w+) -->$", TEXT, re.M))
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_every_number_of_the_readmes_results_is_one_of_the_page(name):
+    figures = FIGURE.findall(results_of(name))
+    assert len(figures) > 60 and not not_in_results(figures)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md", "docs/course.md",
+                                  "docs/course.zh.md"])
+def test_what_the_openings_and_the_course_quote_is_on_the_page(name):
+    chosen = sections(name)[:2] if "README" in name else sections(name)[:4]
+    figures = MEASURED.findall("".join(chosen))
+    assert "8:26" in figures and not not_in_results(figures)
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readmes_scoreboard_has_lines_of_the_page(name):
+    block = re.search(r"^```\n(.*?)^```", results_of(name), re.M | re.S)[1].splitlines()
+    assert len(block) == 6 and set(block) <= set(TEXT.splitlines())
+
+
+def test_a_number_that_nobody_measured_is_found():
+    assert not_in_results(["6.61", "6.62", "8:27"]) == {"6.62", "8:27"}
+
+
+def test_the_verdicts_are_those_of_the_table_of_claims():
+    rows = re.search(r"^claim .*?^```", (ROOT / "docs/claims.md").read_text("utf-8"), re.M | re.S)
+    table = {re.search(r"--what=(\w+)", row)[1]:
+             re.search("^.{62}(HOLDS|DOES NOT HOLD|MIXED.*)$", row, re.M)[1]
+             for row in rows[0].split("\n\n")[1:]}
+    said = json.loads((ROOT / "docs/results/claims.json").read_text("utf-8"))
+    assert table == {name: verdict for name, (_, verdict) in said.items()}
+
+
+def test_a_new_measurement_changes_its_block_alone(tmp_path):
+    shutil.copytree(ROOT / "docs/results", tmp_path / "results")
+    (tmp_path / "results.md").write_text("Before.\n\n<!-- times -->\n```\nold\n```\n\nAfter.\n",
+                                         encoding="utf-8")
+    (tmp_path / "results/times.json").write_text('{"bash run.sh": "1:23"}', encoding="utf-8")
+    status, _ = tiny.run(tmp_path, "lab/results", "--page=results.md")
+    assert status == 0
+    assert (tmp_path / "results.md").read_text("utf-8") == (
+        f"Before.\n\n<!-- times -->\n```\nbash run.sh{'1:23':>25}\n```\n\nAfter.\n")
+
+
+def test_the_table_of_seeds_shows_median_least_and_most(capsys):
+    seeds.show({"grade": ["{:.2f}", 6.5, 7.0, 6.0]})
+    head, row = capsys.readouterr().out.splitlines()
+    assert head.split() == ["seeds", "0", "to", "2", "median", "least", "most"]
+    assert row.split() == ["grade", "6.50", "6.00", "7.00"]
