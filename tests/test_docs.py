@@ -1,4 +1,5 @@
-"""Every command in README and docs runs a script that exists, with flags that it has."""
+"""Every command in README and docs runs a script that exists, with flags that it has; every link
+leads somewhere, and every page is in the index."""
 
 import importlib
 import re
@@ -56,3 +57,21 @@ def test_a_flag_that_does_not_exist_is_found(capsys):
 def test_there_are_commands_in_every_page_that_should_have_some():
     assert {"README.md", "docs/real.md", "docs/course.md"} <= {page for page, *_ in CASES}
     assert len(CASES) > 100
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_index_lists_every_page():
+    index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
+    assert [page.name for page in (ROOT / "docs").glob("*.md")
+            if page.name != "README.md" and f"({page.name})" not in index] == []
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
+def test_the_readme_is_an_entrance_not_a_manual(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 170
