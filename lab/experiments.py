@@ -121,7 +121,6 @@ REHEARSED = {
     "random weights instead of pretrained ones": dict(init=""),
     "AdamW's usual epsilon, 1e-8": dict(eps=1e-8),
 }
-REHEARSAL = [("right, greedy", "{:.1%}"), ("right, sampled", "{:.1%}"), ("grade", "{:.2f}")]
 
 
 def rehearsal(chains):
@@ -134,7 +133,9 @@ def rehearsal(chains):
         return [(m["by_kind"]["fact"]["right"], m["by_kind"]["fact"]["right_sampled"],
                  m["grade"][0]) for m in board.values()]
 
-    show("rehearsal: SFT, facts about the test people", REHEARSAL, REHEARSED, each(chains, one))
+    show("rehearsal: SFT, facts about the test people",
+         [("right, greedy", "{:.1%}"), ("right, sampled", "{:.1%}"), ("grade", "{:.2f}")],
+         REHEARSED, each(chains, one))
 
 
 STARTS = {"SFT": ("sft", "sft.pt", True), "pretrained": ("pretrained", "pretrain.pt", True),

@@ -1,7 +1,7 @@
-"""Write every figure of docs/results.md anew, from the measurements in docs/results/.
+"""Print every figure of docs/results.md anew, from the measurements in docs/results/.
 
-    cp out/scoreboard.json docs/results/      # of a new `bash run.sh`
-    cp out/seeds.json docs/results/           # of a new `python -m lab.seeds`
+    cp out/scoreboard.json docs/results/       # first: a new `bash run.sh`
+    python -m lab.results --chains=out/seed    # or new chains of lab.seeds, and their rehearsal
     python -m lab.results
 
 In docs/results.md a line <!-- seeds --> stands before the block that is made from seeds.json; the
@@ -15,14 +15,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evaluate
-from common import parse_config, read_json, writing
-from lab import experiments, seeds
+from checkpoint import read_log
+from common import parse_config, read_json, to_json, writing
+from lab.claims import spread
+from lab.experiments import REHEARSED
+from lab.seeds import figures
 
 
 @dataclass
 class Config:
     page: str = "docs/results.md"      # the page; its figures are in a folder of that name
+    chains: str = ""                   # finished chains to measure first: out/seed0, out/seed1 …
+    seeds: int = 5                     # how many of them
     debug: bool = False                # show tracebacks
+
+
+def measured(folders):
+    """{file: {label: cells}} of finished chains; a cell is [format, the value of each seed …]."""
+    seeds, rehearsal = {}, {label: [["{:.1%}"], ["{:.1%}"], ["{:.2f}"]] for label in REHEARSED}
+    for folder in folders:
+        for label, value, form in figures(read_json(folder / "scoreboard.json"),
+                                          read_log(folder / "pretrain.jsonl")):
+            seeds.setdefault(label, [[form]])[0].append(value)
+        models = read_json(folder / "experiments/rehearsal.json")["models"]
+        for cells, model in zip(rehearsal.values(), models.values()):
+            fact = model["by_kind"]["fact"]
+            values = fact["right"], fact["right_sampled"], model["grade"][0]
+            for cell, value in zip(cells, values):
+                cell.append(value)
+    return dict(seeds=seeds, rehearsal=rehearsal)
+
+
+def over_seeds(rows):
+    for label, cells in rows.items():
+        print(f"{label:44}" + "".join(f"{spread(values, form):>25}" for form, *values in cells))
 
 
 def times(minutes):
@@ -30,14 +56,9 @@ def times(minutes):
         print(f"{what:30}{took:>6}")
 
 
-def pretraining(found):
-    for source, (loss, entropy) in found.items():
+def pretraining(losses):
+    for source, (loss, entropy) in losses.items():
         print(f"{source:17}loss {loss:.3f}   entropy {entropy:.3f}   {loss / entropy - 1:+.1%}")
-
-
-def rehearsal(rows):
-    experiments.show("SFT: facts about the test people", experiments.REHEARSAL, rows,
-                     zip(*rows.values()))
 
 
 def claims(verdicts):
@@ -49,8 +70,8 @@ def bench(lines):
     print("\n".join(lines))
 
 
-SHOW = dict(scoreboard=evaluate.show, seeds=seeds.show, times=times, pretraining=pretraining,
-            rehearsal=rehearsal, claims=claims, bench=bench, bench_gpu=bench)
+SHOW = dict(scoreboard=evaluate.show, times=times, pretraining=pretraining, seeds=over_seeds,
+            rehearsal=over_seeds, claims=claims, bench=bench, bench_gpu=bench)
 
 
 def renewed(page):
@@ -66,7 +87,12 @@ def renewed(page):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    text = renewed(Path(config.page))
-    with writing(config.page) as f:
+    page = Path(config.page)
+    folders = [Path(f"{config.chains}{seed}") for seed in range(config.seeds)]
+    for name, rows in (measured(folders) if config.chains else {}).items():
+        with writing(page.with_suffix("") / f"{name}.json") as f:
+            f.write(to_json(rows).replace("]], ", "]],\n ") + "\n")
+    text = renewed(page)
+    with writing(page) as f:
         f.write(text)
-    print(f"wrote {config.page}")
+    print(f"wrote {page}")

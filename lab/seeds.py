@@ -3,8 +3,7 @@
     python -m lab.seeds                # 5 seeds one after another, in out/seed0 … out/seed4
     python -m lab.seeds --seeds=3      # finished seeds are not run again
 
-One run can be luck. A claim needs the spread over seeds. The figures are also in out/seeds.json;
-docs/results/seeds.json is such a file.
+One run can be luck. A claim needs the spread over seeds.
 """
 
 import os
@@ -14,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from checkpoint import read_log
-from common import fail, parse_config, read_json, to_json, writing
+from common import fail, parse_config, read_json
 
 
 @dataclass
@@ -70,18 +69,9 @@ def figures(board, log):
     ]
 
 
-def show(table):
-    """Print a table {name: [format, a value of each seed …]}."""
-    n_seeds = len(next(iter(table.values()))) - 1
-    print(f"{'seeds 0 to ' + str(n_seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
-    for name, (form, *values) in table.items():
-        print(f"{name:44}" + "".join(f"{form.format(v):>10}"
-                                     for v in (median(values), min(values), max(values))))
-
-
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    table = {}
+    found = []
     for seed in range(config.seeds):
         folder = Path(f"{config.out}{seed}")
         if not (folder / "scoreboard.json").exists():
@@ -89,10 +79,12 @@ if __name__ == "__main__":
                                    env=dict(os.environ, OUT=str(folder), SEED=str(seed)))
             if ended.returncode:
                 fail(f"seed {seed} stopped; the same command continues there")
-        for name, value, form in figures(read_json(folder / "scoreboard.json"),
-                                         read_log(folder / "pretrain.jsonl")):
-            table.setdefault(name, [form]).append(value)
-    with writing(f"{config.out}s.json") as f:
-        f.write(to_json(table, indent=1))
-    print()
-    show(table)
+        found.append(figures(read_json(folder / "scoreboard.json"),
+                             read_log(folder / "pretrain.jsonl")))
+
+    print(f"\n{'seeds 0 to ' + str(config.seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
+    for rows in zip(*found):
+        name, _, form = rows[0]
+        values = [value for _, value, _ in rows]
+        print(f"{name:44}" + "".join(f"{form.format(v):>10}"
+                                     for v in (median(values), min(values), max(values))))

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 import tiny
-from lab import seeds
 from lab.results import SHOW, renewed
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,8 +83,20 @@ def test_a_new_measurement_changes_its_block_alone(tmp_path):
         f"Before.\n\n<!-- times -->\n```\nbash run.sh{'1:23':>25}\n```\n\nAfter.\n")
 
 
-def test_the_table_of_seeds_shows_median_least_and_most(capsys):
-    seeds.show({"grade": ["{:.2f}", 6.5, 7.0, 6.0]})
-    head, row = capsys.readouterr().out.splitlines()
-    assert head.split() == ["seeds", "0", "to", "2", "median", "least", "most"]
-    assert row.split() == ["grade", "6.50", "6.00", "7.00"]
+def test_new_chains_are_measured_first(tmp_path):
+    board = json.loads((ROOT / "docs/results/scoreboard.json").read_text("utf-8"))
+    for seed, grade in enumerate((6.5, 7.0, 6.0)):
+        folder = tmp_path / f"seed{seed}"
+        board["models"]["ppo"]["grade"][0] = grade
+        (folder / "experiments").mkdir(parents=True)
+        for name in ("scoreboard", "experiments/rehearsal"):
+            (folder / f"{name}.json").write_text(json.dumps(board))
+        tiny.write(folder / "pretrain.jsonl", dict(step=9, val_loss=1.1, entropy=1.0))
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results.md").write_text("<!-- seeds -->\n```\n```\n")
+    status, _ = tiny.run(tmp_path, "lab/results", "--page=results.md", "--chains=seed", "--seeds=3")
+    assert status == 0
+    assert re.findall("^grade after PPO  .*", (tmp_path / "results.md").read_text(), re.M) == [
+        f"grade after PPO{'6.50 [6.00, 7.00]':>54}"]
+    assert json.loads((tmp_path / "results/rehearsal.json").read_text())["no text"][2] == [
+        "{:.2f}", 6.5, 7.0, 6.0]                      # the third model of each seed
