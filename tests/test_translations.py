@@ -1,4 +1,4 @@
-"""The Chinese README and course keep what the English ones say: commands, figures, tables, links.
+"""The Chinese README, stages and course keep what the English ones say: commands, figures, tables.
 
 Only digits count as figures ("two" may become 两). A Chinese file ends with one checksum for each
 section of the English text that it follows, so that no change of the English goes unnoticed.
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ["README", "docs/course"]
+FILES = ["README", "docs/stages", "docs/course"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"^    .+$", re.M)
 FIGURE = re.compile(r"-?(?:\d+(?:[.,:]\d+)*|\.\d+)%?")     # -1, 36,000, 4:34, .75, 90%
