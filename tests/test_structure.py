@@ -1,6 +1,7 @@
 """The house: what may import what, and how much there is of it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,23 @@ def test_an_arrow_up_is_found_wherever_it_stands(file, above, tmp_path):
 def test_the_root_holds_the_chain_and_little_else():
     names = {file.stem for file in ROOT.glob("*.py")}
     assert {*CHAIN, *PLUMBING} <= names and len(names) <= 13
+
+
+STAGES = dict(pretrain="pretrain", sft="sft", reward="reward", rlhf_ppo="ppo")
+HEADINGS = ["config", "the idea", "setup", "data", "model and optimizer", "training loop", "save"]
+ONCE = ["config = parse_config(Config, __doc__, several=True)", "rt = Runtime(config)",
+        "run = Run(config, rt, inputs=", "run.track(model=", "for step in run.steps():", "rt.parts(",
+        "run.check(step, grad_norm, ", "optimizer.step()", "optimizer.zero_grad(set_to_none=True)"]
+NEVER = "state_dict()[", "torch.save", "torch.load", "dist.", "DistributedDataParallel", "time."
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_stages_read_alike(stage):
+    """The same headings in the same order, the same names for the same things. How a run resumes,
+    how long it takes and how processes share it is not the script's business."""
+    text = (ROOT / f"{stage}.py").read_text("utf-8")
+    main = text.partition('if __name__ == "__main__":')[2]
+    assert re.findall(r"^ *# ---- (.+?) -+$", text, re.M) == HEADINGS
+    assert [line for line in ONCE if main.count(line) != 1] == []
+    assert f'run.finish("{STAGES[stage]}", ' in main
+    assert [word for word in NEVER if word in text] == []
