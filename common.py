@@ -61,7 +61,6 @@ class Common:
     debug: bool = False      # show tracebacks
 
 
-
 def parse_config(Config, doc, argv=None, words="", several=False):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
     field that collects positional arguments, joined by commas; without it they are refused.

@@ -33,8 +33,9 @@ import torch
 
 from checkpoint import check_room, load_checkpoint, plain, save_checkpoint, size_of
 from common import fail, named, parse_config
+from data.pattern import check_pattern
 from model import GPT, GPTConfig
-from tokenizer import GPT2, Tokenizer, check_pattern
+from tokenizer import GPT2, Tokenizer
 from tools import gguf_file
 
 
