@@ -75,7 +75,7 @@ def parse_config(Config, doc, argv=None, words="", several=False):
     sys.excepthook = one_line
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
-        print(doc.strip() + "\n\nFlags are the fields of this class, as --field=value:\n")
+        print(doc.strip() + "\n\nFlags are the fields of Config, as --field=value:\n")
         print("\n\n".join(inspect.getsource(part).rstrip() for part in Config.__mro__[:-1]))
         raise SystemExit(0)
     fields, values = {f.name: f for f in dataclasses.fields(Config)}, {}
@@ -515,11 +515,6 @@ def number(value):
 
 def clock(seconds):
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def per_second(count, began):
-    """count divided by the seconds since began (time.monotonic), also where a clock is coarse."""
-    return int(count / max(time.monotonic() - began, 1e-3))
 
 
 def wilson(share, n, z=1.96):

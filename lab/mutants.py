@@ -46,7 +46,7 @@ TESTS = {
                   "tests/test_compare.py", LOOPS + "'ppo or comparisons'"],
     "tokenizer.py": ["tests/test_tokenizer.py"],
     "common.py": ["tests/test_common.py", RANKS + "[sft]"],
-    "checkpoint.py": ["tests/test_resume.py tests/test_checkpoint.py", LOOPS + "sft",
+    "checkpoint.py": ["tests/test_resume.py tests/test_checkpoint.py tests/test_steps.py", LOOPS + "sft",
                       "tests/test_model.py -k checkpoint", "tests/test_ppo.py"],
     "data/corpus.py": ["tests/test_corpus.py"],
     "data/formats.py": ["tests/test_formats.py"],

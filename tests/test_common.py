@@ -13,7 +13,7 @@ import torch
 
 import common
 import tiny
-from common import (DTYPES, Runtime, clock, from_json, number, one_line, parse_config, per_second,
+from common import (DTYPES, Runtime, clock, from_json, number, one_line, parse_config,
                     pick_dtype, read_json, to_json, writing)
 
 ROOT = Path(common.__file__).parent
@@ -105,7 +105,8 @@ def test_every_script_starts_and_shows_its_help(script, monkeypatch, capsys):
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     said = capsys.readouterr().out
-    assert end.value.code == 0 and "class Config:" in said and len(SCRIPTS) > 12
+    assert end.value.code == 0 and len(SCRIPTS) > 12
+    assert "class Config" in said and "debug: bool = False" in said
 
 
 @pytest.mark.parametrize("error, said", [
@@ -332,12 +333,6 @@ def test_a_reader_that_has_gone_is_no_error():
     (0.0, "0.000"), (-2.25, "-2.250"), (123456, "123.5k"), (math.nan, "nan")])
 def test_a_number_is_short_whatever_its_size(value, text):
     assert number(value).strip() == text
-
-
-@pytest.mark.parametrize("passed", [0.0, -3600.0, 2.0])
-def test_a_speed_does_not_depend_on_how_fine_or_right_the_clock_is(monkeypatch, passed):
-    monkeypatch.setattr(common.time, "monotonic", lambda: 100.0 + passed)
-    assert per_second(10, 100.0) == (5 if passed == 2 else 10_000)
 
 
 WITHOUT = """
