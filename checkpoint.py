@@ -215,10 +215,10 @@ class Run:
     """One run of one stage: its loop is `for step in run.steps()`.
 
     `state` is what an interrupted run left, or None; track() takes it. It is a file beside the
-    result (out/sft.state beside out/sft.pt). It is written every 20
-    seconds and on Ctrl-C, and deleted when the result is saved. It holds weights, optimizer and
-    step; random numbers and the order of the data follow from (seed, step). out/sft.lock keeps a
-    second run away, and out/sft.nan.pt is the batch that led to a loss that is not finite.
+    result (out/sft.state beside out/sft.pt), written every 20 seconds and on Ctrl-C, and deleted
+    when the result is saved. It holds weights, optimizer and step; random numbers and the order of
+    the data follow from (seed, step). out/sft.lock keeps a second run away, and out/sft.nan.pt is
+    the batch that led to a loss that is not finite.
     """
 
     def __init__(self, config, rt, inputs=()):
@@ -487,7 +487,7 @@ class Run:
         left = (time.monotonic() - self.began) / done * (self.total - step)
         cells = [f"step {step:>{len(str(self.total))}}/{self.total}"]
         cells += [f"{name.split('/')[-1]} {number(v)}" for name, v in values.items()
-                  if v is not None]
+                  if v is not None and name != "seconds"]
         say(" | ".join(cells + [f"eta {clock(left)}"]))
 
     def say(self, text):
