@@ -202,7 +202,7 @@ def iterations(folder, name="ppo"):
         return None
     known = flags(folder / f"{name}.pt") or flags(folder / f"{name}.state")
     config = SimpleNamespace(**vars(PPO()) | known)
-    for answer in (a for row in rows for a in row.get("answers") or ()):
+    for answer in (a for row in rows for a in row.get("answers") or () if "values" in a):
         logp, ref_logp, values = (torch.tensor([answer[k]]) for k in ("logp", "ref_logp", "values"))
         rewards, mask = -config.kl_coef * (logp - ref_logp), torch.ones_like(logp)
         rewards[0, -1] += answer["score"]
