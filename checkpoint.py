@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import (DTYPES, check_out, check_writable, clock, fail, from_json, make_folder, named,
-                    note_once, number, say, to_json, writing)
+from common import (DTYPES, check_out, check_writable, clock, fail, from_json, function_file,
+                    load_function, make_folder, named, note_once, number, say, to_json, writing)
 from data.corpus import Corpus
 from data.formats import text_files
 from model import GPT, MLP, Attention, GPTConfig, ScalarGPT
@@ -101,6 +101,13 @@ def freeze(model, dtype):
         if isinstance(module, (Attention, MLP)):
             module.to(dtype)
     return model
+
+
+def load_reward(name, tok, rt):
+    """A frozen reward model for a policy with this tokenizer, or the function FILE.py:function."""
+    if function_file(name):
+        return load_function(name)
+    return load(name, rt, "reward", tok, frozen=True)[0]
 
 
 def load_checkpoint(path, stages=None, tok=None, **changes):

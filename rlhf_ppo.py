@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from answer import COLDEST, answer_mask, answer_text, complete, log_probs, right_pad
-from checkpoint import Run, load
+from checkpoint import Run, load, load_reward
 from common import Common, Runtime, fail, function_file, get_scores, load_function, parse_config
 from data.formats import epochs, prompts_that_fit
 from model import ScalarGPT
@@ -280,8 +280,7 @@ if __name__ == "__main__":
         fail("--temperature=0 always says the same: PPO learns from samples")
     policy, tok, history = load(config.init, rt, "sft pretrain ppo")
     reference, *_ = load(config.reference or config.init, rt, "sft pretrain ppo", tok, frozen=True)
-    reward = load_function(config.reward) if own_reward else load(config.reward, rt, "reward", tok,
-                                                                  frozen=True)[0]
+    reward = load_reward(config.reward, tok, rt)
     critic, *_ = load(config.critic or (config.init if own_reward else config.reward), rt, tok=tok)
     if not isinstance(critic, ScalarGPT):
         trunk, critic = critic, ScalarGPT(critic.config)

@@ -30,7 +30,7 @@ from statistics import median
 import numpy as np
 
 from answer import answer_text
-from checkpoint import fingerprint, load, load_checkpoint, read_log
+from checkpoint import fingerprint, load, load_checkpoint, load_reward, read_log
 from common import (Runtime, fail, load_function, parse_config, read_json, verdicts_of,
                     writing)
 from data.corpus import Corpus
@@ -38,7 +38,6 @@ from data.formats import list_files, prompts_that_fit, read_comparisons, split
 from evaluate import Answers, answer, compared, measure, sample_best_of
 from lab.experiments import finished_chains, run
 from lessons.best_of_n import best_answers
-from lessons.held_out import load_reward
 from pretrain import evaluate as text_loss
 from reward import encode_comparison
 from view.curves import draw

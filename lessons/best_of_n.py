@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from answer import COLDEST, answer_text, complete, sum_logp
-from checkpoint import Run, load
+from checkpoint import Run, load, load_reward
 from common import Common, Runtime, fail, function_file, get_scores, load_function, parse_config
 from data.formats import epochs, prompts_that_fit
 from evaluate import groups_of
-from lessons.held_out import Watched, load_reward, score, show, watch
+from lessons.held_out import Watched, score, show, watch
 from optim import adamw, set_lr
 
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import torch
 
 from answer import COLDEST, answer_mask, answer_text, complete, log_probs, right_pad
-from checkpoint import Run, load
+from checkpoint import Run, load, load_reward
 from common import Common, Runtime, fail, function_file, parse_config
 from data.formats import epochs, prompts_that_fit
-from lessons.held_out import load_reward, score, show, watch
+from lessons.held_out import score, show, watch
 from optim import adamw, set_lr
 
 

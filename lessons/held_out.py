@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from checkpoint import load
-from common import fail, function_file, get_scores, load_function
+from common import fail, get_scores, load_function
 from data.town import World, the_facts
 from evaluate import answer, cell, groups_of, interval, measure
 from model import ScalarGPT
@@ -20,13 +19,6 @@ class Watched:
     figures: dict
     grades: torch.Tensor
     groups: list
-
-
-def load_reward(name, tok, rt):
-    """A frozen reward model for a policy with this tokenizer, or the function FILE.py:function."""
-    if function_file(name):
-        return load_function(name)
-    return load(name, rt, "reward", tok, frozen=True)[0]
 
 
 def score(rows, replies, texts, reward, tok, rt, config):
