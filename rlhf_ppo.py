@@ -75,7 +75,7 @@ SHOWN = ("objective/score", "objective/kl", "objective/entropy", "ppo/policy/cli
 
 # ---- the idea -------------------------------------------------------------------------------
 
-def get_lr(step, config):
+def get_lrs(step, config):
     """Of policy and critic: one iteration of warmup (Adam's first steps are its wildest), then
     linearly to 0. The critic begins earlier: until it knows what to expect of a prompt, all answers
     to a hard prompt look bad, and the policy would unlearn them."""
@@ -329,7 +329,7 @@ if __name__ == "__main__":
             run.say(example(seen, step // config.eval_every % len(seen.rows)))
         if step == 0:
             torch.nn.init.constant_(critic.head.bias, metrics["score"])
-        for optimizer, lr in zip(optimizers, get_lr(step, config)):
+        for optimizer, lr in zip(optimizers, get_lrs(step, config)):
             set_lr(optimizer, lr)
 
         # a. rollout: this process answers its share of the prompts
@@ -392,7 +392,7 @@ if __name__ == "__main__":
             "ppo/val/explained_var": 1 - error / variance.clamp(min=1e-8)})
         means = run.averages()
         run.log(step + 1, {name: means.pop(name) for name in SHOWN}, **means,
-                lr=get_lr(step, config)[0], ptx_loss=ptx_loss.item() if ptx else None,
+                lr=get_lrs(step, config)[0], ptx_loss=ptx_loss.item() if ptx else None,
                 # for the report: short, middling and long answers; held-out ones, token by token
                 ratios=ratios.tolist(), samples=[[r.rows[k]["prompt"], r.texts[k],
                                                   r.scores[k].item()] for k in (0, B // 2, -1)],

@@ -20,9 +20,8 @@ from checkpoint import save_checkpoint
 from common import Runtime
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
-from optim import get_lr
-from rlhf_ppo import (Config, Rollout, assess, gae, minibatches, policy_loss, ppo_loss, value_loss,
-                      whiten)
+from rlhf_ppo import (Config, Rollout, assess, gae, get_lrs, minibatches, policy_loss, ppo_loss,
+                      value_loss, whiten)
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 V = 20
@@ -182,7 +181,7 @@ def test_the_value_loss_is_the_larger_of_clipped_and_unclipped(value, target, lo
 
 def test_the_learning_rates_warm_up_for_one_iteration_and_fall_linearly_the_critics_first():
     config = Config(lr=2.0, critic_lr=1.5, critic_first=2, steps=10)
-    policy, critic = zip(*(get_lr(step, config) for step in range(10)))
+    policy, critic = zip(*(get_lrs(step, config) for step in range(10)))
     falling = [1 - step / 10 for step in range(10)]
     assert policy == pytest.approx([2 * share for share in [0, 0, 0.5, *falling[3:]]])
     assert critic == pytest.approx([3 * share for share in [0.5, *falling[1:]]])
@@ -280,7 +279,7 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
         assert distance() > 0.3
     optimizer = torch.optim.Adam([*policy.parameters(), *critic.parameters()], eps=1e-5)
     for step in range(config.steps):
-        optimizer.param_groups[0]["lr"] = get_lr(step, config)[0]
+        optimizer.param_groups[0]["lr"] = get_lrs(step, config)[0]
         said = complete(policy, SimpleNamespace(pad=0, end=end), [[0]] * n, ENV, 2,
                         temperature=1.0, seed=step)
         with torch.no_grad():
@@ -428,8 +427,8 @@ def test_the_kl_is_measured_from_the_reference(folder):
 
 
 def test_the_learning_rate_decays_or_does_not():
-    assert get_lr(5, Config(steps=10, lr=1.0, critic_lr=2.0)) == (0.5, 1)
-    assert get_lr(5, Config(steps=10, lr=1.0, critic_lr=2.0, decay=False)) == (1, 2)
+    assert get_lrs(5, Config(steps=10, lr=1.0, critic_lr=2.0)) == (0.5, 1)
+    assert get_lrs(5, Config(steps=10, lr=1.0, critic_lr=2.0, decay=False)) == (1, 2)
 
 
 def test_the_approximate_kl_of_an_update_is_never_negative(folder):
