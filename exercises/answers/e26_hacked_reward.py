@@ -1,17 +1,17 @@
 import math
 from pathlib import Path
 
-from common import load_function
+from checkpoint import load_reward
 from data import town
 from data.formats import read_prompts
 
 PLACE = "exercises/answers/e26_hacked_reward.py:answer"
 NAME = "reward"
 SUMS = "out/sums.jsonl"
-RUN = ("rlhf_ppo.py", "load_function", f"--reward={PLACE} --data={SUMS} --steps=12 "
+RUN = ("rlhf_ppo.py", "load_reward", f"--reward={PLACE} --data={SUMS} --steps=12 "
        "--batch_size=128 --minibatch=32 --eval_every=4 --ptx_coef=0 --critic_first=0 "
        "--critic_lr=1 --kl_coef=0.02 --lr=2e-4",
-       lambda function: lambda name: function if name == PLACE else load_function(name))
+       lambda function: lambda name, *more: function if name == PLACE else load_reward(name, *more))
 COLUMNS = ["score", "grade", "length"]
 ZH = """
 26. 被钻空子的奖励 reward hacking，以及如何补救
