@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from answer import right_pad
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config, wilson
-from data.formats import read_comparisons, read_demonstrations, split
+from data.formats import check_sizes, read_comparisons, read_demonstrations, split
 from model import ScalarGPT
 from optim import adamw, get_lr, set_lr
 
@@ -156,9 +156,7 @@ if __name__ == "__main__":
     rows = read_comparisons(config.data)
     train, val = ([item for row in part if (item := encode_comparison(tok, row, T))]
                   for part in split(rows, share=config.held_out))
-    if len(train) < config.batch_size or not val:
-        fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
-             f"{config.batch_size} and 1 are needed")
+    check_sizes(config.data, "prompts", train, val, config.batch_size)
     scored = [r for item in train[:1000] for r in item["ids"]]        # set mean 0, deviation 1
     if config.demos:
         scored = [encode_answer(tok, r["messages"][:-1], r["messages"][-1]["content"], T)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from answer import respond
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config
-from data.formats import read_demonstrations, split
+from data.formats import check_sizes, read_demonstrations, split
 from model import GPT
 from optim import adamw, get_lr, set_lr
 
@@ -156,9 +156,7 @@ if __name__ == "__main__":
     seen, unseen = split(read_demonstrations(config.data), "messages")
     train, cut, dropped = encode_dialogues(seen, tok, T)
     val, *_ = encode_dialogues(unseen, tok, T)
-    if not train or not val:
-        fail(f"{config.data}: {len(train)} dialogues to train on and {len(val)} to evaluate; both "
-             f"must be more than 0 ({dropped} were left out, longer than the model's {T} tokens)")
+    check_sizes(config.data, f"dialogues with an answer within {T} tokens", train, val)
     n_text = round(config.batch_size * config.ptx) if ptx else 0      # rows of pretraining text
     if n_text % rt.world_size or n_text == config.batch_size:
         fail(f"--ptx={config.ptx} makes {n_text} of --batch_size={config.batch_size} rows "

@@ -266,7 +266,6 @@ class Config:
     vocab_size: int = 1024           # bytes, merges and special tokens
     pattern: str = "digits"          # one token per digit, for sums; or gpt4, gpt2, your own regex
     out: str = "out/tokenizer.json"  # and out/tokenizer.vocab, for people
-    errors: str = "strict"           # replace: write U+FFFD where a file is not UTF-8
     show: str = ""                   # a text: print its tokens instead of learning
     explain: str = ""                # a word: print its merges instead of learning
     debug: bool = False              # show tracebacks
@@ -276,8 +275,6 @@ if __name__ == "__main__":
     from data.formats import read_texts
 
     config = parse_config(Config, __doc__)
-    if config.errors not in ("strict", "replace"):
-        fail(f"--errors={config.errors} is not strict or replace")
     if config.show or config.explain:
         if Path(config.out).exists():
             tok = Tokenizer.load(config.out)
@@ -299,10 +296,10 @@ if __name__ == "__main__":
         fail("data/town is missing: `python data/town.py` makes it")
     else:
         # The text may be larger than the memory, so it is read twice instead of kept.
-        texts = (document.text for document in read_texts(config.data, config.errors))
+        texts = (document.text for document in read_texts(config.data))
         tok = Tokenizer.train(texts, config.vocab_size, config.pattern, sys.stderr.isatty())
         tok.save(config.out)
-        sample = islice(read_texts(config.data, config.errors, Counter()), 0, None, 10)
+        sample = islice(read_texts(config.data, Counter()), 0, None, 10)
         sizes = [(len(text.encode()), len(tok.encode(text))) for _, text, _ in sample]
         n_bytes, n_tokens = map(sum, zip(*sizes))
         learned = [text if len(text) < 40 else text[:38] + "…]"

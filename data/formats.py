@@ -5,67 +5,35 @@
     read_comparisons("pairs.jsonl")    [{"prompt": messages, "responses": [...], "ranks": [0, 1]}]
     read_prompts("prompts.jsonl")      [{"prompt": messages, the last of them the user's}, ...]
 
-Rows are JSON lines, a JSON list, or a JSON object with one list. They keep their other fields (a
-kind, an id). A malformed row raises a DataError with its place and the reason. A well-formed row
-with nothing to learn from is dropped, and a row that can be mended is mended (turns of one role in
-a row are joined, a user turn at the end is cut). Fields are used, or known to say nothing about the
-text (an id), or they are named. All this is counted; the numbers are printed, or added to the
-Counters `dropped` and `notes`.
+Rows are JSON lines, a JSON list, or a JSON object with one list; dialects.py knows their fields.
+All others (a kind, an id) are kept. A malformed row raises a DataError with its place and reason. A
+row with nothing to learn from is dropped, one that can be mended is mended, a field that nothing
+reads is named: this is counted, and printed or added to `counts`, {("dropped", why): rows, …}.
 """
 
-import functools
 import hashlib
 import json
 import os
 import re
 import sys
-from ast import literal_eval
 from collections import Counter
-from contextlib import contextmanager, suppress
-from itertools import combinations
+from contextlib import contextmanager
+from functools import partial
+from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from common import fail, note_once
+from common import note_once
+from data.dialects import (ANSWERS, COMPARED, CONTENT, DIALOGUES, LABELS, PAIR, QUESTIONS,
+                           DataError, Drop, first, is_dialogue, is_number, message, scores_of,
+                           standard, string, unjudged, unknown, without, without_gaps)
 
 SEPARATOR = "<|endoftext|>"
 BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before JSON: a BOM, white space
 LONGEST_DOCUMENT = 1 << 20  # characters; the rest of a longer document becomes the next one
 LONGEST_LINE = 1 << 26  # characters; a longer line could fill the memory, and is refused
-ROLES = {"system": "system", "user": "user", "assistant": "assistant",
-         "human": "user", "gpt": "assistant"}  # ShareGPT's names for them
-# A row asks in the first of these fields that it has, and answers in the first of those.
-QUESTIONS = ("messages", "conversations", "prompt", "instruction", "question", "input")
-ANSWERS = ("response", "completion", "output", "answer")
-EXTRA = ("input", "context", "system", "system_prompt", "history")  # added to the question
-COMPARED = ("responses", "ranks", "chosen", "rejected", "rejected_response")
-# the fields that the readers convert; all other fields of a row are kept
-CONTENT = (*QUESTIONS, *ANSWERS, *EXTRA, *COMPARED)
-# Without these a turn or a row of a dialogue means something else: it is refused.
-MEANINGFUL = ("image", "images", "video", "videos", "audio", "audios", "tools", "functions",
-              "tool_calls", "function_call", "reasoning", "reasoning_content", "thinking")
-# What a row says of its responses: score_chosen and score_rejected, chosen-rating, scores: [7, 5].
-# 1: the highest is the best.
-SCORES = {"score": 1, "rating": 1, "reward": 1, "grade": 1, "quality": 1, "avg_rating": 1,
-          "overall_score": 1, "reward_score": 1, "rm_score": 1, "rank": -1, "margin": 1}
-LABELS = ("label", "kto_tag")  # false: the answer is bad (TRL's and LLaMA-Factory's KTO)
-OPINIONS = (*LABELS, "noise", "labeler", "models")  # more of what belongs to given responses
-# These say nothing about the text. All other fields that nothing reads are counted and told.
-HARMLESS = re.compile(r"(.*[-_])?(id|uuid|idx|index|source|origin|dataset|subset|split|url|path|"
-                      r"domain|category|kind|about|topic|type|tag|language|lang|model|generator|"
-                      r"metadata|meta|info|date|time|timestamp|license|version|hash|length|"
-                      r"count)s?")
-TURN = ("role", "from", "content", "value", "weight", "train", "loss")
-
-
-class DataError(ValueError):
-    """Why a file can't be used, in one line: where, what is wrong and, if possible, what to do."""
-
-
-class Drop(Exception):
-    """A well-formed row with nothing to learn from. The text follows a number: "2 without text"."""
 
 
 class Document(NamedTuple):
@@ -77,10 +45,10 @@ class Document(NamedTuple):
 # ---- files -> rows --------------------------------------------------------------------------
 
 @contextmanager
-def open_text(path, errors):
+def open_text(path):
     """Open a UTF-8 file; BOM and Windows line endings disappear. A bad file raises a DataError."""
     try:
-        with open(path, buffering=2**20, encoding="utf-8-sig", errors=errors) as file:
+        with open(path, buffering=2**20, encoding="utf-8-sig") as file:
             if not file.seekable():
                 raise DataError(f"{path}: is a pipe, but is read more than once: save it as a file")
             start = file.buffer.peek()
@@ -92,18 +60,9 @@ def open_text(path, errors):
                 yield file
             except UnicodeDecodeError as error:  # error.start counts within the last piece read
                 byte = file.buffer.tell() - len(error.object) + error.start
-                raise DataError(f"{path}: not UTF-8 at byte {byte:,}: save it as UTF-8 (only "
-                                "tokenizer.py can replace bad bytes: --errors=replace)") from None
+                raise DataError(f"{path}: not UTF-8 at byte {byte:,}: save it as UTF-8") from None
     except OSError as error:
         raise DataError(f"{path or repr(path)}: {error.strerror}") from None
-
-
-def parse(text):
-    """The JSON value, or a DataError, which read_rows raises or collects."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:  # RecursionError: [[[[[[...
-        return DataError(f"not JSON: {error}".replace("line 1 column", "column"))
 
 
 def is_text(path):
@@ -129,41 +88,38 @@ def is_one_value(start):
     return rest and first.startswith(b"{") and first.endswith((b"{", b"[", b":", b","))
 
 
-def list_of(value):
-    """The rows in a JSON value: a list, or an object with one list, such as {"data": […]}."""
-    if isinstance(value, dict) and not any(name in CONTENT or name == "text" for name in value):
+def rows_of(text):
+    """The rows in a JSON text: one, a list, or an object with one list, such as {"data": [...]}.
+    Text that is not JSON is a DataError among them, which read_rows raises or collects."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:     # RecursionError: [[[[[[...
+        return [DataError(f"not JSON: {error}".replace("line 1 column", "column"))]
+    if isinstance(value, dict) and not first(value, (*CONTENT, "text")):
         lists = [v for v in value.values() if isinstance(v, list)]
         value = lists[0] if len(lists) == 1 else value
     rows = value if isinstance(value, list) and not is_dialogue(value) else [value]
     return [{"messages": row} if is_dialogue(row) else row for row in rows]
 
 
-def is_dialogue(value):
-    """Whether it is a list of turns. nanochat's files have one per line, without a name."""
-    return isinstance(value, list) and bool(value) and all(
-        isinstance(turn, dict) and (turn.keys() & {"role", "from"}) for turn in value)
-
-
-def places_and_rows(path, errors):
+def places_and_rows(path):
     """Yield (place, row) for each document of a text, item of a JSON list or line of a JSONL."""
-    with open_text(path, errors) as file:
+    with open_text(path) as file:
         if is_text(path):
             for number, text in enumerate(split_documents(file), 1):
                 yield f"{path}, document {number:,}", {"text": text}
         elif is_one_value(file.buffer.peek()):
-            value = parse(file.read())
-            if isinstance(value, DataError):
-                raise DataError(f"{path}: {value}")
-            for number, row in enumerate(list_of(value), 1):
-                yield f"{path}, record {number:,}", row
+            for number, row in enumerate(rows_of(file.read()), 1):
+                broken = isinstance(row, DataError)
+                yield f"{path}" if broken else f"{path}, record {number:,}", row
         else:
             for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
+                place = f"{path}, line {number:,}"
                 if len(line) == LONGEST_LINE:
-                    raise DataError(f"{path}, line {number:,}: over {LONGEST_LINE:,} characters: "
-                                    "write one row per line")
+                    raise DataError(f"{place}: over {LONGEST_LINE:,} characters: write one row per "
+                                    "line")
                 if line := line.strip("\ufeff \t\r\n"):  # joined files have a BOM in the middle
-                    for row in list_of(parse(line)):
-                        yield f"{path}, line {number:,}", row
+                    yield from ((place, row) for row in rows_of(line))
 
 
 def split_documents(file):
@@ -179,76 +135,67 @@ def split_documents(file):
         yield rest.strip("\n")
 
 
-def read_rows(path, convert, dropped=None, errors="strict", malformed=None, notes=None):
-    """Yield convert(row, changes) for every row; it counts in changes what it mends ("mended", how)
-    and which fields it leaves ("not used", name). A Drop is counted. A malformed row raises a
+def read_rows(path, convert, counts=None, malformed=None):
+    """Yield convert(row, notes) for every row; it counts in notes what it mends ("mended", how) and
+    which fields it leaves ("not used", name). A Drop is counted, too. A malformed row raises a
     DataError, or is added to the list `malformed` (tools/check.py)."""
-    total, reasons, found = 0, Counter(), Counter()
-    for total, (place, row) in enumerate(places_and_rows(path, errors), 1):
+    total, found = 0, Counter()                       # found: rows, not changes
+    for total, (place, row) in enumerate(places_and_rows(path), 1):
+        notes, filled = Counter(), {}
         try:
-            if isinstance(row, DataError):
-                raise row
             if not isinstance(row, dict):
-                raise DataError(f"a row must be an object {{...}}, not {row!r:.40}")
+                raise row if isinstance(row, DataError) else DataError(
+                    f"a row must be an object {{...}}, not {row!r:.40}")
             filled = without_gaps(row)
-            if "text" in row and not any(name in filled for name in QUESTIONS):
+            if "text" in row and not first(filled, QUESTIONS):
                 filled.setdefault("text", "")
-            changes = Counter()
-            converted = convert(filled, changes)
-            found.update(set(changes))                # rows, not changes
+            converted = convert(filled, notes)
+            found.update(set(notes))
             yield converted
         except Drop as reason:
-            reasons[str(reason)] += 1
+            found["dropped", str(reason)] += 1
         except ValueError as reason:
-            if isinstance(row, dict) and has_gap(row, filled):
-                reasons["with an empty cell"] += 1
-                continue
-            if malformed is None:
+            # does it lack what it should ask or answer, since the cell is null?
+            if isinstance(row, dict) and any(first(row, names) and not first(filled, names)
+                                             for names in (QUESTIONS, ANSWERS, *zip(PAIR))):
+                found["dropped", "with an empty cell"] += 1
+            elif malformed is None:
                 raise DataError(f"{place}: {reason}") from None
-            malformed.append(f"{place}: {reason}")
+            else:
+                malformed.append(f"{place}: {reason}")
 
-    report = f"{path}: dropped {reasons.total():,} of {total:,} rows: {listed(reasons)}"
-    if reasons.total() == total:
-        raise DataError(report if total else f"{path}: is empty")
-    if dropped is not None:
-        dropped.update(reasons)
-    elif reasons:
-        print(report, file=sys.stderr)
-    if notes is not None:
-        notes.update(found)
-    elif dropped is None:
-        for what in sorted({what for what, _ in found}):
-            counts = Counter({text: n for (kind, text), n in found.items() if kind == what})
-            print(f"{path}: {what}: {listed(counts)}", file=sys.stderr)
-
-
-def without_gaps(row):
-    """Exporters write null, NaN or [] for an empty cell."""
-    return {k: v for k, v in row.items() if v is not None and v == v and v != []}
+    told = []
+    for what in sorted({what for what, _ in found}):
+        rows = Counter({text: n for (kind, text), n in found.items() if kind == what})
+        of = f" {rows.total():,} of {total:,} rows" if what == "dropped" else ""
+        told.append(f"{path}: {what}{of}: {listed(rows)}")
+        if of and rows.total() == total:
+            raise DataError(told[0])
+    if not total:
+        raise DataError(f"{path}: is empty")
+    if counts is not None:
+        counts.update(found)
+    else:
+        print("".join(f"{line}\n" for line in told), end="", file=sys.stderr)
 
 
 def listed(counts):
     return ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
 
 
-def has_gap(row, filled):
-    """Whether the row lacks what it should ask or answer, since the cell is null."""
-    return any(row.keys() & names and not filled.keys() & names
-               for names in (set(QUESTIONS), set(ANSWERS), {"chosen"}, {"rejected"}))
-
-
 # ---- pretraining text -----------------------------------------------------------------------
 
-def read_texts(paths, errors="strict", dropped=None):
+def read_texts(paths, counts=None):
     """Yield the documents of comma-separated files and directories (their .txt and .jsonl files).
 
     A JSON row has a `text`, or is a demonstration: a tokenizer learns from its messages as well.
     """
     for path in list_files(paths):
-        for text, logp in read_rows(path, lambda row, notes: text_and_logp(row, errors, notes),
-                                    dropped, errors):
+        for text, logp in read_rows(path, text_and_logp, counts):
             yield Document(path.stem, text, logp)
-    tell_others(str(paths))
+    for folder in map(str.strip, str(paths).split(",")):
+        if others := Counter(f.suffix or f.name for f in text_files(folder, others=True)):
+            note_once(f"{folder}: only .txt and .jsonl are read, not {listed(others)}")
 
 
 def text_files(folder, others=False):
@@ -256,276 +203,49 @@ def text_files(folder, others=False):
     such as macOS's ._book.txt. Links are followed, but no folder is read twice."""
     files, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(place) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(place))
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        files += [Path(place, name) for name in names
-                  if name[0] != "."
+        real = os.path.realpath(place)
+        folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
+        files += [Path(place, name) for name in names if name[0] != "." and real not in seen
                   and (Path(name).suffix.lower() not in (".txt", ".jsonl")) == others]
+        seen.add(real)
     return sorted(files)
-
-
-@functools.cache
-def tell_others(paths):
-    """Say once what is not read in folders: it could be most of the text."""
-    for folder in filter(os.path.isdir, map(str.strip, paths.split(","))):
-        if others := Counter(f.suffix or f.name for f in text_files(folder, others=True)):
-            print(f"{folder}: only .txt and .jsonl are read, not {listed(others)}", file=sys.stderr)
 
 
 def list_files(paths):
     """All files. A wrong name is reported before the first file is read, not an hour later."""
     files = []
-    for name in str(paths).split(","):
-        name = name.strip()
-        found = text_files(name) if os.path.isdir(name) else []
-        for file in found or [name]:
+    for name in map(str.strip, str(paths).split(",")):
+        found = text_files(name) or [name]
+        for file in found:
             if os.path.isdir(file) or not os.path.exists(file):       # also a link to nowhere
                 raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl "
                                 "files")
-        files += found or [Path(name)]
+        files += map(Path, found)
     return files
 
 
-def text_and_logp(row, errors, notes):
+def text_and_logp(row, notes):
     if "text" not in row:
         return "\n".join(turn["content"] for turn in demonstration(row, notes)["messages"]), None
     if not is_number(row.get("logp", 0.0)):
         raise DataError(f"logp must be a number, not {row['logp']!r:.40}")
-    text = string(row["text"], "text", errors)
+    text = string(row["text"], "text")
     if not text.strip():
         raise Drop("without text")
     kept(row, notes)
     return text, row.get("logp")
 
 
-# ---- rows -> messages -----------------------------------------------------------------------
-
-def is_number(value):
-    """Not NaN, infinite, or too large for a float32."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
-
-
-def string(value, name, errors="strict"):
-    """The value, if it is a string that UTF-8 can encode: not half an emoji, JSON's "\\ud83d"."""
-    if not isinstance(value, str):
-        raise DataError(f"{name} must be a string, not {value!r:.40}")
-    return value.encode("utf-8", errors).decode()
-
-
-def message(role, content):
-    role = role.lower() if isinstance(role, str) else role
-    if str(role) not in ROLES:
-        raise DataError(f"a role must be system, user or assistant, not {role!r:.40}")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text"
-                                         for part in content):
-        content = "".join(string(part.get("text"), "text") for part in content)
-    return {"role": ROLES[role], "content": string(content, "content")}
-
-
-def deserialised(value):
-    """A list of turns that was written as a string, as table formats do, in JSON or in Python."""
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
-        for read in (json.loads, literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                if is_dialogue(turns := read(value)):
-                    return turns
-    return value
-
-
-def refuse_meaningful(fields):
-    for name in MEANINGFUL:
-        if fields.get(name) and fields[name] not in ("[]", "{}", "null"):
-            raise DataError(f"{name} can't be used, and the text means something else without: "
-                            "leave such rows out, or remove the field")
-
-
-def unknown(fields):
-    """What nothing reads, as it is counted in notes."""
-    return {("not used", repr(name)[:40]) for name in fields
-            if not HARMLESS.fullmatch(str(name).lower())}
-
-
-def as_messages(prompt, notes=None):
-    """"Hi" -> [{"role": "user", "content": "Hi"}]; a transcript is cut into its turns, a list is
-    checked and copied."""
-    if isinstance(prompt, str):
-        turns = transcript(prompt) if is_transcript(prompt) else [message("user", prompt)]
-        return turns[:-1] if turns[-1] == message("assistant", "") else turns
-    if not (isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)):
-        raise DataError(f"expected a string or a list of messages, not {prompt!r:.40}")
-    messages = []
-    for turn in map(without_gaps, prompt):
-        refuse_meaningful(turn)
-        messages.append(message(turn.get("role", turn.get("from")),
-                                turn.get("content", turn.get("value"))))
-        for name in ("weight", "train", "loss"):
-            if messages[-1]["role"] == "assistant" and turn.get(name, 1) != 1:     # True == 1
-                raise DataError(f"an answer with {name}={turn[name]!r:.40} can't be learned as it "
-                                "is meant: leave such rows out")
-        if notes is not None:
-            notes.update(unknown(without(turn, TURN)))
-    return messages
-
-
-def join(*texts):
-    return "\n\n".join(text for text in texts if text.strip())
-
-
-def tidy(turns, notes):
-    """Join neighbours of one role, and remove the assistant's turns before the first question."""
-    joined = []
-    for turn in turns:
-        if joined and joined[-1]["role"] == turn["role"]:
-            joined[-1]["content"] = join(joined[-1]["content"], turn["content"])
-            notes["mended", "with turns of one role in a row, which were joined"] += 1
-        elif turn["role"] == "assistant" and not any(t["role"] == "user" for t in joined):
-            notes["mended", "that began with an answer, which was cut"] += 1
-        else:
-            joined.append(turn)
-    return joined
-
-
-def prompt_and_responses(row, notes):
-    """Any row as (prompt, responses): one response is a demonstration, several are a comparison."""
-    refuse_meaningful(row)
-    pair = "chosen" in row or "rejected" in row
-    prompt, responses = (prompt_and_pair if pair else prompt_and_answers)(row, notes)
-    question = row.get(question_of(row))
-    if isinstance(question, str) and is_transcript(question):
-        responses = [response.strip() for response in responses]      # "Assistant: Hello"
-    return prompt, responses
-
-
-def question_of(row):
-    return next((name for name in QUESTIONS if name in row), None)
-
-
-def prompt_and_answers(row, notes):
-    name = question_of(row)
-    if name is None:
-        raise DataError(f"needs one of {', '.join(QUESTIONS)}, as in "
-                        '{"prompt": "Hi", "response": "Hello"}: data/README.md lists the formats')
-    dialogue = name in ("messages", "conversations")
-    prompt = as_messages(deserialised(row[name]), notes)
-    for extra in ("input", "context"):
-        if row.get(extra) and extra != name and not dialogue:
-            prompt[-1]["content"] = join(prompt[-1]["content"], string(row[extra], extra))
-    if row.get("history"):
-        prompt = as_history(row["history"]) + prompt
-    if rules := row.get("system") or row.get("system_prompt"):
-        prompt.insert(0, message("system", rules))
-    prompt, responses = tidy(prompt, notes), row.get("responses", [])
-    if not isinstance(responses, list):
-        raise DataError("responses must be a list of strings, the best first")
-    # The answer is the last turn of the dialogue, or has its own field.
-    answer = next((row[name] for name in ANSWERS if name in row), None)
-    if dialogue and prompt and prompt[-1]["role"] == "assistant":
-        *prompt, last = prompt
-        responses = responses or [last["content"]]
-    elif answer is not None and not responses:
-        if is_dialogue(answer):                       # TRL: the last turns of the dialogue
-            *prompt, last = tidy(prompt + as_messages(answer, notes), notes)
-            if last["role"] != "assistant":
-                raise DataError("an answer must end with an assistant turn")
-            answer = [last["content"]]
-        # LLaMA-Factory: a list of answers, the best first
-        responses = answer if isinstance(answer, list) else [answer]
-    if "rejected_response" in row:                    # ms-swift: beside a demonstration
-        responses = [*responses[:1], row["rejected_response"]]
-    responses = [string(response, "a response") for response in responses]
-    # a row may ask or answer in two fields: the other one is told, if it says something else
-    text = "\n".join([*(turn["content"] for turn in prompt), *responses])
-    notes.update({("not used", repr(other)) for other in {*QUESTIONS, *ANSWERS, *EXTRA} - {name}
-                  if isinstance(row.get(other), str) and row[other].strip() not in text})
-    return ends_with_user(prompt), responses
-
-
-def as_history(pairs):
-    """Alpaca's earlier turns, [[question, answer], …] -> messages."""
-    if not (isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 for p in pairs)):
-        raise DataError(f"history must be a list of [question, answer], not {pairs!r:.40}")
-    return [message(role, text) for pair in pairs
-            for role, text in zip(("user", "assistant"), pair)]
-
-
-def ends_with_user(prompt):
-    if not prompt or prompt[-1]["role"] != "user":
-        raise DataError("the prompt must end with a user turn, and the assistant answers next")
-    if not prompt[-1]["content"].strip():
-        raise Drop("with an empty question")
-    return prompt
-
-
-def without(row, names):
-    return {name: value for name, value in row.items() if name not in names}
-
-
-def prompt_and_pair(row, notes):
-    """Chosen and rejected: answers to the row's prompt, or dialogues with different last turns."""
-    if not {"chosen", "rejected"} <= row.keys():
-        raise DataError("chosen and rejected must come together: add the missing one")
-    prompt = []
-    if any(name in row for name in QUESTIONS):
-        prompt, _ = prompt_and_responses(without(row, COMPARED), notes)
-    chosen, rejected = (whole_dialogue(prompt, deserialised(row[name]), notes)
-                        for name in ("chosen", "rejected"))
-    if chosen[:-1] != rejected[:-1]:
-        raise Drop("whose dialogues differ before the last answer")
-    return ends_with_user(chosen[:-1]), [chosen[-1]["content"], rejected[-1]["content"]]
-
-
-def whole_dialogue(prompt, answer, notes):
-    """The prompt and an answer. The answer is text, a message, or the whole dialogue (TRL, HH)."""
-    if not isinstance(answer, str):
-        turns = as_messages([answer] if isinstance(answer, dict) else answer, notes)
-    elif prompt and not is_transcript(answer):
-        turns = [message("assistant", answer)]
-    else:
-        turns = transcript(answer)
-        if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
-            raise Drop("whose transcripts don't end with Human and Assistant")
-    if turns[-1]["role"] != "assistant":
-        raise DataError("chosen and rejected must end with an assistant turn")
-    if len(turns) == 1:
-        return prompt + turns
-    # The dialogue may have a system message or early turns that the prompt lacks.
-    if prompt and prompt[-1] not in turns:
-        raise DataError("chosen and rejected must be answers to the prompt, or contain it")
-    return turns
-
-
-def is_transcript(text):
-    """Whether a string is a dialogue of Human and Assistant, as in HH, rm-static and BELLE."""
-    return bool(re.match(r"\n\nHuman:|\s*Human:.*\n *Assistant:", text, re.DOTALL))
-
-
-def transcript(text):
-    r"""`\n\nHuman: Hi\n\nAssistant: Hello` -> [user: Hi, assistant: Hello]"""
-    line = r"\n\n" if "\n\nAssistant:" in text else r"\n *"         # BELLE has no empty lines
-    start, *parts = re.split(line + "(Human|Assistant):", "\n\n" + text.strip())
-    if start.strip() or not parts:
-        raise DataError("needs a prompt, or transcripts that begin with 'Human:'")
-    return [message(who.lower(), said.strip()) for who, said in zip(parts[::2], parts[1::2])]
-
-
 # ---- demonstrations, comparisons, prompts, from files separated by commas -------------------
 
-def read_all(paths, convert, dropped):
+def read_all(convert, paths, counts=None):
     return [row for path in str(paths).split(",")
-            for row in read_rows(path.strip(), convert, dropped)]
-
-
-def read_demonstrations(paths, dropped=None):
-    """From messages, ShareGPT's conversations, prompt and response, or Alpaca's three fields."""
-    return read_all(paths, demonstration, dropped)
+            for row in read_rows(path.strip(), convert, counts)]
 
 
 def demonstration(row, notes):
-    prompt, responses = prompt_and_responses(without(row, COMPARED), notes)
-    if not responses and ("messages" in row or "conversations" in row):
+    prompt, responses = standard(without(row, COMPARED), notes)
+    if not responses and first(row, DIALOGUES):
         # a dialogue whose last question nobody has answered
         while prompt and prompt[-1]["role"] != "assistant":
             prompt.pop()
@@ -555,37 +275,37 @@ def kept(row, notes, used=()):
     return rest
 
 
-def read_comparisons(paths, dropped=None):
-    """From responses, the best first (with `ranks` if some are equal), or chosen and rejected."""
-    return read_all(paths, comparison, dropped)
-
-
 def comparison(row, notes):
-    prompt, responses = prompt_and_responses(row, notes)
-    if len(responses) < 2:
+    prompt, responses = standard(row, notes)
+    count = len(responses)
+    if count < 2:
         raise DataError("a comparison needs two responses, or chosen and rejected")
-    ranks = dense_ranks(row.get("ranks", list(range(len(responses)))), len(responses))
-    check_grades(row, len(responses))
+    order = ranks = dense_ranks(row.get("ranks", [*range(count)]), count)
+    grades, noise = row.get("grades", [0] * count), row.get("noise", 1)       # compare.py's
+    if not isinstance(grades, list) or len(grades) != count or not all(map(is_number, grades)):
+        raise DataError(f"grades must be a list of {count} numbers, not {grades!r:.40}")
+    if not is_number(noise) or noise <= 0:
+        raise DataError(f"noise must be a number above 0, not {noise!r:.40}")
     places = distinct(responses)
-    if len(places) < 2 or len({ranks[i] for i in places}) == 1:
+    if len({ranks[i] for i in places}) < 2:
         raise Drop("with equal responses")
     if not responses[0].strip():
         raise Drop("whose best response is empty")
-    scores, strict = [*scores_of(row, len(responses))], max(ranks)
-    for each in scores:
-        ranks = with_ties(ranks, each)
-    if len({ranks[i] for i in places}) == 1:
+    scores = [*scores_of(row, count)]
+    for names, way, values in scores:
+        ranks = with_ties(ranks, names, way, values)
+    if len({ranks[i] for i in places}) < 2:
         raise Drop("with equal scores")
-    if max(ranks) < strict:
+    if ranks != order:
         notes["mended", "with equal scores, which became ties"] += 1
-    if len(places) < len(responses):
+    if len(places) < count:
         notes["mended", "with equal responses, of which the best was kept"] += 1
-        responses = [responses[i] for i in places]
-        ranks = dense_ranks([ranks[i] for i in places], len(places))
+        responses, ranks = ([part[i] for i in places] for part in (responses, ranks))
         if "grades" in row:
-            row = row | {"grades": [row["grades"][i] for i in places]}
+            row = row | {"grades": [grades[i] for i in places]}
     used = {"grades", "noise", "labeler", "models"}.union(*(names for names, *_ in scores))
-    return {"prompt": prompt, "responses": responses, "ranks": ranks, **kept(row, notes, used)}
+    return {"prompt": prompt, "responses": responses, "ranks": dense_ranks(ranks, len(ranks)),
+            **kept(row, notes, used)}
 
 
 def distinct(responses):
@@ -594,55 +314,15 @@ def distinct(responses):
     return sorted({text.strip(): i for i, text in reversed([*enumerate(responses)])}.values())
 
 
-def check_grades(row, count):
-    """compare.py's: a true grade for each response, and the noise of the labelers."""
-    grades, noise = row.get("grades", [0] * count), row.get("noise", 1)
-    if not isinstance(grades, list) or len(grades) != count or not all(map(is_number, grades)):
-        raise DataError(f"grades must be a list of {count} numbers, not {grades!r:.40}")
-    if not is_number(noise) or noise <= 0:
-        raise DataError(f"noise must be a number above 0, not {noise!r:.40}")
-
-
-def stem_of(name):
-    """"chosen-rating" -> "rating", "scores" -> "score" """
-    return re.sub("[-_]?(chosen|rejected)[-_]?|s$", "", name.lower())
-
-
-def unjudged(row):
-    """The row without what was said of its responses, so that it can have others."""
-    return {name: value for name, value in row.items()
-            if stem_of(name) not in SCORES and name not in OPINIONS}
-
-
-def scores_of(row, count):
-    """Yield ({names of fields}, which way, scores) for all that the row says of its responses."""
-    for name, value in without(row, CONTENT).items():
-        stem, twin, values = stem_of(name), name.replace("chosen", "rejected"), []
-        if stem not in SCORES or name == "grades" and "noise" in row:  # labelers differ from these
-            continue
-        if twin != name:
-            values = [value, row.get(twin)]
-        elif stem == "margin":                        # TRL's: chosen minus rejected
-            values = [value, 0]
-        # a list beside chosen and rejected may have another order: of these only ties are clear
-        elif isinstance(value, list) and ("responses" in row or value == value[:1] * count):
-            values = value
-        if len(values) == count and all(map(is_number, values)):
-            yield {name, twin}, SCORES[stem], values
-
-
-def with_ties(ranks, scores):
+def with_ties(ranks, names, way, scores):
     """The ranks, without a difference where the scores have none. They must not contradict."""
-    names, way, values = scores
     for i, j in combinations(range(len(ranks)), 2):
-        if ranks[i] < ranks[j] and way * values[i] < way * values[j]:
-            raise DataError(f"{' and '.join(sorted(names))} contradict the order, {values[i]} for "
-                            f"the better response, {values[j]} for the worse: swap these, or leave "
+        if ranks[i] < ranks[j] and way * scores[i] < way * scores[j]:
+            raise DataError(f"{' and '.join(sorted(names))} contradict the order, {scores[i]} for "
+                            f"the better response, {scores[j]} for the worse: swap these, or leave "
                             "the row out")
-    tied = [0]
-    for i in range(1, len(ranks)):
-        tied.append(tied[-1] + (ranks[i] != ranks[i - 1] and values[i] != values[i - 1]))
-    return tied
+    return [*accumulate((a != b and x != y for (a, x), (b, y) in pairwise(zip(ranks, scores))),
+                        initial=0)]
 
 
 def dense_ranks(ranks, count):
@@ -654,13 +334,13 @@ def dense_ranks(ranks, count):
     return [sorted(set(ranks)).index(rank) for rank in ranks]
 
 
-def read_prompts(paths, dropped=None):
-    """From rows with a prompt, and from any demonstrations or comparisons."""
-    return read_all(paths, prompt_only, dropped)
-
-
 def prompt_only(row, notes):
-    return {"prompt": prompt_and_responses(row, notes)[0], **kept(unjudged(row), notes)}
+    return {"prompt": standard(row, notes)[0], **kept(unjudged(row), notes)}
+
+
+read_demonstrations = partial(read_all, demonstration)
+read_comparisons = partial(read_all, comparison)
+read_prompts = partial(read_all, prompt_only)
 
 
 # ---- the split ------------------------------------------------------------------------------
@@ -713,23 +393,28 @@ def split(rows, field="prompt", share=0.05):
     return [[row for row, h in zip(rows, held) if h == side] for side in (False, True)]
 
 
+def check_sizes(place, what, train, val, n_train=1, n_val=1):
+    """Refuse a split that leaves a script too little: some rows may be too long for its model."""
+    if len(train) < n_train or len(val) < n_val:
+        raise DataError(f"{place}: {len(train):,} {what} to train on and {len(val):,} held out; at "
+                        f"least {n_train:,} and {n_val:,} are needed")
+
+
 def prompts_that_fit(path, tok, T, max_new_tokens, n_train=1, n_val=1):
     """Rows of prompts, with their ids, that leave room for an answer and its end: (to train on,
     held out), at least n_train and n_val."""
     room = T - max_new_tokens - 1
     if room < 8:
-        fail(f"--max_new_tokens={max_new_tokens} leaves {room} of the models' {T} tokens for the "
-             f"prompt")
+        raise DataError(f"--max_new_tokens={max_new_tokens} leaves {room} of the models' {T} "
+                        "tokens for the prompt")
     rows = [dict(row, ids=tok.encode_chat(row["prompt"], reply=True)[0])
             for row in read_prompts(path)]
     short = [row for row in rows if len(row["ids"]) <= room]
     train, val = split(short)
-    if len(train) < n_train or len(val) < n_val:
-        fail(f"{path}: {len(train)} prompts of at most {room} tokens to train on and {len(val)} "
-             f"held out; at least {n_train} and {n_val} are needed")
+    check_sizes(path, f"prompts of at most {room} tokens", train, val, n_train, n_val)
     if len(short) < len(rows):
         note_once(f"{path}: {len(rows) - len(short)} prompts are left out, longer than {room} "
-                  f"tokens")
+                  "tokens")
     return train, val
 
 

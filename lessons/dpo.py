@@ -23,7 +23,7 @@ import torch
 from answer import sum_logp
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config, wilson
-from data.formats import prompts_that_fit, read_comparisons, split
+from data.formats import check_sizes, prompts_that_fit, read_comparisons, split
 from evaluate import cell
 from lessons.held_out import show, watch
 from optim import adamw, get_lr, set_lr
@@ -110,9 +110,7 @@ if __name__ == "__main__":
     train, val = ([item for row in part if (item := encode_comparison(tok, row, T))]
                   for part in split(read_comparisons(config.data)))
     _, asked = prompts_that_fit(config.prompts, tok, T, config.max_new_tokens)
-    if len(train) < config.batch_size or not val:
-        fail(f"{config.data}: {len(train)} prompts to train on and {len(val)} held out; at least "
-             f"{config.batch_size} and 1 are needed")
+    check_sizes(config.data, "prompts", train, val, config.batch_size)
     per_epoch = len(train) // config.batch_size
     config.steps = config.steps or per_epoch
     plan = batches(train, config.batch_size, config.steps, config.seed)

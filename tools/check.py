@@ -29,14 +29,14 @@ from chat import has_colours, paint, safe
 from checkpoint import load_checkpoint
 from common import fail, parse_config
 from data.corpus import Corpus
-from data.formats import (COMPARED, CONTENT, QUESTIONS, DataError, Drop, comparison,
-                          demonstration, held_out, is_text, list_files, places_and_rows,
-                          prompt_and_responses, prompt_only, read_rows, text_and_logp,
-                          without_gaps)
+from data.dialects import (COMPARED, CONTENT, QUESTIONS, DataError, Drop, first, standard,
+                           without_gaps)
+from data.formats import (comparison, demonstration, held_out, is_text, list_files,
+                          places_and_rows, prompt_only, read_rows, text_and_logp)
 from tokenizer import Tokenizer
 
-READERS = dict(text=lambda row, notes: text_and_logp(row, "strict", notes),
-               demonstrations=demonstration, comparisons=comparison, prompts=prompt_only)
+READERS = dict(text=text_and_logp, demonstrations=demonstration, comparisons=comparison,
+               prompts=prompt_only)
 MARKED = dict(text="what the model learns to predict, which is everything",
               demonstrations="what the model learns to say; the rest it only reads",
               comparisons="where the score is read",
@@ -58,11 +58,11 @@ class Config:
 # ---- which format ---------------------------------------------------------------------------
 
 def kind_of(row):
-    if any(name in row for name in COMPARED):
+    if first(row, COMPARED):
         return "comparisons"
-    if "text" in row and not any(name in row for name in QUESTIONS):
+    if "text" in row and not first(row, QUESTIONS):
         return "text"
-    return "demonstrations" if prompt_and_responses(row, Counter())[1] else "prompts"
+    return "demonstrations" if standard(row, Counter())[1] else "prompts"
 
 
 def form_of(row):
@@ -71,7 +71,7 @@ def form_of(row):
     form += ", ".join(name for name in row if name in (*CONTENT, "text"))
     if not isinstance(row.get("chosen"), str):
         return form + " as messages" * ("chosen" in row)
-    return form + (" as text" if any(name in row for name in QUESTIONS) else " as HH transcripts")
+    return form + (" as text" if first(row, QUESTIONS) else " as HH transcripts")
 
 
 def identify(path):
@@ -79,7 +79,7 @@ def identify(path):
     files, seen = list_files(path), Counter()
     if Path(path).is_dir() or is_text(files[0]):
         return "text", f"{len(files)} file{'s' * (len(files) > 1)}"
-    for _, row in islice(places_and_rows(path, "strict"), 1000):
+    for _, row in islice(places_and_rows(path), 1000):
         try:
             row = without_gaps(row)
             seen[kind_of(row), form_of(row)] += 1
@@ -89,16 +89,15 @@ def identify(path):
 
 
 def read(path, kind):
-    """(rows, malformed, dropped, notes): the rows that training would read, the errors of those it
-    would refuse, the counts of those it would leave out, and of what it would mend or not use."""
-    rows, malformed, dropped, notes = [], [], Counter(), Counter()
+    """(rows, malformed, counts): the rows that training would read, the errors of those it would
+    refuse, and how many it would leave out, mend, or not use a field of."""
+    rows, malformed, counts = [], [], Counter()
     try:
         for file in list_files(path) if kind == "text" else [path]:
-            rows += read_rows(file, READERS.get(kind, prompt_only), dropped, malformed=malformed,
-                              notes=notes)
+            rows += read_rows(file, READERS.get(kind, prompt_only), counts, malformed)
     except DataError as error:                        # the whole file is bad, e.g. not UTF-8
         malformed.append(str(error))
-    return rows, malformed, dropped, notes
+    return rows, malformed, counts
 
 
 # ---- what to print --------------------------------------------------------------------------
@@ -238,21 +237,19 @@ def look(path, config, tok, T, colour):
     except DataError as error:
         return "", [str(error)], set()
     print(f"\n{path}: {'pretraining ' * (kind == 'text')}{kind} ({form})\n")
-    rows, malformed, dropped, notes = read(path, kind)
+    rows, malformed, counts = read(path, kind)
     for reason in malformed[:MALFORMED]:
         fact("malformed", reason)
     if len(malformed) > MALFORMED:
         fact("", f"and {len(malformed) - MALFORMED:,} more")
-    for reason, count in dropped.most_common():
-        fact("dropped", f"{count:,} {reason}")
-    for (what, text), count in notes.most_common():
-        fact(what, f"{count:,} {text}")
+    for (what, why), count in sorted(counts.items(), key=lambda both: (both[0][0], -both[1])):
+        fact(what, f"{count:,} {why}")
     if not rows or kind == "text" and malformed:      # Corpus would refuse the file
         return kind, malformed, set()
     if kind != "text":
         return kind, malformed, look_at_dialogues(kind, rows, tok, T, config, colour)
     try:
-        return kind, malformed, look_at_text(path, tok, T, colour, dropped or notes)
+        return kind, malformed, look_at_text(path, tok, T, colour, counts)
     except ValueError as error:                       # too few documents to hold one out
         fact("too few", error)
         return kind, [str(error)], set()

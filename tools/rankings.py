@@ -12,7 +12,8 @@ from pathlib import Path
 
 from checkpoint import read_rows
 from common import wilson, writing
-from data.formats import dense_ranks, read_comparisons, string, unjudged
+from data.dialects import string, unjudged
+from data.formats import dense_ranks, read_comparisons
 
 MAX_PEOPLE, MAX_ITEMS = 200, 100
 
@@ -91,7 +92,7 @@ class Rankings:
     def read_items(self):
         if not self.source.exists():
             return {}
-        rows = read_comparisons(self.source, dropped=Counter())[:MAX_ITEMS]
+        rows = read_comparisons(self.source, counts=Counter())[:MAX_ITEMS]
         return {key_of(row): unjudged(row) for row in rows}
 
     def read_rows(self):
