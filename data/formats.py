@@ -82,10 +82,10 @@ def is_text(path):
 def is_one_value(start):
     """Whether a file that begins so is one JSON value: a list, or an object over several lines,
     such as {"data": [. In JSONL each line is an object, or a list in nanochat's files."""
-    first, _, rest = map(bytes.strip, start.lstrip(BLANK).partition(b"\n"))
-    if first.startswith(b"["):
-        return not rest or not first.endswith(b"]")
-    return rest and first.startswith(b"{") and first.endswith((b"{", b"[", b":", b","))
+    line, _, rest = map(bytes.strip, start.lstrip(BLANK).partition(b"\n"))
+    if line.startswith(b"["):
+        return not rest or not line.endswith(b"]")
+    return rest and line.startswith(b"{") and line.endswith((b"{", b"[", b":", b","))
 
 
 def rows_of(text):

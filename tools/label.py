@@ -145,7 +145,7 @@ def label(n, item, labels, save, name=""):
 
 def report_agreement(first, second):
     """One line: how often two files rank a pair the same way."""
-    files = (read_comparisons(path, dropped=Counter()) for path in (first, second))
+    files = (read_comparisons(path, counts=Counter()) for path in (first, second))
     found = agreement(dict(enumerate(files)))
     pairs, same, interval = found["pairs"], found["same"], found["interval"]
     if not pairs:
