@@ -7,7 +7,6 @@ interrupted run can continue where it stopped.
 """
 
 import hashlib
-import json
 import sys
 from contextlib import suppress
 from itertools import islice
@@ -86,11 +85,10 @@ class Corpus:
         """Shuffle the training documents, enough epochs for n_tokens tokens; rows() cuts them."""
         rng = np.random.default_rng(seed)
         train = np.flatnonzero(~self.held_out)
-        # without a mix all documents form one pool; with a mix each source is shuffled by itself
-        pools = [train]
-        if mix:
+        pools, share = [train], [1.0]                 # all documents form one pool …
+        if mix:                                       # … or each source is shuffled by itself
             pools = [train[self.source[train] == s] for s in range(len(self.sources))]
-        share = self.mixture(mix) if mix else np.ones(1)
+            share = self.mixture(mix)
         order, length = [], 0
         left = [np.array([], dtype=np.int64) for _ in pools]         # the rest of each pool's epoch
         while length < n_tokens:
@@ -115,17 +113,11 @@ class Corpus:
         also those of other documents. This does little harm: <|endoftext|> separates documents, and
         the model learns to ignore what stands before it. GPT-2, GPT-3 (Brown et al. 2020, appendix
         B) and nanoGPT do the same. Masking across documents is possible, but costs speed."""
-        out = np.empty((count, T + 1), dtype=np.int64)
-        for i in range(count):
-            begin, filled = (first + i) * T, 0
-            doc = int(np.searchsorted(self.ends, begin, side="right"))
-            while filled < T + 1:
-                d = self.order[doc]
-                skip = begin + filled - (self.ends[doc] - self.lengths[d])
-                piece = self.tokens[self.starts[d] + skip:self.starts[d + 1]][:T + 1 - filled]
-                out[i, filled:filled + len(piece)] = piece
-                filled, doc = filled + len(piece), doc + 1
-        return torch.from_numpy(out)
+        places = (first + np.arange(count)[:, None]) * T + np.arange(T + 1)      # in the stream
+        nth = np.searchsorted(self.ends, places, side="right")        # which document of the order
+        before_end = self.ends[nth] - places
+        tokens = self.tokens[self.starts[self.order[nth] + 1] - before_end]
+        return torch.from_numpy(tokens.astype(np.int64))
 
     def held_out_rows(self, T, n_rows):
         """Whole held-out documents packed into rows: x, y, source (R, T) with R <= n_rows, and the
@@ -187,7 +179,7 @@ def load(cache, tok):
     copy that broke off: the rows of too few tokens would be random numbers."""
     with suppress(EOFError, KeyError, OSError, ValueError, BadZipFile):
         docs = dict(np.load(cache / "docs.npz"))
-        docs["sources"] = json.loads((cache / "sources.json").read_text(encoding="utf-8"))
+        docs["sources"] = docs["sources"].tolist()
         size = docs["starts"][-1] * np.dtype(id_type(tok)).itemsize
         if (cache / "tokens.bin").stat().st_size == size:
             return docs
@@ -205,7 +197,7 @@ def encode(paths, tok, cache):
             raise OSError(f"the tokens of {paths} could not be written to {cache.parent} "
                           f"({error.strerror or error}): {room}choose another --out") from None
         cache.mkdir(exist_ok=True)
-        for name in ("tokens.bin", "sources.json", "docs.npz"):
+        for name in ("tokens.bin", "docs.npz"):
             with open(Path(tmp, name), "rb+") as f:
                 sync(f)
             with suppress(PermissionError):           # Windows: another run reads its own copy
@@ -224,7 +216,7 @@ def documents(paths, sources):
 
 
 def write(paths, tok, folder):
-    """Write tokens.bin, docs.npz and sources.json."""
+    """Write tokens.bin and docs.npz."""
     sources, rows = [], []
     docs = documents(paths, sources)
     with open(folder / "tokens.bin", "wb") as f, tqdm(unit="doc", desc="encoding", leave=False,
@@ -244,5 +236,4 @@ def write(paths, tok, folder):
             bar.update(len(batch))
     lengths, source, logp, n_bytes, h = map(np.array, zip(*rows))
     np.savez(folder / "docs.npz", starts=np.concatenate([[0], np.cumsum(lengths)]), source=source,
-             logp=logp, n_bytes=n_bytes, hash=h)
-    (folder / "sources.json").write_text(json.dumps(sources), encoding="utf-8")
+             logp=logp, n_bytes=n_bytes, hash=h, sources=sources)

@@ -403,8 +403,8 @@ MUTANTS = {
     "data/corpus.py": [
         ("split", 'hold_out(docs["hash"], ', "hold_out(np.arange(len(self.starts) - 1) / 1e4, ",
          "copies of held-out text are learned"),
-        ("rows_overlap", "begin, filled = (first + i) * T, 0",
-         "begin, filled = (first + i) * (T + 1), 0", "one token in T is never predicted"),
+        ("rows_overlap", "(first + np.arange(count)[:, None]) * T",
+         "(first + np.arange(count)[:, None]) * (T + 1)", "one token in T is never predicted"),
         ("one_order", "left[s] = np.append(left[s], rng.permutation(pool))",
          "left[s] = np.append(left[s], pool)", "the documents are not shuffled"),
         ("held_out_learned", "train = np.flatnonzero(~self.held_out)",

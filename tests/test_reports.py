@@ -58,7 +58,7 @@ def test_a_run_under_nohup_stays_when_the_terminal_closes(folder):
 
 # ---- a cache that is cut off: open-lm-engine/lm-engine 53, osaurus-ai/vmlx-swift 217 ----------
 
-@pytest.mark.parametrize("name", ["tokens.bin", "docs.npz", "sources.json"])
+@pytest.mark.parametrize("name", ["tokens.bin", "docs.npz"])
 @pytest.mark.parametrize("share", [0, 0.5])
 def test_a_cache_that_was_cut_off_is_made_again(tmp_path, tiny_tokenizer, name, share):
     tiny.write(tmp_path / "text.jsonl", *(dict(text=f"{i} cats") for i in range(30)))
