@@ -50,6 +50,7 @@ TESTS = {
                       "tests/test_model.py -k checkpoint", "tests/test_ppo.py"],
     "data/corpus.py": ["tests/test_corpus.py"],
     "data/formats.py": ["tests/test_formats.py"],
+    "data/dialects.py": ["tests/test_formats.py"],
 }
 
 # {file: [(name, text, another text, what goes wrong)]}. The text stands in the file once. Faults
@@ -419,6 +420,14 @@ MUTANTS = {
          "hash(str(opening)) % 2**32 / 2**32", "each run holds out others"),
         ("sides", "for side in (False, True)]", "for side in (True, False)]",
          "it is trained on what is held out"),
+        ("ties", "a != b and x != y", "a != b", "answers of equal scores are ordered"),
+    ],
+    "data/dialects.py": [
+        ("worse_is_better", "notes) for name in PAIR)", "notes) for name in PAIR[::-1])",
+         "the rejected answer counts as the better one"),
+        ("other_dialogue", "if prompt != rejected[:-1]:", "if False:",
+         "answers to different questions are compared"),
+        ("tools", "        refuse_meaningful(turn)\n", "", "a dialogue loses its images and tools"),
     ],
 }
 
