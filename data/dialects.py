@@ -12,8 +12,8 @@ import re
 from ast import literal_eval
 from contextlib import suppress
 
-# A row asks in the first of QUESTIONS that it has. It answers in the last turn of its dialogue, or
-# in the first of ANSWERS.
+# The question is the first of QUESTIONS that is present, the answer the last turn of the dialogue,
+# or the first of ANSWERS.
 DIALOGUES = ("messages", "conversations")             # OpenAI, UltraChat, ms-swift; ShareGPT
 QUESTIONS = (*DIALOGUES, "prompt",                    # TRL
              "instruction", "question", "input")      # Alpaca, Dolly; GSM8K, OpenOrca; LIMA
@@ -58,7 +58,7 @@ class Drop(Exception):
 # ---- fields ---------------------------------------------------------------------------------
 
 def first(row, names):
-    """The name that comes first among those that the row has."""
+    """The first of the names that the row has, or None."""
     return next((name for name in names if name in row), None)
 
 
@@ -274,8 +274,7 @@ def stem_of(name):
 
 def unjudged(row):
     """The row without what was said of its responses, so that it can have others."""
-    return {name: value for name, value in row.items()
-            if stem_of(name) not in SCORES and name not in OPINIONS}
+    return without(row, [name for name in row if stem_of(name) in SCORES or name in OPINIONS])
 
 
 def scores_of(row, count):

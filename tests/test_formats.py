@@ -12,19 +12,13 @@ from data.formats import (check_sizes, held_out, is_held_out, read_comparisons,
                           read_demonstrations, read_prompts, read_rows, read_texts, split)
 
 REAL = Path(__file__).parents[2] / "shared" / "real"
-on_real_data = pytest.mark.skipif(not REAL.exists(), reason=f"no real data in {REAL}")
 
 
-def user(text):
-    return {"role": "user", "content": text}
+def turn(role):
+    return lambda text: {"role": role, "content": text}
 
 
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
+user, assistant, system = map(turn, ("user", "assistant", "system"))
 
 
 def sharegpt(*turns):
@@ -704,37 +698,41 @@ def test_too_few_rows_on_a_side_are_refused_with_the_numbers():
 
 # real files, counted in another way --------------------------------------------
 
-def rows_of(name):
-    text = (REAL / name).read_text(encoding="utf-8")
-    return json.loads(text) if name.endswith(".json") else [*map(json.loads, text.splitlines())]
+@pytest.fixture
+def real():
+    """real(name) -> the path of a public file, and its rows."""
+    if not REAL.exists():
+        pytest.skip(f"no real data in {REAL}")
+
+    def real(name):
+        text = (REAL / name).read_text(encoding="utf-8")
+        return REAL / name, (json.loads(text) if name.endswith(".json") else
+                             [*map(json.loads, text.splitlines())])
+    return real
 
 
-@on_real_data
-def test_shakespeare_is_read_as_one_unchanged_document():
+def test_shakespeare_is_read_as_one_unchanged_document(real):
     assert texts(REAL / "shakespeare.txt") == [(REAL / "shakespeare.txt").read_text().strip("\n")]
 
 
-@on_real_data
-def test_wikipedia_and_c4_are_complete():
-    rows = rows_of("c4_demo.jsonl")
-    found = list(read_texts(f"{REAL / 'c4_demo.jsonl'},{REAL / 'wiki_demo.txt'}"))
+def test_wikipedia_and_c4_are_complete(real):
+    path, rows = real("c4_demo.jsonl")
+    found = list(read_texts(f"{path},{REAL / 'wiki_demo.txt'}"))
     assert [d.text for d in found[:-1]] == [row["text"] for row in rows] and len(rows) == 300
     assert found[-1].source == "wiki_demo" and len(found[-1].text) > 1_000_000
 
 
-@on_real_data
-def test_alpaca_is_complete():
-    rows, found = rows_of("alpaca_en_demo.json"), demonstrations(REAL / "alpaca_en_demo.json")
+def test_alpaca_is_complete(real):
+    path, rows = real("alpaca_en_demo.json")
+    found = demonstrations(path)
     assert len(found) == len(rows) == 999
     assert [messages[-1]["content"] for messages in found] == [row["output"] for row in rows]
     assert [i for i, row in enumerate(rows) if row["input"]] == [
         i for i, messages in enumerate(found) if messages[0]["content"] != rows[i]["instruction"]]
 
 
-@on_real_data
-def test_the_instruction_set_with_preferences_is_read_as_all_three_kinds():
-    path, counts = REAL / "instruction-data-with-preference.json", Counter()
-    rows = rows_of(path.name)
+def test_the_instruction_set_with_preferences_is_read_as_all_three_kinds(real):
+    (path, rows), counts = real("instruction-data-with-preference.json"), Counter()
     equal = sum(row["chosen"] == row["rejected"] for row in rows)
     comparisons = read_comparisons(path, counts)
     assert counts == {("dropped", "with equal responses"): equal} and equal == 6
@@ -743,10 +741,9 @@ def test_the_instruction_set_with_preferences_is_read_as_all_three_kinds():
     assert comparisons[0]["responses"] == [rows[0]["chosen"], rows[0]["rejected"]]
 
 
-@on_real_data
-def test_sharegpt_preferences_are_complete():
-    path = REAL / "dpo_en_demo.json"
-    rows, found = rows_of(path.name), read_comparisons(path)
+def test_sharegpt_preferences_are_complete(real):
+    path, rows = real("dpo_en_demo.json")
+    found = read_comparisons(path)
     assert len(found) == len(read_prompts(path)) == len(rows) == 300
     turns = Counter(turn["from"] for row in rows for turn in row["conversations"])
     roles = Counter(turn["role"] for row in found for turn in row["prompt"])
@@ -754,10 +751,9 @@ def test_sharegpt_preferences_are_complete():
         turns["human"], turns["gpt"], turns["system"])
 
 
-@on_real_data
-def test_hh_transcripts_can_be_rebuilt_from_their_turns():
-    path, counts = REAL / "hh_harmless_1100.jsonl", Counter()
-    rows, found = rows_of(path.name), read_comparisons(path, counts)
+def test_hh_transcripts_can_be_rebuilt_from_their_turns(real):
+    (path, rows), counts = real("hh_harmless_1100.jsonl"), Counter()
+    found = read_comparisons(path, counts)
     assert len(read_prompts(path)) == len(rows) == 1100
     empty = [row for row in rows if row["chosen"].rstrip().endswith("Assistant:")]
     assert counts == {("dropped", "whose best response is empty"): len(empty)} and len(empty) == 3
