@@ -18,12 +18,12 @@ DIALOGUES = ("messages", "conversations")             # OpenAI, UltraChat, ms-sw
 QUESTIONS = (*DIALOGUES, "prompt",                    # TRL
              "instruction", "question", "input")      # Alpaca, Dolly; GSM8K, OpenOrca; LIMA
 ANSWERS = ("response", "completion", "output", "answer")       # Dolly; TRL; Alpaca; GSM8K
-# What stands beside a question: more of it (Alpaca; Dolly), and what comes before it.
-CONTEXTS, SYSTEMS, HISTORY = ("input", "context"), ("system", "system_prompt"), ("history",)
+# Beside a question stands more of it (Alpaca; Dolly), or what comes first (Alpaca; OpenOrca).
+CONTEXTS, SYSTEMS = ("input", "context"), ("system", "system_prompt")
 PAIR = ("chosen", "rejected")                         # TRL, Anthropic's HH, LLaMA-Factory
 COMPARED = ("responses", "ranks", *PAIR, "rejected_response")  # compare.py's; ms-swift
 # the fields that become prompt and responses; all other fields of a row are kept
-CONTENT = (*QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, *HISTORY, *COMPARED)
+CONTENT = (*QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, "history", *COMPARED)
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant",
          "human": "user", "gpt": "assistant"}         # ShareGPT's
