@@ -48,8 +48,6 @@ class Config:
     out: str = "out/scoreboard.json"
     n_prompts: int = 800
     best_of: int = 16                    # samples per prompt for best-of-n; 0: none
-    ask: str = "sparrow asks:\n"         # what the pretraining text writes before a question
-    say: str = "mossy says:\n"           # and before an answer: the pretrained model's prompt
     max_new_tokens: int = 64
     temperature: float = 0.7             # of the sampled answers; PPO's is the same
     seed: int = 0
@@ -69,15 +67,18 @@ class Answers:
     ended: list      # did the model end the reply itself?
 
 
-def few_shot(tok, prompt, kind, examples, config, rng, room):
-    """ids: up to four examples of the same kind, then the prompt. All have the form of the
+# What the pretraining text writes before a question and before an answer.
+NAMES = dict(user="sparrow asks:\n", assistant="mossy says:\n", system="")
+
+
+def few_shot(tok, row, examples, rng, room):
+    """ids: up to four examples of the prompt's kind, then the prompt. All have the form of the
     pretraining text, and each example is a document. At most `room` tokens."""
     def write(messages):                              # at once: "?\n" can be one token
-        names = dict(user=config.ask, assistant=config.say, system="")
-        return [tok.eot] + tok.encode("\n".join(names[m["role"]] + m["content"] for m in messages))
+        return [tok.eot] + tok.encode("\n".join(NAMES[m["role"]] + m["content"] for m in messages))
 
-    ids = write([*prompt, dict(role="assistant", content="")])
-    same = [e for e in examples if e.get("kind") == kind] or examples
+    ids = write([*row["prompt"], dict(role="assistant", content="")])
+    same = [e for e in examples if e.get("kind") == row.get("kind", "all")] or examples
     for i in rng.permutation(len(same))[:4]:
         shot = write(same[i]["messages"])
         if len(shot) + len(ids) > room:
@@ -86,14 +87,14 @@ def few_shot(tok, prompt, kind, examples, config, rng, room):
     return ids[-room:]
 
 
-def model_input(model, base, tok, prompts, kinds, examples, config):
+def model_input(model, base, tok, rows, examples, max_new_tokens):
     """[[ids]]: what the model reads before each answer. base: whether it is a pretrained model."""
     T = model.config.block_size
     if not base:
-        return [prompt_ids(tok, prompt, T, config.max_new_tokens) for prompt in prompts]
-    room = T - min(config.max_new_tokens, T // 3)
-    return [few_shot(tok, prompt, kind, examples, config, np.random.default_rng(i), room)
-            for i, (prompt, kind) in enumerate(zip(prompts, kinds))]
+        return [prompt_ids(tok, row["prompt"], T, max_new_tokens) for row in rows]
+    room = T - min(max_new_tokens, T // 3)
+    return [few_shot(tok, row, examples, np.random.default_rng(i), room)
+            for i, row in enumerate(rows)]
 
 
 def first_line(tok, ids):
@@ -232,40 +233,39 @@ def sample_best_of(model, reward, judge, tok, prompts, rt, config):
 
 # ---- the table ------------------------------------------------------------------------------
 
-def cell(value, form="{:.2f}"):
-    """A number, or a mean with its interval; "-" if there is none."""
-    if value is None or isinstance(value, (list, tuple)) and None in value:
-        return "-"
-    if isinstance(value, (list, tuple)):
-        return re.sub(r"\b0\.", ".", f"{form} [{form}, {form}]".format(*value))
-    return form.format(value)
+def cell(value, form="{:.2f}", interval="{} [{}, {}]", missing="-"):
+    """A number, or a mean with its interval; missing if there is none."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if None in values:
+        return missing
+    texts = [form.format(v) for v in values]
+    return re.sub(r"\b0\.", ".", interval.format(*texts)) if len(texts) > 1 else texts[0]
 
 
-ROWS = (("grade, 1 to 7", "grade", "{:.2f}"), ("better than {}", "better", "{:.1%}"),
-        ("equal", "equal", "{:.1%}"), ("worse", "worse", "{:.1%}"),
-        ("learned score", "score", "{:.2f}"), ("KL from SFT (nats)", "kl", "{:.2f}"),
-        ("entropy (nats per token)", "entropy", "{:.2f}"),
-        ("distinct word pairs", "distinct_2", "{:.3f}"), ("length (tokens)", "length", "{:.1f}"),
-        ("ended by itself", "ended", "{:.1%}"), ("loss on held-out text", "text_loss", "{:.3f}"))
+# {name in the scoreboard: (what it is called, how it is printed)}; "{}" is the reference.
+ROWS = dict(
+    grade=("grade, 1 to 7", "{:.2f}"), better=("better than {}", "{:.1%}"),
+    equal=("equal", "{:.1%}"), worse=("worse", "{:.1%}"), score=("learned score", "{:.2f}"),
+    kl=("KL from SFT (nats)", "{:.2f}"), entropy=("entropy (nats per token)", "{:.2f}"),
+    distinct_2=("distinct word pairs", "{:.3f}"), length=("length (tokens)", "{:.1f}"),
+    ended=("ended by itself", "{:.1%}"), text_loss=("loss on held-out text", "{:.3f}"))
 
 
 def show(board):
     """Print the scoreboard: a column for each model, then the reward model and best of n."""
-    models, lines = board["models"], []               # lines: (label, [cells])
-    judged = [m["by_kind"] for m in models.values() if "by_kind" in m]
-    kinds = {kind: [j[kind] for j in judged] for kind in (judged[0] if judged else ())}
-    for kind, found in kinds.items():
-        lines.append((f"{kind} ({found[0]['n']}): right greedy / sampled", [
-            f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found]))
-    for kind, found in kinds.items():
-        lines.append((f"{kind}: grade", [cell(f["grade"]) for f in found]))
+    models, columns = board["models"], board["models"].values()
+    kinds = {kind: [m["by_kind"][kind] for m in columns]
+             for kind in next(iter(columns)).get("by_kind", ())}
+    lines = [(f"{kind} ({found[0]['n']}): right greedy / sampled",
+              [f"{100 * f['right']:.1f} / {100 * f['right_sampled']:.1f}%" for f in found])
+             for kind, found in kinds.items()]
+    lines += [(f"{kind}: grade", [cell(f["grade"]) for f in found])
+              for kind, found in kinds.items()]
     if "fact" in kinds:
         lines.append(("known people called unknown",
                       [cell(f["unsure"], "{:.1%}") for f in kinds["fact"]]))
-    for label, key, form in ROWS:
-        if any(key in m for m in models.values()):
-            lines.append((label.format(board["reference"]),
-                          [cell(m.get(key), form) for m in models.values()]))
+    lines += [(label.format(board["reference"]), [cell(m.get(key), form) for m in columns])
+              for key, (label, form) in ROWS.items() if any(key in m for m in columns)]
     width, column = max(len(label) for label, _ in lines) + 1, max(17, *map(len, models)) + 1
     print(f"\n{board['prompts']} prompts from {board['data']}, sampled at temperature "
           f"{board['temperature']}\n")
@@ -278,40 +278,27 @@ def show_reward(board):
     def shares(by_name):
         return ", ".join(f"{name} {cell(share)}" for name, share in by_name)
 
-    if "reward_model" in board:
-        r, top = board["reward_model"], ""
+    if r := board.get("reward_model"):
+        top = ""
         if r["accuracy"] and r.get("ceiling"):        # None: was not finite
             top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
         if "clear_pairs" in r:
             top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
-        accuracy = cell(r["accuracy"], "{:.3f}")
-        print(f"\nreward model: accuracy {accuracy} on {r['pairs']:,} held-out pairs{top}")
-        print("    predicted and observed preference, by quarter of margin: "
+        print(f"\nreward model: accuracy {cell(r['accuracy'], '{:.3f}')} on {r['pairs']:,} held-out "
+              f"pairs{top}\n    predicted and observed preference, by quarter of margin: "
               + shares((cell(b["predicted"]), b["accuracy"]) for b in r["by_margin"]))
         print("    accuracy by length: " + shares(r["by_length"].items()))
         print("    accuracy by kind: " + shares((kind, v[0]) for kind, v in r["by_kind"].items()))
     if "contrasts" in board:
         print("reward model: the right above the wrong answer in the same words: " + ", ".join(
             f"{kind} {100 * share:.1f}% of {n}" for kind, (share, n) in board["contrasts"].items()))
-    for b in board.get("best_of_n", []):
+    for b in board.get("best_of_n", ()):
         grade = "" if b["grade"] is None else f", grade {b['grade']:.2f}"
         print(f"best of {b['n']:>2} from {board['reference']}: KL at most {cell(b['kl'])}, "
               f"score {cell(b['score'])}{grade}")
-    same = {name: m["grade_same"] for name, m in board["models"].items() if "grade_same" in m}
+    same = [(name, m["grade_same"]) for name, m in board["models"].items() if "grade_same" in m]
     if same:
-        print("on the same prompts: " + shares(same.items()))
-
-
-# ---- setup ----------------------------------------------------------------------------------
-
-def load_models(paths, rt):
-    """{name: model}, {name: stage}, and the tokenizer, which all of them must share."""
-    models, stages, tok = {}, {}, None
-    short = [Path(path).stem for path in paths]       # sft, ppo; paths where two would be equal
-    for path, name in zip(paths, short if len(set(short)) == len(paths) else paths):
-        models[name], tok, history = load(path, rt, "pretrain sft ppo", tok)
-        stages[name] = history[-1]["stage"]
-    return models, stages, tok
+        print("on the same prompts: " + shares(same))
 
 
 if __name__ == "__main__":
@@ -322,16 +309,20 @@ if __name__ == "__main__":
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
     prompts, kinds = [row["prompt"] for row in rows], [row.get("kind", "all") for row in rows]
-    models, stages, tok = load_models(config.models.split(","), rt)
+    models, stages, tok, paths = {}, {}, None, config.models.split(",")
+    short = [Path(path).stem for path in paths]       # sft, ppo; paths where two would be equal
+    for path, name in zip(paths, short if len(set(short)) == len(paths) else paths):
+        models[name], tok, history = load(path, rt, "pretrain sft ppo", tok)
+        stages[name] = history[-1]["stage"]
     reference = next((name for name, stage in stages.items() if stage == "sft"), None)
     reward, unseen, contrasts, examples = None, [], [], []
     if config.reward:
         reward, _, (*_, trained) = load(config.reward, rt, "reward", tok)
-    if reward and config.comparisons and Path(config.comparisons).exists():
-        share = trained["config"].get("held_out", 0.05)
-        _, unseen = split(read_comparisons(config.comparisons), share=share)
-    if reward and Path(config.contrasts).is_file():
-        contrasts = read_comparisons(config.contrasts)
+        if config.comparisons and Path(config.comparisons).exists():
+            share = trained["config"].get("held_out", 0.05)
+            _, unseen = split(read_comparisons(config.comparisons), share=share)
+        if Path(config.contrasts).is_file():
+            contrasts = read_comparisons(config.contrasts)
     if config.examples and "pretrain" in stages.values():
         examples, _ = split(read_demonstrations(config.examples), "messages")
     if config.text:
@@ -342,10 +333,10 @@ if __name__ == "__main__":
 
     # ---- each model: its answers, and what the judge says about them ------------------------
 
-    results, grades, groups = {}, {}, groups_of(rows)
+    results, grades = {}, {}
     for name, model in models.items():
         base = stages[name] == "pretrain"
-        asked = model_input(model, base, tok, prompts, kinds, examples, config)
+        asked = model_input(model, base, tok, rows, examples, config.max_new_tokens)
         greedy, sampled = (answer(model, base, tok, asked, temperature, rt, config)
                            for temperature in (0.0, config.temperature))
         ref_model = None if base or name == reference else models.get(reference)
@@ -356,22 +347,20 @@ if __name__ == "__main__":
             verdicts = [verdicts_of(judge, prompts, answers.texts, config.judge)
                         for answers in (greedy, sampled)]
             grades[name] = [v["grade"] for v in verdicts[1]]
-            result["grade"] = interval(grades[name], groups, rng)
+            result["grade"] = interval(grades[name], groups_of(rows), rng)
             result["by_kind"] = by_kind(kinds, *verdicts)
+        if config.text:                               # what has a later stage forgotten?
+            loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
+            result["text_loss"] = loss.item()
         print(f"{name}: answered {len(prompts)} prompts twice")
 
-    # ---- better or worse, loss on text, the reward model, best of n -------------------------
+    # ---- better or worse, the reward model, best of n ----------------------------------------
 
     board = dict(data=config.data, prompts=len(rows), temperature=config.temperature,
                  reference=reference, models=results)
-    if judge and reference:
-        for name in models:
-            if name != reference:
-                results[name] |= compared(grades[name], grades[reference])
-    if config.text:
-        for name, model in models.items():            # what has a later stage forgotten?
-            loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
-            results[name]["text_loss"] = loss.item()
+    for name in grades:
+        if reference and name != reference:
+            results[name] |= compared(grades[name], grades[reference])
     if unseen:
         board["reward_model"] = examine_reward(reward, tok, unseen, rt,
                                                trained["metrics"]["score_std"])

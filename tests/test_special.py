@@ -2,7 +2,6 @@
 or a system message, and in no script."""
 
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,20 +113,19 @@ def test_text_typed_in_a_chat_has_only_the_templates_special_tokens(tiny_tokeniz
 
 
 def test_few_shot_examples_have_no_special_token_but_endoftext(tiny_tokenizer, attacks):
-    config, rng = SimpleNamespace(ask="Q: ", say="A: "), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     for text in attacks:
         asked = [dict(role="user", content=text)]
         examples = [dict(messages=[*asked, dict(role="assistant", content=text)])]
-        ids = few_shot(tiny_tokenizer, asked, "fact", examples, config, rng, room=1000)
+        ids = few_shot(tiny_tokenizer, dict(prompt=asked), examples, rng, room=1000)
         assert set(specials(tiny_tokenizer, ids)) == {"endoftext"}
         assert len(specials(tiny_tokenizer, ids)) == 2
 
 
 def test_the_question_and_what_follows_it_are_encoded_as_in_the_pretraining_text():
-    text = "Q: Who?\nA: Me\n" * 9
+    text = "sparrow asks:\nWho?\nmossy says:\nMe\n" * 9
     tok = Tokenizer.train(text, 268)
     assert b"?\n" in tok.tokens.values()                     # "?" and the line break are one token
-    config = SimpleNamespace(ask="Q: ", say="A: ")
     asked = [dict(role="user", content="Who?")]
-    ids = few_shot(tok, asked, "fact", [], config, np.random.default_rng(0), room=1000)
-    assert ids == [tok.eot, *tok.encode("Q: Who?\nA: ")]
+    ids = few_shot(tok, dict(prompt=asked), [], np.random.default_rng(0), room=1000)
+    assert ids == [tok.eot, *tok.encode("sparrow asks:\nWho?\nmossy says:\n")]

@@ -22,7 +22,7 @@ import reward
 import rlhf_ppo
 import sft
 from common import Runtime, fail, from_json, note_once, parse_config, to_json, writing
-from evaluate import show
+from evaluate import ROWS, cell, show
 from view import views
 from view.curves import both, curves, made_by
 
@@ -44,56 +44,43 @@ SCRIPTS = dict(pretrain=("pretrain.py", pretrain.Config), sft=("sft.py", sft.Con
                comparisons=("compare.py", compare.Config), reward=("reward.py", reward.Config),
                ppo=("rlhf_ppo.py", rlhf_ppo.Config))
 
-# Rows of the scoreboard: name in evaluate.py's result, how to print it, what it says.
-FIGURES = [
-    ("grade", "{:.2f}", "true grade, 1 to 7", "真实评分，1 到 7",
-     "What the town's judge, which knows the truth, gives the sampled answers on average. No stage "
-     "ever sees it.", "小镇的裁判知道真相，这是它给采样回答的平均分。任何训练阶段都看不到它。"),
-    ("better", "{:.1%}", "better than SFT", "比 SFT 更好",
-     "For how many prompts the answer has a better grade than SFT's.",
-     "有多少提问的回答比 SFT 的回答评分更高。"),
-    ("worse", "{:.1%}", "worse than SFT", "比 SFT 更差",
-     "And for how many a worse one; the others are equal.", "有多少更低；其余相等。"),
-    ("score", "{:.2f}", "learned score", "学到的分数",
-     "What the reward model gives. PPO raises this number; the grade shows whether that helped.",
-     "奖励模型给的分数。PPO 提高的是这个数；真实评分说明这样做是否有用。"),
-    ("kl", "{:.2f}", "KL from SFT (nats)", "与 SFT 的 KL(奈特)",
-     "How far the answers have moved from those of SFT; PPO pays for it.",
-     "回答离 SFT 有多远；PPO 要为这个距离付费。"),
-    ("entropy", "{:.2f}", "entropy (nats per token)", "熵（每词元奈特）",
-     "How undecided the model is at each token; 0 means it always says the same.",
-     "模型在每个词元上有多犹豫；0 表示它总说同样的话。"),
-    ("distinct_2", "{:.3f}", "distinct word pairs", "不同的词对",
-     "Different pairs of words among all pairs; it falls when answers become alike, or longer.",
-     "不同词对占全部词对的比例；回答越雷同或越长，它越小。"),
-    ("length", "{:.1f}", "length (tokens)", "长度（词元）",
-     "Tokens of a sampled answer on average.", "采样回答的平均词元数。"),
-    ("ended", "{:.1%}", "ended by itself", "自己结束的比例",
-     "Answers with an end of their own, not cut off by the limit.",
-     "自己写出结尾、没有被长度限制截断的回答。"),
-    ("text_loss", "{:.3f}", "loss on held-out text", "留出文本的损失",
-     "What was forgotten: the loss on text as in pretraining, in nats per token.",
-     "忘记了多少：在预训练那种文本上的损失，每词元奈特。")]
+# What the rows of the scoreboard say: evaluate.py's name of a row, its Chinese name, a sentence.
+MEANINGS = dict(
+    grade=("真实评分，1 到 7",
+           "What the town's judge, which knows the truth, gives the sampled answers on average. No "
+           "stage ever sees it.", "小镇的裁判知道真相，这是它给采样回答的平均分。任何训练阶段都看不到它。"),
+    better=("比 {} 更好", "For how many prompts the answer has a better grade.",
+            "有多少提问的回答评分更高。"),
+    worse=("更差", "And for how many a worse one; the others are equal.", "有多少更低；其余相等。"),
+    score=("学到的分数",
+           "What the reward model gives. PPO raises this number; the grade shows whether that "
+           "helped.", "奖励模型给的分数。PPO 提高的是这个数；真实评分说明这样做是否有用。"),
+    kl=("与 SFT 的 KL(奈特)",
+        "How far the answers have moved from those of SFT; PPO pays for it.",
+        "回答离 SFT 有多远；PPO 要为这个距离付费。"),
+    entropy=("熵（每词元奈特）",
+             "How undecided the model is at each token; 0 means it always says the same.",
+             "模型在每个词元上有多犹豫；0 表示它总说同样的话。"),
+    distinct_2=("不同的词对",
+                "Different pairs of words among all pairs; it falls when answers become alike, or "
+                "longer.", "不同词对占全部词对的比例；回答越雷同或越长，它越小。"),
+    length=("长度（词元）", "Tokens of a sampled answer on average.", "采样回答的平均词元数。"),
+    ended=("自己结束的比例", "Answers with an end of their own, not cut off by the limit.",
+           "自己写出结尾、没有被长度限制截断的回答。"),
+    text_loss=("留出文本的损失",
+               "What was forgotten: the loss on text as in pretraining, in nats per token.",
+               "忘记了多少：在预训练那种文本上的损失，每词元奈特。"))
 
 
 # ---- the scoreboard and the settings --------------------------------------------------------
 
-def figure(value, form):
-    """A number, or a mean and its interval."""
-    if value is None or isinstance(value, list) and None in value:
-        return "–"
-    if isinstance(value, list):
-        mean, low, high = (form.format(v) for v in value)
-        return f"{mean} <small>{low}–{high}</small>"
-    return form.format(value)
-
-
 def scoreboard(board):
     models = board.get("models", {})
     kinds = dict.fromkeys(k for m in models.values() for k in m.get("by_kind", {}))
-    rows = [(both(en, zh), both(says, says_zh), [figure(m.get(key), form) for m in models.values()])
-            for key, form, en, zh, says, says_zh in FIGURES
-            if any(key in m for m in models.values())]
+    rows = [(both(*(name.format(board.get("reference")) for name in (ROWS[key][0], zh))),
+             both(*says), [cell(m.get(key), ROWS[key][1], "{} <small>{}–{}</small>", "–")
+                           for m in models.values()])
+            for key, (zh, *says) in MEANINGS.items() if any(key in m for m in models.values())]
     rows += [(both(f"{kind}: right", f"{kind}：正确"),
               both("Greedy answers to this kind of prompt that are right.",
                    "这类提问的贪心回答中正确的比例。"),

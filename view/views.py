@@ -13,7 +13,6 @@ from answer import answer_text, complete
 from checkpoint import load, load_checkpoint, read_log
 from common import note_once
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
-from evaluate import Config as Evaluation
 from evaluate import first_line, model_input
 from reward import encode_answer, score, score_all
 from rlhf_ppo import Config as PPO
@@ -93,11 +92,10 @@ def next_tokens(chain, rows, n_top=10, n_tokens=24, at_least=0.005):
     most probable tokens of every model, and what each would write after one of them."""
     if not rows or not chain.models:
         return None
-    tok, config, views = chain.tok, Evaluation(max_new_tokens=n_tokens), []
+    tok, views = chain.tok, []
     rows, *_, last = first_of_kinds(rows), *chain.models
     examples = chain.read("sft", "data", read_demonstrations) or []
-    asked = {stage: model_input(model, stage == "pretrain", tok, [row["prompt"] for row in rows],
-                                [row.get("kind", "all") for row in rows], examples, config)
+    asked = {stage: model_input(model, stage == "pretrain", tok, rows, examples, n_tokens)
              for stage, model in chain.models.items()}
     for i, (row, said) in enumerate(zip(rows, greedy(chain, last, asked[last], n_tokens))):
         top, wanted = {}, [set() for _ in said]       # of each model; alternatives by position
