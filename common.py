@@ -139,13 +139,13 @@ def check_out(config):
 
 
 # The flags that are neither numbers nor files: in these, ~/ is what it is.
-TEXTS = "prompt", "system", "show", "explain", "pattern", "ask", "say"
+TEXTS = "prompt", "system", "show", "explain", "pattern"
 
 # The smallest and largest value of a flag, in every script. Its default is always allowed.
 BOUNDS = [
     (1, math.inf, "steps batch_size micro_batch minibatch epochs eval_every eval_rows block_size "
                   "n_layer n_head n_embd n_prompts n_eval max_new_tokens k seeds jobs "
-                  "details_steps runs n_test n_tokens votes"),
+                  "runs n_test n_tokens votes"),
     (0, math.inf, "lr critic_lr critic_first eps warmup weight_decay muon temperature kl_coef clip "
                   "clip_value ptx_coef best_of top_k n_docs n_demos freeze max_calls"),
     (0, 1, "dropout gamma lam top_p ptx held_out wrong"), (0.5, 1, "agreement"),

@@ -11,7 +11,7 @@ reason.
 """
 
 import gc
-import importlib.util
+import importlib
 import io
 import json
 import math
@@ -68,16 +68,15 @@ def race(title, entrants, runs, amount=None, unit="s", warmup=True):
                 seconds = time.perf_counter() - start
             if turn >= 0:
                 times[name].append(seconds)
-    medians = {name: median(t) for name, t in times.items()}
-    ours = next(iter(medians.values()))
+    ours = median(next(iter(times.values())))
     for name, t in times.items():
         values = median(t), min(t), max(t)
         if amount:
             values = amount / median(t), amount / max(t), amount / min(t)
         center, *ends = (f"{v:,.{2 if values[0] < 100 else 0}f}" for v in values)
         shown = f"{center:>8} {unit} [{', '.join(ends)}]"
-        print(f"    {name:34} {shown:34} {medians[name] / ours:6.2f} x our time")
-    return medians
+        print(f"    {name:34} {shown:34} {median(t) / ours:6.2f} x our time")
+    return {name: median(t) for name, t in times.items()}
 
 
 def peak_flops(rt):
@@ -102,20 +101,18 @@ def optional(name):
         print(f"\n{name} is left out: it needs {reason}")
 
 
-def clone(config, name):
-    """The folder with the clone of a peer."""
-    folder = Path(config.peers) / name
+def peer(config, clone, module):
+    """A module of a clone. nanoGPT's has the name of ours, which stays what others import."""
+    folder = Path(config.peers) / clone
     if not config.peers or not folder.is_dir():
-        raise ImportError(f"--peers=DIR with a clone of {name}")
-    return folder
-
-
-def nanogpt(config):
-    """nanoGPT's model.py, which has the name of ours."""
-    spec = importlib.util.spec_from_file_location("nanoGPT", clone(config, "nanoGPT") / "model.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+        raise ImportError(f"--peers=DIR with a clone of {clone}")
+    ours = sys.modules.pop(module, None)
+    sys.path.insert(0, str(folder))
+    theirs = importlib.import_module(module)
+    sys.path.remove(str(folder))
+    if ours:
+        sys.modules[module] = ours
+    return theirs
 
 
 def peak_memory(command):
@@ -136,8 +133,9 @@ def small(vocab_size, block_size, n_layer=4, n_embd=128, **more):
                          n_kv_head=n_embd // 64, **more))
 
 
-def theirs(nano, vocab_size, block_size, betas, device="cpu", n_layer=4, n_head=4, n_embd=128):
+def theirs(config, vocab_size, block_size, betas, device="cpu", n_layer=4, n_head=4, n_embd=128):
     """nanoGPT's model of the same size and its optimizer, built as in its train.py."""
+    nano = peer(config, "nanoGPT", "model")
     with redirect_stdout(io.StringIO()):
         model = nano.GPT(nano.GPTConfig(
             block_size=block_size, vocab_size=vocab_size, n_layer=n_layer, n_head=n_head,
@@ -145,10 +143,15 @@ def theirs(nano, vocab_size, block_size, betas, device="cpu", n_layer=4, n_head=
         return model, model.configure_optimizers(0.1, 1e-3, betas, torch.device(device).type)
 
 
-def update(model, optimizers, x, y):
-    """A training step without the loop around it. nanoGPT's model gives logits and loss."""
+def loss_of(model, x, y):
+    """nanoGPT's model gives logits and loss."""
     out = model(x, y)
-    (out[1] if isinstance(out, tuple) else out).backward()
+    return out[1] if isinstance(out, tuple) else out
+
+
+def update(model, optimizers, x, y):
+    """A training step without the loop around it."""
+    loss_of(model, x, y).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     for optimizer in optimizers:
         optimizer.step()
@@ -193,8 +196,7 @@ def tokenizer(config):
     # minbpe counts all pairs again for each merge, so 16 merges are enough to compare
     entrants = {"tokenizer.py": lambda: Tokenizer.train(text, 262 + 16)}
     with optional("minbpe"):
-        sys.path.insert(0, str(clone(config, "minbpe")))
-        import minbpe
+        minbpe = peer(config, "minbpe", "minbpe")
         entrants["minbpe"] = lambda: minbpe.RegexTokenizer().train(text, 256 + 16)
     race(f"the first 16 merges from {size:.1f} MB", entrants, 1, warmup=False)
 
@@ -232,87 +234,81 @@ def train(config):
         (50304, 1024, 12, 12, 768, STYLES["gpt2"] | dict(bias=False)) if gpu else
         (1024, 256, 4, 2, 128, STYLES["laptop"]))
     setups = {dtype: Runtime(replace(config, dtype=dtype)) for dtype in DTYPES}
-    peak = {dtype: peak_flops(rt) for dtype, rt in setups.items()}
-    device = setups["float32"].device
+    device, entrants = setups["float32"].device, {}
     x, y = torch.randint(V, (2, 16, T), device=device)
 
-    def step(model, optimizer, autocast):
-        with autocast:
-            update(model, [optimizer], x, y)
-        if gpu:
-            torch.cuda.synchronize()
+    def enter(name, dtype, compile, model, optimizer):
+        rt, model = setups[dtype], setups[dtype].compile(model, compile)
 
-    entrants = {}
-    for dtype, compiled in ((("bfloat16", "true"),) if gpu else
-                            (("float32", "false"), ("bfloat16", "false"), ("float32", "true"))):
+        def step():
+            with rt.autocast():
+                update(model, [optimizer], x, y)
+            if gpu:
+                torch.cuda.synchronize()
+        entrants[name] = step
+
+    for dtype, compile in ((("bfloat16", "true"),) if gpu else
+                           (("float32", "false"), ("bfloat16", "false"), ("float32", "true"))):
         model = small(V, T, n_layer, n_embd, **style).to(device)
-        optimizer = adamw(model, 0.1)
         work = model.flops_per_token(T) * x.numel()
-        name = f"model.py, {dtype}{', compiled' if compiled == 'true' else ''}"
-        entrants[name] = partial(step, setups[dtype].compile(model, compiled), optimizer,
-                                 setups[dtype].autocast())
+        enter(f"model.py, {dtype}" + ", compiled" * (compile == "true"), dtype, compile, model,
+              adamw(model, 0.1))
     with optional("nanoGPT"):
         dtype = "bfloat16" if gpu else "float32"
-        model, optimizer = theirs(nanogpt(config), V, T, (0.9, 0.95), device, n_layer, n_head,
-                                  n_embd)
-        entrants[f"nanoGPT, {dtype}"] = partial(step, torch.compile(model) if gpu else model,
-                                                optimizer, setups[dtype].autocast())
+        enter(f"nanoGPT, {dtype}", dtype, str(gpu).lower(),
+              *theirs(config, V, T, (0.9, 0.95), device, n_layer, n_head, n_embd))
     seconds = race("training, thousands of tokens a second", entrants, config.runs,
                    x.numel() / 1e3, "k/s")
-    for dtype, rt in setups.items():
-        peak[dtype] = max(peak[dtype], peak_flops(rt))
-        print(f"    the matrix products alone: {peak[dtype] / work * x.numel() / 1e3:.1f} k/s at "
-              f"the {peak[dtype] / 1e9:.0f} GFLOP/s that a large product reaches here in {dtype}")
+    peak = {dtype: peak_flops(rt) for dtype, rt in setups.items()}
+    for dtype, rate in peak.items():
+        print(f"    the matrix products alone: {rate / work * x.numel() / 1e3:.1f} k/s at the "
+              f"{rate / 1e9:.0f} GFLOP/s that a large product reaches here in {dtype}")
     for name, time_ in seconds.items():
-        dtype = "bfloat16" if "bfloat16" in name else "float32"
-        print(f"    {name:34} {work / time_ / peak[dtype]:8.1%} of that: its MFU")
+        rate = peak["bfloat16" if "bfloat16" in name else "float32"]
+        print(f"    {name:34} {work / time_ / rate:8.1%} of that: its MFU")
 
 
 def recipe(config):
     """nanoGPT's CPU recipe, tiny Shakespeare by characters: time until the same validation loss."""
     if not config.data.endswith(".txt"):
         raise ImportError("--data=shakespeare.txt")
-    nano, text, T = nanogpt(config), Path(config.data).read_text(encoding="utf-8"), 64
+    text, T = Path(config.data).read_text(encoding="utf-8"), 64
     chars = sorted(set(text))
     ids = torch.tensor([chars.index(c) for c in text])
     ids, val = ids[:int(0.9 * len(ids))], ids[int(0.9 * len(ids)):]
     val = val[:(len(val) - 1) // T * T + 1]
     val = val[:-1].view(-1, T), val[1:].view(-1, T)
 
-    @torch.no_grad()
-    def val_loss(model):
-        losses = [model(x, y)[1] * len(x) for x, y in zip(val[0].split(256), val[1].split(256))]
-        return (sum(losses) / len(val[0])).item()
-
     def run(name, model, optimizers, steps, rows):
-        """Warmup of a twentieth, cosine to a tenth; the time of all steps, and the loss."""
-        generator, seconds = torch.Generator().manual_seed(0), 0.0
-        for group in (g for o in optimizers for g in o.param_groups):
-            group["initial_lr"] = group["lr"]
+        """Warmup of a twentieth, cosine to a tenth; the time of all steps, and the loss.
+        optimizers: [(optimizer, its largest learning rate)]."""
+        generator, seconds, losses = torch.Generator().manual_seed(0), 0.0, []
         for step in range(steps):
             begin = torch.randint(len(ids) - T, (rows, 1), generator=generator)
             batch = ids[begin + torch.arange(T + 1)]
             start = time.perf_counter()
             share = 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))
-            for group in (g for o in optimizers for g in o.param_groups):
-                group["lr"] = group["initial_lr"] * min((step + 1) / steps * 20, share)
-            update(model, optimizers, batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
+            for optimizer, lr in optimizers:
+                set_lr(optimizer, lr * min((step + 1) / steps * 20, share))
+            update(model, [optimizer for optimizer, _ in optimizers],
+                   batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
             seconds += time.perf_counter() - start
-        loss = val_loss(model)
-        print(f"    {name:34} {seconds:6.1f} s, {steps} steps of {rows} rows: loss {loss:.3f}")
+        with torch.no_grad():
+            for x, y in zip(val[0].split(256), val[1].split(256)):
+                losses.append(loss_of(model, x, y).item() * len(x))
+        print(f"    {name:34} {seconds:6.1f} s, {steps} steps of {rows} rows: loss "
+              f"{sum(losses) / len(val[0]):.3f}")
         return seconds
 
-    print("\nnanoGPT's recipe for a CPU and ours, until about the same validation loss")
     torch.manual_seed(0)
-    model, optimizer = theirs(nano, len(chars), T, (0.9, 0.99))
-    their_time = run("nanoGPT", model, [optimizer], 2000, 12)
+    model, optimizer = theirs(config, len(chars), T, (0.9, 0.99))
+    print("\nnanoGPT's recipe for a CPU and ours, until about the same validation loss")
+    their_time = run("nanoGPT", model, [(optimizer, 1e-3)], 2000, 12)
     for steps, n_layer, n_embd in ((235, 4, 128), (262, 2, 160)):
         model = small(len(chars), T, n_layer, n_embd)
         matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-        optimizers = adamw(model, 0.1, without=matrices), Muon(matrices)
-        for optimizer, lr in zip(optimizers, (2e-2, 0.06)):
-            set_lr(optimizer, lr)
-        ours = run(f"model.py, Muon, {n_layer} layers, {n_embd} wide", model, optimizers, steps, 24)
+        ours = run(f"model.py, Muon, {n_layer} layers, {n_embd} wide", model,
+                   [(adamw(model, 0.1, without=matrices), 2e-2), (Muon(matrices), 0.06)], steps, 24)
         print(f"    ours takes {ours / their_time:.2f} of its time")
 
 
@@ -378,8 +374,7 @@ def ppo(config):
         entrants = {f"rlhf_ppo.py, {dtype}": partial(ours, dtype) for dtype in DTYPES}
         with optional("TRL's PPOTrainer"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            sys.path.insert(0, str(clone(config, "trl")))
-            from trl.experimental import ppo as trl
+            trl = peer(config, "trl", "trl.experimental.ppo")
             entrants |= {f"TRL's PPOTrainer, {dtype}": partial(trl_ppo, trl, folder, dtype)
                          for dtype in DTYPES}
         race("PPO, episodes a second", entrants, config.runs, 128, "/s", warmup=False)
@@ -426,50 +421,42 @@ def trl_ppo(trl, folder, dtype):
 # ---- memory ---------------------------------------------------------------------------------
 
 def memory(config):
-    """The measured peak of pretrain.py, and a formula. 16 bytes per weight: itself, its gradient,
-    AdamW's two means. Per token of a forward pass 4 bytes times (18.3 n_layer n_embd + 3
-    vocab_size): what each layer keeps for the backward pass; logits, their softmax, their gradient.
+    """The measured peaks of pretrain.py and of rlhf_ppo.py, and what the formulas of docs/bench.md
+    give: per weight and model 16 bytes if it is trained (itself, its gradient, AdamW's two means),
+    4 if it is frozen; per token 18.3 n_layer n_embd numbers, and its logits."""
+    def pretrain(n_layer, n_embd, rows):
+        return ["pretrain.py", f"--data={config.data}", f"--n_layer={n_layer}",
+                f"--n_embd={n_embd}", "--block_size=256", f"--batch_size={rows}",
+                f"--micro_batch={rows}", "--steps=2", "--eval_rows=64", "--fresh",
+                f"--tokenizer={folder}/tokenizer.json", "--muon=0", f"--out={folder}/pretrain.pt",
+                "--device=cpu", "--dtype=float32"]
 
-    PPO trains policy and critic: 16 bytes per weight. 3 models are frozen, 4 bytes per weight:
-    reference, reward model, and the language model that critic and reward model share. A micro
-    batch keeps 2 times 18.3 n_layer n_embd numbers per token, and 4 vocab_size per token of an
-    answer. The rollout keeps keys and values: 2 n_layer n_embd per token of all answers."""
-    def table(title, peak, formula, tokens, *sizes):
-        print(f"\n{title}")
-        tiny = peak(1, 4, 1)
-        for n_layer, n_embd, rows in sizes:
-            n_weights = 12 * n_layer * n_embd**2 + 1024 * n_embd
-            measured = peak(n_layer, n_embd, rows) - tiny
-            expected = formula(n_weights, n_layer * n_embd, rows)
-            print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of {tokens:3}: "
-                  f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
+    def pretrain_needs(n_weights, width, rows):       # logits, their softmax, their gradient
+        return 16 * n_weights + 4 * rows * 256 * (18.3 * width + 3 * 1024)
 
-    def pretrain_peak(n_layer, n_embd, rows):
-        return peak_memory(["pretrain.py", f"--data={config.data}", f"--n_layer={n_layer}",
-                            f"--n_embd={n_embd}", "--block_size=256", f"--batch_size={rows}",
-                            f"--micro_batch={rows}", "--steps=2", "--eval_rows=64", "--fresh",
-                            f"--tokenizer={folder}/tokenizer.json", "--muon=0",
-                            f"--out={folder}/pretrain.pt", "--device=cpu", "--dtype=float32"])
+    def ppo(n_layer, n_embd, rows):
+        return [*ppo_command(config, folder, lm=True, micro_batch=rows, n_layer=n_layer,
+                             n_embd=n_embd, n_hidden=4 * n_embd), "--batch_size=64", "--epochs=1"]
 
-    def ppo_peak(n_layer, n_embd, rows):
-        command = ppo_command(config, folder, lm=True, micro_batch=rows, n_layer=n_layer,
-                              n_embd=n_embd, n_hidden=4 * n_embd)
-        return peak_memory([*command, "--batch_size=64", "--epochs=1"])
-
-    def ppo_formula(n_weights, width, rows):
+    def ppo_needs(n_weights, width, rows):            # 2 models are trained, 3 are frozen
         micro_batch, cache = rows * (72 * 2 * 18.3 * width + 48 * 4 * 1024), 64 * 72 * 2 * width
         return (2 * 16 + 3 * 4) * n_weights + 4 * max(micro_batch, cache)
 
     with tempfile.TemporaryDirectory() as folder:
         texts = (document.text for document in read_texts(config.data))
         Tokenizer.train(texts, 1024).save(f"{folder}/tokenizer.json")
-        pretrain_peak(1, 4, 1)                        # makes the token cache
-        table("memory of pretrain.py, minus that of a tiny model", pretrain_peak,
-              lambda n_weights, width, rows:
-              16 * n_weights + 4 * rows * 256 * (18.3 * width + 3 * 1024),
-              256, (4, 128, 64), (8, 512, 4), (8, 256, 32))
-        table("memory of rlhf_ppo.py, minus that of tiny models: 64 prompts of 24 tokens, answers "
-              "of 48", ppo_peak, ppo_formula, 72, (4, 128, 32), (8, 512, 4), (8, 256, 32))
+        peak_memory(pretrain(1, 4, 1))                # makes the token cache
+        for title, command, needs, tokens, most in (
+                ("pretrain.py, minus that of a tiny model", pretrain, pretrain_needs, 256, 64),
+                ("rlhf_ppo.py, minus that of tiny models: 64 prompts of 24 tokens, answers of 48",
+                 ppo, ppo_needs, 72, 32)):
+            print(f"\nmemory of {title}")
+            tiny = peak_memory(command(1, 4, 1))
+            for n_layer, n_embd, rows in ((4, 128, most), (8, 512, 4), (8, 256, 32)):
+                measured = peak_memory(command(n_layer, n_embd, rows)) - tiny
+                expected = needs(12 * n_layer * n_embd**2 + 1024 * n_embd, n_layer * n_embd, rows)
+                print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of {tokens:3}: "
+                      f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
 
 
 if __name__ == "__main__":

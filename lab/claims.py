@@ -16,11 +16,9 @@ after a change of the code or the chains, delete the folders.
 """
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, pairwise, zip_longest
-from statistics import median
 from textwrap import wrap
 
 import numpy as np
@@ -31,8 +29,9 @@ from compare import agreement, ceiling
 from data.formats import read_comparisons, read_demonstrations
 from data.town import write
 from lab import compare_methods, experiments
-from lab.experiments import chosen, finished_chains, run
+from lab.experiments import chosen, run
 from lab.labelers import mixed, rated
+from lab.seeds import finished_chains, for_each_seed, spread
 from view.views import comparing
 
 
@@ -42,21 +41,20 @@ class Config:
                  "starts,stages,constraint,entropy,ptx,part")         # which rows
     seeds: int = 3             # how many: 0, 1, …
     folder: str = "out/seed"   # the folders' names, without the number
-    jobs: int = 1              # runs at a time
+    jobs: int = 1              # seeds at a time
     debug: bool = False        # show tracebacks
 
 
 # ---- running the stages ---------------------------------------------------------------------
 
-ppo, scoreboard = (partial(f, within="claims") for f in (experiments.ppo, experiments.scoreboard))
+sft, reward_model, ppo, scoreboard = (partial(f, within="claims") for f in (
+    experiments.sft, experiments.reward_model, experiments.ppo, experiments.scoreboard))
 
 
 def board_of(folder):
     """The chain's own scoreboard, and what it says of pretrain, sft and ppo."""
-    models = ",".join(f"{folder}/{stage}.pt" for stage in ("pretrain", "sft", "ppo"))
-    out = run("evaluate.py", folder / "scoreboard.json", models=models,
-              reward=folder / "reward.pt", comparisons=folder / "comparisons.jsonl")
-    board = read_json(out)
+    stages = (folder / f"{stage}.pt" for stage in ("pretrain", "sft", "ppo"))
+    board = experiments.scoreboard(folder, "scoreboard", *stages, within="", best_of=16)
     return board, *board["models"].values()
 
 
@@ -68,27 +66,17 @@ def answers(folder, name, *models, **flags):
 
 def fine_tune(seed, folder, name, **flags):
     """SFT from the pretrained model: the checkpoint, and what the scoreboard says of it."""
-    out = run("sft.py", folder / "claims" / f"{name}.pt", seed=seed,
-              **dict(init=folder / "pretrain.pt", like=folder / "pretrain.pt") | flags)
+    out = sft(folder, name, seed, **flags)
     return out, *answers(folder, name, out)
 
 
-def accuracy(seed, folder, name, data):
-    """Train a reward model on comparisons. Its accuracy on the chain's held-out pairs."""
-    sft = folder / "sft.pt"
-    out = run("reward.py", folder / "claims" / f"{name}.pt", data=data, init=sft, lm=sft, seed=seed)
-    board = scoreboard(folder, name, sft, reward=out, n_prompts=1, text="", contrasts="")
+def accuracy(seed, folder, name, **data):
+    """Train a reward model, with all comparisons unless `data` has others. Its accuracy on the
+    chain's held-out pairs. (Not the chain's own: rows compare what one machine has trained.)"""
+    out = reward_model(folder, name, seed, **data)
+    board = scoreboard(folder, name, folder / "sft.pt", reward=out, n_prompts=1, text="",
+                       contrasts="")
     return board["reward_model"]["accuracy"]
-
-
-def own_accuracy(folder):
-    """The accuracy of the chain's reward model."""
-    return board_of(folder)[0]["reward_model"]["accuracy"]
-
-
-def all_of_them(seed, folder):
-    """The same, trained here once more: rows compare only what one machine has trained."""
-    return accuracy(seed, folder, "reward_all", folder / "comparisons.jsonl")
 
 
 def right(model, *kinds):
@@ -102,10 +90,6 @@ def stored(folder, name, rows):
     path = folder / "claims" / f"{name}.jsonl"
     write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return path
-
-
-def rising(values):
-    return all(a < b for a, b in pairwise(values))
 
 
 # ---- the claims: (seed, folder) -> {label: figure}, their format, whether it holds ----------
@@ -196,12 +180,12 @@ def rating(seed, folder):
     with own shifts (deviation 1) and scales (from .6 to 1.8), and become ranks. The reward model's
     accuracy on held-out rankings. Holds if rankings beat ratings by different labelers."""
     rows = read_comparisons(folder / "comparisons.jsonl")
-    found = {"rankings": all_of_them(seed, folder)}
+    found = {"rankings": accuracy(seed, folder, "reward_all")}
     kinds = dict(one="ratings, one labeler a prompt", many="ratings, one labeler an answer",
                  standardised="the same, standardised")
     for kind, label in kinds.items():
         data = stored(folder, f"ratings_{kind}", rated(rows, kind, seed))
-        found[label] = accuracy(seed, folder, f"reward_{kind}", data)
+        found[label] = accuracy(seed, folder, f"reward_{kind}", data=data)
     return found, "{:.3f}", found["rankings"] > found[kinds["many"]]
 
 
@@ -212,8 +196,8 @@ def ranks(seed, folder):
     for k in (2, 4, 9):
         data = run("compare.py", folder / "claims" / f"compared_{k}.jsonl", k=k, n_prompts=1500,
                    init=folder / "sft.pt", seed=seed)
-        found[f"K = {k}"] = accuracy(seed, folder, f"reward_k{k}", data)
-    return found, "{:.3f}", rising(found.values())
+        found[f"K = {k}"] = accuracy(seed, folder, f"reward_k{k}", data=data)
+    return found, "{:.3f}", all(a < b for a, b in pairwise(found.values()))
 
 
 def agree(seed, folder):
@@ -223,7 +207,8 @@ def agree(seed, folder):
     rows = read_comparisons(folder / "comparisons.jsonl")
     gaps = np.array([(a - b) / row["noise"] for row in rows
                      for a, b in combinations(row["grades"], 2)])
-    found = {"two labelers": agreement(gaps, 1), "reward model": own_accuracy(folder),
+    found = {"two labelers": agreement(gaps, 1),
+             "reward model": board_of(folder)[0]["reward_model"]["accuracy"],
              "ceiling": ceiling(gaps)}
     return found, "{:.3f}", found["reward model"] >= found["two labelers"]
 
@@ -235,16 +220,16 @@ def comparisons(seed, folder):
     rows, found = read_comparisons(folder / "comparisons.jsonl"), {}
     for part in (8, 4, 2):
         data = stored(folder, f"comparisons_{part}", rows[:len(rows) // part])
-        found[f"1/{part} of the prompts"] = accuracy(seed, folder, f"reward_{part}", data)
-    found["all of the prompts"] = all_of_them(seed, folder)
+        found[f"1/{part} of the prompts"] = accuracy(seed, folder, f"reward_{part}", data=data)
+    found["all of the prompts"] = accuracy(seed, folder, "reward_all")
     return found, "{:.3f}", all(b - a >= 0.01 for a, b in pairwise(found.values()))
 
 
 def starts(seed, folder):
     """It matters little whether the reward model starts from the pretrained or from the SFT model
     (InstructGPT, C.2). Accuracy. Holds if they are at most .02 apart."""
-    rows = experiments.reward_starts(seed, folder)
     labels = "SFT", "pretrained", "random weights", "SFT, no log-probabilities"
+    rows = experiments.starts(seed, folder).values()
     found = {label: row[0] for label, row in zip(labels, rows)}
     return found, "{:.3f}", abs(found["SFT"] - found["pretrained"]) <= 0.02
 
@@ -337,12 +322,6 @@ def verdict(held):
             f"MIXED: in {sum(held)} of {len(held)} seeds")
 
 
-def spread(values, form):
-    """The median [least, most]; a single value stands alone."""
-    text = form.format(median(values))
-    return text + f" [{form}, {form}]".format(min(values), max(values)) * (len(values) > 1)
-
-
 def show(name, claim, found):
     """Print a row. found: for each seed, what the claim returned."""
     figures, forms, held = zip(*found)
@@ -355,8 +334,7 @@ def show(name, claim, found):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    names, chains = chosen(config.what, CLAIMS), finished_chains(config)
+    names, _ = chosen(config.what, CLAIMS), finished_chains(config)
     print(f"{'claim':62}{'figure':32}median [least, most]\n")
     for name in names:
-        with ThreadPoolExecutor(config.jobs) as pool:
-            show(name, CLAIMS[name], list(pool.map(lambda chain: CLAIMS[name](*chain), chains)))
+        show(name, CLAIMS[name], for_each_seed(config, CLAIMS[name]))

@@ -36,7 +36,8 @@ from common import (Runtime, fail, load_function, parse_config, read_json, verdi
 from data.corpus import Corpus
 from data.formats import list_files, prompts_that_fit, read_comparisons, split
 from evaluate import Answers, answer, compared, measure, sample_best_of
-from lab.experiments import finished_chains, run
+from lab.experiments import run
+from lab.seeds import finished_chains, show
 from lessons.best_of_n import best_answers
 from pretrain import evaluate as text_loss
 from reward import encode_comparison
@@ -203,15 +204,6 @@ def cost(method, path, reward_cost, prompt_tokens, flops, T):
 
 # ---- what people read -----------------------------------------------------------------------
 
-def show(title, columns, found):
-    """columns: [(name, format)]; found: {method: for each seed a row of values}."""
-    print(f"\n{title}\n{'':20}" + "".join(f"{name:>21}" for name, _ in columns))
-    for method, rows in found.items():
-        print(f"{method:20}" + "".join(
-            f"{form.format(median(v)) + f' [{form}, {form}]'.format(min(v), max(v)):>21}"
-            for v, (_, form) in zip(zip(*rows), columns)))
-
-
 COLOURS = "#5b6470", "#8a6100", "#0065a3", "#00795a", "#c24a00"
 
 
@@ -267,29 +259,27 @@ if __name__ == "__main__":
     best["PPO, no text"] = None, best["PPO"][1] | dict(ptx_coef=0)
     jobs = [(m, best[m][1], seed, config) for m in SCRIPTS for seed in seeds]
     paths = {job[::2]: path for job, path in zip(jobs, pool.map(train, *zip(*jobs)))}
-    quality, costs, curves = {}, {}, {}
+    quality, costs, curves = [{} for _ in seeds], [{} for _ in seeds], {}
     for seed in seeds:
         seen = Examiner(seed, rt, config)
         more, T = seen.folder / "methods", seen.sft.config.block_size
         sft, flops, reward_cost = seen.folder / "sft.pt", seen.flops(), seen.reward_cost()
         prompt = np.mean([len(row["ids"]) for row in seen.rows(config.prompts)])
-        found = {}
         for method in ("SFT", "best of n", *SCRIPTS):
             path, n = paths.get((method, seed), sft), config.best_of * (method == "best of n")
             name = f"best_of_{n}" if n else path.stem
-            one = found[method] = cached(more / f"{name}.test.json", path, config.test, config,
-                                         lambda: seen.examine(path, config.test, n))
-            ours, sfts = np.array(one["grades"]), np.array(found["SFT"]["grades"])
-            quality.setdefault(method, []).append(
-                (ours.mean(), compared(ours, sfts)["better"], one["right"], one["kl"]))
+            one = cached(more / f"{name}.test.json", path, config.test, config,
+                         lambda: seen.examine(path, config.test, n))
+            grades, sfts = one["grades"], one["grades"] if method == "SFT" else sfts
+            quality[seed][method] = (np.mean(grades), compared(grades, sfts)["better"],
+                                     one["right"], one["kl"])
             spent, seconds = cost(method, path, reward_cost, prompt, flops, T)
             # one forward pass writes an answer; each of n is also read by the reward model's two
-            costs.setdefault(method, []).append(
-                (one["length"], one["text_loss"], spent / 1e12, seconds, n * 3 or 1))
+            costs[seed][method] = (one["length"], one["text_loss"], spent / 1e12, seconds,
+                                   n * 3 or 1)
             if method in TRIALS:
-                curve = [(row["kl"], row["grade"]) for row in
-                         held_out(read_log(path.with_suffix(".jsonl")))]
-                curves.setdefault(method, []).append(curve)
+                log = held_out(read_log(path.with_suffix(".jsonl")))
+                curves.setdefault(method, []).append([(row["kl"], row["grade"]) for row in log])
             elif n:
                 curves.setdefault(method, []).append(
                     cached(more / "best_of_curve.json", sft, config.prompts, config,
@@ -299,12 +289,11 @@ if __name__ == "__main__":
     # ---- save, show ---------------------------------------------------------------------------
 
     show(f"answers to prompts about the test people, seeds 0 to {config.seeds - 1}",
-         [("grade", "{:.2f}"), ("better than SFT", "{:.1%}"), ("right", "{:.1%}"),
-          ("KL", "{:.2f}")], quality)
+         {"grade": "{:.2f}", "better than SFT": "{:.1%}", "right": "{:.1%}", "KL": "{:.2f}"},
+         quality)
     show("and the rest; the cost includes the reward model's training where one is needed",
-         [("length, tokens", "{:.1f}"), ("loss on text", "{:.3f}"), ("TFLOP", "{:.1f}"),
-          ("seconds", "{:.0f}"), ("passes per answer", "{:.0f}")], costs)
+         {"length, tokens": "{:.1f}", "loss on text": "{:.3f}", "TFLOP": "{:.1f}",
+          "seconds": "{:.0f}", "passes per answer": "{:.0f}"}, costs)
     with writing(config.out) as f:
         f.write(picture(curves))
     print(f"\nsaved {config.out}")
-    rt.close()

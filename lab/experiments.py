@@ -7,25 +7,22 @@ writes  its runs in a folder `experiments` in each of them, and tables on the sc
     python -m lab.seeds --seeds=3                    # first: run the chains
     python -m lab.experiments --what=bound           # one experiment
     python -m lab.experiments                        # all of them, hours on a laptop
-    python -m lab.experiments --jobs=2               # two runs at a time, half the cores each
+    python -m lab.experiments --jobs=2               # two seeds at a time, half the cores each
 
 Finished runs are not repeated. After a change of the code or the chains, delete that folder. Tables
 show the median over the seeds [least, most].
 """
 
-import os
 import shlex
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 
 import numpy as np
 
 from checkpoint import read_log
 from common import fail, parse_config, read_json
+from lab.seeds import for_each_seed, show
 from view.views import held_out
 
 
@@ -34,8 +31,7 @@ class Config:
     what: str = "rehearsal,starts,bound,details,rounds,overoptimise"   # which experiments
     seeds: int = 3             # how many: 0, 1, …
     folder: str = "out/seed"   # the folders' names, without the number
-    jobs: int = 1              # runs at a time
-    details_steps: int = 8     # iterations of PPO in `details`
+    jobs: int = 1              # seeds at a time
     debug: bool = False        # show tracebacks
 
 
@@ -47,17 +43,6 @@ def chosen(what, known):
         if name not in known:
             fail(f"--what={name} is not one of {', '.join(known)}")
     return what.split(",")
-
-
-def finished_chains(config):
-    """[(seed, folder)] of lab/seeds.py. Gives each of --jobs runs its share of the cores."""
-    chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
-    for _, folder in chains:
-        if not (folder / "ppo.pt").exists():
-            fail(f"--folder={config.folder}: {folder} has no ppo.pt: `python -m lab.seeds "
-                 f"--seeds={config.seeds}` makes it")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
-    return chains
 
 
 def run(script, out, **flags):
@@ -77,6 +62,19 @@ def run(script, out, **flags):
     return out
 
 
+def sft(folder, name, seed, *, within="experiments", **flags):
+    """SFT; by default from the folder's pretrained model."""
+    flags = dict(init=folder / "pretrain.pt", like=folder / "pretrain.pt", seed=seed) | flags
+    return run("sft.py", folder / within / f"{name}.pt", **flags)
+
+
+def reward_model(folder, name, seed, *, within="experiments", **flags):
+    """A reward model; by default from the folder's SFT model and comparisons."""
+    sft = folder / "sft.pt"
+    flags = dict(data=folder / "comparisons.jsonl", init=sft, like=sft, lm=sft, seed=seed) | flags
+    return run("reward.py", folder / within / f"{name}.pt", **flags)
+
+
 def ppo(folder, name, seed, *, within="experiments", **flags):
     """PPO; by default from the folder's SFT model, with the folder's reward model."""
     flags = dict(init=folder / "sft.pt", reward=folder / "reward.pt", seed=seed) | flags
@@ -87,8 +85,7 @@ def scoreboard(folder, name, *models, within="experiments", **flags):
     """The scoreboard of evaluate.py, on prompts about the test people."""
     flags = dict(models=",".join(map(str, models)), reward=folder / "reward.pt", best_of=0,
                  comparisons=folder / "comparisons.jsonl") | flags
-    out = run("evaluate.py", folder / within / f"{name}.json", **flags)
-    return read_json(out)
+    return read_json(run("evaluate.py", folder / within / f"{name}.json", **flags))
 
 
 def evaluations(path):
@@ -96,23 +93,7 @@ def evaluations(path):
     return held_out(read_log(path.with_suffix(".jsonl")))
 
 
-def each(jobs, function):
-    """Call function(*job) for each job, config.jobs at a time. Returns the results in order."""
-    with ThreadPoolExecutor(config.jobs) as pool:
-        return list(pool.map(lambda job: function(*job), jobs))
-
-
-def show(title, columns, labels, found):
-    """Print a table of medians. columns: [(name, format)]; found: for each seed, one row of values
-    for each label."""
-    print(f"\n{title}\n" + " " * 44 + "".join(f"{name:>25}" for name, _ in columns))
-    for label, *rows in zip(labels, *found):
-        print(f"{label:44}" + "".join(
-            f"{form.format(median(v)) + f' [{form}, {form}]'.format(min(v), max(v)):>25}"
-            for v, (_, form) in zip(zip(*rows), columns)))
-
-
-# ---- the experiments; chains: [(seed, folder)] ----------------------------------------------
+# ---- the experiments: (seed, folder) -> {label: a row of the table} -------------------------
 
 REHEARSED = {
     "as shipped": {},
@@ -123,61 +104,43 @@ REHEARSED = {
 }
 
 
-def rehearsal(chains):
+def rehearsal(seed, folder):
     """Does fine-tuning make knowledge available? SFT with one thing changed at a time."""
-    def one(seed, folder):
-        models = [run("sft.py", folder / f"experiments/rehearsal_{i}.pt", seed=seed,
-                      **dict(init=folder / "pretrain.pt", like=folder / "pretrain.pt") | flags)
-                  for i, flags in enumerate(REHEARSED.values())]
-        board = scoreboard(folder, "rehearsal", *models, reward="")["models"]
-        return [(m["by_kind"]["fact"]["right"], m["by_kind"]["fact"]["right_sampled"],
-                 m["grade"][0]) for m in board.values()]
-
-    show("rehearsal: SFT, facts about the test people",
-         [("right, greedy", "{:.1%}"), ("right, sampled", "{:.1%}"), ("grade", "{:.2f}")],
-         REHEARSED, each(chains, one))
+    models = [sft(folder, f"rehearsal_{i}", seed, **flags)
+              for i, flags in enumerate(REHEARSED.values())]
+    found = scoreboard(folder, "rehearsal", *models, reward="")["models"].values()
+    return {label: (m["by_kind"]["fact"]["right"], m["by_kind"]["fact"]["right_sampled"],
+                    m["grade"][0]) for label, m in zip(REHEARSED, found)}
 
 
-STARTS = {"SFT": ("sft", "sft.pt", True), "pretrained": ("pretrained", "pretrain.pt", True),
-          "scratch": ("scratch", "", True),
-          "SFT, without log-probabilities (InstructGPT's)": ("textbook", "sft.pt", False)}
+STARTS = {"SFT": ("sft", {}), "pretrained": ("pretrained", dict(init="pretrain.pt")),
+          "scratch": ("scratch", dict(init="")),
+          "SFT, without log-probabilities (InstructGPT's)": ("textbook", dict(lm=""))}
 
 
-def reward_starts(seed, folder):
-    """For each of STARTS, what its reward model gets right of: pairs, pairs / ceiling, facts,
-    sums."""
-    rows, sft = [], folder / "sft.pt"
-    for name, init, lm in STARTS.values():
-        out = run("reward.py", folder / "experiments" / f"reward_{name}.pt", like=sft,
-                  init=folder / init if init else "", lm=sft if lm else "", seed=seed,
-                  data=folder / "comparisons.jsonl")
-        board = scoreboard(folder, f"reward_{name}", sft, reward=out, n_prompts=100, text="")
+def starts(seed, folder):
+    """Four starting points of the reward model, with the same comparisons and steps."""
+    rows = {}
+    for label, (name, flags) in STARTS.items():
+        flags = {flag: file and folder / file for flag, file in flags.items()}
+        out = reward_model(folder, f"reward_{name}", seed, **flags)
+        board = scoreboard(folder, f"reward_{name}", folder / "sft.pt", reward=out, n_prompts=100,
+                           text="")
         rm, apart = board["reward_model"], board["contrasts"]
-        rows.append((rm["accuracy"], rm["accuracy"] / rm["ceiling"], apart["fact"][0],
-                     apart["sum"][0]))
+        rows[label] = (rm["accuracy"], rm["accuracy"] / rm["ceiling"], apart["fact"][0],
+                       apart["sum"][0])
     return rows
 
 
-def starts(chains):
-    """Four starting points of the reward model, with the same comparisons and steps."""
-    show("starts: the reward model on held-out pairs, and right above wrong in the same words",
-         [("accuracy", "{:.3f}"), ("/ ceiling", "{:.1%}"), ("facts", "{:.1%}"), ("sums", "{:.1%}")],
-         STARTS, each(chains, reward_starts))
-
-
-def bound(chains):
+def bound(seed, folder):
     """PPO with the true grade as its reward, as if the reward model were perfect."""
-    def one(seed, folder):
-        best = ppo(folder, "bound", seed, reward="data/town.py:grade", critic=folder / "reward.pt")
-        models = scoreboard(folder, "bound", folder / "sft.pt", folder / "ppo.pt", best)["models"]
-        sft, most = (models[m]["grade"][0] for m in ("sft", "bound"))
-        return [(m["grade"][0], (m["grade"][0] - sft) / (most - sft), m["better"], m["kl"])
-                for m in (models["ppo"], models["bound"])]
-
-    show("bound: learned reward model and true grade as PPO's reward, on the test people",
-         [("grade", "{:.2f}"), ("share of the gain", "{:.1%}"), ("better", "{:.1%}"),
-          ("KL", "{:.2f}")],
-         ("PPO, the learned reward model", "PPO, the true grade"), each(chains, one))
+    best = ppo(folder, "bound", seed, reward="data/town.py:grade", critic=folder / "reward.pt")
+    models = scoreboard(folder, "bound", folder / "sft.pt", folder / "ppo.pt", best)["models"]
+    start, most = (models[m]["grade"][0] for m in ("sft", "bound"))
+    return {f"PPO, the {reward}": (m["grade"][0], (m["grade"][0] - start) / (most - start),
+                                   m["better"], m["kl"])
+            for reward, m in (("learned reward model", models["ppo"]),
+                              ("true grade", models["bound"]))}
 
 
 DETAILS = {
@@ -199,57 +162,49 @@ DETAILS = {
 }
 
 
-def details(chains):
-    """PPO with one detail switched off at a time, in short runs."""
-    def name(flags):                                  # flags, not a number: DETAILS may change
-        return "-".join([f"detail-steps={config.details_steps}",
-                         *(f"{k}={v}" for k, v in flags.items())])
-
-    def one(flags, seed, folder):
-        there = {k: folder / v if k == "critic" else v for k, v in flags.items()}
-        out = ppo(folder, name(flags), seed, steps=config.details_steps, eval_every=1000,
-                  n_eval=400, **there)
-        row = evaluations(out)[-1]
-        return row["grade"], row["score"], row["kl"], row["ended"]
-
-    found = each([(flags, *chain) for flags in DETAILS.values() for chain in chains], one)
-    found = [found[i::len(chains)] for i in range(len(chains))]       # by seed
-    show(f"details: {config.details_steps} iterations of PPO, held-out prompts",
-         [("change in grade", "{:+.2f}"), ("grade", "{:.2f}"), ("score", "{:.2f}"),
-          ("KL", "{:.1f}"), ("ended", "{:.0%}")], DETAILS,
-         [[(row[0] - rows[0][0], *row) for row in rows] for rows in found])
-
-    def forgotten(seed, folder):
-        """The change of the loss on held-out pretraining text, with and without it in PPO."""
-        names = [name({}), name(dict(ptx_coef=0))]
-        models = scoreboard(folder, "forgotten", folder / "sft.pt", n_prompts=100, *(
-            folder / "experiments" / f"{n}.pt" for n in names))["models"]
-        return [(models[n]["text_loss"] / models["sft"]["text_loss"] - 1,) for n in names]
-
-    show("details: loss on pretraining text, against after SFT", [("change", "{:+.1%}")],
-         ("as shipped", "no pretraining text"), each(chains, forgotten))
+def detail(seed, folder, flags):
+    """A short run of PPO. Its name has its flags, not a number: DETAILS may change."""
+    name = "-".join(["detail-steps=8", *(f"{k}={v}" for k, v in flags.items())])
+    there = {k: folder / v if k == "critic" else v for k, v in flags.items()}
+    return ppo(folder, name, seed, steps=8, eval_every=1000, n_eval=400, **there)
 
 
-def rounds(chains):
+def details(seed, folder):
+    """PPO with one detail switched off at a time."""
+    last = {label: evaluations(detail(seed, folder, flags))[-1] for label, flags in DETAILS.items()}
+    return {label: (row["grade"] - last["as shipped"]["grade"],
+                    *(row[key] for key in ("grade", "score", "kl", "ended")))
+            for label, row in last.items()}
+
+
+def forgotten(seed, folder):
+    """The change of the loss on held-out pretraining text, with and without it in PPO."""
+    labels = "as shipped", "no pretraining text"
+    paths = [detail(seed, folder, DETAILS[label]) for label in labels]
+    before, *after = scoreboard(folder, "forgotten", folder / "sft.pt", *paths,
+                                n_prompts=100)["models"].values()
+    return {label: (m["text_loss"] / before["text_loss"] - 1,) for label, m in zip(labels, after)}
+
+
+def rounds(seed, folder):
     """Compare the answers of PPO's model, train the reward model again on both rounds, and continue
     PPO with it. For comparison: PPO continued with the old reward model."""
-    def one(seed, folder):
-        more = folder / "experiments"
-        sft, first = folder / "sft.pt", folder / "comparisons.jsonl"
-        second = run("compare.py", more / "comparisons2.jsonl", init=folder / "ppo.pt", seed=seed)
-        reward = run("reward.py", more / "reward_round2.pt", data=f"{first},{second}", init=sft,
-                     lm=sft, seed=seed)
-        flags = dict(init=folder / "ppo.pt", reference=sft, steps=18)
-        same, new = (ppo(folder, "ppo_same_reward", seed, **flags),
-                     ppo(folder, "ppo_round2", seed, reward=reward, **flags))
-        models = scoreboard(folder, "rounds", sft, folder / "ppo.pt", same, new)["models"]
-        return [(m["grade"][0], m["better"], m["kl"])
-                for m in (models[n] for n in ("ppo", "ppo_same_reward", "ppo_round2"))]
+    first, again = folder / "comparisons.jsonl", folder / "ppo.pt"
+    second = run("compare.py", folder / "experiments/comparisons2.jsonl", init=again, seed=seed)
+    new = reward_model(folder, "reward_round2", seed, data=f"{first},{second}")
+    flags = dict(init=again, reference=folder / "sft.pt", steps=18)
+    paths = (again, ppo(folder, "ppo_same_reward", seed, **flags),
+             ppo(folder, "ppo_round2", seed, reward=new, **flags))
+    _, *found = scoreboard(folder, "rounds", folder / "sft.pt", *paths)["models"].values()
+    labels = ("PPO, the first round", "PPO goes on, the same reward model",
+              "PPO goes on, the second reward model")
+    return {label: (m["grade"][0], m["better"], m["kl"]) for label, m in zip(labels, found)}
 
-    show("rounds: a second round of comparisons, on the test people",
-         [("grade", "{:.2f}"), ("better", "{:.1%}"), ("KL", "{:.2f}")],
-         ("PPO, the first round", "PPO goes on, the same reward model",
-          "PPO goes on, the second reward model"), each(chains, one))
+
+def free(seed, folder):
+    """The evaluations of a long PPO run without KL penalty."""
+    return evaluations(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=4, lr=2e-4,
+                           decay=False, ptx_coef=0))
 
 
 def fit(distance, gain, form):
@@ -263,37 +218,46 @@ def fit(distance, gain, form):
     return alpha, beta, 1 - residual.var() / gain.var()
 
 
-def free(seed, folder):
-    """The evaluations of a long PPO run without KL penalty."""
-    return evaluations(ppo(folder, "free", seed, kl_coef=0, steps=60, eval_every=4, lr=2e-4,
-                           decay=False, ptx_coef=0))
+def overoptimise(seed, folder):
+    """PPO without KL penalty, where the score rises and the grade falls; best of n. As text."""
+    long = free(seed, folder)
+    best = scoreboard(folder, "best_of", folder / "sft.pt", best_of=64)["best_of_n"]
+    lines = [f"\noveroptimise: seed {seed}, PPO without KL penalty",
+             f"{'iteration':>10} {'sqrt(KL)':>10} {'score':>10} {'grade':>10}"]
+    lines += [f"{r['step']:10} {max(r['kl'], 0) ** .5:10.2f} {r['score']:10.2f} {r['grade']:10.2f}"
+              for r in long]
+    for name, points, form in (("PPO", long, "log"), ("best of n", best, "linear")):
+        start, points = points[0], [r for r in points[1:] if r["kl"] > 0]
+        d = [r["kl"] ** .5 for r in points]
+        for key in ("score", "grade"):
+            alpha, beta, share = fit(d, [r[key] - start[key] for r in points], form)
+            law = f"d ({alpha:.2f} - {beta:.2f} {'log d' if form == 'log' else 'd'})"
+            lines.append(f"    {name:10} {key}: {law:28} explains {100 * share:.0f}% of the "
+                         f"variance")
+    return "\n".join(lines)
 
 
-def overoptimise(chains):
-    """PPO without KL penalty, where the score rises and the grade falls; best of n."""
-    def one(seed, folder):
-        best = scoreboard(folder, "best_of", folder / "sft.pt", best_of=64)["best_of_n"]
-        return free(seed, folder), best
-
-    for (seed, _), (long, best) in zip(chains, each(chains, one)):
-        print(f"\noveroptimise: seed {seed}, PPO without KL penalty\n"
-              + " ".join(f"{name:>10}" for name in ("iteration", "sqrt(KL)", "score", "grade")))
-        for r in long:
-            print(f"{r['step']:10} {max(r['kl'], 0) ** .5:10.2f} {r['score']:10.2f} "
-                  f"{r['grade']:10.2f}")
-        for name, points, form in (("PPO", long, "log"), ("best of n", best, "linear")):
-            start, points = points[0], [r for r in points[1:] if r["kl"] > 0]
-            d = [r["kl"] ** .5 for r in points]
-            for key in ("score", "grade"):
-                alpha, beta, share = fit(d, [r[key] - start[key] for r in points], form)
-                law = f"d ({alpha:.2f} - {beta:.2f} {'log d' if form == 'log' else 'd'})"
-                print(f"    {name:10} {key}: {law:28} explains {100 * share:.0f}% of the variance")
+TABLES = {                                            # {name: [(function, title, columns)]}
+    "rehearsal": [(rehearsal, "SFT, facts about the test people", {
+        "right, greedy": "{:.1%}", "right, sampled": "{:.1%}", "grade": "{:.2f}"})],
+    "starts": [(starts, "the reward model on held-out pairs, and right above wrong in the same "
+                "words", {"accuracy": "{:.3f}", "/ ceiling": "{:.1%}", "facts": "{:.1%}",
+                          "sums": "{:.1%}"})],
+    "bound": [(bound, "learned reward model and true grade as PPO's reward, on the test people", {
+        "grade": "{:.2f}", "share of the gain": "{:.1%}", "better": "{:.1%}", "KL": "{:.2f}"})],
+    "details": [(details, "8 iterations of PPO, held-out prompts", {
+        "change in grade": "{:+.2f}", "grade": "{:.2f}", "score": "{:.2f}", "KL": "{:.1f}",
+        "ended": "{:.0%}"}),
+        (forgotten, "loss on pretraining text, against after SFT", {"change": "{:+.1%}"})],
+    "rounds": [(rounds, "a second round of comparisons, on the test people", {
+        "grade": "{:.2f}", "better": "{:.1%}", "KL": "{:.2f}"})],
+}
 
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    experiments = dict(rehearsal=rehearsal, starts=starts, bound=bound, details=details,
-                       rounds=rounds, overoptimise=overoptimise)
-    names, chains = chosen(config.what, experiments), finished_chains(config)
-    for name in names:
-        experiments[name](chains)
+    for name in chosen(config.what, [*TABLES, "overoptimise"]):
+        for function, title, columns in TABLES.get(name, ()):
+            show(f"{name}: {title}", columns, for_each_seed(config, function))
+        if name == "overoptimise":
+            print(*for_each_seed(config, overoptimise), sep="\n")

@@ -1,4 +1,4 @@
-"""Run the whole chain with several seeds; print the median, least and most of each result.
+"""Run the whole chain with several seeds; print the median [least, most] of each result.
 
     python -m lab.seeds                # 5 seeds one after another, in out/seed0 … out/seed4
     python -m lab.seeds --seeds=3      # finished seeds are not run again
@@ -8,6 +8,7 @@ One run can be luck. A claim needs the spread over seeds.
 
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -23,9 +24,45 @@ class Config:
     debug: bool = False       # show tracebacks
 
 
+# ---- for all of the lab ---------------------------------------------------------------------
+
+def finished_chains(config):
+    """[(seed, folder)]. Gives each of --jobs runs its share of the cores."""
+    chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
+    for _, folder in chains:
+        if not (folder / "ppo.pt").exists():
+            fail(f"--folder={config.folder}: {folder} has no ppo.pt: `python -m lab.seeds "
+                 f"--seeds={config.seeds}` makes it")
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
+    return chains
+
+
+def for_each_seed(config, function):
+    """[function(seed, folder)] of the finished chains, config.jobs at a time."""
+    with ThreadPoolExecutor(config.jobs) as pool:
+        return list(pool.map(lambda chain: function(*chain), finished_chains(config)))
+
+
+def spread(values, form):
+    """The median [least, most] over the seeds; a single value stands alone."""
+    text = form.format(median(values))
+    return text + f" [{form}, {form}]".format(min(values), max(values)) * (len(values) > 1)
+
+
+def show(title, columns, found):
+    """Print a table. columns: {name: format}; found: for each seed {label: a row of values}."""
+    width = max(map(len, found[0])) + 1
+    print(f"\n{title}\n{'':{width}}" + "".join(f"{name:>25}" for name in columns))
+    for label in found[0]:
+        values = zip(*(rows[label] for rows in found))
+        print(f"{label:{width}}" + "".join(f"{spread(v, form):>25}"
+                                           for v, form in zip(values, columns.values())))
+
+
+# ---- what a chain has reached ---------------------------------------------------------------
+
 def figures(board, log):
-    """The numbers in the table, from a scoreboard and the log of pretraining: [(name, value,
-    format)]."""
+    """[(name, value, format)] from a scoreboard and the log of pretraining."""
     pretrained, sft, ppo = (board["models"][name] for name in ("pretrain", "sft", "ppo"))
     rm, apart = board["reward_model"], board["contrasts"]
     before, after = sft["by_kind"], ppo["by_kind"]
@@ -70,8 +107,7 @@ def figures(board, log):
 
 
 if __name__ == "__main__":
-    config = parse_config(Config, __doc__)
-    found = []
+    config, found = parse_config(Config, __doc__), []
     for seed in range(config.seeds):
         folder = Path(f"{config.out}{seed}")
         if not (folder / "scoreboard.json").exists():
@@ -81,10 +117,7 @@ if __name__ == "__main__":
                 fail(f"seed {seed} stopped; the same command continues there")
         found.append(figures(read_json(folder / "scoreboard.json"),
                              read_log(folder / "pretrain.jsonl")))
-
-    print(f"\n{'seeds 0 to ' + str(config.seeds - 1):44}{'median':>10}{'least':>10}{'most':>10}")
+    print(f"\nseeds 0 to {config.seeds - 1}, the median [least, most]")
     for rows in zip(*found):
-        name, _, form = rows[0]
-        values = [value for _, value, _ in rows]
-        print(f"{name:44}" + "".join(f"{form.format(v):>10}"
-                                     for v in (median(values), min(values), max(values))))
+        (name, _, form), values = rows[0], [value for _, value, _ in rows]
+        print(f"{name:44}{spread(values, form):>25}")

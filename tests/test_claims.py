@@ -184,7 +184,7 @@ def test_agreement_and_ceiling_are_means_over_the_pairs(tmp_path, monkeypatch):
     rows = [dict(prompt="a?", responses=["x", "y"], grades=[5.0, 4.0], noise=0.5),
             dict(prompt="b?", responses=["x", "y", "z"], grades=[6.0, 3.0, 3.5], noise=0.5)]
     tiny.write(tmp_path / "comparisons.jsonl", *rows)
-    monkeypatch.setattr(claims, "own_accuracy", lambda folder: 0.7)
+    monkeypatch.setattr(claims, "board_of", lambda folder: [dict(reward_model=dict(accuracy=0.7))])
     p = [1 / (1 + math.exp(-gap / 0.5)) for gap in (1, 3, 2.5, -0.5)]
     found, _, held = claims.agree(0, tmp_path)
     assert found["two labelers"] == pytest.approx(sum(q * q + (1 - q) ** 2 for q in p) / 4)

@@ -62,10 +62,9 @@ def compared(folder):
 
 
 def table(printed, title):
-    """{method: [the medians]} of a table."""
-    lines = printed.partition(title)[2].splitlines()[2:9]
-    return {line[:20].strip(): [float(v.rstrip("%")) for v in
-                                re.findall(r"(\S+) \[", line[20:])] for line in lines}
+    """{method: [its figures]} of a table about one seed."""
+    lines = (re.split(r"\s{2,}", line) for line in printed.partition(title)[2].splitlines()[2:9])
+    return {method: [float(v.rstrip("%")) for v in figures] for method, *figures in lines}
 
 
 def test_every_method_has_its_row_and_sft_ties_with_itself(compared):

@@ -19,6 +19,7 @@ from data import town
 from data.formats import is_held_out, read_comparisons, read_prompts
 from evaluate import best_of, compared, distinct, examine_reward, first_line, groups_of, interval
 from lab import experiments
+from lab.seeds import show
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
 from rlhf_ppo import Config
@@ -316,5 +317,5 @@ def test_fit_recovers_gaos_laws_from_points_that_follow_them(form, law):
 
 
 def test_tables_show_the_median_the_least_and_the_most(capsys):
-    experiments.show("title", [("grade", "{:.1f}")], ["a row"], [[[3.0]], [[1.0]], [[2.0]]])
+    show("title", {"grade": "{:.1f}"}, [{"a row": [v]} for v in (3.0, 1.0, 2.0)])
     assert capsys.readouterr().out.splitlines()[-1].split() == ["a", "row", "2.0", "[1.0,", "3.0]"]
