@@ -91,6 +91,10 @@ def peak_flops(rt):
     return 2 * n**3 / max(seconds, 1e-9)
 
 
+def in_each_dtype(config, device):
+    return {dtype: Runtime(replace(config, device=device, dtype=dtype)) for dtype in DTYPES}
+
+
 @contextmanager
 def optional(name):
     """Go on without an entrant whose package or clone is missing, and print the reason."""
@@ -233,7 +237,7 @@ def train(config):
     V, T, n_layer, n_head, n_embd, style = (
         (50304, 1024, 12, 12, 768, STYLES["gpt2"] | dict(bias=False)) if gpu else
         (1024, 256, 4, 2, 128, STYLES["laptop"]))
-    setups = {dtype: Runtime(replace(config, dtype=dtype)) for dtype in DTYPES}
+    setups = in_each_dtype(config, config.device)
     device, entrants = setups["float32"].device, {}
     x, y = torch.randint(V, (2, 16, T), device=device)
 
@@ -323,9 +327,8 @@ def sample(config):
         with rt.autocast():                           # as compare.py and rlhf_ppo.py do
             generate(model, idx, 48)
 
-    for dtype in DTYPES:
-        entrants[f"model.py, {dtype}"] = partial(ours, Runtime(replace(config, device="cpu",
-                                                                     dtype=dtype)))
+    for dtype, rt in in_each_dtype(config, "cpu").items():
+        entrants[f"model.py, {dtype}"] = partial(ours, rt)
     with optional("transformers, GPT-2"):
         import transformers
         gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(
@@ -364,10 +367,7 @@ def ppo(config):
     with tempfile.TemporaryDirectory() as folder:
         def ours(dtype):
             command = [sys.executable, *ppo_command(config, folder, dtype, steps=4)]
-            run = subprocess.run(command, capture_output=True, text=True, encoding="utf-8",
-                                 errors="replace")
-            if run.returncode:
-                fail(run.stderr[-300:])
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             log = read_log(Path(folder, "ppo.jsonl"))
             return median([row["seconds"] for row in log if "seconds" in row][1:])
 
@@ -380,7 +380,7 @@ def ppo(config):
         race("PPO, episodes a second", entrants, config.runs, 128, "/s", warmup=False)
     # 4 epochs forward and backward through 2 models, one pass forward through 4, and sampling
     work = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2
-    rate = peak_flops(Runtime(replace(config, device="cpu", dtype="float32")))
+    rate = peak_flops(in_each_dtype(config, "cpu")["float32"])
     print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
           f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
 
