@@ -154,11 +154,11 @@ def groups_of(rows):
     return [str(row.get("about", row["prompt"])) for row in rows]
 
 
-def by_kind(kinds, greedy, sampled):
+def by_kind(rows, greedy, sampled):
     """{kind of prompt: the means of its verdicts}. greedy, sampled: the verdicts on the answers."""
     names, found = ("right", "right_sampled", "grade", "unsure", "refusal"), defaultdict(list)
-    for kind, g, s in zip(kinds, greedy, sampled):
-        found[kind].append((g["right"], s["right"], s["grade"], g["unsure"], g["refusal"]))
+    for row, g, s in zip(rows, greedy, sampled):
+        found[row.get("kind", "all")].append((g["right"], s["right"], s["grade"], g["unsure"], g["refusal"]))
     return {kind: dict(zip(names, np.mean(values, axis=0).tolist()), n=len(values))
             for kind, values in found.items()}
 
@@ -308,7 +308,7 @@ if __name__ == "__main__":
     check_writable(config.out)
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]
-    prompts, kinds = [row["prompt"] for row in rows], [row.get("kind", "all") for row in rows]
+    prompts = [row["prompt"] for row in rows]
     models, stages, tok, paths = {}, {}, None, config.models.split(",")
     short = [Path(path).stem for path in paths]       # sft, ppo; paths where two would be equal
     for path, name in zip(paths, short if len(set(short)) == len(paths) else paths):
@@ -348,7 +348,7 @@ if __name__ == "__main__":
                         for answers in (greedy, sampled)]
             grades[name] = [v["grade"] for v in verdicts[1]]
             result["grade"] = interval(grades[name], groups_of(rows), rng)
-            result["by_kind"] = by_kind(kinds, *verdicts)
+            result["by_kind"] = by_kind(rows, *verdicts)
         if config.text:                               # what has a later stage forgotten?
             loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
             result["text_loss"] = loss.item()

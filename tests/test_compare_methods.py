@@ -169,9 +169,3 @@ def test_the_line_of_a_method_goes_through_the_medians():
     assert dots == [(0, 6), (1, 6.5), (0, 6), (2, 6.6), (0, 6), (1.5, 7)]
     svg = picture({"DPO": seeds})
     assert svg.count("<polyline") == 1 and svg.count("<circle") == 6 and ">DPO</text>" in svg
-
-
-def test_without_chains_it_says_in_one_line_what_makes_them(tmp_path, capsys):
-    assert tiny.run(tmp_path, "lab/compare_methods")[0] == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "python -m lab.seeds --seeds=3" in said

@@ -23,17 +23,10 @@ from lab.seeds import show
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
 from rlhf_ppo import Config
+from tiny import loud
 from tokenizer import Tokenizer
 
 RT = Runtime(Config(device="cpu", dtype="float32"))
-
-
-def loud(model):
-    """Large random weights, so that every token read changes the result."""
-    torch.manual_seed(0)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model.eval()
 
 
 @pytest.fixture(scope="module")
@@ -52,15 +45,6 @@ def test_for_many_values_the_interval_is_the_normal_one():
     assert mean == pytest.approx(values.mean())
     assert (low, high) == pytest.approx((mean - 1.96 * 2 / 4000**.5, mean + 1.96 * 2 / 4000**.5),
                                         abs=0.01)
-
-
-def test_copies_make_an_interval_no_narrower():
-    """The interval of the groups' own means, if all groups are equally large."""
-    means = np.random.default_rng(0).normal(3, 2, size=400)
-    groups, values = np.repeat(np.arange(400).astype(str), 10), np.repeat(means, 10)
-    found = interval(values, groups, np.random.default_rng(1))
-    assert found == pytest.approx((means.mean(), means.mean() - 1.96 * means.std() / 20,
-                                   means.mean() + 1.96 * means.std() / 20), abs=0.03)
 
 
 def test_the_interval_of_groups_is_that_of_a_bootstrap_written_out():
@@ -138,14 +122,14 @@ def test_the_reward_model_is_examined_pair_by_pair(reward_model, tiny_tokenizer)
         rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts, noise=noise,
                          kind="fact" if i < 7 else "sum", ranks=list(range(len(texts))),
                          grades=[rng.random() * 6 for _ in texts]))
-    right, allowed, longer, facts = [], [], [], []
+    right, allowed, longer, kinds = [], [], [], []
     for row in rows:
         ids = [encode_answer(tiny_tokenizer, row["prompt"], t, 64) for t in row["responses"]]
         scores = [score(reward_model, [i], tiny_tokenizer, RT).item() for i in ids]
         for a, b in combinations(range(len(ids)), 2):
             right.append(scores[a] > scores[b])
             longer.append(len(ids[a]) > len(ids[b]))
-            facts.append(row["kind"] == "fact")
+            kinds.append(row["kind"])
             gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
             allowed.append(1 / (1 + math.exp(-gap)))
     found = examine_reward(reward_model, tiny_tokenizer, rows, RT)
@@ -153,8 +137,9 @@ def test_the_reward_model_is_examined_pair_by_pair(reward_model, tiny_tokenizer)
     assert found["ceiling"] == pytest.approx(np.mean(allowed))
     assert found["by_length"]["longer was preferred"] == pytest.approx(
         np.mean([r for r, l in zip(right, longer) if l]))
-    assert found["by_kind"]["fact"] == (
-        pytest.approx(np.mean([r for r, f in zip(right, facts) if f])), sum(facts))
+    assert found["by_kind"] == {kind: (
+        pytest.approx(np.mean([r for r, k in zip(right, kinds) if k == kind])), kinds.count(kind))
+        for kind in ("fact", "sum")}
 
 
 class Judge(torch.nn.Module):
@@ -189,22 +174,6 @@ def test_each_quarter_of_the_margins_has_what_is_predicted_and_what_was_observed
             np.mean([1 / (1 + math.exp(-0.6 * abs(m))) for m in mine]), rel=1e-4)
         low, high = quarter["margin"]
         assert low - 1e-5 < abs(mine[0]) and abs(mine[-1]) < high + 1e-5
-
-
-def test_accuracy_is_counted_by_kind(reward_model, tiny_tokenizer):
-    rows = [dict(prompt=[dict(role="user", content="Who?")], responses=list(pair), ranks=[0, 1],
-                 kind=kind)
-            for *pair, kind in (("Ada", "fox", "fact"), ("42", "12 + 30", "sum"),
-                                ("fox", "Ada", "fact"))]
-
-    def scored(row, i):
-        ids = encode_answer(tiny_tokenizer, row["prompt"], row["responses"][i], 64)
-        return score(reward_model, [ids], tiny_tokenizer, RT).item()
-
-    sums = float(scored(rows[1], 0) > scored(rows[1], 1))
-    # of the two facts, which are each other's mirror image, one is right
-    assert examine_reward(reward_model, tiny_tokenizer, rows, RT)["by_kind"] == {
-        "fact": (0.5, 2), "sum": (sums, 1)}
 
 
 JUDGE = """
