@@ -108,9 +108,12 @@ def rehearsal(seed, folder):
     """Does fine-tuning make knowledge available? SFT with one thing changed at a time."""
     models = [sft(folder, f"rehearsal_{i}", seed, **flags)
               for i, flags in enumerate(REHEARSED.values())]
-    found = scoreboard(folder, "rehearsal", *models, reward="")["models"].values()
+    return rehearsed(scoreboard(folder, "rehearsal", *models, reward=""))
+
+
+def rehearsed(board):
     return {label: (m["by_kind"]["fact"]["right"], m["by_kind"]["fact"]["right_sampled"],
-                    m["grade"][0]) for label, m in zip(REHEARSED, found)}
+                    m["grade"][0]) for label, m in zip(REHEARSED, board["models"].values())}
 
 
 STARTS = {"SFT": ("sft", {}), "pretrained": ("pretrained", dict(init="pretrain.pt")),

@@ -17,9 +17,8 @@ from pathlib import Path
 import evaluate
 from checkpoint import read_log
 from common import parse_config, read_json, to_json, writing
-from lab.claims import spread
-from lab.experiments import REHEARSED
-from lab.seeds import figures
+from lab.experiments import REHEARSED, rehearsed
+from lab.seeds import figures, spread
 
 
 @dataclass
@@ -37,11 +36,8 @@ def measured(folders):
         for label, value, form in figures(read_json(folder / "scoreboard.json"),
                                           read_log(folder / "pretrain.jsonl")):
             seeds.setdefault(label, [[form]])[0].append(value)
-        models = read_json(folder / "experiments/rehearsal.json")["models"]
-        for cells, model in zip(rehearsal.values(), models.values()):
-            fact = model["by_kind"]["fact"]
-            values = fact["right"], fact["right_sampled"], model["grade"][0]
-            for cell, value in zip(cells, values):
+        for label, row in rehearsed(read_json(folder / "experiments/rehearsal.json")).items():
+            for cell, value in zip(rehearsal[label], row):
                 cell.append(value)
     return dict(seeds=seeds, rehearsal=rehearsal)
 
