@@ -31,18 +31,14 @@ from data.town import write
 from lab import compare_methods, experiments
 from lab.experiments import chosen, run
 from lab.labelers import mixed, rated
-from lab.seeds import finished_chains, for_each_seed, spread
+from lab.seeds import Chains, finished_chains, for_each_seed, spread
 from view.views import comparing
 
 
 @dataclass
-class Config:
+class Config(Chains):
     what: str = ("compute,completes,few_shot,unlocks,few_good,rating,ranks,agree,comparisons,"
                  "starts,stages,constraint,entropy,ptx,part")         # which rows
-    seeds: int = 3             # how many: 0, 1, …
-    folder: str = "out/seed"   # the folders' names, without the number
-    jobs: int = 1              # seeds at a time
-    debug: bool = False        # show tracebacks
 
 
 # ---- running the stages ---------------------------------------------------------------------

@@ -37,7 +37,7 @@ from data.corpus import Corpus
 from data.formats import list_files, prompts_that_fit, read_comparisons, split
 from evaluate import Answers, answer, compared, measure, sample_best_of
 from lab.experiments import run
-from lab.seeds import finished_chains, show
+from lab.seeds import Chains, finished_chains, show
 from lessons.best_of_n import best_answers
 from pretrain import evaluate as text_loss
 from reward import encode_comparison
@@ -46,11 +46,8 @@ from view.views import held_out
 
 
 @dataclass
-class Config:
-    seeds: int = 3             # how many: 0, 1, …
-    folder: str = "out/seed"   # the folders' names, without the number
+class Config(Chains):
     trials: int = 7            # how many of TRIALS; 1: the defaults
-    jobs: int = 1              # runs at a time
     more: str = ""             # flags for every run, such as "steps=4,n_eval=64"
     prompts: str = "data/town/prompts.jsonl"   # the methods' prompts; the picture's, held out
     val: str = "data/town/val.jsonl"   # prompts that choose among the trials
@@ -66,7 +63,6 @@ class Config:
     seed: int = 0              # of the sampled answers
     device: str = "auto"
     dtype: str = "auto"
-    debug: bool = False        # show tracebacks
 
 
 # ---- the runs -------------------------------------------------------------------------------

@@ -22,17 +22,13 @@ import numpy as np
 
 from checkpoint import read_log
 from common import fail, parse_config, read_json
-from lab.seeds import for_each_seed, show
+from lab.seeds import Chains, for_each_seed, show
 from view.views import held_out
 
 
 @dataclass
-class Config:
+class Config(Chains):
     what: str = "rehearsal,starts,bound,details,rounds,overoptimise"   # which experiments
-    seeds: int = 3             # how many: 0, 1, …
-    folder: str = "out/seed"   # the folders' names, without the number
-    jobs: int = 1              # seeds at a time
-    debug: bool = False        # show tracebacks
 
 
 # ---- running the stages ---------------------------------------------------------------------

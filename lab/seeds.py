@@ -26,6 +26,15 @@ class Config:
 
 # ---- for all of the lab ---------------------------------------------------------------------
 
+@dataclass
+class Chains:
+    """The flags of what reads finished chains."""
+    seeds: int = 3             # how many: 0, 1, …
+    folder: str = "out/seed"   # the folders' names, without the number
+    jobs: int = 1              # runs at a time
+    debug: bool = False        # show tracebacks
+
+
 def finished_chains(config):
     """[(seed, folder)]. Gives each of --jobs runs its share of the cores."""
     chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
