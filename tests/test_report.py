@@ -308,8 +308,9 @@ def test_what_is_broken_or_not_finite_costs_the_report_only_that(tmp_path, capsy
 
 
 def test_an_interval_and_a_command_are_written_as_a_reader_expects():
-    assert report.figure([1.234, 1, 2.5], "{:.2f}") == "1.23 <small>1.00–2.50</small>"
-    assert report.figure(None, "{:.2f}") == "–" and report.figure(0.5, "{:.2f}") == "0.50"
+    table = report.scoreboard(dict(models=dict(a=dict(grade=[1.234, 1, 2.5]), b=dict(score=0.5))))
+    assert "<td>1.23 <small>1.00–2.50</small></td><td>–</td>" in table
+    assert "<td>–</td><td>0.50</td>" in table
     made = vars(sft.Config(steps=7, data="a.jsonl"))
     assert report.command("sft.py", sft.Config, made) == "python sft.py --data=a.jsonl --steps=7"
     made = vars(sft.Config(data="my $(file).jsonl"))
