@@ -158,7 +158,8 @@ def by_kind(rows, greedy, sampled):
     """{kind of prompt: the means of its verdicts}. greedy, sampled: the verdicts on the answers."""
     names, found = ("right", "right_sampled", "grade", "unsure", "refusal"), defaultdict(list)
     for row, g, s in zip(rows, greedy, sampled):
-        found[row.get("kind", "all")].append((g["right"], s["right"], s["grade"], g["unsure"], g["refusal"]))
+        found[row.get("kind", "all")].append(
+            (g["right"], s["right"], s["grade"], g["unsure"], g["refusal"]))
     return {kind: dict(zip(names, np.mean(values, axis=0).tolist()), n=len(values))
             for kind, values in found.items()}
 
@@ -284,8 +285,8 @@ def show_reward(board):
             top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
         if "clear_pairs" in r:
             top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
-        print(f"\nreward model: accuracy {cell(r['accuracy'], '{:.3f}')} on {r['pairs']:,} held-out "
-              f"pairs{top}\n    predicted and observed preference, by quarter of margin: "
+        print(f"\nreward model: accuracy {cell(r['accuracy'], '{:.3f}')} on {r['pairs']:,} "
+              f"held-out pairs{top}\n    predicted and observed preference, by quarter of margin: "
               + shares((cell(b["predicted"]), b["accuracy"]) for b in r["by_margin"]))
         print("    accuracy by length: " + shares(r["by_length"].items()))
         print("    accuracy by kind: " + shares((kind, v[0]) for kind, v in r["by_kind"].items()))
