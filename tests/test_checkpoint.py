@@ -1,10 +1,11 @@
 import os
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from checkpoint import atomic_save, load_checkpoint, save_checkpoint
+from checkpoint import atomic_save, load, load_checkpoint, save_checkpoint
 from model import GPT, GPTConfig
 from pretrain import Config
 from tokenizer import Tokenizer
@@ -37,6 +38,16 @@ def test_a_checkpoint_holds_all_that_is_needed_to_go_on(saved, tiny_tokenizer):
 def test_weights_are_saved_in_full_precision(saved):
     weights = torch.load(saved, weights_only=True)["model"].values()
     assert {w.dtype for w in weights} == {torch.float32}
+
+
+def test_a_model_is_loaded_to_be_trained_or_frozen_in_half_the_memory(saved, tiny_tokenizer):
+    rt = SimpleNamespace(device="cpu", dtype=torch.bfloat16)
+    (model, tok, history), (frozen, *_) = (load(saved, rt, frozen=f) for f in (False, True))
+    assert tok.to_dict() == tiny_tokenizer.to_dict() and history[-1]["stage"] == "sft"
+    assert {(p.requires_grad, p.dtype) for p in model.parameters()} == {(True, torch.float32)}
+    assert not any(p.requires_grad for p in frozen.parameters())
+    in_blocks = [p for p in frozen.blocks.parameters() if p.dim() == 2]
+    assert {p.dtype for p in in_blocks} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("stage", ["sft", "pretrain sft", None])
