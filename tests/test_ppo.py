@@ -1,24 +1,17 @@
-import io
+import itertools
 import json
 import math
-import random
-import runpy
-import signal
-import sys
 import threading
 from collections import Counter
-from contextlib import redirect_stdout
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-import rlhf_ppo
+import tiny
 from answer import answer_mask, complete, log_probs, right_pad
-from checkpoint import save_checkpoint
 from common import Runtime
-from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
 from rlhf_ppo import (Config, Rollout, assess, gae, get_lrs, minibatches, policy_loss, ppo_loss,
                       value_loss, whiten)
@@ -30,12 +23,8 @@ RESPONSES = [[5, 6, 1], [7], [9, 9, 9, 9, 1], [2, 1]]
 
 
 def loud(model, seed=0):
-    """Random weights far from their initial values, at which all tokens are about as likely."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=0.3 if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else 1)
-    return model.eval()
+    """At these weights all tokens are about as likely."""
+    return tiny.loud(model, std=0.3, shift=1, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +52,7 @@ def ragged():
 
 @pytest.mark.parametrize("gamma, lam", [(1, 0.95), (0.9, 0.8), (0.99, 0), (1, 1)])
 def test_gae_is_the_weighted_mean_of_all_n_step_advantages(ragged, gamma, lam):
+    """And returns are advantages plus values."""
     rewards, values, mask = ragged
     expected = torch.zeros(8, 11)
     for b, t in mask.nonzero().tolist():
@@ -73,40 +63,16 @@ def test_gae_is_the_weighted_mean_of_all_n_step_advantages(ragged, gamma, lam):
                   for n in range(1, len(r) + 1)]
         weights = [(1 - lam) * lam ** n for n in range(len(r) - 1)] + [lam ** (len(r) - 1)]
         expected[b, t] = sum(w * a for w, a in zip(weights, n_step))
-    close(gae(rewards, values, mask, gamma, lam)[0], expected)
+    advantages, returns = gae(rewards, values, mask, gamma, lam)
+    close(advantages, expected)
+    close(returns, expected + values * mask)
 
 
-def test_with_lambda_and_gamma_1_advantages_are_what_is_still_to_come_minus_values(ragged):
-    rewards, values, mask = ragged
-    to_come = (rewards * mask).flip(1).cumsum(1).flip(1)
-    advantages, returns = gae(rewards, values, mask, 1.0, 1.0)
-    close(advantages, (to_come - values) * mask)
-    close(returns, to_come * mask)
-
-
-def test_returns_are_advantages_plus_values(ragged):
-    rewards, values, mask = ragged
-    advantages, returns = gae(rewards, values, mask, 0.9, 0.8)
-    close(returns, (advantages + values) * mask)
-
-
-def test_whitened_advantages_have_mean_0_and_variance_1_over_real_tokens(ragged):
-    x, _, mask = ragged
-    white = whiten(5 + 3 * x, mask, ENV)[mask]
-    close(white.mean(), 0.0)
-    close(white.var(unbiased=False), 1.0)
-
-
-def test_whitening_pays_no_attention_to_padding(ragged):
+def test_whitening_is_a_shift_and_a_scale_by_the_biased_deviation_of_real_tokens(ragged):
     x, _, mask = ragged
     white = whiten(x.masked_fill(~mask, 1e6), mask, ENV)
-    close(white, whiten(x.masked_fill(~mask, 0), mask, ENV))
+    close(white[mask], (x[mask] - x[mask].mean()) / x[mask].std(unbiased=False))
     assert (white[~mask] == 0).all()
-
-
-def test_whitening_is_a_shift_and_a_scale_by_the_biased_deviation(ragged):
-    x, _, mask = ragged
-    close(whiten(x, mask, ENV)[mask], (x[mask] - x[mask].mean()) / x[mask].std(unbiased=False))
 
 
 def test_equal_advantages_whiten_to_zero():
@@ -185,6 +151,7 @@ def test_the_learning_rates_warm_up_for_one_iteration_and_fall_linearly_the_crit
     falling = [1 - step / 10 for step in range(10)]
     assert policy == pytest.approx([2 * share for share in [0, 0, 0.5, *falling[3:]]])
     assert critic == pytest.approx([3 * share for share in [0.5, *falling[1:]]])
+    assert get_lrs(5, Config(steps=10, lr=1.0, critic_lr=2.0, decay=False)) == (1, 2)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -196,21 +163,6 @@ def test_the_mask_covers_the_response_with_its_end_and_nothing_else():
     assert mask.shape == idx.shape
     for row, row_mask, response in zip(idx, mask, RESPONSES):
         assert row[row_mask].tolist() == response
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_log_probs_are_those_of_a_softmax_token_by_token(model, temperature):
-    idx, _ = right_pad([p + r for p, r in zip(PROMPTS, RESPONSES)], 0, "cpu")
-    logp, logp_all = log_probs(model, idx, answer_mask(PROMPTS, RESPONSES, "cpu"), temperature)
-    entropy = -(logp_all.exp() * logp_all).sum(-1)
-    expected = []
-    for prompt, response in zip(PROMPTS, RESPONSES):
-        for t, token in enumerate(response):
-            logits = model(torch.tensor([prompt + response[:t]]))[0, -1].tolist()
-            weights = [math.exp(x / temperature) for x in logits]
-            p = [w / sum(weights) for w in weights]
-            expected.append((math.log(p[token]), -sum(q * math.log(q) for q in p)))
-    close(torch.stack([logp, entropy], 1), torch.tensor(expected))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
@@ -231,19 +183,17 @@ def test_answers_are_cut_behind_their_end(model):
     assert len({len(a) for a in answers}) > 1
 
 
-def test_the_mean_log_ratio_is_the_kl_and_k3_is_never_negative():
-    p, q = torch.tensor([0.5, 0.3, 0.15, 0.05]), torch.tensor([0.2, 0.3, 0.1, 0.4])
-    kl = (p * (p / q).log()).sum()
-    _, ratio, _ = policy_loss(q.log(), p.log(), torch.ones(4), 0.2)
-    k1, k3 = p.log() - q.log(), ratio - 1 - (q.log() - p.log())      # of each token sampled from p
-    close((p * k1).sum(), kl)
-    close((p * k3).sum(), kl)
-    assert k1.min() < 0 <= k3.min()
-
-
 def rollout(mask, logp, values, advantages, returns):
     return SimpleNamespace(mask=mask, logp=logp, values=values, advantages=advantages,
                            returns=returns)
+
+
+def test_the_approximate_kl_of_tokens_as_frequent_as_they_are_likely_is_the_kl():
+    counts, q = torch.tensor([10, 6, 3, 1]), torch.tensor([0.2, 0.3, 0.1, 0.4])
+    p, said, zero = counts / 20, torch.arange(4).repeat_interleave(counts), torch.zeros(20)
+    r = rollout(torch.ones(20, dtype=torch.bool), p.log()[said], zero, zero, zero)
+    _, info, _ = ppo_loss(q.log()[said], zero, r, Config())
+    close(info["ppo/policy/approxkl"] / 20, (p * (p / q).log()).sum())
 
 
 # ---------------------------------------------------------------------------------------------
@@ -305,10 +255,9 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
 # ---------------------------------------------------------------------------------------------
 # the script
 
-SCRIPT = rlhf_ppo.__file__
 SMALL = ("--data=prompts.jsonl --init=sft.pt --watch= --text= --ptx_coef=0 --steps=2 "
          "--batch_size=16 --minibatch=8 --micro_batch=4 --max_new_tokens=20 --eval_every=1 "
-         "--n_eval=4 --debug=true")
+         "--n_eval=4")
 REWARDS = """
 def length(prompts, responses): return [len(r) / 10 for r in responses]
 def one(prompts, responses): return [1.0] * len(responses)
@@ -317,40 +266,23 @@ def one(prompts, responses): return [1.0] * len(responses)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokenizer):
-    """Prompts of many lengths, a policy that ends two of five answers, a reward model, and a reward
-    function."""
-    folder, rng, rows, held_out = tmp_path_factory.mktemp("ppo"), random.Random(0), [], 0
-    while held_out < 4 or len(rows) < 40:
-        text = "".join(rng.choices("What is Ada's cat? ", k=rng.randint(1, 24)))
-        mine = is_held_out([dict(role="user", content=text)])
-        if (mine and held_out < 4) or (not mine and len(rows) - held_out < 36):
-            rows.append(dict(prompt=text))
-            held_out += mine
-    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    """Prompts of many lengths, a policy that ends two of five answers, a reward model, and reward
+    functions."""
+    folder = tiny.build(tmp_path_factory.mktemp("ppo"), tiny_tokenizer)
     (folder / "mine.py").write_text(REWARDS)
     config = GPTConfig(block_size=64, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_embd=32,
                        n_hidden=64, tied=False)
     policy = loud(GPT(config))
     with torch.no_grad():
         policy.lm_head.weight[tiny_tokenizer.end] *= 1.5
-    for stage, model in (("sft", policy), ("reward", loud(ScalarGPT(config)))):
-        save_checkpoint(folder / f"{stage}.pt", stage=stage, step=1, metrics={}, model=model,
-                        model_config=config, tokenizer=tiny_tokenizer, config=Config(), history=[],
-                        lm=False)
+    tiny.store(folder / "sft.pt", "sft", policy, tiny_tokenizer)
+    tiny.store(folder / "reward.pt", "reward", loud(ScalarGPT(config)), tiny_tokenizer)
     return folder
 
 
 def run(folder, flags):
-    """Run rlhf_ppo.py in this process: its log of training, and that of evaluation."""
-    ctrl_c = signal.getsignal(signal.SIGINT)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(io.StringIO()):
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [SCRIPT, *f"{SMALL} {flags} --out=ppo.pt --fresh".split()])
-        patch.setattr(sys, "excepthook", sys.excepthook)
-        try:
-            runpy.run_path(SCRIPT, run_name="__main__")
-        finally:
-            signal.signal(signal.SIGINT, ctrl_c)
+    """The log of training, and that of evaluation."""
+    assert tiny.run(folder, "rlhf_ppo", *f"{SMALL} {flags} --out=ppo.pt --fresh".split())[0] == 0
     lines = [json.loads(line) for line in (folder / "ppo.jsonl").read_text().splitlines()]
     return [s for s in lines if "split" not in s], [s for s in lines if "split" in s]
 
@@ -370,26 +302,14 @@ def test_before_an_update_all_ratios_are_1_and_the_kl_is_0(folder, dtype, tolera
     assert [line["kl"] for line in held_out] == [0, 0, 0]
 
 
-def test_an_answer_without_an_end_costs_what_missing_end_says(folder):
-    train, held_out = run(folder, "--reward=mine.py:one --missing_end=3")
-    for line in train:
-        assert 0 < line["ended"] < 1
-        assert line["objective/score"] == pytest.approx(1 - 3 * (1 - line["ended"]))
-    assert held_out[0]["score"] == pytest.approx(1 - 3 * (1 - held_out[0]["ended"]))
-
-
 def test_what_ppo_maximises_is_the_score_minus_beta_times_the_kl(folder):
-    train, _ = run(folder, "--reward=reward.pt --kl_coef=0.3 --lr=1e-3 --steps=4")
-    assert train[-1]["objective/kl"] != 0
+    """And the approximate KL of its updates is never negative."""
+    train, _ = run(folder, "--reward=reward.pt --kl_coef=0.3 --lr=3e-3 --steps=4")
+    assert train[-1]["objective/kl"] != 0 and train[-1]["ppo/policy/approxkl"] > 1e-7
     for line in train:
+        assert line["ppo/policy/approxkl"] > -1e-7
         assert line["objective/rlhf_reward"] == pytest.approx(
             line["objective/score"] - 0.3 * line["objective/kl"], abs=1e-4)
-
-
-def test_the_critic_begins_with_the_mean_score(folder):
-    """When every answer earns 1, it is right from the start: nothing is left to learn."""
-    train, _ = run(folder, "--reward=mine.py:one --missing_end=0 --kl_coef=0 --lr=0")
-    assert [line["ppo/loss/value"] for line in train] == pytest.approx([0, 0], abs=1e-10)
 
 
 def change(folder, factor):
@@ -407,17 +327,6 @@ def test_the_critic_starts_from_the_reward_model_unless_told_otherwise(folder):
     assert default == same and default[1] != other[1]
 
 
-def test_the_scores_do_not_depend_on_the_critic(folder):
-    """Whether or not it reads the same log-probabilities beside the text as the reward model."""
-    ckpt = torch.load(folder / "reward.pt", weights_only=True)
-    model = loud(ScalarGPT(GPTConfig(**ckpt["model_config"]), lm=True))
-    torch.save(ckpt | dict(model=model.state_dict()), folder / "reads.pt")
-    change(folder, 0.5)
-    first, second = (run(folder, f"--reward=reads.pt --lr=0 {flag}")[1][0]["score"]
-                     for flag in ("", "--critic=changed.pt"))
-    assert first == pytest.approx(second, abs=1e-6)
-
-
 def test_the_kl_is_measured_from_the_reference(folder):
     """To another model than the one that PPO starts from it is not 0, and stays as it is when
     nothing is learned."""
@@ -426,27 +335,12 @@ def test_the_kl_is_measured_from_the_reference(folder):
     assert abs(held_out[0]["kl"]) > 0.01 and held_out[0]["kl"] == held_out[2]["kl"]
 
 
-def test_the_learning_rate_decays_or_does_not():
-    assert get_lrs(5, Config(steps=10, lr=1.0, critic_lr=2.0)) == (0.5, 1)
-    assert get_lrs(5, Config(steps=10, lr=1.0, critic_lr=2.0, decay=False)) == (1, 2)
-
-
-def test_the_approximate_kl_of_an_update_is_never_negative(folder):
-    train, _ = run(folder, "--reward=reward.pt --lr=3e-3 --steps=4")
-    assert all(line["ppo/policy/approxkl"] > -1e-7 for line in train)
-    assert train[-1]["ppo/policy/approxkl"] > 1e-7
-
-
 def test_a_prompt_that_just_fits_may_get_an_answer_without_an_end(folder, tiny_tokenizer):
     """Together they fill the model's context; the reward model still reads an end behind them."""
-    asked, length = [], 64 - 30 - 1
-    for k in range(10 ** 6):
-        text = f"What is {k} + 12?" + " Ada" * (k % 25)
-        if len(tiny_tokenizer.encode_chat(text, reply=True)[0]) == length:
-            asked.append(text)
-        if len(asked) == 200:
-            break
-    (folder / "fit.jsonl").write_text("".join(json.dumps(dict(prompt=t)) + "\n" for t in asked))
+    asked = (f"What is {k} + 12?" + " Ada" * (k % 25) for k in range(10 ** 6))
+    fit = (dict(prompt=text) for text in asked
+           if len(tiny_tokenizer.encode_chat(text, reply=True)[0]) == 64 - 30 - 1)
+    tiny.write(folder / "fit.jsonl", *itertools.islice(fit, 200))
     train, _ = run(folder, "--data=fit.jsonl --reward=reward.pt --max_new_tokens=30")
     assert train[0]["ended"] < 1
 
@@ -455,12 +349,13 @@ def test_a_prompt_that_just_fits_may_get_an_answer_without_an_end(folder, tiny_t
 # a rollout
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
-@pytest.mark.parametrize("lm", [True, False])
+@pytest.mark.parametrize("lm", ["of both", "of the reward model", ""])
 def test_assess_says_of_each_answer_what_the_models_say_of_it_alone(micro_batch, lm):
     size = GPTConfig(block_size=12, vocab_size=V, n_layer=1, n_embd=32, n_hidden=64)
     policy, reference = loud(GPT(size), 1), loud(GPT(size), 2)
-    critic, reward = loud(ScalarGPT(size, lm=lm), 3), loud(ScalarGPT(size, lm=lm), 4)
-    critic.lm = reward.lm
+    critic = loud(ScalarGPT(size, lm=lm == "of both"), 3)
+    reward = loud(ScalarGPT(size, lm=lm != ""), 4)
+    critic.lm = reward.lm if critic.lm else None
     tok = SimpleNamespace(pad=0, end=1, decode=lambda ids: " ".join(map(str, ids)))
     rows = [dict(ids=p, prompt=[dict(role="user", content="?")]) for p in PROMPTS]
     config = Config(micro_batch=micro_batch, temperature=0.7, missing_end=3.0)

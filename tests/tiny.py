@@ -82,14 +82,19 @@ def write(path, *rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
+def store(path, stage, model, tok, **metrics):
+    save_checkpoint(path, stage=stage, step=1, metrics=metrics, model=model,
+                    model_config=model.config, tokenizer=tok, config=Config(), history=[])
+
+
 def save(path, stage, tok, block_size=32, n_embd=16):
     torch.manual_seed(0)
     config = GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=2, n_embd=n_embd,
                        n_hidden=32)
-    model = ScalarGPT(config) if stage == "reward" else GPT(config)
-    metrics = dict(score_mean=0.0, score_std=1.0) if stage == "reward" else {}
-    save_checkpoint(path, stage=stage, step=1, metrics=metrics, model=model, model_config=config,
-                    tokenizer=tok, config=Config(), history=[])
+    if stage == "reward":
+        store(path, stage, ScalarGPT(config), tok, score_mean=0.0, score_std=1.0)
+    else:
+        store(path, stage, GPT(config), tok)
 
 
 def build(folder, tok):
