@@ -57,23 +57,21 @@ def test_a_file_name_may_have_bytes_that_are_not_utf8(tmp_path):
     assert fingerprint(file) == fingerprint(tmp_path)
 
 
-@pytest.mark.parametrize("change", [
-    lambda f: (f / "a.txt").write_text("uno\n" * 10),
-    lambda f: (f / "b.txt").write_text("two\n" * 11),
-    lambda f: (f / "c.txt").write_text("three"), lambda f: (f / "b.txt").unlink(),
-    lambda f: (f / "b.txt").rename(f / "z.txt")], ids=["content", "size", "new", "gone", "renamed"])
-def test_a_folders_fingerprint_changes_with_its_files(texts, change):
-    before = fingerprint(texts), fingerprint(f"{texts}/a.txt, {texts}/b.txt")
-    change(texts)
-    assert fingerprint(texts) != before[0]
-
-
-@pytest.mark.parametrize("name", [".DS_Store", "._a.txt", ".cache/a.txt", "notes.md"])
-def test_a_file_that_is_not_read_does_not_change_a_folders_fingerprint(texts, name):
+@pytest.mark.parametrize("change, same", [
+    (lambda f: (f / "a.txt").write_text("uno\n" * 10), False),
+    (lambda f: (f / "b.txt").write_text("two\n" * 11), False),
+    (lambda f: (f / "c.txt").write_text("three"), False),
+    (lambda f: (f / "b.txt").unlink(), False),
+    (lambda f: (f / "b.txt").rename(f / "z.txt"), False),
+    (lambda f: (f / ".DS_Store").write_bytes(b"\0"), True),
+    (lambda f: (f / "._a.txt").write_bytes(b"\0"), True),
+    (lambda f: (f / "notes.md").write_bytes(b"\0"), True),
+    (lambda f: shutil.copytree(f, f / ".cache"), True)],
+    ids=["content", "size", "new", "gone", "renamed", ".DS_Store", "._a.txt", "not read", ".cache"])
+def test_a_folders_fingerprint_changes_with_the_files_that_are_read(texts, change, same):
     before = fingerprint(texts)
-    (texts / name).parent.mkdir(exist_ok=True)
-    (texts / name).write_bytes(b"\0")
-    assert fingerprint(texts) == before
+    change(texts)
+    assert (fingerprint(texts) == before) == same
 
 
 @pytest.mark.parametrize("place", [0, 1_500_000, 2_999_999])
@@ -136,35 +134,29 @@ def interrupted(config):
     return model
 
 
-def test_a_first_run_starts_at_the_beginning(config):
-    run = start(config)
-    assert run.state is None and run.start == 0
-
-
-def test_an_interrupted_run_goes_on_with_its_state(config, interrupted, capsys):
+def test_an_interrupted_run_goes_on_with_its_state_and_a_fresh_one_starts_over(config, interrupted,
+                                                                               capsys):
     run, model, seen = start(config), torch.nn.Linear(2, 2), []
     run.track(model=model, seen=seen)
     assert run.start == 4 and seen == [2, 4] and torch.equal(model.weight, interrupted.weight)
     assert "resuming from 4 of 10" in capsys.readouterr().out
-
-
-def test_its_log_loses_the_lines_that_will_be_written_again(config, interrupted):
-    log = Path(config.out).with_suffix(".jsonl")
-    with open(log, "a") as f:
-        f.write('{"step": 4, "lo')                    # the power went
-    start(config).log(6, dict(loss=1 / 7))
-    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [2, 4, 6]
+    run = start(replace(config, fresh=True))
+    assert run.state is None and run.start == 0
+    run.log(2, dict(loss=0.5))
+    assert Path(config.out).with_suffix(".jsonl").read_text() == '{"step": 2, "loss": 0.5}\n'
 
 
 @pytest.mark.parametrize("log, steps", [
+    ('{"step": 2}\n{"step": 4}\n{"step": 6}\n{"step": 4, "lo', [2, 4]),   # 6 will be done again
     ('{"step": 2}\n\0\0\0\0\n{"step": 3, "l\n{"step": 4}\n', [2, 4]), ("\0" * 99, []),
     ("\0" * 99 + "\n", []), ('{"st', []), ('{"step": 2, "lo', []), ('ep": 1}\n{"step": 2}\n', [2]),
     ('{"step": 2}\n[]\n3\n{"loss": 1}\n"step"\n{"step": 4, "loss": 1', [2])])
 def test_a_log_that_a_power_cut_has_damaged_keeps_its_sound_lines(config, interrupted, log, steps):
-    Path(config.out).with_suffix(".jsonl").write_text(log)
+    path = Path(config.out).with_suffix(".jsonl")
+    path.write_text(log)
     start(config).log(6, dict(loss=1.0))
-    rows = checkpoint.read_log(Path(config.out).with_suffix(".jsonl"))
-    assert [row["step"] for row in rows] == [*steps, 6]
+    assert [row["step"] for row in checkpoint.read_log(path)] == [*steps, 6]
+    json.loads(path.read_text().splitlines()[-1])
 
 
 def test_the_broken_lines_of_a_log_are_named_once(tmp_path, capsys):
@@ -235,46 +227,6 @@ def test_saving_costs_a_fiftieth_of_the_time_at_most(config, monkeypatch):
     assert saves[0] < 30 and 0.015 < 4 * len(saves) / now[0] < 0.025
 
 
-def finish(run, tokenizer):
-    size = GPTConfig(block_size=8, vocab_size=tokenizer.vocab_size, n_layer=1, n_embd=16)
-    run.finish("sft", GPT(size), tokenizer)
-
-
-def test_a_finished_run_removes_its_state_and_says_so_when_started_again(config, capsys,
-                                                                         tiny_tokenizer):
-    run = start(config)
-    run.save_state(10)
-    finish(run, tiny_tokenizer)
-    assert sorted(os.listdir(Path(config.out).parent)) == ["sft.jsonl", "sft.pt"]
-    with pytest.raises(SystemExit) as end:
-        start(replace(config, debug=True))
-    assert end.value.code == 0 and "is finished; --fresh makes it again" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("change", [dict(lr=0.5), dict(steps=20), dict(dropout=0.0)])
-def test_a_run_with_other_flags_is_refused(config, interrupted, change, refused):
-    (name, value), = change.items()
-    said = refused(start, replace(config, **change))
-    assert f"--{name}={getattr(config, name)} there, {value} here" in said and "--fresh" in said
-
-
-def test_a_finished_run_with_other_flags_is_refused(config, tiny_tokenizer, refused):
-    finish(start(config), tiny_tokenizer)
-    before = Path(config.out).read_bytes()
-    assert "--lr=0.001 there, 0.5 here" in refused(start, replace(config, lr=0.5))
-    assert Path(config.out).read_bytes() == before
-
-
-def test_a_flag_that_an_earlier_version_did_not_have_counts_as_its_default(config, interrupted,
-                                                                           refused):
-    state = Path(config.out).with_suffix(".state")
-    saved = torch.load(state, weights_only=True)
-    del saved["run"]["flags"]["dropout"]
-    torch.save(saved, state)
-    assert start(config).start == 4
-    assert "--dropout=0.1 there, 0.0 here" in refused(start, replace(config, dropout=0.0))
-
-
 def moved(config, folder, **changes):
     """Move all files of a run to another folder, and name them there."""
     old = Path(config.out).parents[1]
@@ -290,22 +242,53 @@ def based(config, tmp_path):
     return replace(config, init=f"{tmp_path}/base.pt")
 
 
-def test_an_interrupted_run_goes_on_in_another_folder(based, tmp_path):
+def test_a_finished_run_removes_its_state_and_is_finished_in_any_folder_with_the_same_flags(
+        based, tmp_path, capsys, tiny_tokenizer, refused):
+    run = start(based)
+    run.save_state(10)
+    size = GPTConfig(block_size=8, vocab_size=tiny_tokenizer.vocab_size, n_layer=1, n_embd=16)
+    run.finish("sft", GPT(size), tiny_tokenizer)
+    assert sorted(os.listdir(Path(based.out).parent)) == ["sft.jsonl", "sft.pt"]
+    before = Path(based.out).read_bytes()
+    assert "--lr=0.001 there, 0.5 here" in refused(start, replace(based, lr=0.5))
+    assert Path(based.out).read_bytes() == before
+    for there in (False, True):
+        with pytest.raises(SystemExit) as end:
+            start(moved(based, tmp_path / "there") if there else replace(based, debug=True))
+        said = capsys.readouterr().out
+        assert end.value.code == 0 and "is finished; --fresh makes it again" in said
+
+
+@pytest.mark.parametrize("change, world, said", [
+    (dict(lr=0.5), {}, "--lr=0.001 there, 0.5 here"),
+    (dict(steps=20), {}, "--steps=10 there, 20 here"),
+    (dict(dropout=0.0), {}, "--dropout=0.1 there, 0.0 here"),
+    (dict(dtype="bfloat16"), dict(dtype=torch.bfloat16), "--dtype=float32 there, bfloat16 here"),
+    ({}, dict(world_size=2), "processes"), ({}, {}, "demos.jsonl has changed"),
+    (dict(out="out/sft.jsonl"), {}, "should end in .pt")], ids=str)
+def test_a_run_with_other_flags_data_or_processes_is_refused(config, interrupted, tmp_path, refused,
+                                                             change, world, said):
+    if "changed" in said:
+        (tmp_path / "demos.jsonl").write_text("{...}")
+    line = refused(start, replace(config, **change), env(**world))
+    assert said in line and ("--fresh" in line or "out" in change)
+
+
+def test_a_flag_that_an_earlier_version_did_not_have_counts_as_its_default(config, interrupted,
+                                                                           refused):
+    state = Path(config.out).with_suffix(".state")
+    saved = torch.load(state, weights_only=True)
+    del saved["run"]["flags"]["dropout"]
+    torch.save(saved, state)
+    assert start(config).start == 4
+    assert "--dropout=0.1 there, 0.0 here" in refused(start, replace(config, dropout=0.0))
+
+
+def test_an_interrupted_run_goes_on_in_another_folder_but_not_with_other_files_or_flags(
+        based, tmp_path, refused):
     start(based).save_state(4)
     there = moved(based, tmp_path / "there")
     assert start(there).start == 4
-
-
-def test_a_finished_run_is_finished_in_another_folder(based, tmp_path, tiny_tokenizer, capsys):
-    finish(start(based), tiny_tokenizer)
-    with pytest.raises(SystemExit) as end:
-        start(moved(based, tmp_path / "there"))
-    assert end.value.code == 0 and "is finished" in capsys.readouterr().out
-
-
-def test_a_moved_run_is_refused_with_other_files_or_flags(based, tmp_path, refused):
-    start(based).save_state(4)
-    there = moved(based, tmp_path / "there")
     assert "--lr=0.001 there" in refused(start, replace(there, lr=0.5))
     assert f"--init={based.init} there,  here" in refused(start, replace(there, init=""))
     Path(there.init).write_bytes(b"others")
@@ -344,29 +327,13 @@ def test_a_lock_is_removed_while_it_is_held(config, monkeypatch):
     assert held == [True] and run.locked.closed
 
 
-def test_a_run_on_other_data_is_refused(config, interrupted, tmp_path, refused):
-    (tmp_path / "demos.jsonl").write_text("{...}")
-    assert "demos.jsonl has changed" in refused(start, config)
-
-
-def test_a_run_on_another_number_of_processes_is_refused(config, interrupted, refused):
-    assert "processes" in refused(start, config, env(world_size=2))
-
-
-def test_a_run_goes_on_in_the_dtype_that_it_started_in_whatever_auto_is_here(config, interrupted):
-    elsewhere = env(dtype=torch.bfloat16)
-    run = start(config, elsewhere)
+@pytest.mark.parametrize("dtype, auto", [("auto", torch.bfloat16), ("float32", torch.float32)])
+def test_a_run_goes_on_in_the_dtype_that_it_started_in_whatever_auto_is_here(config, interrupted,
+                                                                             dtype, auto):
+    elsewhere = env(dtype=auto)
+    run = start(replace(config, dtype=dtype), elsewhere)
     assert run.start == 4 and elsewhere.dtype == torch.float32
     assert run.identity()["flags"]["dtype"] == "float32"
-
-
-def test_a_run_in_another_dtype_that_was_asked_for_is_refused(config, interrupted, refused):
-    said = refused(start, replace(config, dtype="bfloat16"), env(dtype=torch.bfloat16))
-    assert "--dtype=float32 there, bfloat16 here" in said
-
-
-def test_a_run_in_the_dtype_that_auto_was_goes_on(config, interrupted):
-    assert start(replace(config, dtype="float32")).start == 4
 
 
 def test_a_result_that_this_script_did_not_make_is_not_replaced(config, tiny_tokenizer, refused):
@@ -392,17 +359,6 @@ def test_a_disk_without_room_stops_the_run_at_its_first_step(config, monkeypatch
         else:
             said = refused(run.check_space)
             assert "make room there, or choose another --out" in said
-
-
-def test_fresh_starts_over(config, interrupted):
-    run = start(replace(config, fresh=True))
-    assert run.state is None and run.start == 0
-    run.log(2, dict(loss=0.5))
-    assert Path(config.out).with_suffix(".jsonl").read_text() == '{"step": 2, "loss": 0.5}\n'
-
-
-def test_the_name_of_the_result_must_be_that_of_a_checkpoint(config, refused):
-    assert "should end in .pt" in refused(start, replace(config, out="out/sft.jsonl"))
 
 
 def test_other_ranks_write_nothing(config):
