@@ -1,6 +1,7 @@
 import math
 import random
 from itertools import combinations
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,28 +10,20 @@ import torch
 from answer import right_pad
 from common import Runtime
 from model import GPTConfig, ScalarGPT
-from optim import get_lr
 from reward import Config, encode_answer, evaluate, ranking_loss, score, score_all
+from tiny import loud
 from tokenizer import SPECIALS
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 QUESTION = [dict(role="user", content="What is 12 + 30?")]
 
 
-def loud(model, seed=0):
-    """Random weights far from their initial values, so that every token read matters."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=0.3 if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else 1)
-    return model.eval()
-
-
 @pytest.fixture(scope="module", params=[False, True], ids=["alone", "with a language model"])
 def model(request, tiny_tokenizer):
     """As it is, and with the log-probabilities of a frozen language model beside the text."""
     return loud(ScalarGPT(GPTConfig(block_size=24, vocab_size=tiny_tokenizer.vocab_size, n_layer=2,
-                                    n_embd=32, n_hidden=64), lm=request.param))
+                                    n_embd=32, n_hidden=64), lm=request.param),
+                std=0.3, shift=1)
 
 
 @pytest.fixture(scope="module")
@@ -66,16 +59,6 @@ def test_the_gradient_of_the_loss_is_that_of_finite_differences(ranks):
                                     scores.requires_grad_())
 
 
-def test_the_worked_example():
-    assert ranking_loss(torch.tensor([1.0, 0.0]), torch.tensor([0, 1])).item() == pytest.approx(
-        math.log(1 + math.exp(-1)))
-
-
-def test_equal_scores_cost_log_2_however_many_they_are():
-    for k in (2, 5):
-        assert ranking_loss(torch.zeros(k), torch.arange(k)).item() == pytest.approx(math.log(2))
-
-
 def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more():
     scores = torch.tensor([-500.0, 500.0], requires_grad=True)       # log(sigmoid(x)) is -inf here
     loss = ranking_loss(scores, torch.tensor([0, 1]))
@@ -83,40 +66,16 @@ def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more
     assert loss.item() == 1000 and scores.grad.tolist() == [-1, 1]
 
 
-def test_the_learning_rate_warms_up_then_falls():
-    config = Config(lr=1.0, warmup=10, steps=100)
-    rates = [get_lr(step, config) for step in range(100)]
-    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[10] == pytest.approx(1) and 0 < rates[-1] <= 0.11
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
-
-
 # ---------------------------------------------------------------------------------------------
 # scores
 
-def test_a_score_is_read_at_the_last_real_token(model, rows, tiny_tokenizer):
+def test_a_score_is_read_at_the_last_real_token_whatever_pads(model, rows, tiny_tokenizer):
     with torch.no_grad():
         expected = torch.stack([model(torch.tensor([row]))[0, -1] for row in rows])
-        got = score(model, rows, tiny_tokenizer, ENV)
+        got, other = (score(model, rows, SimpleNamespace(pad=pad), ENV)
+                      for pad in (tiny_tokenizer.pad, 65))
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-
-
-def test_a_score_does_not_depend_on_the_rest_of_the_batch(model, rows, tiny_tokenizer):
-    with torch.no_grad():
-        together = score(model, rows, tiny_tokenizer, ENV)
-        other = score(model, rows[:1] + [[7] * 24] + rows[2:], tiny_tokenizer, ENV)
-    others = [i for i in range(len(rows)) if i != 1]
-    torch.testing.assert_close(together[others], other[others], rtol=0, atol=1e-6)
-    assert abs(together[1] - other[1]) > 1e-3
-
-
-def test_a_score_does_not_depend_on_what_pads(model, rows, tiny_tokenizer):
-    idx, last = right_pad(rows, tiny_tokenizer.pad, "cpu")
-    other, _ = right_pad(rows, 65, "cpu")
-    at = torch.arange(len(rows)), last
-    assert not torch.equal(idx, other)
-    with torch.no_grad():
-        torch.testing.assert_close(model(idx)[at], model(other)[at], rtol=0, atol=1e-6)
+    torch.testing.assert_close(got, other, rtol=0, atol=1e-6)
 
 
 def test_a_score_depends_on_every_token_before_it(model, rows, tiny_tokenizer):

@@ -1,22 +1,16 @@
-import io
 import json
 import random
-import runpy
-import signal
-import sys
 from collections import Counter
-from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
 import torch
 
-import sft
-from checkpoint import load_checkpoint, save_checkpoint
+import tiny
+from checkpoint import load_checkpoint
 from common import Runtime
 from data.formats import is_held_out, read_demonstrations
 from model import GPT, GPTConfig
-from optim import get_lr
 from sft import Config, batch, encode_dialogues, evaluate, pack
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
@@ -84,21 +78,6 @@ def test_rows_are_the_dialogues_one_after_the_other_then_padding(loaded, dialogu
             assert ids == (joined + padding)[:len(ids)]
 
 
-def test_every_row_teaches_something(loaded):
-    assert all((y >= 0).any(1).all() for _, _, y in loaded)
-
-
-def test_no_gradient_reaches_what_is_predicted_where_users_speak(loaded, tiny_tokenizer):
-    _, x, y = loaded[0]
-    model, logits = small(tiny_tokenizer, x.size(1)), []
-    model.lm_head.register_forward_hook(lambda *args: logits.append(args[-1]))
-    loss = model(x, y, reduction="sum")
-    logits[0].retain_grad()
-    loss.backward()
-    reached = logits[0].grad.abs().sum(-1) > 0
-    assert torch.equal(reached, y >= 0)
-
-
 def test_a_dialogue_that_is_too_long_is_cut_and_counted(tiny_tokenizer):
     turns = [dict(role="user", content="Hi"),
              dict(role="assistant", content="Ada has a cat. " * 20)]
@@ -145,11 +124,8 @@ def packed():
     return pack(LENGTHS, T, 300, rng), rng.epochs
 
 
-def test_there_are_as_many_rows_as_asked_for_and_none_is_empty(packed):
+def test_there_are_as_many_rows_as_asked_for_none_is_empty_and_none_holds_more_than_fits(packed):
     assert len(packed[0]) == 300 and all(packed[0])
-
-
-def test_no_row_holds_more_than_fits(packed):
     assert max(sum(LENGTHS[i] for i in row) for row in packed[0]) <= T + 1
 
 
@@ -191,25 +167,21 @@ def test_evaluation_equals_a_loop_over_tokens(dialogues, tiny_tokenizer):
     assert got == pytest.approx((np.mean(nats), np.mean(right)), rel=1e-5)
 
 
-def test_the_learning_rate_warms_up_then_falls():
-    config = Config(lr=1.0, warmup=10, steps=100)
-    rates = [get_lr(step, config) for step in range(100)]
-    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
-    assert rates[10] == pytest.approx(1) and 0 < rates[-1] <= 0.11
-    assert all(a > b for a, b in zip(rates[10:], rates[11:]))
-
-
 # ---------------------------------------------------------------------------------------------
 # the script
 
 @pytest.fixture
-def folder(tmp_path, tiny_tokenizer):
-    """A random model of context 48, and demonstrations, none of them held out."""
-    model = small(tiny_tokenizer, T)
-    save_checkpoint(tmp_path / "pretrain.pt", stage="pretrain", step=1, metrics={}, history=[],
-                    model=model, model_config=model.config, tokenizer=tiny_tokenizer,
-                    config=Config())
-    return tmp_path
+def script(tmp_path, tiny_tokenizer, capsys):
+    """script(rows, flags) fine-tunes a random model of context 48: what it prints."""
+    tiny.store(tmp_path / "pretrain.pt", "pretrain", small(tiny_tokenizer, T), tiny_tokenizer)
+
+    def script(rows, flags):
+        tiny.write(tmp_path / "demos.jsonl",
+                   *(dict(prompt=q, response="Happy to help!") for q in rows))
+        assert tiny.run(tmp_path, "sft", *"--data=demos.jsonl --init=pretrain.pt --text= "
+                        f"--out=sft.pt {flags}".split())[0] == 0
+        return capsys.readouterr().out
+    return script
 
 
 def questions(n, held_out, tail=""):
@@ -218,31 +190,13 @@ def questions(n, held_out, tail=""):
     return [next(mine) for _ in range(n)]
 
 
-def run(folder, rows, flags):
-    (folder / "demos.jsonl").write_text("".join(
-        json.dumps(dict(prompt=q, response="Happy to help!")) + "\n" for q in rows))
-    printed, ctrl_c = io.StringIO(), signal.getsignal(signal.SIGINT)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [sft.__file__, *"--data=demos.jsonl --init=pretrain.pt --text= "
-                                    f"--out=sft.pt --debug=true {flags}".split()])
-        patch.setattr(sys, "excepthook", sys.excepthook)
-        try:
-            runpy.run_path(sft.__file__, run_name="__main__")
-        finally:
-            signal.signal(signal.SIGINT, ctrl_c)
-    return printed.getvalue()
-
-
-def test_held_out_prompts_longer_than_the_context_do_not_stop_the_run(folder):
+def test_held_out_prompts_longer_than_the_context_do_not_stop_the_run(script):
     rows = questions(20, False) + questions(1, True) + questions(3, True, " Please!" * 40)
-    printed = run(folder, rows, "--steps=4 --eval_every=1")
-    assert printed.count("sample:") == 4
+    assert script(rows, "--steps=4 --eval_every=1").count("sample:") == 4
 
 
-def test_without_pretraining_it_starts_from_random_weights_of_the_same_size(folder):
-    rows = questions(20, False) + questions(1, True)
-    run(folder, rows, "--steps=1 --init= --like=pretrain.pt")
-    ckpt = load_checkpoint(folder / "sft.pt", "sft")
+def test_without_pretraining_it_starts_from_random_weights_of_the_same_size(script):
+    script(questions(20, False) + questions(1, True), "--steps=1 --init= --like=pretrain.pt")
+    ckpt = load_checkpoint("sft.pt", "sft")
     assert [entry["stage"] for entry in ckpt["history"]] == ["sft"]
     assert ckpt["model_config"]["n_embd"] == 32
