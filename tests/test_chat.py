@@ -1,38 +1,32 @@
 import io
-import os
 import re
-import runpy
-import subprocess
+import signal
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
 
+import answer
 import chat
-from checkpoint import load_checkpoint, save_checkpoint
+from checkpoint import load_checkpoint
 from common import Runtime
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score_all
+from tiny import store
 from tokenizer import Tokenizer
 
-SCRIPT = str(Path(chat.__file__).resolve())
 TOK = Tokenizer.train("the cat and the dog, 你好", 270)
 CONFIG = GPTConfig(block_size=64, vocab_size=TOK.vocab_size, n_layer=1, n_head=1, n_kv_head=1,
                    n_embd=16, n_hidden=32, tied=False)
 LONG = "a very long question " * 10
 
 
-def user(text):
-    return {"role": "user", "content": text}
+def user(text, role="user"):
+    return dict(role=role, content=text)
 
 
-def assistant(text):
-    return {"role": "assistant", "content": text}
-
-
-def system(text):
-    return {"role": "system", "content": text}
+assistant, system = partial(user, role="assistant"), partial(user, role="system")
 
 
 # Checkpoints with large random weights: every token that is read changes the tokens written. They
@@ -47,8 +41,7 @@ def save(path, stage, seed, tok=TOK):
         if stage != "reward":
             model.lm_head.weight *= 2
             model.lm_head.weight[[i for i in range(TOK.vocab_size) if i not in range(97, 123)]] = 0
-    save_checkpoint(path, stage=stage, step=1, metrics={}, model=model, model_config=CONFIG,
-                    tokenizer=tok, config=chat.Config(), history=[])
+    store(path, stage, model, tok)
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +54,14 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def talk(folder):
+@pytest.fixture
+def talk(folder, monkeypatch, run_script):
     """talk(*flags, typed="…") -> exit status, lines of stdout, stderr."""
-    def talk(*flags, typed="", run=(SCRIPT,)):
-        command = [sys.executable, *run, "--dtype=float32", "--max_new_tokens=12", *flags]
-        typed = typed if isinstance(typed, bytes) else typed.encode()
-        done = subprocess.run(command, input=typed, capture_output=True, cwd=folder, timeout=60,
-                              env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUTF8": "1",
-                                   "PYTHONPATH": str(Path(SCRIPT).parent)})
-        return done.returncode, done.stdout.decode().splitlines(), done.stderr.decode()
+    def talk(*flags, typed=""):
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(typed.encode()), "utf-8"))
+        code, out, errors = run_script("chat", "--dtype=float32", "--max_new_tokens=12", *flags)
+        return code, out.splitlines(), errors
     return talk
 
 
@@ -132,37 +123,20 @@ def test_text_in_any_language_stays_as_it_is():
 
 # the script ------------------------------------------------------------------
 
-@pytest.fixture(scope="module")
-def session(talk):
+def test_a_dialogue_goes_on_until_quit_whatever_its_length(talk):
     typed = ["hi", "hi", "/new", "hi", "你好", LONG, *["more"] * 5, "", "/quit", "never read"]
-    return talk("--init=ppo.pt", "--temperature=0", typed="\n".join(typed))
-
-
-def test_every_question_is_answered_in_order_and_quit_leaves(session):
-    code, lines, errors = session
-    assert code == 0 and "Traceback" not in errors
-    assert len(lines) == 9
+    code, lines, errors = talk("--init=ppo.pt", "--temperature=0", typed="\n".join(typed))
+    # every question is answered in order, but for the one that is too long
+    assert code == 0 and len(lines) == 9
     assert all(re.fullmatch("[a-z]{12}", line) for line in lines)
-
-
-def test_the_model_reads_what_was_said_before_until_a_reset(session):
-    first, second, after_reset = session[1][:3]
-    assert first != second
-    assert first == after_reset
-
-
-def test_a_question_too_long_gets_one_line_and_no_answer(session):
-    assert session[2].count("please use fewer words") == 1
-
-
-def test_a_dialogue_longer_than_the_context_goes_on(session):
+    assert errors.count("please use fewer words") == 1
+    # the model reads what was said before, until a reset
+    first, second, after_reset = lines[:3]
+    assert first != second and first == after_reset
     # 64 tokens, 12 of them for the answer: no more than two turns are remembered
-    assert 3 <= session[2].count("no longer sees its beginning") <= 6
-    assert session[2].count("\n") == session[2].count("(")
-
-
-def test_a_pipe_has_no_colours(session):
-    assert "\033" not in "".join(session[1]) + session[2]
+    assert 3 <= errors.count("no longer sees its beginning") <= 6
+    assert errors.count("\n") == errors.count("(")
+    assert "\033" not in "".join(lines) + errors      # a pipe has no colours
 
 
 def test_the_same_seed_gives_the_same_text_piped_or_as_a_flag(talk):
@@ -199,39 +173,24 @@ def test_a_base_model_continues_and_the_missing_reward_model_is_noted_once(talk)
     assert lines[0] == lines[2]                                       # nothing is remembered
 
 
-INTERRUPTED = """
-import runpy, signal, sys
-import answer
-stream, turns = answer.stream, []
+def test_ctrl_c_stops_the_answer_and_the_dialogue_goes_on(talk, monkeypatch):
+    stream, turns = answer.stream, []
 
-def interrupted(*args, **kwargs):
-    turns.append(0)
-    for i, token in enumerate(stream(*args, **kwargs)):
-        yield token
-        if i == 2 and len(turns) == 1:
-            signal.raise_signal(signal.SIGINT)
+    def interrupted(*args, **kwargs):
+        turns.append(0)
+        for i, token in enumerate(stream(*args, **kwargs)):
+            yield token
+            if i == 2 and len(turns) == 1:
+                signal.raise_signal(signal.SIGINT)
 
-answer.stream = interrupted
-signal.signal(signal.SIGINT, signal.default_int_handler)   # a background job ignores it at first
-sys.argv[0] = "chat.py"
-runpy.run_path({!r}, run_name="__main__")
-"""
-
-
-def test_ctrl_c_stops_the_answer_and_the_dialogue_goes_on(talk):
-    run = ("-c", INTERRUPTED.format(SCRIPT))
-    code, lines, errors = talk("--init=ppo.pt", "--temperature=0", typed="hi\nhi\n", run=run)
+    monkeypatch.setattr(answer, "stream", interrupted)
+    code, lines, errors = talk("--init=ppo.pt", "--temperature=0", typed="hi\nhi\n")
     assert (code, errors) == (0, "")
     assert [len(line) for line in lines] == [3, 12]
 
 
-def test_a_missing_checkpoint_is_one_line_that_names_the_script_to_run(talk):
-    code, lines, errors = talk("--prompt=hi")
-    assert (code, lines) == (1, [])
-    assert errors == "chat.py: out/ppo.pt is missing: `python rlhf_ppo.py` makes it\n"
-
-
 @pytest.mark.parametrize("words, flags", {
+    "out/ppo.pt is missing: `python rlhf_ppo.py` makes it": ["--prompt=hi"],
     "nowhere/sft.pt is missing: `python sft.py` makes it": ["--compare=ppo.pt,nowhere/sft.pt",
                                                             "--reward="],
     "scores.pt comes from stage 'reward'": ["--init=scores.pt"],
@@ -239,17 +198,10 @@ def test_a_missing_checkpoint_is_one_line_that_names_the_script_to_run(talk):
     "ppo.pt was trained with another tokenizer": ["--compare=ppo.pt", "--reward=stranger.pt"],
     "please use fewer words": ["--init=ppo.pt", f"--prompt={LONG}"],
     "--top_p in (0, 1]": ["--top_p=0"],
-}.items(), ids=["missing", "stage", "reward", "tokenizer", "long", "flag"])
-def test_a_mistake_ends_in_one_line_that_names_it(words, flags, folder, monkeypatch, capsys):
-    # in this process, which has already imported torch
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", [SCRIPT, *flags])
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)            # the script replaces it
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(SCRIPT, run_name="__main__")
-    out, errors = capsys.readouterr()
-    assert (stopped.value.code, out) == (1, "")
+}.items(), ids=["default", "missing", "stage", "reward", "tokenizer", "long", "flag"])
+def test_a_mistake_ends_in_one_line_that_names_it(words, flags, talk):
+    code, lines, errors = talk(*flags)
+    assert (code, lines) == (1, [])
     assert errors.startswith("chat.py: ") and words in errors and errors.count("\n") == 1
 
 
