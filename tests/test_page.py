@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from itertools import combinations
 from types import SimpleNamespace
 from urllib.parse import quote
@@ -24,6 +25,7 @@ from answer import generate
 from checkpoint import load_checkpoint
 from common import Runtime
 from data.formats import read_comparisons
+from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score_all
 from tools import rankings, speakers
 from tools.label import report_agreement
@@ -35,28 +37,24 @@ HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc
 SHOWN = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \\u202eabc <|end|> \\u001b[31m"
 
 
-def weights(path, seed, std=0.3):
-    """Give a checkpoint large random weights, so that each token depends on all before it."""
-    ckpt, rng = torch.load(path, weights_only=True), torch.Generator().manual_seed(seed)
-    ckpt["model"] = {name: w.normal_(std=std, generator=rng) for name, w in ckpt["model"].items()}
-    if "lm_head.weight" in ckpt["model"]:             # tied
-        ckpt["model"]["lm_head.weight"] = ckpt["model"]["wte.weight"]
-    torch.save(ckpt, f"{path}.tmp")
-    os.replace(f"{path}.tmp", path)
+def random_model(path, stage, tok, seed, block_size=160):
+    """A checkpoint with large random weights, so that each token depends on all before it."""
+    config = GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=2, n_embd=16,
+                       n_hidden=32)
+    model = (ScalarGPT if stage == "reward" else GPT)(config)
+    tiny.store(path, stage, tiny.loud(model, std=0.3, seed=seed), tok)
 
 
 def make_folder(folder, tok):
     tiny.build(folder, tok)
     for seed, stage in enumerate(("pretrain", "sft", "reward", "ppo")):
-        tiny.save(folder / f"{stage}.pt", stage, tok, block_size=160)
-        weights(folder / f"{stage}.pt", seed)
+        random_model(folder / f"{stage}.pt", stage, tok, seed)
     (folder / "data/town").mkdir(parents=True)
-    shutil.copy(folder / "sft.jsonl", folder / "data/town/sft.jsonl")
     # not "sft.jsonl" in the folder itself, which would be the log of sft.py
-    for name in ("sft.jsonl", "text.jsonl", "prompts.jsonl"):
+    (folder / "sft.jsonl").rename(folder / "data/town/sft.jsonl")
+    for name in ("text.jsonl", "prompts.jsonl"):
         (folder / name).unlink()
-    log = [dict(step=s, loss=5 / s, lr=0.1) for s in (1, 2, 3)]
-    tiny.write(folder / "pretrain.jsonl", *log)
+    tiny.write(folder / "pretrain.jsonl", *(dict(step=s, loss=5 / s, lr=0.1) for s in (1, 2, 3)))
     return folder
 
 
@@ -208,15 +206,14 @@ def test_an_answer_can_be_continued_with_another_token(site):
     assert [t["id"] for t in again["tokens"]] == prefix + greedy(site, "ppo", ids + prefix, 9)
 
 
-def test_no_token_of_an_answer_that_is_continued_is_special_or_unknown(site):
-    for id in (site.tok.end, site.tok.vocab_size, -1):
-        assert "another tokenizer" in site.events(question(prefix=[id]))[1]["text"]
-
-
-def test_a_question_that_does_not_fit_gets_one_line(site):
-    assert "please use fewer words" in site.events(question("ppo", "word " * 200))[1]["text"]
-    assert "nobody is not there" in site.events(question("nobody"))[1]["text"]
-    assert "reward is not there" in site.events(question("reward"))[1]["text"]
+@pytest.mark.parametrize("asked, said", [
+    (question("ppo", "word " * 200), "please use fewer words"),
+    (question("nobody"), "nobody is not there"), (question("reward"), "reward is not there"),
+    *((question(prefix=[id]), "another tokenizer") for id in (-1, 10**4, "end"))], ids=str)
+def test_what_can_not_be_answered_or_continued_gets_one_line(site, asked, said):
+    if asked.get("prefix") == ["end"]:
+        asked = dict(asked, prefix=[site.tok.end])
+    assert said in site.events(asked)[1]["text"]
 
 
 def test_thirty_people_at_once_are_all_answered_and_know_their_place(site):
@@ -233,7 +230,7 @@ def test_thirty_people_at_once_are_all_answered_and_know_their_place(site):
 
 
 def test_without_an_sft_model_of_its_size_an_answer_has_no_distance_from_it(site):
-    tiny.save(site.folder / "larger.pt", "ppo", site.tok, block_size=200)
+    random_model(site.folder / "larger.pt", "ppo", site.tok, 0, block_size=200)
     [event] = site.done(question("larger"))
     assert event["tokens"] and all(token["kl"] is None for token in event["tokens"])
     (site.folder / "larger.pt").unlink()
@@ -280,8 +277,7 @@ def test_a_model_that_is_replaced_is_loaded_whole_or_not_at_all(site, capfd):
     assert site.done(question("ppo"))[0]["raw"] == before
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "ppo.pt is damaged" in said
-    path.write_bytes(whole)
-    weights(path, 9)
+    random_model(path, "ppo", site.tok, 9)
     assert site.done(question("ppo"))[0]["raw"] != before
     os.rename(path, site.folder / "other.pt")
     site.state_until(lambda state: [m["name"] for m in state["models"]] == [
@@ -297,7 +293,7 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(site, tmp_path, monk
 
     def disturbed(self, path):
         found = load(self, path)
-        weights(path, 9)
+        random_model(path, "sft", site.tok, 9)
         return found
     monkeypatch.setattr(speakers.Shelf, "load", disturbed)
     shelf.refresh()
@@ -501,35 +497,29 @@ def test_two_people_rank_one_item_and_both_are_in_the_file(site, class_file):
     assert next(i for i in items_of(site, "Ana") if i["key"] == item["key"])["ranks"] == [0, 1, 2]
 
 
-def test_the_agreement_is_that_of_counting_by_hand_and_of_label_py(site, class_file):
-    given = {name: {} for name in ("Ana", "Ben", "Cem")}
-    for n, name in enumerate(given):
+def test_the_agreement_is_that_of_label_py_between_each_two_people(site, class_file):
+    names, total = ("Ana", "Ben", "Cem"), Counter()
+    for n, name in enumerate(names):
         for i, item in enumerate(items_of(site, name)[:8]):
-            ranks = [(i + j * (n + 1)) % len(item["responses"]) for j in in_order(item)]
-            ranks = [sorted(set(ranks)).index(r) for r in ranks]
+            ranks = [(i * (n + 1) + j) % len(item["responses"]) for j in in_order(item)]
             assert rank(site, name, item, ranks)[0] == 200
-            given[name][item["key"]] = dict(zip(item["responses"], ranks))
-    same, pairs = dict.fromkeys(given, 0), dict.fromkeys(given, 0)
-    for one, two in combinations(given, 2):
-        for key in given[one].keys() & given[two].keys():
-            for a, b in combinations(sorted(given[one][key]), 2):
-                x, y = (given[who][key][a] - given[who][key][b] for who in (one, two))
-                for who in (one, two) if x and y else ():
-                    pairs[who] += 1
-                    same[who] += (x < 0) == (y < 0)
+    rows = {name: [r for r in read_comparisons(class_file) if r["labeler"] == name]
+            for name in names}
+    for name in names:
+        tiny.write(site.folder / name, *rows[name])
+    for one, two in combinations(names, 2):
+        said = report_agreement(site.folder / one, site.folder / two)
+        pairs, same = map(int, re.search(r"rank (\d+) pairs.*, (\d+) of them", said, re.S).groups())
+        for who in (one, two, "all"):
+            total[who, "pairs"] += pairs
+            total[who, "same"] += same
+        interval = rankings.agreement({one: rows[one], two: rows[two]})["interval"]
+        assert "[{:.1%}, {:.1%}]".format(*interval) in said
     found = site.get("/agreement")
-    assert {p["name"]: (p["same"], p["pairs"]) for p in found["people"]} == {
-        name: (same[name], pairs[name]) for name in given}
-    assert (found["same"], found["pairs"]) == (sum(same.values()) / 2, sum(pairs.values()) / 2)
-    assert 0 < found["same"] < found["pairs"]
-    # two people alone: the numbers of `python -m tools.label --agree`
-    two = {name: [r for r in read_comparisons(class_file) if r["labeler"] == name]
-           for name in ("Ana", "Ben")}
-    for name, rows in two.items():
-        tiny.write(site.folder / name, *rows)
-    found, said = rankings.agreement(two), report_agreement(*(site.folder / name for name in two))
-    assert f"rank {found['pairs']} pairs" in said and f", {found['same']} of them" in said
-    assert "[{:.1%}, {:.1%}]".format(*found["interval"]) in said
+    for who in [*found["people"], dict(found, name="all")]:
+        assert (who["same"], who["pairs"]) == (total[who["name"], "same"],
+                                               total[who["name"], "pairs"])
+    assert len(found["people"]) == 3 and 0 < found["same"] < found["pairs"]
 
 
 def test_the_command_on_the_page_trains_the_reward_model(site, class_file, capsys):
