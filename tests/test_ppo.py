@@ -1,7 +1,6 @@
 import itertools
 import json
 import math
-import threading
 from collections import Counter
 from types import SimpleNamespace
 
@@ -90,26 +89,6 @@ def test_a_minibatch_takes_one_of_every_few_answers_of_similar_length():
     assert all(40 < first[i] < 95 for i in range(12))    # 200 / 3, in every order
 
 
-def test_two_ranks_whiten_as_one_process_would(ragged):
-    x, _, mask = ragged
-    halves, numbers, meet = (slice(0, 2), slice(2, 8)), {}, threading.Barrier(2)
-
-    def rank(i, out):
-        def both(*values):
-            numbers[i] = [float(v) for v in values]
-            meet.wait()
-            return [a + b for a, b in zip(numbers[0], numbers[1])]
-        out[i] = whiten(x[halves[i]], mask[halves[i]], SimpleNamespace(sum=both))
-
-    out = {}
-    threads = [threading.Thread(target=rank, args=(i, out)) for i in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(10)
-    close(torch.cat([out[0], out[1]]), whiten(x, mask, ENV))
-
-
 # ---------------------------------------------------------------------------------------------
 # losses
 
@@ -156,14 +135,6 @@ def test_the_learning_rates_warm_up_for_one_iteration_and_fall_linearly_the_crit
 
 # ---------------------------------------------------------------------------------------------
 # log-probabilities
-
-def test_the_mask_covers_the_response_with_its_end_and_nothing_else():
-    idx, _ = right_pad([p + r for p, r in zip(PROMPTS, RESPONSES)], 0, "cpu")
-    mask = answer_mask(PROMPTS, RESPONSES, "cpu")
-    assert mask.shape == idx.shape
-    for row, row_mask, response in zip(idx, mask, RESPONSES):
-        assert row[row_mask].tolist() == response
-
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_answers_are_sampled_from_the_distribution_that_log_probs_computes(model, temperature):
