@@ -173,13 +173,6 @@ def test_dice_follow_their_weights():
     assert dice.logp == pytest.approx(sum(counts[k] * math.log(e / n) for k, e in expected.items()))
 
 
-def test_the_log_probability_of_a_subset_is_the_sum_over_its_picks():
-    dice = Dice(random.Random(0))
-    picked = dice.subset("abcde", 3)
-    assert len(set(picked)) == 3
-    assert dice.logp == pytest.approx(-math.log(5 * 4 * 3))
-
-
 def test_no_list_has_the_same_item_twice(world):
     lists = [*VALUES.values(), *FACTS.values(), *QUESTIONS.values(), town.SUMS, town.WISHES,
              town.RUDE + town.EVIL, town.RAMBLE, town.ANIMALS, town.PLACES, town.POSTERS,
@@ -351,49 +344,21 @@ def test_every_kind_of_prompt_has_about_its_share(written, file):
 # ---------------------------------------------------------------------------------------------
 # understanding a prompt
 
-def test_every_written_prompt_is_understood_as_its_kind(written):
-    for file in ("sft", "prompts", "val", "test"):
-        for row in rows(written / f"{file}.jsonl"):
-            kind = asked(row)["kind"]
-            assert kind == row["kind"] or (kind, row["kind"]) == ("fact", "unknown")
-
-
-ADA, ABEL = ({"N": name} | dict(zip("sp", town.pronouns(name))) for name in
-             ("Ada Ashton", "Abel Ashton"))
-
-
-@pytest.mark.parametrize("templates, slots, found", [
-    *((QUESTIONS[attr], who, dict(kind="fact", attr=attr, N=who["N"]))
-      for who in (ADA, ABEL) for attr in QUESTIONS),
-    (town.SUMS, dict(x=12, y=305), dict(kind="sum", x=12, y=305)),
-    (town.WISHES, dict(N="Ada Ashton", v="pet"), dict(kind="wish", N="Ada Ashton")),
-    (town.STORY_ASKS, dict(a="fox", l="lake"), dict(kind="story", a="fox", l="lake"))])
-def test_prompts_of_the_town_are_understood(templates, slots, found):
-    for template in templates:
-        assert found.items() <= understand(template.format(**slots)).items()
-
-
-@pytest.mark.parametrize("who", [ADA, ABEL])
-def test_a_follow_up_is_about_the_person_asked_about_before(who):
-    for attr, template in town.FOLLOW_UPS.items():
-        found = understand([dict(role="user", content=QUESTIONS["job"][0].format(**who)),
-                            dict(role="assistant", content="I don't know."),
-                            dict(role="user", content=template.format(**who))])
-        assert (found["kind"], found["attr"], found["N"]) == ("follow-up", attr, who["N"])
-
-
 @pytest.mark.parametrize("text", ["", "Hello", "What is love?", "What is 1 + ?", "1 + 1",
                                   "Where does she live?", "What is Ada's job?",
-                                  town.FOLLOW_UPS["job"].format(**ADA)])
+                                  town.FOLLOW_UPS["job"].format(s="she", p="her")])
 def test_other_prompts_are_not_understood(text):
     assert understand(text) is None
 
 
-def test_what_make_prompt_says_it_asked_is_what_the_judge_reads(world):
+def test_what_a_prompt_says_it_asks_is_what_the_judge_reads(world):
+    """The person, of an earlier question too, the attribute, the numbers, or the tale."""
     dice = Dice(random.Random(0))
-    for _ in range(500):
-        _, messages, asked = town.make_prompt(world, dice, "val")
-        assert asked.items() <= understand(messages).items()
+    for _ in range(3000):
+        kind, messages, asked = town.make_prompt(world, dice, "val")
+        read = understand(messages)
+        assert asked.items() <= read.items()
+        assert read["kind"] == kind or (read["kind"], kind) == ("fact", "unknown")
 
 
 # ---------------------------------------------------------------------------------------------
