@@ -32,7 +32,7 @@ assistant, system = partial(user, role="assistant"), partial(user, role="system"
 # Checkpoints with large random weights: every token that is read changes the tokens written. They
 # write only lower-case letters, and never an end, so the length of an answer is known.
 
-def save(path, stage, seed, tok=TOK):
+def save(path, stage, seed):
     torch.manual_seed(seed)
     model = (ScalarGPT if stage == "reward" else GPT)(CONFIG)
     with torch.no_grad():
@@ -41,7 +41,7 @@ def save(path, stage, seed, tok=TOK):
         if stage != "reward":
             model.lm_head.weight *= 2
             model.lm_head.weight[[i for i in range(TOK.vocab_size) if i not in range(97, 123)]] = 0
-    store(path, stage, model, tok)
+    store(path, stage, model, TOK)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,6 @@ def folder(tmp_path_factory):
     for seed, stage in enumerate(("pretrain", "sft", "ppo")):
         save(folder / f"{stage}.pt", stage, seed)
     save(folder / "scores.pt", "reward", 3)
-    save(folder / "stranger.pt", "reward", 4, Tokenizer.train("another text", 262))
     return folder
 
 
@@ -193,12 +192,9 @@ def test_ctrl_c_stops_the_answer_and_the_dialogue_goes_on(talk, monkeypatch):
     "out/ppo.pt is missing: `python rlhf_ppo.py` makes it": ["--prompt=hi"],
     "nowhere/sft.pt is missing: `python sft.py` makes it": ["--compare=ppo.pt,nowhere/sft.pt",
                                                             "--reward="],
-    "scores.pt comes from stage 'reward'": ["--init=scores.pt"],
     "sft.pt comes from stage 'sft'": ["--compare=ppo.pt", "--reward=sft.pt"],
-    "ppo.pt was trained with another tokenizer": ["--compare=ppo.pt", "--reward=stranger.pt"],
-    "please use fewer words": ["--init=ppo.pt", f"--prompt={LONG}"],
     "--top_p in (0, 1]": ["--top_p=0"],
-}.items(), ids=["default", "missing", "stage", "reward", "tokenizer", "long", "flag"])
+}.items(), ids=["default", "missing", "reward", "flag"])
 def test_a_mistake_ends_in_one_line_that_names_it(words, flags, talk):
     code, lines, errors = talk(*flags)
     assert (code, lines) == (1, [])

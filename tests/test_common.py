@@ -123,16 +123,8 @@ def test_debug_shows_tracebacks_again():
     assert sys.excepthook is sys.__excepthook__
 
 
-def test_a_script_without_its_checkpoint_says_what_makes_it(refused):
-    assert "out/pretrain.pt is missing: `python pretrain.py` makes it" in refused("sft")
-
-
 # ---------------------------------------------------------------------------------------------
 # devices and ranks
-
-def test_cuda_where_there_is_none_is_refused(refused):
-    assert "--device=cpu" in refused(Runtime, Config(device="cuda"))
-
 
 def test_an_unknown_precision_is_refused(refused):
     assert "float16" in refused(pick_dtype, "float16", torch.device("cpu"))

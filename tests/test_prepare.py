@@ -258,10 +258,6 @@ def test_several_names_are_prepared_one_after_another(run, hosts):
     assert Path("data/shakespeare/shakespeare.txt").exists()
 
 
-def test_an_unknown_name_is_refused_with_the_most_similar_one(run, refused):
-    assert "did you mean alpaca?" in refused(run, "alpacca")
-
-
 @pytest.mark.parametrize("name, file, body", [
     ("alpaca", ALPACA, b"<html>Sign in</html>"), ("alpaca", ALPACA, b'[{"instruction": '),
     ("alpaca", ALPACA, b"\xff\xfe"), ("alpaca", ALPACA, b"5"), ("oasst", OASST, b"no gzip"),

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import checkpoint
-import tiny
 from checkpoint import Run, fingerprint
 from model import GPT, GPTConfig
 
@@ -334,18 +333,6 @@ def test_a_run_goes_on_in_the_dtype_that_it_started_in_whatever_auto_is_here(con
     run = start(replace(config, dtype=dtype), elsewhere)
     assert run.start == 4 and elsewhere.dtype == torch.float32
     assert run.identity()["flags"]["dtype"] == "float32"
-
-
-def test_a_result_that_this_script_did_not_make_is_not_replaced(config, tiny_tokenizer, refused):
-    tiny.save(config.out, "sft", tiny_tokenizer)
-    assert "--fresh" in refused(start, config)
-
-
-def test_a_damaged_state_is_refused_with_the_remedy(config, interrupted, refused):
-    state = Path(config.out).with_suffix(".state")
-    state.write_bytes(state.read_bytes()[:-100])
-    said = refused(start, config)
-    assert f"{state} is damaged" in said and "--fresh" in said
 
 
 def test_a_disk_without_room_stops_the_run_at_its_first_step(config, monkeypatch, refused):
