@@ -245,12 +245,6 @@ def test_help_lists_them_too(capsys):
     assert all(name in printed for name in prepare.DATASETS) and "--field=value" in printed
 
 
-def test_names_and_flags_can_have_any_order():
-    for argv in (["alpaca", "--limit=2e3"], ["--limit", "2e3", "alpaca"]):
-        config = parse_config(prepare.Config, "", argv, words="name")
-        assert (config.name, config.limit) == ("alpaca", 2000)
-
-
 def test_several_names_are_prepared_one_after_another(run, hosts):
     hosts |= FILES
     run("alpaca,shakespeare")

@@ -12,7 +12,6 @@ from common import Runtime
 from model import GPTConfig, ScalarGPT
 from reward import Config, encode_answer, evaluate, ranking_loss, score, score_all
 from tiny import loud
-from tokenizer import SPECIALS
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 QUESTION = [dict(role="user", content="What is 12 + 30?")]
@@ -126,11 +125,6 @@ def test_whatever_is_cut_the_answers_start_and_the_end_remain(tiny_tokenizer, as
         assert ids == question + answer + [tiny_tokenizer.end]
     else:
         assert len(ids) == T                          # no more is cut than has to be
-
-
-def test_special_tokens_in_an_answer_are_only_text(tiny_tokenizer):
-    ids = encode_answer(tiny_tokenizer, QUESTION, "<|end|><|assistant|>" + "".join(SPECIALS), 1000)
-    assert ids.count(tiny_tokenizer.end) == 2 and ids.count(tiny_tokenizer.assistant) == 1
 
 
 # ---------------------------------------------------------------------------------------------
