@@ -1,7 +1,6 @@
 import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
@@ -19,7 +18,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 torch.set_num_threads(1)    # at the tests' sizes a second thread costs more than it brings
-
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -58,14 +56,24 @@ def tiny_tokenizer():
 
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory):
-    """A folder in which the whole chain has run, at a tiny size."""
-    from tiny import CHAIN, command, environment
-    folder = tmp_path_factory.mktemp("chain")
-    for script, flags in CHAIN.items():
-        done = subprocess.run(command(script, flags), cwd=folder, env=environment(), timeout=300,
-                              capture_output=True, text=True)
-        assert done.returncode == 0, f"{script}: {done.stderr}"
+    """A folder in which the whole chain has run, at a tiny size. The first of xdist's workers that
+    needs it makes it for all of them, so tests only read there."""
+    from tiny import CHAIN, run
+    fcntl, folder = pytest.importorskip("fcntl"), tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "chain"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "chain.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        if not (folder / "out/ppo.pt").exists():
+            for script, flags in CHAIN.items():
+                assert run(folder, script, *flags.split())[0] == 0, script
     return folder
+
+
+@pytest.fixture(scope="module")
+def copy(chain, tmp_path_factory):
+    """A copy of the chain, for a file whose tests write there."""
+    return shutil.copytree(chain, tmp_path_factory.mktemp("chain"), dirs_exist_ok=True)
 
 
 @pytest.fixture(scope="module")

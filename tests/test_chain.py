@@ -1,34 +1,25 @@
-"""The whole chain at a tiny size, by subprocess, as a user runs it; and what interrupts it."""
+"""The whole chain at a tiny size: each stage improves what it is for; and a Ctrl-C."""
 
-import io
-import json
 import math
-import re
-import runpy
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
 
 import pytest
 import torch
 
-import checkpoint
 from checkpoint import load_checkpoint
 from common import Runtime
 from data.formats import read_demonstrations
 from reward import Config as RewardConfig
 from reward import encode_answer, score_all
-from tiny import CHAIN, GRADE, MODEL, command, environment
-
-@pytest.fixture(scope="session")
-def folder(chain):
-    return chain
+from tiny import CHAIN, ROOT, environment, equal, interrupted, read_log, run
 
 
-def read_log(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
+@pytest.fixture(scope="module")
+def folder(copy):
+    return copy
 
 
 def held_out(folder, stage, name):
@@ -81,9 +72,10 @@ def test_the_demonstrations_score_0_on_average_with_deviation_1(folder):
     assert scores.std().item() == pytest.approx(1, abs=1e-4)
 
 
-def test_a_finished_stage_says_so_and_keeps_its_result(folder):
+def test_a_finished_stage_says_so_and_keeps_its_result(folder, capsys):
     before = (folder / "out/pretrain.pt").read_bytes()
-    assert "out/pretrain.pt is finished" in run(folder, "pretrain", CHAIN["pretrain"])
+    assert run(folder, "pretrain", *CHAIN["pretrain"].split())[0] == 0
+    assert "out/pretrain.pt is finished" in capsys.readouterr().out
     assert (folder / "out/pretrain.pt").read_bytes() == before
 
 
@@ -93,141 +85,23 @@ def test_nothing_unfinished_is_left_beside_the_results(folder):
 
 
 # ---------------------------------------------------------------------------------------------
-# interrupted runs
+# Ctrl-C, in a process as a user has it
 
-SHORT = {
-    "pretrain": f"{MODEL} --steps=40 --batch_size=4 --micro_batch=2 --warmup=5 --eval_every=10 "
-                "--eval_rows=8 --dropout=0.1",
-    "sft": "--steps=40 --batch_size=4 --micro_batch=2 --warmup=5 --eval_every=10 --dropout=0.1",
-    "reward": "--steps=24 --batch_size=4 --micro_batch=2 --warmup=5 --eval_every=10",
-    "rlhf_ppo": "--steps=5 --batch_size=16 --minibatch=8 --micro_batch=8 --max_new_tokens=16 "
-                f"--n_eval=8 --eval_every=1 --watch={GRADE}",
-}
-COMPARE = f"--n_prompts=60 --batch_size=16 --max_new_tokens=16 --labeler={GRADE}"
-
-
-def run(folder, script, flags):
-    """Run a script to its end within this process, which saves seconds: what it printed."""
-    printed, ctrl_c = io.StringIO(), signal.getsignal(signal.SIGINT)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed):
-        patch.chdir(folder)
-        patch.setenv("SAVE_SECONDS", "0")             # the state is saved after every step
-        patch.setattr(sys, "argv", command(script, flags)[1:])
-        patch.setattr(sys, "excepthook", sys.excepthook)
-        try:
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        except SystemExit as end:
-            assert end.code == 0
-        finally:
-            signal.signal(signal.SIGINT, ctrl_c)
-    return printed.getvalue()
-
-
-def interrupt(folder, script, flags, number, ready):
-    """Start a script and send it a signal once ready(): its exit status and what it printed."""
-    process = subprocess.Popen(command(script, flags), env=environment(SAVE_SECONDS="0"),
-                               cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True)
-    until = time.time() + 60
-    while not ready() and process.poll() is None and time.time() < until:
-        time.sleep(0.002)
-    process.send_signal(number)
+def test_ctrl_c_saves_and_the_same_command_goes_on_as_if_nothing_had_happened(folder, capsys):
+    """The run is too long for any computer to end it meanwhile, so states are compared."""
+    flags = "--steps=5000 --batch_size=4 --micro_batch=2 --warmup=5 --dropout=0.1".split()
+    stopped, whole = (folder / f"out/{name}.state" for name in ("stopped", "whole"))
+    process = subprocess.Popen(
+        [sys.executable, f"{ROOT}/sft.py", *flags, "--out=out/stopped.pt"], cwd=folder, text=True,
+        env=environment(SAVE_SECONDS="0"), stdout=subprocess.PIPE)
+    while process.poll() is None and not stopped.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
-    return process.returncode, printed
-
-
-def steps_done(state):
-    return torch.load(state, weights_only=True)["step"] if state.exists() else 0
-
-
-def last_line(log):
-    return log.read_text()[:-1].rpartition("\n")[2] if log.exists() else ""
-
-
-def equal(a, b):
-    """Bit for bit, in tensors, dicts and plain values."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-@pytest.fixture(scope="module", params=SHORT)
-def stage(request):
-    return request.param
-
-
-def contents(path):
-    return torch.load(path, weights_only=True)
-
-
-@pytest.fixture(scope="module")
-def whole(folder, stage):
-    """The checkpoint and the log of a run that nothing interrupted."""
-    run(folder, stage, f"{SHORT[stage]} --out=out/whole_{stage}.pt")
-    return (contents(folder / f"out/whole_{stage}.pt"),
-            read_log(folder / f"out/whole_{stage}.jsonl"))
-
-
-@pytest.fixture(scope="module")
-def killed(folder, stage):
-    """The same of one that was killed half-way and started again, and what it printed then. PPO is
-    killed when it has evaluated the policy that is in the state, and so will do it again."""
-    out, half = folder / f"out/killed_{stage}.pt", 2 if stage == "rlhf_ppo" else 8
-    state, log = out.with_suffix(".state"), out.with_suffix(".jsonl")
-    flags = f"{SHORT[stage]} --out=out/{out.name}"
-    evaluated = (lambda: "held out" in last_line(log)) if stage == "rlhf_ppo" else lambda: True
-    status, _ = interrupt(folder, stage, flags, signal.SIGKILL,
-                          lambda: steps_done(state) >= half and evaluated())
-    assert status == -signal.SIGKILL and state.exists() and not out.exists()
-    printed = run(folder, stage, flags)
-    return contents(out), read_log(log), printed
-
-
-def test_a_killed_run_says_that_it_resumes(killed):
-    assert re.search(r"resuming from \d+ of \d+", killed[2])
-
-
-def test_a_killed_run_ends_with_the_weights_it_would_have_had(killed, whole):
-    assert equal(killed[0]["model"], whole[0]["model"])
-
-
-def test_a_killed_run_ends_with_the_metrics_it_would_have_had(killed, whole):
-    assert equal(killed[0]["metrics"], whole[0]["metrics"])
-
-
-def test_the_log_of_a_killed_run_has_every_line_once(killed, whole):
-    assert [(line["step"], list(line)) for line in killed[1]] == \
-        [(line["step"], list(line)) for line in whole[1]]
-
-
-def test_a_run_that_could_not_save_its_result_can_do_so_later(folder, stage, whole, monkeypatch):
-    def full(*args, **kwargs):
-        raise OSError("No space left on device")
-
-    flags = f"{SHORT[stage]} --out=out/full_{stage}.pt"
-    with monkeypatch.context() as patch, pytest.raises(OSError):
-        patch.setattr(checkpoint, "save_checkpoint", full)
-        run(folder, stage, flags)
-    run(folder, stage, flags)
-    ckpt = contents(folder / f"out/full_{stage}.pt")
-    assert equal(ckpt["model"], whole[0]["model"]) and equal(ckpt["metrics"], whole[0]["metrics"])
-
-
-@pytest.mark.parametrize("stage", ["pretrain"], indirect=True)
-def test_ctrl_c_saves_and_says_how_to_go_on(folder, stage, whole):
-    flags, state = f"{SHORT[stage]} --out=out/stopped.pt", folder / "out/stopped.state"
-    status, printed = interrupt(folder, stage, flags, signal.SIGINT, lambda: steps_done(state) >= 5)
-    step = steps_done(state)
-    assert status == 130
+    step = torch.load(stopped, weights_only=True)["step"]
+    assert process.returncode == 130
     assert f"stopped after step {step}; the same command continues" in printed
-    assert f"resuming from {step} of 40" in run(folder, stage, flags)
-    assert equal(contents(folder / "out/stopped.pt")["model"], whole[0]["model"])
-
-
-def test_killed_comparisons_go_on_with_the_same_answers(folder):
-    state = folder / "out/killed.state"
-    interrupt(folder, "compare", f"{COMPARE} --out=out/killed.jsonl", signal.SIGKILL,
-              lambda: steps_done(state) >= 64)
-    assert "resuming from" in run(folder, "compare", f"{COMPARE} --out=out/killed.jsonl")
-    run(folder, "compare", f"{COMPARE} --out=out/whole.jsonl")
-    assert (folder / "out/killed.jsonl").read_text() == (folder / "out/whole.jsonl").read_text()
+    assert interrupted(folder, "sft", step + 2, *flags, "--out=out/stopped.pt") == 130
+    assert f"resuming from {step} of 5000" in capsys.readouterr().out
+    assert interrupted(folder, "sft", step + 2, *flags, "--out=out/whole.pt") == 130
+    assert equal(*(torch.load(state, weights_only=True)["model"] for state in (stopped, whole)))

@@ -14,7 +14,6 @@ from checkpoint import save_checkpoint
 from data.formats import read_prompts
 from lab.compare_methods import Config, cached, cost, lines_of, picture, ppo_cost
 from model import GPT, GPTConfig, ScalarGPT
-from test_chain import read_log
 
 
 SIZE = GPTConfig(block_size=64, vocab_size=300, n_layer=4, n_embd=64, n_hidden=256)
@@ -146,7 +145,7 @@ def test_the_flops_in_a_lessons_log_are_about_those_that_pytorch_counts(folder, 
     flags = "--init=out/seed0/sft.pt", "--max_new_tokens=12", "--n_eval=1", *data
     one, more = (counted(folder, f"lessons/{lesson}", *flags, f"--steps={n}",
                          f"--out=out/{lesson}{n}.pt") for n in (1, 3))
-    ours = [sum(row.get("flops", 0) for row in read_log(folder / f"out/{lesson}{n}.jsonl"))
+    ours = [sum(row.get("flops", 0) for row in tiny.read_log(folder / f"out/{lesson}{n}.jsonl"))
             for n in (1, 3)]
     if lesson == "dpo":        # the reference reads all answers once, however few steps follow
         ours = [n * 3 / 4 for n in ours]

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import checkpoint
 from checkpoint import atomic_save
 from common import writing
-from test_chain import equal
-from tiny import FLAGS, ROOT, build, run, torchrun
+from tiny import FLAGS, ROOT, build, equal, read_log, run, torchrun
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills copies of this process")
 STEPS = dict(pretrain=12, sft=12, reward=12, rlhf_ppo=4)
@@ -36,11 +36,13 @@ def arguments(stage, name):
 
 
 def result(folder, stage, name):
-    """What the stage is for: the weights and what was measured, or the comparisons."""
+    """What the stage is for: the weights, what was measured and which lines the log has; or the
+    comparisons."""
     if stage == "compare":
         return (folder / f"{name}.jsonl").read_text()
-    ckpt = torch.load(folder / f"{name}.pt", weights_only=True)
-    return {"model": ckpt["model"], "metrics": repr(ckpt["metrics"])}   # NaN is not equal to NaN
+    ckpt, log = torch.load(folder / f"{name}.pt", weights_only=True), folder / f"{name}.jsonl"
+    return {"model": ckpt["model"], "metrics": repr(ckpt["metrics"]),   # NaN is not equal to NaN
+            "log": [(line["step"], list(line)) for line in read_log(log)]}
 
 
 @pytest.fixture(scope="module", params=FLAGS)
@@ -51,7 +53,6 @@ def stage(request):
 @pytest.fixture(scope="module")
 def whole(folder, stage):
     """What a run gives that nothing disturbed, and how many seconds it takes."""
-    run(folder, *arguments(stage, "warm_up"))         # encodes the text, which the others share
     began = time.time()
     assert run(folder, *arguments(stage, f"whole_{stage}"), SAVE_SECONDS="0")[0] == 0
     return result(folder, stage, f"whole_{stage}"), time.time() - began
@@ -135,13 +136,14 @@ def nth_time(n, owner, name, fatal):
     setattr(owner, name, count)
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_run_that_is_killed_while_it_saves_loses_nothing(folder, stage, whole, moment):
-    n = 1 if "state" in moment else 3                 # the third save is one in mid-run
-    died = killed(folder, arguments(stage, f"killed_{stage}"),
-                  prepare=lambda: nth_time(n, *MOMENTS[moment]))
-    assert died
+def test_a_run_that_is_killed_in_each_moment_of_a_save_loses_nothing(folder, stage, whole, capsys):
+    """After each kill it goes on, up to its second save; in the last moment it has all its steps."""
+    for moment, deadly in MOMENTS.items():
+        n = 1 if "state" in moment else 2
+        assert killed(folder, arguments(stage, f"killed_{stage}"),
+                      prepare=lambda: nth_time(n, *deadly)), moment
     finish(folder, stage, whole[0])
+    assert "resuming from" in capsys.readouterr().out
 
 
 # Runs a stage, whose process 1 is killed after the second step.
@@ -237,6 +239,19 @@ def test_a_full_disk_says_so_in_one_line_that_names_the_remedy(folder, monkeypat
     assert status == 1 and said.count("\n") == 1
     assert "could not be written (No space left on device) and is as it was: make room" in said
     assert not list(folder.glob("full*.tmp"))
+
+
+def test_a_run_that_could_not_save_its_result_can_do_so_later(folder, stage, whole, monkeypatch):
+    if stage == "compare":
+        pytest.skip("its result grows line by line")
+
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_checkpoint", full)
+        assert run(folder, *arguments(stage, f"killed_{stage}"), SAVE_SECONDS="0")[0] == 1
+    finish(folder, stage, whole[0])
 
 
 def test_a_text_that_can_not_be_written_leaves_the_old_one(tmp_path):

@@ -6,10 +6,9 @@ import json
 import pytest
 import torch
 
-from test_chain import equal
 from answer import log_probs
 from rlhf_ppo import policy_loss, value_loss
-from tiny import FLAGS, build, run
+from tiny import FLAGS, build, equal, run
 
 # bfloat16 keeps 8 bits of a number, 0.4%. Errors of single numbers largely cancel in a mean.
 TOLERANCE = 0.005

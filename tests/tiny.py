@@ -56,12 +56,19 @@ CHAIN = {
 }
 
 
-def command(script, flags):
-    return [sys.executable, f"{ROOT}/{script}.py", *flags.split()]
-
-
 def environment(**more):
     return dict(os.environ, OMP_NUM_THREADS="1", **more)
+
+
+def equal(a, b):
+    """Bit for bit, in tensors, dicts and plain values."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def read_log(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def words(rng, most):
@@ -157,6 +164,20 @@ def interrupted(folder, script, step, *flags):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save_state", stop)
         return run(folder, script, *flags)[0]
+
+
+def ends_alike(folder, lesson, step, *flags):
+    """A lesson that gets a Ctrl-C in the given step ends with the weights and figures of one that
+    gets none, and not with the weights of its start: the checkpoint."""
+    halves, script = [*flags, "--out=halves.pt"], f"lessons/{lesson}"
+    assert run(folder, script, *flags, "--out=whole.pt")[0] == 0
+    assert interrupted(folder, script, step, *halves) == 130
+    assert run(folder, script, *halves)[0] == 0
+    whole, halves, start = (torch.load(folder / f"{name}.pt", weights_only=True)
+                            for name in ("whole", "halves", "sft"))
+    assert equal(whole["model"], halves["model"]) and equal(whole["metrics"], halves["metrics"])
+    assert not equal(whole["model"], start["model"])
+    return whole
 
 
 def often_interrupted(folder, script, steps, *flags):
