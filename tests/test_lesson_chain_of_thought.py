@@ -1,5 +1,7 @@
+import io
 import random
 import shutil
+from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from lessons.chain_of_thought import (Config, at_once, by_steps, demonstration, 
                                       result, vote)
 
 CONFIG = Config(n_tokens=100)
-FLAGS = ("--steps=6 --n_tokens=60 --warmup=2 --n_test=4 --votes=3 --out=cot.pt --most=3").split()
+FLAGS = "--steps=6 --n_tokens=60 --warmup=2 --n_test=4 --votes=3 --most=3".split()
 
 
 def some_numbers(n=200, held_out=False):
@@ -111,30 +113,35 @@ def test_of_equally_frequent_results_the_first_wins():
 # ---------------------------------------------------------------------------------------------
 # the script
 
-@pytest.fixture
-def folder(chain, tmp_path):
-    (tmp_path / "out").mkdir()
-    shutil.copy(chain / "out/sft.pt", tmp_path / "out")
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(chain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cot")
+    (folder / "out").mkdir()
+    shutil.copy(chain / "out/sft.pt", folder / "out")
+    return folder
 
 
-def test_it_ends_with_a_table_and_a_checkpoint_that_chat_takes(folder, capsys):
-    assert tiny.run(folder, "lessons/chain_of_thought", *FLAGS)[0] == 0
-    table = capsys.readouterr().out.splitlines()[-8:-1]
-    assert [line.count("[") for line in table] == [2] * 7
-    ckpt = load_checkpoint(folder / "cot.pt", "sft")
+@pytest.fixture(scope="module")
+def printed(folder):
+    """The lines of a run that nothing interrupts."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert tiny.run(folder, "lessons/chain_of_thought", *FLAGS, "--out=whole.pt")[0] == 0
+    return out.getvalue().splitlines()
+
+
+def test_it_ends_with_a_table_and_a_checkpoint_that_chat_takes(folder, printed):
+    assert [line.count("[") for line in printed[-8:-1]] == [2] * 7
+    ckpt = load_checkpoint(folder / "whole.pt", "sft")
     assert [entry["stage"] for entry in ckpt["history"]] == ["pretrain", "sft", "sft"]
     assert tiny.run(folder, "chat", "--temperature=0", "--prompt=What is 2 + 3 + 4?",
-                    "--compare=cot.pt")[0] == 0
+                    "--compare=whole.pt")[0] == 0
 
 
-def test_an_interrupted_run_ends_with_the_same_weights_and_figures(folder):
-    tiny.run(folder, "lessons/chain_of_thought", *FLAGS)
-    whole = load_checkpoint(folder / "cot.pt")
-    (folder / "cot.pt").unlink()
+def test_an_interrupted_run_ends_with_the_same_weights_and_figures(folder, printed):
     steps = (3, 6, 10, 12)                            # within a model, and where one ends
-    ends, most = tiny.often_interrupted(folder, "lessons/chain_of_thought", steps, *FLAGS)
-    again = load_checkpoint(folder / "cot.pt")
+    ends, most = tiny.often_interrupted(folder, "lessons/chain_of_thought", steps, *FLAGS,
+                                        "--out=parts.pt")
     assert ends == [130] * 4 + [0] and most == 1
-    assert all(torch.equal(again["model"].state_dict()[k], v) for k, v in whole["model"].state_dict().items())
-    assert again["metrics"] == whole["metrics"]
+    whole, parts = (torch.load(folder / f"{name}.pt", weights_only=True)
+                    for name in ("whole", "parts"))
+    assert tiny.equal(whole["model"], parts["model"]) and whole["metrics"] == parts["metrics"]

@@ -1,4 +1,6 @@
+import io
 import shutil
+from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from model import GPT, GPTConfig
 
 ENV = Runtime(Config(device="cpu", dtype="float32"))
 FLAGS = ("--steps=6 --batch_size=2 --warmup=2 --methods=all:1,last1:1,lora2:2 "
-         "--test=test.jsonl --out=lora.pt").split()
+         "--test=test.jsonl").split()
 
 
 def small(**changes):
@@ -150,39 +152,41 @@ def test_fewer_layers_keep_fewer_activations():
 # ---------------------------------------------------------------------------------------------
 # the script
 
-@pytest.fixture
-def folder(chain, tmp_path):
+@pytest.fixture(scope="module")
+def folder(chain, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    (folder / "out").mkdir()
     for name in ("pretrain.pt", "tokenizer.json"):
-        (tmp_path / "out").mkdir(exist_ok=True)
-        shutil.copy(chain / "out" / name, tmp_path / "out")
-    (tmp_path / "data").symlink_to(chain / "data")
+        shutil.copy(chain / "out" / name, folder / "out")
+    (folder / "data").symlink_to(chain / "data")
     lines = (chain / "data/town/test.jsonl").read_text().splitlines(True)
-    (tmp_path / "test.jsonl").write_text("".join(lines[:20]))
-    return tmp_path
+    (folder / "test.jsonl").write_text("".join(lines[:20]))
+    return folder
 
 
-def test_it_ends_with_a_table_and_a_merged_checkpoint_that_chat_takes(folder, capsys):
-    status, names = tiny.run(folder, "lessons/lora", *FLAGS)
-    table = capsys.readouterr().out.splitlines()
-    assert status == 0
-    assert [sum(method in line and "[" in line for line in table[-5:])
+@pytest.fixture(scope="module")
+def printed(folder):
+    """The lines of a run that nothing interrupts."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert tiny.run(folder, "lessons/lora", *FLAGS, "--out=whole.pt")[0] == 0
+    return out.getvalue().splitlines()
+
+
+def test_it_ends_with_a_table_and_a_merged_checkpoint_that_chat_takes(folder, printed):
+    assert [sum(method in line and "[" in line for line in printed[-5:])
             for method in ("all:1", "last1:1", "lora2:2")] == [1, 1, 1]
-    ckpt = load_checkpoint(folder / "lora.pt", "sft")
+    ckpt = load_checkpoint(folder / "whole.pt", "sft")
     assert [entry["stage"] for entry in ckpt["history"]] == ["pretrain", "sft"]
-    status, _ = tiny.run(folder, "chat", "--temperature=0", "--prompt=What is 2 + 3?",
-                         "--compare=lora.pt")
-    assert status == 0
+    assert tiny.run(folder, "chat", "--temperature=0", "--prompt=What is 2 + 3?",
+                    "--compare=whole.pt")[0] == 0
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(folder):
-    tiny.run(folder, "lessons/lora", *FLAGS)
-    whole = load_checkpoint(folder / "lora.pt")
-    (folder / "lora.pt").unlink()
+def test_an_interrupted_run_ends_with_the_same_weights(folder, printed):
     steps = (3, 6, 16, 18)                            # within a method, and where one ends
-    ends, most = tiny.often_interrupted(folder, "lessons/lora", steps, *FLAGS)
-    again = load_checkpoint(folder / "lora.pt")
-    assert all(torch.equal(again["model"].state_dict()[k], v) for k, v in whole["model"].state_dict().items())
+    ends, most = tiny.often_interrupted(folder, "lessons/lora", steps, *FLAGS, "--out=parts.pt")
     assert ends == [130] * 4 + [0] and most == 1
+    assert tiny.equal(*(torch.load(folder / f"{name}.pt", weights_only=True)["model"]
+                        for name in ("whole", "parts")))
 
 
 @pytest.mark.parametrize("method", ["lora", "first2:1", "all", "lora0:1", "last:1", "lora4:x"])
