@@ -1,12 +1,11 @@
 """A batch split between two processes, or into small passes, against one that is taken whole. The
-processes are torchrun's with gloo, as on a laptop."""
+processes use gloo, as on a laptop. Some are torchrun's; the others are copies of this one."""
 
 import json
 import random
 import runpy
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +14,7 @@ from answer import sample
 from checkpoint import save_checkpoint
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import Config
-from tiny import questions, torchrun, words
-
-ROOT = Path(__file__).resolve().parents[1]
+from tiny import ROOT, questions, torchrun, two_ranks, words, write
 
 # Runs a stage, then keeps what this process ended with, and the last batch that it trained on.
 # Sampling takes the likeliest token, so that PPO's answers don't depend on who gives them. STILL:
@@ -73,23 +70,19 @@ FLAGS = {
 }
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, tiny_tokenizer):
     """Data and random models. Answers are of very unequal lengths: people's, and the model's."""
     folder, rng = tmp_path_factory.mktemp("ddp"), random.Random(0)
     train, val = (questions(rng, n, held_out, most=5)
                   for n, held_out in ((48, False), (3, True)))
-    write(folder / "text.jsonl", [dict(text=f"{i} {words(rng, 9)}") for i in range(200)])
-    write(folder / "sft.jsonl", [dict(prompt=q, response=words(rng, 2 if i % 3 else 15))
-                                 for i, q in enumerate(train + val[:1])])
-    write(folder / "comparisons.jsonl", [
+    write(folder / "text.jsonl", *(dict(text=f"{i} {words(rng, 9)}") for i in range(200)))
+    write(folder / "sft.jsonl", *(dict(prompt=q, response=words(rng, 2 if i % 3 else 15))
+                                  for i, q in enumerate(train + val[:1])))
+    write(folder / "comparisons.jsonl", *(
         dict(prompt=q, responses=[f"{k} {words(rng, 8)}" for k in range(2 + i % 3)])
-        for i, q in enumerate(train + val[:1])])
-    write(folder / "prompts.jsonl", [dict(prompt=q) for q in train + val])
+        for i, q in enumerate(train + val[:1])))
+    write(folder / "prompts.jsonl", *(dict(prompt=q) for q in train + val))
 
     tiny_tokenizer.save(folder / "tok.json")
     torch.manual_seed(0)
@@ -122,7 +115,7 @@ def stage(request):
 @pytest.fixture(scope="module")
 def ranks(folder, stage):
     """For each of two processes: its final weights, its last batch."""
-    done = torchrun(folder, "wrapper.py", *arguments(stage, f"two_{stage}"))
+    done = two_ranks(folder, "wrapper.py", *arguments(stage, f"two_{stage}"))
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"two_{stage}{rank}") for rank in range(2)]
 
@@ -171,7 +164,7 @@ def test_the_minibatches_of_two_ranks_add_up_to_those_of_one_process(folder):
     """Of several in each epoch: whichever answers share one, each token counts the same."""
     several = "rlhf_ppo_without_text", "still"
     more = ["--minibatch=8", "--epochs=2", "--steps=1"]
-    done = torchrun(folder, "wrapper.py", *arguments(*several), *more, "--out=two.pt", STILL="1")
+    done = two_ranks(folder, "wrapper.py", *arguments(*several), *more, "--out=two.pt", STILL="1")
     assert done.returncode == 0, done.stderr
     two = torch.load(folder / "still0")[0]
     with pytest.MonkeyPatch.context() as patch:
@@ -184,10 +177,9 @@ def test_the_minibatches_of_two_ranks_add_up_to_those_of_one_process(folder):
         torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-def test_many_small_passes_end_where_one_big_pass_ends(folder, stage):
-    small, _ = alone(folder, stage, f"small_{stage}")
+def test_many_small_passes_end_where_one_big_pass_ends(folder, stage, one):
     big, _ = alone(folder, stage, f"big_{stage}", "--micro_batch=8")
-    for name, weights in small.items():
+    for name, weights in one[0].items():
         torch.testing.assert_close(big[name], weights, rtol=1e-4, atol=1e-5)
 
 
@@ -195,14 +187,14 @@ def weights(path):
     return torch.load(path, weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("fsdp", ["--fsdp=false", "--fsdp=true"])
-def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(folder, fsdp):
+@pytest.mark.parametrize("fsdp, start", [("--fsdp=false", torchrun), ("--fsdp=true", two_ranks)])
+def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(folder, fsdp, start):
     whole, cut = (["ignored", *arguments("pretrain", f"{name}{fsdp}")[1:], fsdp]
                   for name in ("whole", "cut"))
-    assert torchrun(folder, "wrapper.py", *whole).returncode == 0
-    done = torchrun(folder, "stopped.py", *cut)
+    assert two_ranks(folder, "wrapper.py", *whole).returncode == 0
+    done = two_ranks(folder, "stopped.py", *cut)
     assert done.returncode != 0 and "stopped after step 2" in done.stdout
-    done = torchrun(folder, "wrapper.py", *cut)
+    done = start(folder, "wrapper.py", *cut)
     assert done.returncode == 0, done.stderr
     assert "resuming from 2 of 3" in done.stdout
     whole, cut = (weights(folder / f"{name}{fsdp}.pt") for name in ("whole", "cut"))
@@ -213,7 +205,7 @@ def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(fol
 def test_fsdp_ends_where_one_process_ends(folder, muon):
     name = f"fsdp_muon_{muon}"
     split = [name, *arguments("pretrain", name)[1:], "--fsdp=true", f"--muon={muon}"]
-    done = torchrun(folder, "wrapper.py", *split)
+    done = two_ranks(folder, "wrapper.py", *split)
     assert done.returncode == 0, done.stderr
     alone(folder, "pretrain", f"{name}_one", f"--muon={muon}")
     split, one = (weights(folder / f"{n}.pt") for n in (name, f"{name}_one"))
@@ -231,7 +223,7 @@ def test_fsdp_keeps_a_part_of_the_optimizer_on_each_process(folder):
     (folder / "parts.py").write_text(WRAPPER.replace("weights = {",
                                                      f"weights = {{0: {count}}}; _ = {{"))
     split = ["parts", *arguments("pretrain", "parts")[1:], "--fsdp=true"]
-    done = torchrun(folder, "parts.py", *split)
+    done = two_ranks(folder, "parts.py", *split)
     assert done.returncode == 0, done.stderr
     n_weights = sum(w.numel() for w in weights(folder / "parts.pt").values())
     parts = [torch.load(folder / f"parts{rank}")[0][0] for rank in range(2)]
@@ -261,20 +253,20 @@ def machines(folder, tmp_path):
 
 
 def test_each_machine_makes_its_own_cache(machines):
-    done = torchrun(machines, "whole.py", *arguments("pretrain", "new"))
+    done = two_ranks(machines, "whole.py", *arguments("pretrain", "new"))
     assert done.returncode == 0, done.stderr
     assert all(list((machines / f"machine{rank}").rglob("docs.npz")) for rank in range(2))
     assert (machines / "machine0/new.pt").exists() and not (machines / "machine1/new.pt").exists()
 
 
 def test_machines_that_do_not_all_have_the_state_are_refused(machines):
-    assert "stopped after step 2" in torchrun(machines, "stopped.py",
+    assert "stopped after step 2" in two_ranks(machines, "stopped.py",
                                               *arguments("pretrain", "new")).stdout
-    done = torchrun(machines, "whole.py", *arguments("pretrain", "new"))
+    done = two_ranks(machines, "whole.py", *arguments("pretrain", "new"))
     assert done.returncode != 0 and "do not continue from the same step" in done.stderr
     state = (machines / "machine0/new.state").read_bytes()
     (machines / "machine1/new.state").write_bytes(state)
-    done = torchrun(machines, "whole.py", *arguments("pretrain", "new"))
+    done = two_ranks(machines, "whole.py", *arguments("pretrain", "new"))
     assert done.returncode == 0 and "resuming from 2 of 3" in done.stdout
-    done = torchrun(machines, "whole.py", *arguments("pretrain", "new"))
+    done = two_ranks(machines, "whole.py", *arguments("pretrain", "new"))
     assert done.returncode != 0 and "do not continue from the same step" in done.stderr

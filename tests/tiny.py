@@ -6,8 +6,10 @@ import os
 import random
 import runpy
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -209,6 +211,49 @@ def torchrun(folder, *arguments, **environment):
         process.terminate()                           # torchrun then ends its workers
         pytest.fail("\n".join(["two processes hang:", *process.communicate()]))
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def two_ranks(folder, *arguments, **environment):
+    """What torchrun does, with two copies of this process, which have imported all already."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        rank = dict(MASTER_ADDR="localhost", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2")
+    ranks = [start(folder, arguments, environment | rank | dict(RANK=str(i), LOCAL_RANK=str(i)))
+             for i in range(2)]
+    ends, until = [], time.time() + 150
+    for child in ranks:                               # the first waits for the second, not so the
+        if any(ends):                                 # second, which only repeats why both failed
+            os.kill(child, signal.SIGTERM)
+        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+            if time.time() > until:
+                os.kill(child, signal.SIGKILL)
+            time.sleep(0.01)
+        ends.append(ended[1])
+    out, err = ("".join((folder / f"{child}.{name}").read_text() for child in ranks)
+                for name in ("out", "err"))
+    return subprocess.CompletedProcess(arguments, max(ends), out, err)
+
+
+def start(folder, arguments, environment):
+    """Run a script in a copy of this process: its number. It writes to NUMBER.out and .err."""
+    child = os.fork()
+    if child:
+        return child
+    status = 1
+    try:
+        os.chdir(folder)
+        os.environ.update(environment)
+        sys.stdout, sys.stderr = (open(f"{os.getpid()}.{name}", "w") for name in ("out", "err"))
+        sys.argv = list(arguments)
+        runpy.run_path(sys.argv[0], run_name="__main__")
+        status = 0
+    except SystemExit as end:
+        status = end.code or 0
+    except Exception as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
 
 
 def snapshot(folder):
