@@ -172,6 +172,7 @@ def test_ctrl_c_stops_the_answer_and_the_dialogue_goes_on(talk, monkeypatch):
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(answer, "stream", interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)      # a background job ignores it
     code, lines, errors = talk("--init=ppo.pt", "--temperature=0", typed="hi\nhi\n")
     assert (code, errors) == (0, "")
     assert [len(line) for line in lines] == [3, 12]
