@@ -21,7 +21,7 @@ from checkpoint import atomic_save
 from common import parse_config
 from data import formats
 from data.town import Dice, World, demonstrate, make_prompt
-from tiny import FLAGS, ROOT, build, run, save, torchrun, write
+from tiny import FLAGS, ROOT, build, run, save, torchrun, two_ranks, write
 from tokenizer import Tokenizer
 
 # What a case changes: these flags are right.
@@ -412,11 +412,12 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.mark.parametrize("flag, reason", [
-    ("--init=nowhere.pt", "nowhere.pt is missing: `python pretrain.py` makes it"),   # all of them
-    ("--batch_size=8", "process 1: a cosmic ray")])
-def test_what_processes_fail_for_is_said_once_and_ends_them_all(folder, tmp_path, flag, reason):
+@pytest.mark.parametrize("start, flag, reason", [
+    (two_ranks, "--init=nowhere.pt", "nowhere.pt is missing: `python pretrain.py` makes it"),
+    (torchrun, "--batch_size=8", "process 1: a cosmic ray")], ids=["each", "one"])
+def test_what_processes_fail_for_is_said_once_and_ends_them_all(
+        folder, tmp_path, start, flag, reason):
     (tmp_path / "failing.py").write_text(FAILING)
-    done = torchrun(folder, f"{tmp_path}/failing.py", f"{ROOT}/sft.py", *SFT, flag)
+    done = start(folder, f"{tmp_path}/failing.py", f"{ROOT}/sft.py", *SFT, flag)
     lines = [line for line in done.stderr.split("\n") if "sft.py: " in line]   # among torchrun's
     assert done.returncode != 0 and lines == [f"sft.py: {reason}"]
