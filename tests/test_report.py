@@ -22,14 +22,14 @@ HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc
 
 
 @pytest.fixture(scope="module")
-def folder(chain):
+def folder(copy):
     """The tiny chain with its scoreboard, a long run of PPO, and the report of all that."""
-    assert run(chain, "evaluate", "--n_prompts=40", "--best_of=2", "--max_new_tokens=24",
+    assert run(copy, "evaluate", "--n_prompts=40", "--best_of=2", "--max_new_tokens=24",
                f"--judge={ROOT}/data/town.py:judge")[0] == 0
-    (chain / "out/experiments").mkdir(exist_ok=True)
-    shutil.copy(chain / "out/ppo.jsonl", chain / "out/experiments/free.jsonl")
-    assert run(chain, "view/report")[0] == 0
-    return chain
+    (copy / "out/experiments").mkdir()
+    shutil.copy(copy / "out/ppo.jsonl", copy / "out/experiments/free.jsonl")
+    assert run(copy, "view/report")[0] == 0
+    return copy
 
 
 @pytest.fixture(scope="module")
