@@ -6,6 +6,7 @@ import math
 import re
 import shutil
 from random import Random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -47,12 +48,12 @@ def folder(chain, tmp_path_factory):
 def table(folder, capsys, monkeypatch):
     """table(names) runs these rows with short stages: what is printed but the names of the runs."""
     def table(names):
-        status, _ = tiny.run(folder, "lab/claims", "--seeds=1", f"--what={names}",
-                             OMP_NUM_THREADS="1", PYTHONPATH=str(tiny.ROOT))
+        status, _ = tiny.run(folder, "lab/claims", "--seeds=1", f"--what={names}")
         assert status == 0
         return "\n".join(line for line in capsys.readouterr().out.splitlines()
                          if "claims/" not in line and "experiments/" not in line)
 
+    monkeypatch.setattr(experiments, "subprocess", SimpleNamespace(run=tiny.as_copy))
     real = experiments.run
     monkeypatch.setattr(experiments, "run", lambda script, out, **flags: real(
         script, out, **flags | SHORT[script]))

@@ -5,6 +5,7 @@ import json
 import random
 import re
 from contextlib import redirect_stdout
+from types import SimpleNamespace
 
 import pytest
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tiny
 from checkpoint import save_checkpoint
 from data.formats import read_prompts
+from lab import experiments
 from lab.compare_methods import Config, cached, cost, lines_of, picture, ppo_cost
 from model import GPT, GPTConfig, ScalarGPT
 
@@ -51,9 +53,9 @@ def compared(folder):
     """Run the comparison twice: what it printed first, the files then, what it printed again."""
     printed, files = [], []
     for _ in range(2):
-        with redirect_stdout(io.StringIO()) as out:
-            assert tiny.run(folder, "lab/compare_methods", *FLAGS,
-                            PYTHONPATH=str(tiny.ROOT), OMP_NUM_THREADS="1")[0] == 0
+        with redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(experiments, "subprocess", SimpleNamespace(run=tiny.as_copy))
+            assert tiny.run(folder, "lab/compare_methods", *FLAGS)[0] == 0
         printed.append(out.getvalue())
         made = (folder / "out/seed0/methods").iterdir()
         files.append({file.name: file.stat().st_mtime_ns for file in made})

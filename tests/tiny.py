@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -213,29 +214,8 @@ def torchrun(folder, *arguments, **environment):
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def two_ranks(folder, *arguments, **environment):
-    """What torchrun does, with two copies of this process, which have imported all already."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        rank = dict(MASTER_ADDR="localhost", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2")
-    ranks = [start(folder, arguments, environment | rank | dict(RANK=str(i), LOCAL_RANK=str(i)))
-             for i in range(2)]
-    ends, until = [], time.time() + 150
-    for child in ranks:                               # the first waits for the second, not so the
-        if any(ends):                                 # second, which only repeats why both failed
-            os.kill(child, signal.SIGTERM)
-        while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-            if time.time() > until:
-                os.kill(child, signal.SIGKILL)
-            time.sleep(0.01)
-        ends.append(ended[1])
-    out, err = ("".join((folder / f"{child}.{name}").read_text() for child in ranks)
-                for name in ("out", "err"))
-    return subprocess.CompletedProcess(arguments, max(ends), out, err)
-
-
-def start(folder, arguments, environment):
-    """Run a script in a copy of this process: its number. It writes to NUMBER.out and .err."""
+def start(folder, arguments, environment, out, err):
+    """Run a script in a copy of this process, which has imported torch already: its number."""
     child = os.fork()
     if child:
         return child
@@ -243,8 +223,7 @@ def start(folder, arguments, environment):
     try:
         os.chdir(folder)
         os.environ.update(environment)
-        sys.stdout, sys.stderr = (open(f"{os.getpid()}.{name}", "w") for name in ("out", "err"))
-        sys.argv = list(arguments)
+        sys.argv, sys.stdout, sys.stderr = list(arguments), out, err
         runpy.run_path(sys.argv[0], run_name="__main__")
         status = 0
     except SystemExit as end:
@@ -252,8 +231,38 @@ def start(folder, arguments, environment):
     except Exception as error:
         sys.excepthook(type(error), error, error.__traceback__)
     finally:
-        sys.stdout.flush(), sys.stderr.flush()
+        sys.stdout.flush(), err.flush()
         os._exit(status)
+
+
+def as_copy(command, stdout, stderr):
+    """subprocess.run(command) for a script of ours."""
+    arguments = [str(word) for word in command[1:]]
+    if arguments[0] == "-m":
+        arguments[:2] = [f"{ROOT}/{arguments[1].replace('.', '/')}.py"]
+    _, status = os.waitpid(start(".", arguments, {}, stdout, stderr), 0)
+    return subprocess.CompletedProcess(command, status)
+
+
+def two_ranks(folder, *arguments, **environment):
+    """What torchrun does, with two copies of this process."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        rank = dict(MASTER_ADDR="localhost", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2")
+    ends, until = [], time.time() + 150
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        ranks = [start(folder, arguments, environment | rank | dict(RANK=str(i), LOCAL_RANK=str(i)),
+                       out, err) for i in range(2)]
+        for child in ranks:                           # the first waits for the second, not so the
+            if any(ends):                             # second, which only repeats why both failed
+                os.kill(child, signal.SIGTERM)
+            while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+                if time.time() > until:
+                    os.kill(child, signal.SIGKILL)
+                time.sleep(0.01)
+            ends.append(ended[1])
+        out.seek(0), err.seek(0)
+        return subprocess.CompletedProcess(arguments, max(ends), out.read(), err.read())
 
 
 def snapshot(folder):
