@@ -3,4 +3,4 @@
 # -k tokenizer, -m slow for those that take minutes, -n 0 for one file at a time (for a debugger).
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
-python -m pytest -q -n 2 --dist loadfile "$@"
+python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder "$@"

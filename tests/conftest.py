@@ -45,6 +45,12 @@ def pytest_configure(config):
     config.option.markexpr = config.option.markexpr or "not slow"
 
 
+def pytest_collection_modifyitems(items):
+    """The files that take longest first: at the end neither of two workers is alone with one."""
+    longest = "test_misuse test_ddp test_gpu test_chain test_compare_methods".split()
+    items.sort(key=lambda item: (longest + [item.path.stem]).index(item.path.stem))
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer():
     """About 300 tokens, learned from a few sentences: enough for words that are not one byte."""
