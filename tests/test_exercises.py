@@ -8,7 +8,6 @@ import threading
 import time
 
 import pytest
-import torch
 
 import exercises.__main__ as course
 import tiny

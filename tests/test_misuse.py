@@ -16,7 +16,6 @@ import sys
 import pytest
 import torch
 
-import checkpoint
 from checkpoint import atomic_save
 from common import parse_config
 from data import formats
