@@ -18,7 +18,14 @@ esac
 . "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 SEED="${SEED:-0}"
 SECONDS=0
-step() { printf '\n\033[1m%s\033[0m\n$' "$1"; printf ' %q' "${@:2}"; echo; "${@:2}"; }
+step() {
+    printf '\n\033[1m%s\033[0m\n$' "$1"
+    for word in "${@:2}"; do
+        if [[ $word =~ ^[A-Za-z0-9_./=,:-]+$ ]]; then printf ' %s' "$word"; else printf ' %q' "$word"; fi
+    done
+    echo
+    "${@:2}"
+}
 
 step "The world: a small town, and what the internet says about it" \
     python data/town.py
