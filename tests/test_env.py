@@ -88,9 +88,10 @@ def test_an_active_environment_with_an_old_python_gets_one_line(checkout):
     assert "Python 3.10 or newer is needed" in said and f"in {active}: deactivate" in said
 
 
-def test_the_commands_that_run_sh_prints_are_quoted():
+def test_the_commands_that_run_sh_prints_are_quoted_where_they_must_be():
     text = (ROOT / "run.sh").read_text("utf-8")
-    step = next(line for line in text.splitlines() if line.startswith("step()"))
-    done = subprocess.run(["bash", "-c", f"{step}\nstep Title echo 'a b' '$(c)' --d=e"],
+    step = text[text.index("step()"):].partition("\n}\n")[0]
+    done = subprocess.run(["bash", "-c", f"{step}\n}}\nstep Title echo 'a b' '$(c)' --d=e,f/g.pt"],
                           capture_output=True, text=True)
-    assert done.stdout.splitlines()[-2:] == [r"$ echo a\ b \$\(c\) --d=e", "a b $(c) --d=e"]
+    assert done.stdout.splitlines()[-2:] == [r"$ echo a\ b \$\(c\) --d=e,f/g.pt",
+                                             "a b $(c) --d=e,f/g.pt"]

@@ -255,7 +255,8 @@ def test_several_names_are_prepared_one_after_another(run, hosts):
 @pytest.mark.parametrize("name, file, body", [
     ("alpaca", ALPACA, b"<html>Sign in</html>"), ("alpaca", ALPACA, b'[{"instruction": '),
     ("alpaca", ALPACA, b"\xff\xfe"), ("alpaca", ALPACA, b"5"), ("oasst", OASST, b"no gzip"),
-    ("oasst", OASST, FILES[OASST][:-20]), ("ultrafeedback", [*FILES][-1], b"PAR1 but not really")])
+    ("oasst", OASST, FILES[OASST][:-20]), ("ultrafeedback", [*FILES][-1], b"PAR1 but not really")],
+    ids=["a page", "cut off", "no text", "no list", "no gzip", "half", "no table"])
 def test_a_download_that_is_damaged_or_something_else_is_one_line(run, hosts, refused, name, file,
                                                                   body):
     hosts[file] = body
