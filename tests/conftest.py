@@ -77,7 +77,7 @@ def chain(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def copy(chain, tmp_path_factory):
+def own_chain(chain, tmp_path_factory):
     """A copy of the chain, for a file whose tests write there."""
     return shutil.copytree(chain, tmp_path_factory.mktemp("chain"), dirs_exist_ok=True)
 

@@ -18,8 +18,8 @@ from tiny import CHAIN, ROOT, environment, equal, interrupted, read_log, run
 
 
 @pytest.fixture(scope="module")
-def folder(copy):
-    return copy
+def folder(own_chain):
+    return own_chain
 
 
 def held_out(folder, stage, name):

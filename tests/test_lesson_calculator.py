@@ -213,6 +213,6 @@ def folder(tmp_path_factory, tiny_tokenizer):
 
 def test_an_interrupted_run_ends_with_the_same_weights_and_table(folder, capsys):
     whole = tiny.ends_alike(folder, "calculator", 2, *FLAGS)
-    assert capsys.readouterr().out.count("calls, computed by the program") == 2
+    assert "calls, computed by the program" in capsys.readouterr().out
     assert whole["stage"] == "sft"
     assert all(list(right) == [2, 3, 4] for right in whole["metrics"]["table"].values())

@@ -22,14 +22,14 @@ HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc
 
 
 @pytest.fixture(scope="module")
-def folder(copy):
+def folder(own_chain):
     """The tiny chain with its scoreboard, a long run of PPO, and the report of all that."""
-    assert run(copy, "evaluate", "--n_prompts=40", "--best_of=2", "--max_new_tokens=24",
+    assert run(own_chain, "evaluate", "--n_prompts=40", "--best_of=2", "--max_new_tokens=24",
                f"--judge={ROOT}/data/town.py:judge")[0] == 0
-    (copy / "out/experiments").mkdir()
-    shutil.copy(copy / "out/ppo.jsonl", copy / "out/experiments/free.jsonl")
-    assert run(copy, "view/report")[0] == 0
-    return copy
+    (own_chain / "out/experiments").mkdir()
+    shutil.copy(own_chain / "out/ppo.jsonl", own_chain / "out/experiments/free.jsonl")
+    assert run(own_chain, "view/report")[0] == 0
+    return own_chain
 
 
 @pytest.fixture(scope="module")
