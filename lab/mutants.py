@@ -1,7 +1,7 @@
 """Would the tests see it? Puts one fault at a time into a copy of the project and runs the tests of
 that file. A fault that no test finds survives: a test is missing.
 
-    python -m lab.mutants                       # all of them: 160, each with some tests
+    python -m lab.mutants                       # all of them: 164, each with some tests
     python -m lab.mutants --only=ptx            # those with "ptx" in their name or file
     python -m lab.mutants --only=sft.py --jobs=2
 
