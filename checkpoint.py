@@ -129,7 +129,7 @@ def load_checkpoint(path, stages=None, tok=None, **changes):
     if not sound:
         fail(f"{path} is damaged: its weights are not finite, or not those of the model that it "
              f"describes; run `python {MAKERS[ckpt['stage']]} --fresh` again")
-    if tok is not None and ckpt["tokenizer"].to_dict() != tok.to_dict():
+    if tok is not None and ckpt["tokenizer"].fingerprint != tok.fingerprint:
         fail(f"{path} was trained with another tokenizer than the checkpoint it is used with; "
              f"run the stages again from the same pretrained model")
     return ckpt

@@ -376,8 +376,8 @@ if __name__ == "__main__":
                 (config.ptx_coef * ptx_loss).backward()   # DDP averages again: no mean changes
             grad_norm = sum(torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
                             for net in (policy, critic))
-            a = r[batch]
-            run.check(step, grad_norm, ids=a.ids, mask=a.mask, returns=a.returns)
+            run.check(step, grad_norm, ids=r.ids[batch], mask=r.mask[batch],
+                      returns=r.returns[batch])
             for optimizer in optimizers:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

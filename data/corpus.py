@@ -35,11 +35,12 @@ class Corpus:
     def __init__(self, paths, tok, folder, fingerprint, val_share=0.05, main=True, wait=None):
         self.tok = tok
         cache = Path(folder) / f"{tok.fingerprint}-{fingerprint}"
-        if main and not load(cache, tok):
+        docs = load(cache, tok) if main else None
+        if main and docs is None:
             encode(paths, tok, cache)
         if wait is not None:
             wait()                                    # the other processes wait for the files
-        docs = load(cache, tok)
+        docs = docs or load(cache, tok)
         if docs is None:
             raise OSError(f"the tokens in {cache} are not complete, or can't be read: choose "
                           f"another --out")
