@@ -1,7 +1,5 @@
-import io
 import random
 import shutil
-from contextlib import redirect_stdout
 
 import pytest
 import torch
@@ -124,9 +122,7 @@ def folder(chain, tmp_path_factory):
 @pytest.fixture(scope="module")
 def printed(folder):
     """The lines of a run that nothing interrupts."""
-    with redirect_stdout(io.StringIO()) as out:
-        assert tiny.run(folder, "lessons/chain_of_thought", *FLAGS, "--out=whole.pt")[0] == 0
-    return out.getvalue().splitlines()
+    return tiny.printed(folder, "lessons/chain_of_thought", *FLAGS, "--out=whole.pt")
 
 
 def test_it_ends_with_a_table_and_a_checkpoint_that_chat_takes(folder, printed):

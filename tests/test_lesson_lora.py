@@ -1,6 +1,4 @@
-import io
 import shutil
-from contextlib import redirect_stdout
 
 import numpy as np
 import pytest
@@ -167,9 +165,7 @@ def folder(chain, tmp_path_factory):
 @pytest.fixture(scope="module")
 def printed(folder):
     """The lines of a run that nothing interrupts."""
-    with redirect_stdout(io.StringIO()) as out:
-        assert tiny.run(folder, "lessons/lora", *FLAGS, "--out=whole.pt")[0] == 0
-    return out.getvalue().splitlines()
+    return tiny.printed(folder, "lessons/lora", *FLAGS, "--out=whole.pt")
 
 
 def test_it_ends_with_a_table_and_a_merged_checkpoint_that_chat_takes(folder, printed):

@@ -1,6 +1,7 @@
 """A folder with tiny data and tiny random models of every stage, for the tests that run scripts."""
 
 import hashlib
+import io
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -54,8 +56,8 @@ CHAIN = {
     "compare": f"--n_prompts=400 --max_new_tokens=24 --labeler={GRADE}",
     "reward": "--batch_size=8 --micro_batch=8 --warmup=5 --eval_every=20",
     "rlhf_ppo": "--steps=8 --batch_size=64 --minibatch=32 --micro_batch=32 --max_new_tokens=24 "
-                f"--lr=1e-3 --critic_first=0 --critic_lr=1 --ptx_coef=0.2 --n_eval=64 --eval_every=4 "
-                f"--watch={GRADE}",
+                "--lr=1e-3 --critic_first=0 --critic_lr=1 --ptx_coef=0.2 --n_eval=64 "
+                f"--eval_every=4 --watch={GRADE}",
 }
 
 
@@ -145,6 +147,13 @@ def run(folder, script, *flags, **environment):
         finally:
             signal.signal(signal.SIGINT, ctrl_c)
     return status, names
+
+
+def printed(folder, script, *flags):
+    """The lines that a script prints which ends well."""
+    with redirect_stdout(io.StringIO()) as out:
+        assert run(folder, script, *flags)[0] == 0
+    return out.getvalue().splitlines()
 
 
 def loud(model, std=0.2, shift=0.5, seed=0):
