@@ -21,7 +21,8 @@ SECONDS=0
 step() {
     printf '\n\033[1m%s\033[0m\n$' "$1"
     for word in "${@:2}"; do
-        if [[ $word =~ ^[A-Za-z0-9_./=,:-]+$ ]]; then printf ' %s' "$word"; else printf ' %q' "$word"; fi
+        [[ $word =~ ^[A-Za-z0-9_./=,:-]+$ ]] || word=$(printf %q "$word")
+        printf ' %s' "$word"
     done
     echo
     "${@:2}"

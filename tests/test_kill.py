@@ -61,7 +61,7 @@ def whole(folder, stage):
 
 
 def killed(folder, command, prepare=lambda: None, seconds=0):
-    """Run a script in a copy of this process, which the kernel kills after some of the CPU's seconds
+    """Run a script in a copy of this process, which the kernel kills after some seconds of the CPU,
     or which dies of what prepare() has set up: whether it was killed before its end."""
     child = os.fork()
     if child == 0:

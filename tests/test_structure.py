@@ -97,9 +97,11 @@ def test_the_root_holds_the_chain_and_little_else():
 STAGES = dict(pretrain="pretrain", sft="sft", reward="reward", rlhf_ppo="ppo")
 HEADINGS = ["config", "the idea", "setup", "data", "model and optimizer", "training loop", "save"]
 ONCE = ["config = parse_config(Config, __doc__, several=True)", "rt = Runtime(config)",
-        "run = Run(config, rt, inputs=", "run.track(model=", "for step in run.steps():", "rt.parts(",
-        "run.check(step, grad_norm, ", "optimizer.step()", "optimizer.zero_grad(set_to_none=True)"]
-NEVER = "state_dict()[", "torch.save", "torch.load", "dist.", "DistributedDataParallel", "import time"
+        "run = Run(config, rt, inputs=", "run.track(model=", "for step in run.steps():",
+        "rt.parts(", "run.check(step, grad_norm, ", "optimizer.step()",
+        "optimizer.zero_grad(set_to_none=True)"]
+NEVER = ("state_dict()[", "torch.save", "torch.load", "dist.", "DistributedDataParallel",
+         "import time")
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -458,7 +458,8 @@ def as_it_is(small):
 
 
 @pytest.mark.parametrize("n", SHOWS)
-def test_in_the_real_script_a_right_function_trains_as_ours_and_a_wrong_one_does_not(n, small, as_it_is):
+def test_in_the_real_script_a_right_function_trains_as_ours_and_a_wrong_one_does_not(n, small,
+                                                                                     as_it_is):
     edits, = [edits for number, words, edits in WRONG if number == n and SHOWS[n] in words]
     ours, yours, spoilt = as_it_is(n), *(log_of_a_run(n, small, function) for function in (
         RIGHT[n], mistaken(RIGHT[n], edits)))

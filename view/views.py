@@ -103,7 +103,7 @@ def next_tokens(chain, rows, n_top=10, n_tokens=24, at_least=0.005):
             start, ids = len(asked[stage][i]), asked[stage][i] + said
             with chain.rt.autocast():
                 logits = model(torch.tensor([ids[:-1]], device=chain.rt.device))
-            p, best = logits[0, start - 1:].float().softmax(-1).topk(n_top)       # (len(said), n_top)
+            p, best = logits[0, start - 1:].float().softmax(-1).topk(n_top)   # (len(said), n_top)
             top[stage] = [list(zip(best[t].tolist(), p[t].tolist())) for t in range(len(said))]
             for ids, found in zip(wanted, top[stage]):
                 ids |= {id for id, p in found if p >= at_least}
