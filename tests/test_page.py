@@ -774,8 +774,8 @@ def test_text_stays_text(browser, site, class_file, tmp_path):
         tab.join(HOSTILE[:34])
         assert SHOWN in tab.text("#class .asked") and SHOWN in tab.text("#class .view")
         tab.rank([0, 1])
-        tab.until("document.querySelector('#together table') !== null")
-        assert HOSTILE[:34] in tab.text("#together")
+        tab.until("document.querySelector('#class table') !== null")
+        assert HOSTILE[:34] in tab.text("#class")
         found = tab.script("return [typeof hacked, document.images.length]")
         assert found == ["undefined", 0] and tab.log() == []
         browser.get("about:blank")                    # it must not ask a server that has gone

@@ -173,20 +173,21 @@ def make(config, rt):
     chain = views.Chain(folder, rt)
     made = settings(chain)
     commands = {stage: line for stage, (line, _) in made.items()} | dict(
-        tokenizer="python tokenizer.py", board="python evaluate.py" if board else "", over="")
+        tokenizer="python tokenizer.py")
+    ppo, over = views.iterations(folder), views.iterations(folder / "experiments", "free")
+    if over:
+        commands["over"] = "python -m lab.experiments --what=overoptimise"
+    elif "ppo" in made and made["ppo"][1]["kl_coef"] == 0:
+        over = ppo
     data = dict(
-        merges=views.merges(chain), mask=views.loss_mask(chain),
+        bpe=views.merges(chain), mask=views.loss_mask(chain),
         next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
         rank=views.rankings(chain), along=views.along(chain, config.contrasts),
-        ppo=views.iterations(folder), over=views.iterations(folder / "experiments", "free")
-        or (views.iterations(folder) if made.get("ppo", ("", {}))[1].get("kl_coef") == 0 else None),
+        ppo=ppo, over=over, commands=commands,
         settings={stage: config for stage, (_, config) in made.items()})
-    if data["over"]:
-        commands["over"] = "python -m lab.experiments --what=overoptimise"
     parts = dict(
-        lang=config.lang, headline=headline(board),
-        **{name: diagram(name) for name in ("chain", "ppo")},
-        **{f"made_{name}": made_by(commands.get(name)) for name in (*SCRIPTS, *commands)},
+        lang=config.lang, headline=headline(board), chain=diagram("chain"), ppo=diagram("ppo"),
+        made_board=made_by("python evaluate.py" if board else ""),
         curves=curves(folder, board, commands), scoreboard=scoreboard(board),
         settings=settings_html(made), folder=escape(shlex.quote(str(folder))))
     return render("report.html", parts, data), board

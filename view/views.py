@@ -58,7 +58,8 @@ def merges(chain):
     if not tok or sorted(tok.byte_ids) != list(range(256)):
         return None
     return dict(pattern=tok.pattern, byte_ids=tok.byte_ids,
-                merges=[[*pair, id] for pair, id in tok.merges.items()])
+                merges={f"{a} {b}": id for (a, b), id in tok.merges.items()},
+                pieces={id: chain.piece(id) for id in tok.tokens})
 
 
 def loss_mask(chain):
@@ -120,8 +121,7 @@ def next_tokens(chain, rows, n_top=10, n_tokens=24, at_least=0.005):
                 for stage, replies in after.items()} for k, (t, id) in enumerate(places)}))
     ids = {id for v in views for tops in v["top"].values() for found in tops for id, _ in found}
     ids |= {id for v in views for id in v["said"]}
-    return dict(views=views, pieces={id: chain.piece(id) for id in ids},
-                special=[id for id in ids if id in tok.specials.values()])
+    return dict(views=views, pieces={id: chain.piece(id) for id in ids})
 
 
 def rankings(chain):
