@@ -118,8 +118,6 @@ if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
     config = parse_config(Config, __doc__)
-    if config.top_p == 0:
-        fail("no token has --top_p=0 of the probability: choose --top_p in (0, 1]")
     rt = Runtime(config)
 
     # ---- models -----------------------------------------------------------------------------
@@ -144,7 +142,7 @@ if __name__ == "__main__":
     system = [dict(role="system", content=config.system)] if config.system else []
     dialogue = system
     for number, question in enumerate(questions(config)):
-        if question in ("/new", "/reset"):
+        if question == "/new":
             dialogue = system
             continue
         asked = dialogue + [dict(role="user", content=question)]
