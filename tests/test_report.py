@@ -41,7 +41,7 @@ def page(browser, folder):
 
 
 def text_of(page, section):
-    return page(f"return document.querySelector('#{section}').innerText")
+    return page(f"return document.querySelector('#{section}, {section}').innerText")
 
 
 def press(page, selector, n=0):
@@ -153,24 +153,18 @@ def test_the_sum_of_gae_is_the_advantage_of_the_log(page, folder):
     answer = [r for r in row["held_out"] + row["rows"] if r.get("answers")]
     answer = max(answer, key=lambda r: r["step"])["answers"][0]
     assert answer["logp"] == answers[-1]["answers"][0]["logp"]
+    # each token pays for its distance, and the last one earns the score
+    kl = [-0.1 * (x - y) for x, y in zip(answer["logp"], answer["ref_logp"])]
+    assert answer["reward"] == pytest.approx([*kl[:-1], kl[-1] + answer["score"]], abs=1e-3)
     for i in (0, len(answer["tokens"]) - 1):
         press(page, "#tokens .tokens button", i)
         shown = float(page("return document.querySelector('#tokens .sum').innerText")[4:])
         assert shown == pytest.approx(answer["advantage"][i], abs=2e-3)
-    # the log's own numbers obey the definition
     reward, value = (torch.tensor([answer[k]]) for k in ("reward", "value"))
     advantages, returns = gae(reward, value, torch.ones_like(reward), settings["gamma"],
                               settings["lam"])
     assert advantages[0].tolist() == pytest.approx(answer["advantage"], abs=2e-3)
     assert returns[0].tolist() == pytest.approx(answer["returns"], abs=2e-3)
-
-
-def test_each_token_pays_for_its_distance_and_the_last_one_earns_the_score(page):
-    for row in (r for r in page("return data.ppo.rows") if r.get("answers")):
-        for a in row["answers"]:
-            kl = [-0.1 * (x - y) for x, y in zip(a["logp"], a["ref_logp"])]
-            kl[-1] += a["score"]
-            assert a["reward"] == pytest.approx(kl, abs=1e-3)
 
 
 def test_the_log_has_answers_at_every_evaluation_and_ratios_at_every_iteration(folder):
@@ -251,13 +245,15 @@ def test_the_page_asks_nothing_of_the_network(folder):
         assert word not in rest.partition('id="data"')[0], word
 
 
-def test_both_languages_are_there_and_one_is_shown(browser, folder):
-    assert run(folder, "view/report", "--lang=zh", "--out=zh.html")[0] == 0
-    browser.get((folder / "zh.html").as_uri())
-    shown = "return document.querySelector('h1').innerText"
-    assert browser.execute_script(shown) == "从文本到助手：模型学到了什么"
+@pytest.mark.parametrize("speaks, first", [("en-US", 0), ("zh-CN", 1)])
+def test_both_languages_are_there_and_that_of_the_browser_is_shown(speaks, first, browser, folder):
+    browser.execute_cdp_cmd("Emulation.setUserAgentOverride",
+                            dict(userAgent="", acceptLanguage=speaks))
+    browser.get((folder / "out/report.html").as_uri())
+    shown = ["From text to assistant: what the models have learned", "从文本到助手：模型学到了什么"]
+    assert text_of(browser.execute_script, "h1") == shown[first]
     press(browser.execute_script, "#switch")
-    assert browser.execute_script(shown) == "From text to assistant: what the models have learned"
+    assert text_of(browser.execute_script, "h1") == shown[1 - first]
     found = browser.execute_script("""return ['en', 'zh'].map(lang =>
         document.querySelectorAll(`:is(header, main, nav, footer) :lang(${lang})[lang]`).length)""")
     assert found[0] == found[1] > 100

@@ -50,7 +50,7 @@ const meter = (share, colour = "model") =>
   el("span", { class: "meter", style: `--c:var(--${colour});width:${Math.max(1, Math.round(share * 90))}px` });
 const missing = (en, zh) => el("p", { class: "card note" }, t(en, zh));
 
-/** Fill the navigation and the sections; the button switches the language. A view gets the data of
+/** Fill the navigation and the sections, in the browser's language; the button switches it. A view gets the data of
     its name; without them the section says which command makes them. */
 function start(views) {
   for (const section of document.querySelectorAll("section")) {
@@ -62,8 +62,7 @@ function start(views) {
     if (needs && !(found?.length ?? found)) put(box, missing(`\`${needs}\` makes this view.`, `运行 \`${needs}\` 后才有这个视图。`));
     else views[section.id](box, found);
   }
-  document.getElementById("switch").onclick = () => {
-    const lang = document.documentElement.dataset.lang === "en" ? "zh" : "en";
-    document.documentElement.dataset.lang = document.documentElement.lang = lang;
-  };
+  const speak = lang => { document.documentElement.dataset.lang = document.documentElement.lang = lang; };
+  document.getElementById("switch").onclick = () => speak(document.documentElement.lang === "en" ? "zh" : "en");
+  speak(navigator.language.startsWith("zh") ? "zh" : "en");
 }

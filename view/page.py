@@ -53,7 +53,6 @@ class Config:
     port: int = 8000
     token: str = ""                # a secret of at least 8 letters and digits, part of the link
     names: str = ""                # other names that lead here, as of a proxy: hub.example.org
-    lang: str = "en"               # en or zh: the language in which the page opens
     max_new_tokens: int = 64       # of one answer
     device: str = "auto"           # auto: cuda, else cpu; mps when asked
     dtype: str = "float32"         # small models: speed does not matter here
@@ -235,7 +234,7 @@ def make_app(config):
 
     @app.get("/")
     def page(request: Request):
-        parts = dict(lang=config.lang, nonce=request.state.nonce)
+        parts = dict(nonce=request.state.nonce)
         return HTMLResponse(render("page.html", parts, dict(folder=str(folder))))
 
     @app.get("/state")
@@ -329,8 +328,6 @@ def link(config, listening):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    if config.lang not in ("en", "zh"):
-        fail(f"--lang={config.lang} is not en or zh")
     server, listening = make_server(config)
     print(f"{link(config, listening)}   (Ctrl-C ends it)", flush=True)
     try:

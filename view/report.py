@@ -6,7 +6,6 @@ writes  the scoreboard on the screen, out/report.html
 
     python -m view.report
     python -m view.report --folder=out/seed1
-    python -m view.report --lang=zh         # opens in Chinese; the page can switch
 """
 
 import dataclasses
@@ -31,7 +30,6 @@ from view.curves import both, curves, made_by
 class Config:
     folder: str = "out"                          # where the stages write
     out: str = ""                                # the page; "": report.html in that folder
-    lang: str = "en"                             # en or zh: the language in which the page opens
     prompts: str = "data/town/test.jsonl"        # prompts that no stage was trained on
     contrasts: str = "data/town/contrasts.jsonl"   # right and wrong answers in the same words
     device: str = "auto"                         # auto: cuda, else cpu; mps when asked
@@ -143,18 +141,14 @@ def diagram(name):
                    for lang, file in (("en", f"{name}.svg"), ("zh", f"{name}.zh.svg")))
 
 
-def fill(file, parts):
-    """A file of this folder, with its {{parts}}."""
-    text = Path(__file__).with_name(file).read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], text)
-
-
 def render(file, parts, data):
-    """Fill a template; {{style}} and {{helpers}} are those of the report and of view.page. Data is
-    JSON in a script element: no `<` in it can end that element."""
-    parts |= dict(style=fill("common.css", {}), helpers=fill("common.js", {}),
+    """Fill the {{parts}} of a template; {{style}} and {{helpers}} are those of the report and of
+    view.page. Data is JSON in a script element: no `<` in it can end that element."""
+    page, style, helpers = (Path(__file__).with_name(name).read_text("utf-8")
+                            for name in (file, "common.css", "common.js"))
+    parts |= dict(style=style, helpers=helpers,
                   data=to_json(data, ensure_ascii=False).replace("<", "\\u003c"))
-    return fill(file, parts)
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], page)
 
 
 def read_board(path):
@@ -186,7 +180,7 @@ def make(config, rt):
         ppo=ppo, over=over, commands=commands,
         settings={stage: config for stage, (_, config) in made.items()})
     parts = dict(
-        lang=config.lang, headline=headline(board), chain=diagram("chain"), ppo=diagram("ppo"),
+        headline=headline(board), chain=diagram("chain"), ppo=diagram("ppo"),
         made_board=made_by("python evaluate.py" if board else ""),
         curves=curves(folder, board, commands), scoreboard=scoreboard(board),
         settings=settings_html(made), folder=escape(shlex.quote(str(folder))))
@@ -196,8 +190,6 @@ def make(config, rt):
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     folder = Path(config.folder)
-    if config.lang not in ("en", "zh"):
-        fail(f"--lang={config.lang} is not en or zh")
     if not any(folder.glob("*.jsonl")):
         fail(f"--folder={folder} has no logs yet: run a stage, or choose another --folder")
     path = config.out or folder / "report.html"

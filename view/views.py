@@ -99,23 +99,21 @@ def next_tokens(chain, rows, n_top=10, n_tokens=24, at_least=0.005):
     asked = {stage: model_input(model, stage == "pretrain", tok, rows, examples, n_tokens)
              for stage, model in chain.models.items()}
     for i, (row, said) in enumerate(zip(rows, greedy(chain, last, asked[last], n_tokens))):
-        top, wanted = {}, [set() for _ in said]       # of each model; alternatives by position
+        top = {}                                      # of each model: [[[id, p]]] by position
         for stage, model in chain.models.items():
             start, ids = len(asked[stage][i]), asked[stage][i] + said
             with chain.rt.autocast():
                 logits = model(torch.tensor([ids[:-1]], device=chain.rt.device))
             p, best = logits[0, start - 1:].float().softmax(-1).topk(n_top)   # (len(said), n_top)
-            top[stage] = [list(zip(best[t].tolist(), p[t].tolist())) for t in range(len(said))]
-            for ids, found in zip(wanted, top[stage]):
-                ids |= {id for id, p in found if p >= at_least}
-        places = [(t, id) for t, ids in enumerate(wanted) for id in sorted(ids)]
+            top[stage] = [[[id, round(q, 4)] for id, q in zip(*both)]
+                          for both in zip(best.tolist(), p.tolist())]
+        places = sorted({(t, id) for tops in top.values() for t, found in enumerate(tops)
+                         for id, p in found if p >= at_least})
         after = {stage: greedy(chain, stage, [asked[stage][i] + said[:t] + [id]
                                               for t, id in places], n_tokens)
                  for stage in chain.models}
         views.append(dict(
-            kind=row.get("kind", "all"), prompt=row["prompt"], said=said,
-            top={stage: [[[id, round(p, 4)] for id, p in found] for found in tops]
-                 for stage, tops in top.items()},
+            kind=row.get("kind", "all"), prompt=row["prompt"], said=said, top=top,
             after={f"{t} {id}": {stage: "" if id == tok.end else answer_text(
                 tok, replies[k], tok.eot if stage == "pretrain" else tok.end)
                 for stage, replies in after.items()} for k, (t, id) in enumerate(places)}))
@@ -214,8 +212,5 @@ def prompts(chain, path):
     """Prompts that no stage was trained on: those of a file, else held-out ones of PPO or SFT."""
     if Path(path).exists():
         return read_prompts(path)
-    for stage in ("ppo", "sft"):
-        rows = chain.read(stage, "data", read_prompts)
-        if rows:
-            return split(rows)[1]
-    return None
+    asked = chain.read("ppo", "data", read_prompts) or chain.read("sft", "data", read_prompts)
+    return split(asked)[1] if asked else None
