@@ -24,7 +24,8 @@ from tokenizer import GPT2, Tokenizer
 from tools import hf
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-run, refused, take = test_hf.run, test_hf.refused, test_hf.take       # fixtures
+run, refused, take, safetensors = (                                    # fixtures
+    test_hf.run, test_hf.refused, test_hf.take, test_hf.safetensors)
 
 
 def rotate(x, theta, neighbours):
@@ -139,10 +140,9 @@ def write(path="x.gguf", arch="llama", tied=True, kind="F32", settings=None, wei
     for name, value in settings.items():
         add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
         add(f"{arch}.{name}", value)
-    names = hf.printable(LEARNED)
-    tok = dict(model="gpt2", pre="gpt-2", tokens=[*names.values(), "<|endoftext|>"],
-               token_type=[1] * 394 + [3],
-               merges=[f"{names[a]} {names[b]}" for a, b in LEARNED.merges]) | tok
+    learned = test_hf.tokenizer_json()["model"]
+    tok = dict(model="gpt2", pre="gpt-2", tokens=[*learned["vocab"]], merges=learned["merges"],
+               token_type=[1] * 394 + [3]) | tok
     for name, value in tok.items():
         add = file.add_string if isinstance(value, str) else file.add_array
         add(f"tokenizer.ggml.{name}", value)
@@ -189,9 +189,9 @@ def test_texts_are_split_as_llama_cpp_splits_them(pre, cuts, take):
 
 
 def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(take):
-    names = [*hf.printable(LEARNED).values()]
+    names = [*test_hf.tokenizer_json()["model"]["vocab"]][:394]
     _, tok = take(write(
-        tokens=[*names[:394], "<|im_start|>", "[PAD395]"], token_type=[1] * 394 + [3, 5],
+        tokens=[*names, "<|im_start|>", "[PAD395]"], token_type=[1] * 394 + [3, 5],
         settings=LLAMA | {"vocab_size": 396},
         weights=tensors("llama", True) | {"token_embd.weight": np.ones((396, C), np.float32)}))
     assert tok.specials["<|im_start|>"] == 394 and tok.eot == 395 and tok.vocab_size == 401
@@ -205,21 +205,21 @@ def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(take):
     (dict(pre="llama-bpe"), "the pre-tokenizer llama-bpe is not supported"),
     (dict(token_type=[1] * 394 + [4]), "added tokens inside plain text ('<|endoftext|>')"),
     (dict(settings=LLAMA | {"expert_count": 8}), "llama.expert_count=8 is not supported"),
-    (dict(settings=LLAMA | {"rope.scaling.type": "yarn"}), "llama.rope.scaling.type=yarn"),
+    (dict(settings=LLAMA | {"rope.scaling.type": "yarn"}), "llama.rope.scaling.type='yarn'"),
     (dict(settings=LLAMA | {"rope.dimension_count": 8}), "llama.rope.dimension_count=8"),
-    (dict(settings={}), "lacks 'attention.head_count'"),
+    (dict(settings={}), "lacks 'llama.attention.head_count'"),
     (dict(settings=LLAMA | {"attention.head_count": 0}), "n_head=0"),
-    (dict(settings=LLAMA | {"block_count": 3}), "model.layers.2.input_layernorm.weight is missing"),
+    (dict(settings=LLAMA | {"block_count": 3}), "blk.2.attn_norm.weight is missing"),
     (dict(settings=LLAMA | {"feed_forward_length": 95}), "is (96, 64), but (95, 64)"),
     (dict(weights={}), "lacks 'token_embd.weight'"),
     (dict(settings=LLAMA | {"embedding_length": 64.0}), "embedding_length=64.0 should be a int"),
     # before a model of that size is built
-    (dict(settings=LLAMA | {"block_count": 10**7}), "model.layers.2.input_layernorm.weight is mi"),
+    (dict(settings=LLAMA | {"block_count": 10**7}), "blk.2.attn_norm.weight is missing"),
     *((dict(weights=tensors("llama", True) | {name: np.float32(w)}), f"the tensor {reason}")
       for name, w, reason in (
           ("rope_freqs.weight", [1] * 8, "rope_freqs.weight is unknown"),
           ("blk.0.x.weight", [1] * 8, "blk.0.x.weight is unknown"),
-          ("output_norm.weight", [math.nan] * C, "model.norm.weight holds NaN or infinity")))],
+          ("output_norm.weight", [math.nan] * C, "output_norm.weight holds NaN or infinity")))],
     ids=lambda value: value if isinstance(value, str) else "")
 def test_what_is_not_supported_is_refused_by_name(change, reason, refused):
     assert reason in refused("import", write(**change), "p.pt") and os.listdir() == ["x.gguf"]
@@ -260,7 +260,7 @@ def export(run):
     """export("llama") saves a model, and exports it to x.gguf: the model."""
     def export(variant, *flags, stage="sft"):
         ours = save("sft.pt", variant, stage)
-        status, out, err = run(*flags, "export", "sft.pt", "x.gguf")  # flags may stand before words
+        status, out, err = run("export", "sft.pt", "x.gguf", *flags)
         assert (status, err) == (0, "") and "x.gguf" in out
         return ours
     return export

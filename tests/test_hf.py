@@ -8,6 +8,7 @@ import random
 import sys
 from dataclasses import replace
 from functools import partial, reduce
+from importlib import import_module
 from operator import getitem
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +24,7 @@ from tiny import loud, store
 from tiny import run as run_here
 from tokenizer import GPT2, PATTERNS, SPECIALS, Tokenizer
 from tools import hf
-from tools.hf import BYTE_CHARS, tokenizer_from_gpt2, tokenizer_from_hf, tokenizer_to_hf
+from tools.hf import BYTE_CHARS, tokenizer_from_hf, tokenizer_to_hf
 
 ROOT = Path(hf.__file__).resolve().parents[1]
 TEXT = (ROOT / "tokenizer.py").read_text(encoding="utf-8")
@@ -37,6 +38,18 @@ PARTS = ["a", "it", " the", "'s", "'S", " ", "  ", "\n", "\t", "\r\n", "\xa0", "
 def texts(n, seed=0, most=12):
     rng = random.Random(seed)
     return ["".join(rng.choices(PARTS, k=rng.randrange(most))) for _ in range(n)]
+
+
+@pytest.fixture(autouse=True)
+def safetensors(monkeypatch):
+    """The library; where it is not installed, torch's own format stands in for it."""
+    try:
+        return import_module("safetensors.torch")
+    except ImportError:
+        stand_in = SimpleNamespace(load_file=partial(torch.load, weights_only=True),
+                                   save_file=lambda w, path, metadata=None: torch.save(w, path))
+        monkeypatch.setitem(sys.modules, "safetensors.torch", stand_in)
+        return stand_in
 
 
 @pytest.fixture
@@ -57,13 +70,9 @@ def take(run):
     def take(source, *flags):
         status, _, err = run("import", source, "p.pt", "--fresh", *flags)
         assert status == 0, err
-        return load("p.pt")
+        ckpt = load_checkpoint("p.pt", "pretrain")
+        return ckpt["model"].eval(), ckpt["tokenizer"]
     return take
-
-
-def load(path):
-    ckpt = load_checkpoint(path, "pretrain")
-    return ckpt["model"].eval(), ckpt["tokenizer"]
 
 
 def same(ours, model, tok):
@@ -104,28 +113,27 @@ def gpt2_weights():
     return {f"transformer.{name}": torch.randn(shape) for name, shape in shapes.items()}
 
 
-def vocabulary(tok, specials):
-    """GPT-2's two files: {token: id}, and the pairs in the order of their merges."""
-    names = {id: "".join(BYTE_CHARS[b] for b in token) for token, id in tok.ranks.items()}
-    return ({name: id for id, name in names.items()} | specials,
-            [f"{names[a]} {names[b]}" for a, b in tok.merges])
-
-
 def tokenizer_json(tok=LEARNED, specials=None, **changes):
+    names = {id: "".join(BYTE_CHARS[b] for b in token) for token, id in tok.ranks.items()}
+    merges = [f"{names[a]} {names[b]}" for a, b in tok.merges]
     specials = {"<|endoftext|>": 394} if specials is None else specials
-    vocab, merges = vocabulary(tok, {})
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=True)
     added = [dict(id=id, content=name, special=True) for name, id in specials.items()]
-    return dict(model=dict(type="BPE", vocab=vocab | specials, merges=merges), normalizer=None,
+    vocab = {name: id for id, name in names.items()} | specials
+    return dict(model=dict(type="BPE", vocab=vocab, merges=merges), normalizer=None,
                 pre_tokenizer=level, added_tokens=added) | changes
 
 
-def write(folder, config=GPT2_CONFIG, weights=None, tokenizer=None):
-    folder = Path(folder)
+def write(folder, config=GPT2_CONFIG, weights=None, tokenizer=None, parts=1):
+    """parts: in how many files the weights are"""
+    folder, weights = Path(folder), gpt2_weights() if weights is None else weights
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer or tokenizer_json()))
-    torch.save(gpt2_weights() if weights is None else weights, folder / "pytorch_model.bin")
+    for i in range(parts):
+        file = "model.safetensors" if parts == 1 else f"model-{i}-of-{parts}.safetensors"
+        import_module("safetensors.torch").save_file(
+            {name: weights[name].clone() for name in [*weights][i::parts]}, folder / file)
     return folder
 
 
@@ -146,42 +154,27 @@ def test_each_tensor_of_gpt2_is_copied_to_the_right_place(folder, take):
     assert ours["wte.weight"][:KNOWN].equal(theirs["transformer.wte.weight"][:KNOWN])
 
 
-def in_parts(folder, weights, kind="bin", n=2, save_file=torch.save):
-    """Write the weights in n files, with the index of them."""
-    (folder / "pytorch_model.bin").unlink()
-    parts = {name: f"part-{i % n}.{kind}" for i, name in enumerate(weights)}
-    for file in set(parts.values()):
-        save_file({m: weights[m].contiguous() for m in weights if parts[m] == file}, folder / file)
-    index = f"{'pytorch_model' if kind == 'bin' else 'model'}.{kind}.index.json"
-    (folder / index).write_text(json.dumps(dict(weight_map=parts)))
-
-
 def test_the_files_of_2019_and_a_checkpoint_in_several_files_give_the_same_model(folder, take):
     new, weights = take(folder)[0].state_dict(), gpt2_weights()
     old = {name.removeprefix("transformer."): w for name, w in weights.items()} | {
         "h.0.attn.bias": torch.ones(1, 1, 32, 32).tril(),
         "h.1.attn.masked_bias": torch.tensor(-1e4),
-        "lm_head.weight": weights["transformer.wte.weight"]}
-    in_parts(folder, weights)
-    for same in (write("old", weights=old), folder):
+        "lm_head.weight": weights["transformer.wte.weight"].clone()}
+    for same in (write("old", weights=old), write("cut", weights=weights, parts=2)):
         found = take(same)[0].state_dict()
         assert all(new[name].equal(found[name]) for name in new)
 
 
 @pytest.mark.parametrize("names", [["model.embed_tokens"], ["lm_head"],
                                    ["model.embed_tokens", "lm_head"]], ids=str)
-@pytest.mark.parametrize("kind", ["bin", "safetensors"])
-def test_a_tied_llama_in_bf16_and_in_parts_may_have_its_matrix_under_either_name(names, kind, take):
-    save_file = torch.save if kind == "bin" else pytest.importorskip(
-        "safetensors.torch", reason="safetensors is not installed").save_file
+def test_a_tied_llama_in_bf16_and_in_parts_may_have_its_matrix_under_either_name(names, take):
     config = GPTConfig(block_size=32, vocab_size=V, n_layer=2, n_head=4, n_kv_head=2, n_embd=C,
                        n_hidden=24, norm_eps=1e-6, **STYLES["llama"] | dict(tied=True))
     ours = loud(GPT(config)).bfloat16()
     theirs = hf.to_theirs(hf.LLAMA, config, ours.state_dict())
     matrix = theirs.pop("model.embed_tokens.weight")
     theirs |= {f"{name}.weight": matrix.clone() for name in names}
-    folder = write("llama", LLAMA_CONFIG | dict(tie_word_embeddings=True), weights={})
-    in_parts(folder, theirs, kind, 3, save_file)
+    folder = write("llama", LLAMA_CONFIG | dict(tie_word_embeddings=True), theirs, parts=3)
     back, expected = take(folder)[0].state_dict(), ours.float().state_dict()
     assert back["wte.weight"][:KNOWN].equal(expected["wte.weight"][:KNOWN])
     assert all(back[name].equal(w) for name, w in expected.items() if "wte" not in name
@@ -255,20 +248,10 @@ def imported(saved):
     return tokenizer_from_hf(json.loads(json.dumps(saved)))
 
 
-def test_gpt2s_two_files_give_the_tokenizer_they_were_written_from(folder, take):
-    (folder / "tokenizer.json").unlink()
-    vocab, merges = vocabulary(LEARNED, {"<|endoftext|>": 394})
-    (folder / "vocab.json").write_text(json.dumps(vocab))
-    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
-    expected = Tokenizer(GPT2, LEARNED.byte_ids, LEARNED.merges, {"<|endoftext|>": 394})
-    assert take(folder)[1].to_dict() == expected.to_dict()
-
-
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_an_exported_tokenizer_comes_back_unchanged(pattern, tmp_path):
+def test_an_exported_tokenizer_comes_back_unchanged(pattern):
     tok = Tokenizer.train(TEXT, 350, pattern)
-    tokenizer_to_hf(tok, tmp_path / "tokenizer.json")
-    back, known = hf.read_tokenizer(tmp_path)
+    back, known = imported(tokenizer_to_hf(tok))
     assert back.to_dict() == tok.to_dict() and known == 350
 
 
@@ -276,20 +259,22 @@ def test_an_exported_tokenizer_comes_back_unchanged(pattern, tmp_path):
 def gpt2():
     if not all(path.exists() for path in GPT2_FILES):
         pytest.skip("GPT-2's files are not at ../shared/gpt2")
-    return tokenizer_from_gpt2(*GPT2_FILES)[0]
+    vocab, merges = (path.read_text(encoding="utf-8") for path in GPT2_FILES)
+    model = dict(type="BPE", vocab=json.loads(vocab), merges=merges.strip().split("\n")[1:])
+    return imported(dict(model=model, pre_tokenizer=level()))[0]
 
 
-@pytest.mark.parametrize("text, ids", [
-    ("hello world", [31373, 995]), ("Hello, world!", [15496, 11, 995, 0]), (" the", [262]),
-    ("The quick brown fox jumps over the lazy dog",
-     [464, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290])])
-def test_gpt2s_vocabulary_gives_gpt2s_ids(gpt2, text, ids):
-    assert gpt2.encode(text) == ids and gpt2.decode(ids) == text
+def test_gpt2s_vocabulary_gives_gpt2s_ids(gpt2):
+    for text, ids in {
+            "hello world": [31373, 995], "Hello, world!": [15496, 11, 995, 0], " the": [262],
+            "The quick brown fox jumps over the lazy dog":
+            [464, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290]}.items():
+        assert gpt2.encode(text) == ids and gpt2.decode(ids) == text
 
 
 def test_gpt2s_end_of_text_keeps_its_id_and_the_other_special_tokens_follow(gpt2):
-    ids = [gpt2.eot, gpt2.pad, gpt2.system, gpt2.user, gpt2.assistant, gpt2.end]
-    assert ids == list(range(50256, 50262)) and gpt2.vocab_size == 50262
+    assert [gpt2.specials[name] for name in SPECIALS] == [*range(50256, 50262)]
+    assert gpt2.vocab_size == 50262
 
 
 def test_gpt2_encodes_as_tiktoken_does_with_gpt2s_ranks(gpt2):
@@ -308,11 +293,10 @@ def tok():
 
 
 @pytest.mark.parametrize("name", ["tok", "gpt2"])
-def test_the_export_to_hugging_face_gives_the_same_ids(name, request, tmp_path):
+def test_the_export_to_hugging_face_gives_the_same_ids(name, request):
     tokenizers = pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
     ours = request.getfixturevalue(name)
-    tokenizer_to_hf(ours, tmp_path / "tokenizer.json")
-    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_to_hf(ours)))
     for text in [TEXT.replace("<|", "< |"), *texts(200, seed=7, most=40)]:
         assert theirs.encode(text).ids == ours.encode(text)
         assert theirs.decode(ours.encode(text)) == text
@@ -452,13 +436,13 @@ def settings(more="", base={}, **wrong):
 
 
 @pytest.mark.parametrize("reason, config, weights", [
-    ("BertModel is not supported", dict(architectures=["BertModel"]), {}),
-    ("GPT2Model is not supported", dict(architectures=["GPT2Model"]), {}),
-    ("without architecture is not supported", dict(architectures=None), {}),
+    *settings(" is not supported, only", architectures=["BertModel"]),
+    *settings(" is not supported, only", architectures=["GPT2Model"]),
+    *settings(" is not supported, only", architectures=None),
+    *settings(" is not supported, only", architectures="GPT2LMHeadModel"),
     *settings(model_type="qwen2", activation_function="relu", scale_attn_weights=False,
               scale_attn_by_inverse_layer_idx=True, add_cross_attention=True,
               quantization_config={"bits": 4}),
-    *settings(" is not a list", architectures="GPT2LMHeadModel"),
     *settings(" should be a int", n_layer=2.0), *settings(" should be a int", n_layer=True),
     *settings(" should be a float", layer_norm_epsilon=math.nan),
     *settings(" should be a bool", tie_word_embeddings="no"),
@@ -484,22 +468,11 @@ def settings(more="", base={}, **wrong):
     ("395 ids, but the embedding 390 rows", dict(vocab_size=390), {WTE: torch.ones(390, C)}),
     ("wte.weight holds NaN or infinity", {}, {WTE: torch.full((V, C), math.nan)}),
     ("wte.weight holds torch.int32", {}, {WTE: torch.ones(V, C).int()}),
-    ("holds NaN or infinity", {}, {WTE: torch.ones(V, C).double() * 1e300}),
-    ("tensors by their names", {}, {WTE: 5}),
-    ("a tensor is larger than the file", {}, {WTE: torch.ones(1).expand(V * 2000, C)})],
+    ("holds NaN or infinity", {}, {WTE: torch.ones(V, C).double() * 1e300})],
     ids=lambda value: value if isinstance(value, str) else "")
 def test_what_does_not_fit_our_model_is_refused_by_name(reason, config, weights, refused):
     folder = write("odd", GPT2_CONFIG | config, changed(**weights))
     assert reason in refused("import", folder, "p.pt") and not Path("p.pt").exists()
-
-
-@pytest.mark.parametrize("index, reason", [
-    *((index, "pytorch_model.bin.index.json is damaged") for index in (
-        {}, {"weight_map": None}, {"weight_map": {"x": 5}}, {"weight_map": []})),
-    ({"weight_map": {"x": "part-1.bin"}}, "part-1.bin is missing")], ids=str)
-def test_a_damaged_index_or_a_missing_part_is_named(index, reason, folder, refused):
-    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    assert reason in refused("import", folder, "p.pt")
 
 
 def parts_of(saved, *before):
@@ -530,26 +503,25 @@ def test_whatever_is_missing_or_of_a_wrong_kind_is_refused_in_one_line(name, sav
 
 
 @pytest.mark.parametrize("name, reason", [
-    ("config.json", "config.json is missing"), ("tokenizer.json", "neither tokenizer.json nor"),
-    ("pytorch_model.bin", "neither model.safetensors nor pytorch_model.bin")])
+    ("config.json", "config.json is missing"), ("tokenizer.json", "tokenizer.json is missing"),
+    ("model.safetensors", "has no model.safetensors")])
 def test_a_missing_file_is_named(name, reason, folder, refused):
     (folder / name).unlink()
     assert reason in refused("import", folder, "p.pt")
 
 
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "pytorch_model.bin"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\0", b'{"model": {"vocab": 5}}'])
-def test_a_damaged_file_is_named(name, content, folder, refused):
-    (folder / name).write_bytes(content)
-    line = refused("import", folder, "p.pt")
-    assert name in line and os.listdir() == ["gpt2"]
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_damaged_file_is_named(name, folder, refused):
+    for content in (b"", b"{", b"[1]", b"\xff\0", b'{"model": {"vocab": 5}}', b"\xff" * 100):
+        (folder / name).write_bytes(content)
+        assert name in refused("import", folder, "p.pt") and os.listdir() == ["gpt2"]
 
 
 def test_an_existing_checkpoint_is_replaced_only_with_fresh(folder, refused, run):
     Path("p.pt").write_text("weeks of work")
     assert "p.pt is there already" in refused("import", folder, "p.pt")
     assert Path("p.pt").read_text() == "weeks of work"
-    assert run("import", folder, "p.pt", "--fresh")[0] == 0 and load("p.pt")
+    assert run("import", folder, "p.pt", "--fresh")[0] == 0 and load_checkpoint("p.pt", "pretrain")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -570,28 +542,17 @@ def test_without_a_library_the_error_names_the_command_that_installs_it(library,
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setitem(sys.modules, f"{library}.torch", None)
     save("sft.pt", "laptop")
-    (folder / "model.safetensors").write_bytes(b"")
     assert f"pip install {library}" in refused(*words)
     assert sorted(os.listdir()) == ["gpt2", "sft.pt"]
 
 
-@pytest.mark.parametrize("files, weights", [
-    (["model.safetensors", "pytorch_model.bin"], "model*.safetensors*"),
-    (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "pytorch_model*.bin*")])
-def test_a_model_is_downloaded_by_its_name(folder, take, monkeypatch, files, weights):
+def test_a_model_is_downloaded_by_its_name(folder, take, refused, monkeypatch):
     def snapshot_download(name, allow_patterns):
-        assert name == "someone/gpt2" and {"config.json", weights} <= {*allow_patterns}
-        assert sum("*" in pattern for pattern in allow_patterns) == 1
-        return str(folder)
-    hub = SimpleNamespace(snapshot_download=snapshot_download, list_repo_files=lambda name: files)
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+        return {"someone/gpt2": str(folder)}[name]
+    monkeypatch.setitem(sys.modules, "huggingface_hub",
+                        SimpleNamespace(snapshot_download=snapshot_download))
     assert take("someone/gpt2")
-
-
-def test_a_name_that_huggingface_does_not_know_is_refused(refused, monkeypatch):
-    hub = SimpleNamespace(list_repo_files=lambda name: {}["404\nnot found"])
-    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-    assert "no/where is no folder" in refused("import", "no/where", "p.pt")
+    assert "no/where is no folder" in refused("import", "no/where", "p2.pt")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -621,8 +582,6 @@ def save(path, variant, stage="sft", **changes):
 @pytest.fixture
 def export(run):
     """export("laptop") saves a model, and exports it to the folder `there`: the model."""
-    pytest.importorskip("safetensors", reason="safetensors is not installed")
-
     def export(variant, *stage, **changes):
         ours = save("sft.pt", variant, *stage, **changes)
         status, out, err = run("export", "sft.pt", "there")
@@ -674,10 +633,9 @@ def test_the_exported_end_token_is_that_of_the_stage(stage, end, export):
     assert ("chat_template" in tokenizer) == (stage != "pretrain")
 
 
-def test_an_export_that_fails_leaves_nothing(run, monkeypatch):
-    pytest.importorskip("safetensors", reason="safetensors is not installed")
+def test_an_export_that_fails_leaves_nothing(run, safetensors, monkeypatch):
     save("sft.pt", "laptop")
-    monkeypatch.setattr("safetensors.torch.save_file", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(safetensors, "save_file", lambda *_, **__: 1 / 0)
     assert run("export", "sft.pt", "there")[0] == 1 and os.listdir() == ["sft.pt"]
 
 
@@ -733,9 +691,3 @@ def test_settings_that_are_missing_or_older_have_the_same_meaning(tmp_path):
     assert read(LLAMA_CONFIG, rope_theta=5e5, rope_scaling=None) == replace(llama, rope_theta=5e5)
     # as many key heads as query heads
     assert read(LLAMA_CONFIG, num_key_value_heads=None) == replace(llama, n_kv_head=4)
-
-
-def test_damaged_safetensors_are_named(folder, refused):
-    pytest.importorskip("safetensors", reason="safetensors is not installed")
-    (folder / "model.safetensors").write_bytes(b"\xff" * 100)
-    assert "model.safetensors is damaged" in refused("import", folder, "p.pt")

@@ -17,7 +17,6 @@ from common import parse_config, writing
 from data.corpus import Corpus
 from data.formats import read_demonstrations, read_texts
 from model import GPT, GPTConfig
-from tools import hf
 
 
 @pytest.fixture
@@ -160,11 +159,3 @@ def test_weights_of_a_compiled_or_ddp_model_are_saved_by_their_plain_names(tiny_
                         model={prefix + name: w for name, w in weights.items()},
                         tokenizer=tiny_tokenizer, config=Config())
         assert load_checkpoint("a.pt")["model"].state_dict().keys() == weights.keys()
-
-
-def test_the_same_names_in_an_imported_model_are_understood(tmp_path, tiny_tokenizer):
-    config = GPTConfig(block_size=8, vocab_size=tiny_tokenizer.vocab_size, n_layer=1, n_embd=16,
-                       mlp="swiglu", norm="rms", bias=False)
-    weights = hf.to_theirs(hf.LLAMA, config, GPT(config).state_dict())
-    torch.save({f"module._orig_mod.{k}": w for k, w in weights.items()}, "pytorch_model.bin")
-    assert hf.read_weights(tmp_path, hf.LLAMA, config).keys() == weights.keys()

@@ -19,6 +19,7 @@ Needs: pip install safetensors; for models from huggingface.co also huggingface_
 
 import dataclasses
 import json
+import math
 import re
 import sys
 from contextlib import contextmanager, suppress
@@ -31,7 +32,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from checkpoint import check_room, load_checkpoint, plain, save_checkpoint, size_of
+from checkpoint import check_room, load_checkpoint, save_checkpoint, size_of
 from common import fail, named, parse_config
 from data.pattern import check_pattern
 from model import GPT, GPTConfig
@@ -98,20 +99,22 @@ FIXED = {GPT_2: dict(model_type="gpt2", scale_attn_weights=True, add_cross_atten
          NEOX: dict(model_type="gpt_neox", rotary_pct=1.0, use_parallel_residual=False)}
 
 
-def their_names(arch, name):
-    """blocks.0.mlp.fc.weight -> model.layers.0.mlp.gate_proj.weight, ….up_proj.weight"""
+def their_names(arch, name, names=None):
+    """blocks.0.mlp.fc.weight -> model.layers.0.mlp.gate_proj.weight, ….up_proj.weight
+    or, with GGUF's table of names, blk.0.ffn_gate.weight, blk.0.ffn_up.weight"""
     module, kind = name.rsplit(".", 1)
     layer = ""
     if module.startswith("blocks."):
         _, number, module = module.split(".", 2)
         layer = f"{MODULES[arch]['blocks']}.{number}."
     start, some, end = re.fullmatch(r"([^[]*)\[?([^]]*)]?(.*)", MODULES[arch][module]).groups()
-    return [f"{layer}{start}{part}{end}.{kind}" for part in some.split(",")]
+    found = [f"{layer}{start}{part}{end}.{kind}" for part in some.split(",")]
+    return [names.get_name(name, (".weight", ".bias")) for name in found] if names else found
 
 
-def turn(arch, name, w):
-    """GPT-2 stores the matrices of its linear layers transposed."""
-    return w.t() if arch == GPT_2 and name.startswith("blocks.") else w
+def turn(arch, name, w, names):
+    """Hugging Face has the matrices of GPT-2's linear layers transposed, as OpenAI has."""
+    return w.t() if arch == GPT_2 and not names and name.startswith("blocks.") else w
 
 
 def swap(heads, a, b):
@@ -120,62 +123,84 @@ def swap(heads, a, b):
     return heads.unflatten(1, (a, b)).transpose(1, 2).flatten(1, 2)
 
 
-def split_heads(arch, config, w):
+def split_heads(arch, config, w, names):
     """Our attn.qkv: the rows of all queries, then all keys, then all values -> their tensors."""
     G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.n_embd // config.n_head
     q, k, v = w.unflatten(0, (-1, D)).split((G * K, K, K))            # (heads, D, C) or (heads, D)
-    if arch != GPT_2:
+    if arch == NEOX or arch == LLAMA and not names:                   # GGUF's LLaMA has our pairs
         q, k = (swap(t, D // 2, 2) for t in (q, k))
     if arch == LLAMA:
         return [t.flatten(0, 1) for t in (q, k, v)]
     k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # no shared keys there
-    if arch == GPT_2:
-        return [torch.cat((q, k, v)).flatten(0, 1)]
-    return [torch.stack((q, k, v), dim=1).flatten(0, 2)]              # q, k, v of head 0, then of 1
+    by_head = arch == NEOX and not names                              # q, k, v of head 0, then of 1
+    return [torch.stack((q, k, v), dim=int(by_head)).flatten(0, 2)]
 
 
-def to_theirs(arch, config, weights):
-    """{our name: tensor} -> {their name: tensor}"""
+def to_theirs(arch, config, weights, names=None):
+    """{our name: tensor} -> {their name: tensor}; names: GGUF's table of names, for its tensors"""
     theirs = {}
     for name, w in weights.items():
-        if config.tied and name == "lm_head.weight":
+        # llama.cpp has no tied GPT-NeoX
+        if name == "lm_head.weight" and config.tied and not (names and arch == NEOX):
             continue
-        parts = split_heads(arch, config, w) if ".attn.qkv." in name else [w]
+        parts = split_heads(arch, config, w, names) if ".attn.qkv." in name else [w]
         if arch == LLAMA and ".mlp.fc." in name:
             parts = w.chunk(2)
-        theirs |= zip(their_names(arch, name), (turn(arch, name, part) for part in parts))
+        theirs |= zip(their_names(arch, name, names),
+                      (turn(arch, name, part, names) for part in parts))
     return theirs
 
 
-def from_theirs(arch, config, theirs, folder):
+def from_theirs(arch, config, theirs, path, gguf=False):
     """The inverse of to_theirs(), for GPT-2 and LLaMA. Fails if a tensor is missing, unknown, of
     another shape, or holds no numbers."""
     # a config may ask for millions of layers: the first that the file lacks is enough to refuse it
-    start = re.escape(MODULES[arch]["blocks"])
-    layers = {found[1] for name in theirs if (found := re.match(rf"{start}\.(\d+)\.", name))}
+    layers = {found[1] for name in theirs if (found := re.search(r"\.(\d+)\.", name))}
     size = dataclasses.replace(config, n_layer=min(config.n_layer, len(layers) + 1))
-    with naming(folder), torch.device("meta"):        # only shapes, no memory
+    names = gguf_file.names_of(arch, size.n_layer) if gguf else None
+    with naming(path), torch.device("meta"):          # only shapes, no memory
         blank = GPT(size).state_dict()
-    expected = to_theirs(arch, config, blank)
+    expected = to_theirs(arch, size, blank, names)
+    wte, head = (their_names(arch, f"{part}.weight", names)[0] for part in ("wte", "lm_head"))
+    if config.tied and head in theirs and torch.equal(theirs.get(wte, theirs[head]), theirs[head]):
+        theirs[wte] = theirs.pop(head)                # one matrix, saved under either name or both
     for name in [*expected, *theirs]:
         if name not in theirs or name not in expected:
-            fail(f"{folder}: the tensor {name} is {'missing' if name in expected else 'unknown'}")
+            fail(f"{path}: the tensor {name} is {'missing' if name in expected else 'unknown'}")
         there, here = tuple(theirs[name].shape), tuple(expected[name].shape)
         if there != here:
-            fail(f"{folder}: the tensor {name} is {there}, but {here} expected")
+            fail(f"{path}: the tensor {name} is {there}, but {here} expected")
         if not theirs[name].is_floating_point():
-            fail(f"{folder}: the tensor {name} holds {theirs[name].dtype}, but floats expected")
+            fail(f"{path}: the tensor {name} holds {theirs[name].dtype}, but floats expected")
         if not theirs[name].float().isfinite().all():
-            fail(f"{folder}: the tensor {name} holds NaN or infinity")
+            fail(f"{path}: the tensor {name} holds NaN or infinity")
     ours = {}
     for name in blank:
         source = "wte.weight" if config.tied and name == "lm_head.weight" else name
-        parts = [turn(arch, name, theirs[n].float()) for n in their_names(arch, source)]
-        if arch == LLAMA and ".attn.qkv." in name:
+        parts = [turn(arch, name, theirs[n].float(), names)
+                 for n in their_names(arch, source, names)]
+        if arch == LLAMA and not gguf and ".attn.qkv." in name:
             D = config.n_embd // config.n_head
             parts[:2] = [swap(p.unflatten(0, (-1, D)), 2, D // 2).flatten(0, 1) for p in parts[:2]]
         ours[name] = torch.cat(parts)
     return ours
+
+
+def our_config(arch, theirs, names, fixed, per_head):
+    """What a file says -> our GPTConfig. names: {our setting: theirs}. fixed: the settings that
+    must have these values, if they are there; per_head: those that must be the width of a head."""
+    values = {ours: theirs[name] for ours, name in names.items()}
+    for name, value in values.items():
+        kind = type(getattr(GPTConfig, name))
+        like = (int, float) if kind is float else (kind,)             # 10000 is 10000.0, too
+        if type(value) not in like or kind is float and not 0 < value < math.inf:
+            raise ValueError(f"{names[name]}={value!r} should be a {kind.__name__}")
+    config = GPTConfig(**dict(n_kv_head=values["n_head"], bias=True, mlp=next(iter(MLPS[arch])))
+                       | values | PARTS[arch])
+    for name, known in (fixed | dict.fromkeys(per_head, config.n_embd // config.n_head)).items():
+        if theirs.get(name, known) != known:
+            raise ValueError(f"{name}={theirs[name]!r} is not supported, only {known!r} is")
+    return config
 
 
 # ---- their files ----------------------------------------------------------------------------
@@ -194,10 +219,14 @@ def brief(error):
 
 @contextmanager
 def naming(path):
-    """Errors inside say that the file path is their reason."""
+    """Errors inside end the program with one line, which names the file path."""
     try:
         yield
-    except ValueError as error:
+    except FileNotFoundError:
+        fail(f"{path} is missing")
+    except KeyError as key:
+        fail(f"{path} lacks {key}")
+    except (NotImplementedError, ValueError) as error:
         fail(f"{path}: {error}")
     except Exception as error:                        # damaged files raise many kinds of errors
         fail(f"{path} is damaged: {brief(repr(error))}")
@@ -208,107 +237,57 @@ def find(source):
     if Path(source).is_dir():
         return Path(source)
     hub = need("huggingface_hub", f"{source} is no folder; to download it from huggingface.co")
-    files = ["config.json", "tokenizer.json", "vocab.json", "merges.txt"]
     try:
-        there = hub.list_repo_files(source)           # the weights once, not in every format
-        safe = any(name.endswith(".safetensors") for name in there)
-        files.append("model*.safetensors*" if safe else "pytorch_model*.bin*")
-        return Path(hub.snapshot_download(source, allow_patterns=files))
+        return Path(hub.snapshot_download(source, allow_patterns=[
+            "config.json", "tokenizer.json", "model*.safetensors"]))
     except Exception as error:                        # a wrong name, or no network
         fail(f"{source} is no folder, and the download from huggingface.co failed: {brief(error)}")
 
 
 def read_json(path):
-    if not path.is_file():
-        fail(f"{path} is missing")
-    try:
+    with naming(path):
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (RecursionError, TypeError, ValueError) as error:
-        fail(f"{path} is damaged: {brief(error)}")
 
 
 def read_config(path):
     """config.json -> the architecture and our GPTConfig. Fails for settings that model.py lacks."""
     theirs = {key: value for key, value in read_json(path).items() if value is not None}
-    given = theirs.get("architectures") or ["a model without architecture"]
-    if not isinstance(given, list):
-        fail(f"{path}: architectures={given!r} is not a list, as [{LLAMA!r}] is")
-    arch = given[0]
-    if arch not in (GPT_2, LLAMA):
-        fail(f"{path}: {arch} is not supported, only {GPT_2} and {LLAMA} are")
-    try:
+    arch = next((arch for arch in (GPT_2, LLAMA) if theirs.get("architectures") == [arch]), None)
+    if arch is None:
+        fail(f"{path}: architectures={theirs.get('architectures')!r} is not supported, only "
+             f"[{GPT_2!r}] and [{LLAMA!r}] are")
+    with naming(path):
         # Missing settings have defaults. Newer files keep the settings of RoPE in a dict.
-        rope = theirs.get("rope_parameters") or theirs.get("rope_scaling") or {}
-        if not isinstance(rope, dict):
-            raise ValueError(f"rope_parameters={rope!r} is not a dict")
-        rope, wide = dict(rope), theirs.get("n_embd")
+        rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
+        wide = theirs.get("n_embd")
         theirs = dict(
             tie_word_embeddings=arch == GPT_2, n_inner=wide and 4 * wide, rope_theta=1e4,
             num_key_value_heads=theirs.get("num_attention_heads"),
             activation_function="gelu_new", hidden_act="silu") | theirs
         theirs["rope_theta"] = rope.pop("rope_theta", theirs["rope_theta"])
         theirs["rope_scaling"] = None if rope in ({}, {"rope_type": "default"}) else rope
-        values = {ours: theirs[key] for ours, key in FIELDS[arch].items()}
-        values["mlp"] = next((ours for ours, act in MLPS[arch].items() if act == values["mlp"]),
-                             *MLPS[LLAMA])
-        gguf_file.check_kinds(values, FIELDS[arch])
-        config = GPTConfig(**dict(n_kv_head=values["n_head"], bias=True) | values | PARTS[arch])
-    except KeyError as key:
-        fail(f"{path} lacks {key}")
-    except (TypeError, ValueError) as error:
-        fail(f"{path}: {brief(error)}")
-    choices = {key: [value] for key, value in FIXED[arch].items()} | {
-        FIELDS[arch]["mlp"]: [*MLPS[arch].values()], "partial_rotary_factor": [1.0],
-        "head_dim": [config.n_embd // config.n_head], "quantization_config": [None]}
-    for key, known in choices.items():
-        if theirs.get(key, known[0]) not in known:
-            fail(f"{path}: {key}={theirs[key]!r} is not supported, only "
-                 f"{' and '.join(map(repr, known))}")
-    return arch, config
+        mlp, mlps = FIELDS[arch]["mlp"], {act: ours for ours, act in MLPS[arch].items()}
+        if theirs[mlp] not in mlps:
+            raise ValueError(f"{mlp}={theirs[mlp]!r} is not supported, only {' and '.join(mlps)}")
+        theirs[mlp] = mlps[theirs[mlp]]
+        fixed = FIXED[arch] | dict(partial_rotary_factor=1.0, quantization_config=None)
+        return arch, our_config(arch, theirs, FIELDS[arch], fixed, ["head_dim"])
 
 
-def read_weights(folder, arch, config):
-    """-> {name: tensor} from all files, without constants and without a second copy of wte."""
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{name}.index.json"
-        if index.is_file() or (folder / name).is_file():
-            break
-    else:
-        fail(f"{folder} has neither model.safetensors nor pytorch_model.bin")
-    weights = {}
-    with naming(index):
-        files = {*read_json(index)["weight_map"].values()} if index.is_file() else {name}
-        paths = [folder / file for file in files]
-    for path in paths:
-        weights |= {plain(name): w for name, w in read_tensors(path).items()}
-
+def read_weights(folder, arch):
+    """-> {name: tensor} from all files, without constants"""
+    lib = need("safetensors.torch", f"to read the weights in {folder}")
+    paths, weights = sorted(folder.glob("model*.safetensors")), {}
+    if not paths:
+        fail(f"{folder} has no model.safetensors")
+    for path in paths:                                # large models are in several
+        with naming(path):
+            weights |= lib.load_file(path)
     if arch == GPT_2:                                 # OpenAI's own files lack "transformer."
         weights = {n if n.startswith(("transformer.", "lm_head.")) else f"transformer.{n}": w
                    for n, w in weights.items()}
     constants = re.compile(r".*(\.attn\.(masked_)?bias|\.rotary_emb\.inv_freq)")
-    weights = {n: w for n, w in weights.items() if not constants.fullmatch(n)}
-    wte, head = f"{MODULES[arch]['wte']}.weight", weights.get("lm_head.weight")
-    if config.tied and head is not None and torch.equal(weights.get(wte, head), head):
-        weights[wte] = weights.pop("lm_head.weight")  # one matrix, saved under either name or both
-    return weights
-
-
-def read_tensors(path):
-    if not path.is_file():
-        fail(f"{path} is missing")
-    try:
-        if path.suffix == ".bin":
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        else:
-            weights = need("safetensors.torch", f"to read {path}").load_file(path)
-    except Exception as error:                        # damaged files raise many kinds of errors
-        fail(f"{path} is damaged: {brief(error)}")
-    if not isinstance(weights, dict) or not all(
-            isinstance(name, str) and isinstance(w, torch.Tensor) for name, w in weights.items()):
-        fail(f"{path} is damaged: it should hold tensors by their names")
-    if any(w.nbytes > path.stat().st_size for w in weights.values()):
-        fail(f"{path} is damaged: a tensor is larger than the file")
-    return weights
+    return {n: w for n, w in weights.items() if not constants.fullmatch(n)}
 
 
 # ---- tokenizers -----------------------------------------------------------------------------
@@ -318,26 +297,10 @@ others = map(chr, range(256, 324))
 BYTE_CHARS = [chr(b) if 33 <= b < 127 or 161 <= b != 173 else next(others) for b in range(256)]
 
 
-def read_tokenizer(folder):
+def read_tokenizer(path):
     """-> our Tokenizer with their ids, and the number of their ids. Our new ids follow them."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        with naming(path):
-            return tokenizer_from_hf(read_json(path))
-    path = folder / "merges.txt"
-    if path.is_file():
-        with naming(path):
-            return tokenizer_from_gpt2(folder / "vocab.json", path)
-    fail(f"{folder} has neither tokenizer.json nor GPT-2's vocab.json and merges.txt")
-
-
-def tokenizer_from_gpt2(encoder_json, vocab_bpe):
-    """The two files that OpenAI published -> as read_tokenizer(). <|endoftext|> is 50256."""
-    lines = Path(vocab_bpe).read_text(encoding="utf-8").split("\n")
-    lines = [line for line in lines if line and not line.startswith("#version")]
-    return tokenizer_from_hf(dict(
-        model=dict(type="BPE", vocab=read_json(Path(encoder_json)), merges=lines),
-        pre_tokenizer=dict(type="ByteLevel", add_prefix_space=False)))
+    with naming(path):
+        return tokenizer_from_hf(read_json(path))
 
 
 def tokenizer_from_hf(saved):
@@ -403,23 +366,17 @@ def split_pattern(steps):
     raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
 
 
-def printable(tok):
-    """-> {id: its printable characters}, without the special tokens"""
-    return {id: "".join(BYTE_CHARS[b] for b in token) for token, id in tok.ranks.items()}
-
-
-def tokenizer_to_hf(tok, path):
-    """Write a tokenizer.json for Hugging Face. Unlike ours, it finds special tokens in a text."""
-    names = printable(tok)
+def tokenizer_to_hf(tok):
+    """-> the content of a tokenizer.json. Unlike ours, theirs finds special tokens in a text."""
+    names = {id: "".join(BYTE_CHARS[b] for b in token) for token, id in tok.ranks.items()}
     off = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
     split = dict(type="Split", pattern={"Regex": tok.pattern}, behavior="Isolated", invert=False)
-    Path(path).write_text(json.dumps({
-        "model": {"type": "BPE", "vocab": {n: id for id, n in names.items()} | tok.specials,
-                  "merges": [f"{names[left]} {names[right]}" for left, right in tok.merges]},
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]}, "decoder": level,
-        "added_tokens": [dict(id=id, content=name, special=True, **off)
-                         for name, id in tok.specials.items()]}), encoding="utf-8")
+    return {"model": {"type": "BPE", "vocab": {n: id for id, n in names.items()} | tok.specials,
+                      "merges": [f"{names[left]} {names[right]}" for left, right in tok.merges]},
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
+            "decoder": level, "added_tokens": [dict(id=id, content=name, special=True, **off)
+                                               for name, id in tok.specials.items()]}
 
 
 # ---- import ---------------------------------------------------------------------------------
@@ -435,40 +392,37 @@ def new_rows(w, known, size):
 
 
 def read_folder(source):
-    """-> the folder; the architecture, our GPTConfig, our Tokenizer and the number of their ids;
-    and a function that reads the weights"""
+    """-> the architecture, our GPTConfig, our Tokenizer, the number of their ids, our weights"""
     folder = find(source)
     arch, config = read_config(folder / "config.json")
-    return folder, arch, config, *read_tokenizer(folder), lambda: read_weights(folder, arch, config)
+    tok, known = read_tokenizer(folder / "tokenizer.json")
+    return arch, config, tok, known, from_theirs(arch, config, read_weights(folder, arch), folder)
 
 
 def read_gguf(path):
     """The same of a GGUF file"""
-    if not Path(path).is_file():
-        fail(f"{path} is missing")
     need("gguf", f"to read {path}")
     with naming(path):
         settings, tensors = gguf_file.open_gguf(path)
-        arch, config = gguf_file.read_config(settings, tensors)
+        arch, *said = gguf_file.read_config(settings, tensors)
+        config = our_config(arch, *said)
         tok, known = tokenizer_from_hf(gguf_file.read_tokenizer(settings))
-    def weights():
-        with naming(path):
-            return gguf_file.read_weights(arch, config, tensors)
-    return path, gguf_file.ARCHS[arch], config, tok, known, weights
+        weights = gguf_file.read_weights(tensors)
+    return arch, config, tok, known, from_theirs(arch, config, weights, path, gguf=True)
 
 
 def import_model(config):
     if Path(config.out).exists() and not config.fresh:
         fail(f"{config.out} is there already: add --fresh to replace it")
     read = read_gguf if config.init.endswith(".gguf") else read_folder
-    folder, arch, theirs, tok, known, read_all = read(config.init)
+    arch, theirs, tok, known, weights = read(config.init)
     T = config.block_size or theirs.block_size
     if not 0 < T <= theirs.block_size:
         fail(f"--block_size={T} must be between 1 and {theirs.block_size}, the model's context")
     if known > theirs.vocab_size:
-        fail(f"{folder}: the tokenizer has {known} ids, but the embedding {theirs.vocab_size} rows")
+        fail(f"{config.init}: the tokenizer has {known} ids, but the embedding "
+             f"{theirs.vocab_size} rows")
 
-    weights = from_theirs(arch, theirs, read_all(), folder)
     for name in ("wte.weight", "lm_head.weight"):     # rows without a token are dropped
         weights[name] = new_rows(weights[name], known, tok.vocab_size)
     if theirs.tied:
@@ -513,7 +467,8 @@ def export_model(config):
         blank = GPT(dataclasses.replace(ours, bias=arch != LLAMA)).state_dict()
     # Where we have no biases, theirs are 0.
     filled = {name: mine.get(name, torch.zeros(w.shape)) for name, w in blank.items()}
-    weights = to_theirs(arch, ours, filled)
+    weights = to_theirs(arch, ours, filled,
+                        gguf_file.names_of(arch, ours.n_layer) if gguf else None)
     ids = dict(bos_token_id=tok.eot, eos_token_id=tok.eot, pad_token_id=tok.pad)
     chat = {}
     if ckpt["stage"] != "pretrain":
@@ -524,7 +479,7 @@ def export_model(config):
         whole = Path(tmp, "whole")                    # renamed when it is complete
         if gguf:
             with naming(config.init):
-                gguf_file.write_gguf(whole, arch, ours, weights, tok, printable(tok), ids, chat,
+                gguf_file.write_gguf(whole, arch, ours, weights, tokenizer_to_hf(tok), ids, chat,
                                      config.f16)
         else:
             write_folder(whole, arch, ours, weights, tok, ids, chat)
@@ -545,21 +500,19 @@ def write_folder(folder, arch, config, weights, tok, ids, chat):
         "generation_config.json": ids,
         "tokenizer_config.json": {name[:-3]: tok.decode([id]) for name, id in ids.items()} | dict(
             tokenizer_class="PreTrainedTokenizerFast", model_max_length=config.block_size,
-            clean_up_tokenization_spaces=False, **chat)}
+            clean_up_tokenization_spaces=False, **chat),
+        "tokenizer.json": tokenizer_to_hf(tok)}
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    tokenizer_to_hf(tok, folder / "tokenizer.json")
     save_file = import_module("safetensors.torch").save_file
     save_file({name: w.contiguous() for name, w in weights.items()}, folder / "model.safetensors",
               metadata={"format": "pt"})
 
 
 if __name__ == "__main__":
-    flags = list(takewhile(lambda word: word.startswith("-"), sys.argv[1:]))
-    rest = sys.argv[1 + len(flags):]                  # --f16 export … is export … --f16
-    words = list(takewhile(lambda word: not word.startswith("-"), rest))
-    config = parse_config(Config, __doc__, rest[len(words):] + flags)
+    words = list(takewhile(lambda word: not word.startswith("-"), sys.argv[1:]))
+    config = parse_config(Config, __doc__, sys.argv[1 + len(words):])
     if len(words) != 3 or words[0] not in ("import", "export"):
         fail("usage: python -m tools.hf import FOLDER_OR_NAME out/pretrain.pt, or python -m "
              "tools.hf export out/sft.pt FOLDER; each FOLDER may be a FILE.gguf (-h tells more)")
