@@ -46,8 +46,9 @@ def safetensors(monkeypatch):
     try:
         return import_module("safetensors.torch")
     except ImportError:
-        stand_in = SimpleNamespace(load_file=partial(torch.load, weights_only=True),
-                                   save_file=lambda w, path, metadata=None: torch.save(w, path))
+        stand_in = SimpleNamespace(
+            load_file=lambda path: torch.load(open(path, "rb"), weights_only=True),
+            save_file=lambda weights, path, metadata=None: torch.save(weights, path))
         monkeypatch.setitem(sys.modules, "safetensors.torch", stand_in)
         return stand_in
 
