@@ -624,7 +624,6 @@ def test_the_chat_template_gives_the_ids_of_encode_chat(export, reply):
 @pytest.mark.parametrize("stage, end", [("pretrain", "<|endoftext|>"), ("sft", "<|end|>"),
                                         ("ppo", "<|end|>")])
 def test_the_exported_end_token_is_that_of_the_stage(stage, end, export):
-    Path("there").mkdir()                             # an empty folder is filled
     export("laptop", stage)
     assert len(os.listdir("there")) == 5
     config, generation, tokenizer = (json.loads(Path("there", f"{name}.json").read_text()) for name

@@ -1,7 +1,7 @@
 """Convert to and from the Hugging Face format: start from GPT-2, or serve your model elsewhere.
 
-import  reads a folder with config.json, model.safetensors and the tokenizer's files, or downloads
-        a model from huggingface.co by its name; writes a checkpoint, as pretrain.py does
+import  reads a folder with config.json, model.safetensors and tokenizer.json, or downloads such a
+        model from huggingface.co by its name; writes a checkpoint, as pretrain.py does
         or reads a GGUF file of the LLaMA or GPT-2 family, the format of llama.cpp and Ollama
 export  reads a checkpoint; writes such a folder, or a GGUF file if the name ends in .gguf
 
@@ -24,6 +24,7 @@ import re
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from itertools import takewhile
 from pathlib import Path
@@ -297,15 +298,9 @@ others = map(chr, range(256, 324))
 BYTE_CHARS = [chr(b) if 33 <= b < 127 or 161 <= b != 173 else next(others) for b in range(256)]
 
 
-def read_tokenizer(path):
-    """-> our Tokenizer with their ids, and the number of their ids. Our new ids follow them."""
-    with naming(path):
-        return tokenizer_from_hf(read_json(path))
-
-
 def tokenizer_from_hf(saved):
-    """The content of a tokenizer.json -> our Tokenizer and the number of their ids.
-    Raises ValueError if ours would give other ids for some texts."""
+    """The content of a tokenizer.json -> our Tokenizer and the number of their ids: our new ids
+    follow them. Raises ValueError if ours would give other ids for some texts."""
     model, added, merges = saved["model"], saved.get("added_tokens") or [], {}
     vocab = model["vocab"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
@@ -328,19 +323,17 @@ def tokenizer_from_hf(saved):
     made = {*byte_ids, *merges.values()}              # the ids in a text; all others are special
 
     odd = [key for key in ("ignore_merges", "dropout", "continuing_subword_prefix",
-                           "end_of_word_suffix") if model.get(key)]
-    odd += ["normalizer"] if saved.get("normalizer") else []
+                           "end_of_word_suffix", "normalizer") if (model | saved).get(key)]
     odd += [f"the added token {token['content']!r}, which is also an ordinary one,"
             for token in added if token["id"] in made]
-    inside = [repr(token["content"]) for token in added if not token.get("special")]
     if len(merges) < len(model["merges"]) or [*merges.values()] != sorted({*merges.values()}):
         odd.append("an order of merges that differs from the order of their ids,")
     if odd:
         raise ValueError(f"{odd[0]} is not supported")
-    if inside:
-        raise ValueError(f"added tokens inside plain text ({', '.join(inside)}) are not supported; "
-                         'if your texts contain none of them, set "special": true for each of '
-                         "these in a copy of the folder, and import the copy")
+    if inside := [token["content"] for token in added if not token.get("special")]:
+        raise ValueError(f"added tokens inside plain text {inside} are not supported; if your texts "
+                         'contain none of them, set "special": true for each of these in a copy '
+                         "of the folder, and import the copy")
     # chat models end a message with <|im_end|>; under our name for it they know when to stop
     ours = {} if "<|end|>" in names else {"<|im_end|>": "<|end|>"}
     specials = {ours.get(name, name): id for name, id in names.items() if id not in made}
@@ -395,7 +388,8 @@ def read_folder(source):
     """-> the architecture, our GPTConfig, our Tokenizer, the number of their ids, our weights"""
     folder = find(source)
     arch, config = read_config(folder / "config.json")
-    tok, known = read_tokenizer(folder / "tokenizer.json")
+    with naming(folder / "tokenizer.json"):
+        tok, known = tokenizer_from_hf(read_json(folder / "tokenizer.json"))
     return arch, config, tok, known, from_theirs(arch, config, read_weights(folder, arch), folder)
 
 
@@ -448,8 +442,8 @@ CHAT = ("{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['ro
 
 def export_model(config):
     out, gguf = Path(config.out), config.out.endswith(".gguf")
-    if out.exists() and (gguf or not out.is_dir() or any(out.iterdir())):
-        fail(f"{out} is there already: choose a new {'name' if gguf else 'or an empty folder'}")
+    if out.exists():
+        fail(f"{out} is there already: choose a new name")
     if config.f16 and not gguf:
         fail(f"--f16 is for GGUF files: choose a name like {out}.gguf")
     ckpt = load_checkpoint(config.init)
@@ -469,39 +463,34 @@ def export_model(config):
     filled = {name: mine.get(name, torch.zeros(w.shape)) for name, w in blank.items()}
     weights = to_theirs(arch, ours, filled,
                         gguf_file.names_of(arch, ours.n_layer) if gguf else None)
-    ids = dict(bos_token_id=tok.eot, eos_token_id=tok.eot, pad_token_id=tok.pad)
-    chat = {}
-    if ckpt["stage"] != "pretrain":
-        ids["eos_token_id"], chat = tok.end, dict(chat_template=CHAT)
+    talks = ckpt["stage"] != "pretrain"
+    ids = dict(bos_token_id=tok.eot, eos_token_id=tok.end if talks else tok.eot,
+               pad_token_id=tok.pad)
+    chat = dict(chat_template=CHAT) if talks else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     check_room(out.parent, size_of(weights) // (1 + config.f16))
     with named(out), TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
         whole = Path(tmp, "whole")                    # renamed when it is complete
-        if gguf:
-            with naming(config.init):
-                gguf_file.write_gguf(whole, arch, ours, weights, tokenizer_to_hf(tok), ids, chat,
-                                     config.f16)
-        else:
-            write_folder(whole, arch, ours, weights, tok, ids, chat)
-        if out.exists():
-            out.rmdir()
+        write = partial(gguf_file.write_gguf, f16=config.f16) if gguf else write_folder
+        write(whole, arch, ours, weights, tokenizer_to_hf(tok), ids, chat)
         whole.rename(out)
     print(f"{out}: {arch}, {sum(w.numel() for w in weights.values()) / 1e6:.2f}M parameters")
     print(f"next: llama-cli -m {quote(config.out)}" if gguf else
           f"next: transformers.AutoModelForCausalLM.from_pretrained({config.out!r})")
 
 
-def write_folder(folder, arch, config, weights, tok, ids, chat):
-    """ids, chat: settings for the files about the tokenizer"""
+def write_folder(folder, arch, config, weights, tokenizer, ids, chat):
+    """tokenizer: what tokenizer.json will hold; ids, chat: settings for the files about it"""
+    special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
     files = {
         "config.json": {theirs: getattr(config, name) for name, theirs in FIELDS[arch].items()} | {
             FIELDS[arch]["mlp"]: MLPS[arch][config.mlp], **FIXED[arch], **ids,
             "architectures": [arch], "torch_dtype": "float32"},
         "generation_config.json": ids,
-        "tokenizer_config.json": {name[:-3]: tok.decode([id]) for name, id in ids.items()} | dict(
+        "tokenizer_config.json": {name[:-3]: special[id] for name, id in ids.items()} | dict(
             tokenizer_class="PreTrainedTokenizerFast", model_max_length=config.block_size,
             clean_up_tokenization_spaces=False, **chat),
-        "tokenizer.json": tokenizer_to_hf(tok)}
+        "tokenizer.json": tokenizer}
     folder.mkdir()
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
