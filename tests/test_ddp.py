@@ -4,8 +4,10 @@ processes use gloo, as on a laptop. Some are torchrun's; the others are copies o
 import json
 import random
 import runpy
+import shutil
 import signal
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -107,6 +109,18 @@ def arguments(stage, out):
     return [out, str(script), *f"{FLAGS[stage]} {COMMON} --out={out}.pt".split()]
 
 
+def both(folder, script, *flags, start=two_ranks, **environment):
+    """Two processes that end well: what they print."""
+    done = start(folder, script, *flags, **environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def close(found, expected):
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
+
+
 @pytest.fixture(scope="module", params=FLAGS)
 def stage(request):
     return request.param
@@ -115,8 +129,7 @@ def stage(request):
 @pytest.fixture(scope="module")
 def ranks(folder, stage):
     """For each of two processes: its final weights, its last batch."""
-    done = two_ranks(folder, "wrapper.py", *arguments(stage, f"two_{stage}"))
-    assert done.returncode == 0, done.stderr
+    both(folder, "wrapper.py", *arguments(stage, f"two_{stage}"))
     return [torch.load(folder / f"two_{stage}{rank}") for rank in range(2)]
 
 
@@ -156,16 +169,14 @@ def test_the_ranks_held_different_numbers_of_tokens_that_count(ranks):
 
 
 def test_two_ranks_end_where_one_process_on_the_joined_batch_ends(ranks, one):
-    for name, weights in one[0].items():
-        torch.testing.assert_close(ranks[0][0][name], weights, rtol=1e-4, atol=1e-5)
+    close(ranks[0][0], one[0])
 
 
 def test_the_minibatches_of_two_ranks_add_up_to_those_of_one_process(folder):
     """Of several in each epoch: whichever answers share one, each token counts the same."""
     several = "rlhf_ppo_without_text", "still"
     more = ["--minibatch=8", "--epochs=2", "--steps=1"]
-    done = two_ranks(folder, "wrapper.py", *arguments(*several), *more, "--out=two.pt", STILL="1")
-    assert done.returncode == 0, done.stderr
+    both(folder, "wrapper.py", *arguments(*several), *more, "--out=two.pt", STILL="1")
     two = torch.load(folder / "still0")[0]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("STILL", "1")
@@ -173,14 +184,11 @@ def test_the_minibatches_of_two_ranks_add_up_to_those_of_one_process(folder):
         patch.setattr("torch.nn.utils.clip_grad_norm_", torch.nn.utils.clip_grad_norm_)
         one, _ = alone(folder, *several, *more)
     assert sum("gradient" in name for name in one) > 20
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+    close(two, one)
 
 
 def test_many_small_passes_end_where_one_big_pass_ends(folder, stage, one):
-    big, _ = alone(folder, stage, f"big_{stage}", "--micro_batch=8")
-    for name, weights in one[0].items():
-        torch.testing.assert_close(big[name], weights, rtol=1e-4, atol=1e-5)
+    close(alone(folder, stage, f"big_{stage}", "--micro_batch=8")[0], one[0])
 
 
 def weights(path):
@@ -191,12 +199,10 @@ def weights(path):
 def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(folder, fsdp, start):
     whole, cut = (["ignored", *arguments("pretrain", f"{name}{fsdp}")[1:], fsdp]
                   for name in ("whole", "cut"))
-    assert two_ranks(folder, "wrapper.py", *whole).returncode == 0
+    both(folder, "wrapper.py", *whole)
     done = two_ranks(folder, "stopped.py", *cut)
     assert done.returncode != 0 and "stopped after step 2" in done.stdout
-    done = start(folder, "wrapper.py", *cut)
-    assert done.returncode == 0, done.stderr
-    assert "resuming from 2 of 3" in done.stdout
+    assert "resuming from 2 of 3" in both(folder, "wrapper.py", *cut, start=start)
     whole, cut = (weights(folder / f"{name}{fsdp}.pt") for name in ("whole", "cut"))
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
@@ -204,13 +210,9 @@ def test_two_processes_that_are_stopped_and_continued_end_with_the_same_bits(fol
 @pytest.mark.parametrize("muon", ["0", "2"])
 def test_fsdp_ends_where_one_process_ends(folder, muon):
     name = f"fsdp_muon_{muon}"
-    split = [name, *arguments("pretrain", name)[1:], "--fsdp=true", f"--muon={muon}"]
-    done = two_ranks(folder, "wrapper.py", *split)
-    assert done.returncode == 0, done.stderr
+    both(folder, "wrapper.py", *arguments("pretrain", name), "--fsdp=true", f"--muon={muon}")
     alone(folder, "pretrain", f"{name}_one", f"--muon={muon}")
-    split, one = (weights(folder / f"{n}.pt") for n in (name, f"{name}_one"))
-    for key in one:
-        torch.testing.assert_close(split[key], one[key], rtol=1e-4, atol=1e-5)
+    close(*(weights(folder / f"{n}.pt") for n in (name, f"{name}_one")))
     split, one = ([json.loads(line)["loss"] for line in open(folder / f"{n}.jsonl")
                    if '"loss"' in line] for n in (name, f"{name}_one"))
     assert split == pytest.approx(one, rel=1e-4) and split
@@ -222,9 +224,7 @@ def test_fsdp_keeps_a_part_of_the_optimizer_on_each_process(folder):
              "for v in s.values() if v.dim())")
     (folder / "parts.py").write_text(WRAPPER.replace("weights = {",
                                                      f"weights = {{0: {count}}}; _ = {{"))
-    split = ["parts", *arguments("pretrain", "parts")[1:], "--fsdp=true"]
-    done = two_ranks(folder, "parts.py", *split)
-    assert done.returncode == 0, done.stderr
+    both(folder, "parts.py", *arguments("pretrain", "parts"), "--fsdp=true")
     n_weights = sum(w.numel() for w in weights(folder / "parts.pt").values())
     parts = [torch.load(folder / f"parts{rank}")[0][0] for rank in range(2)]
     assert sum(parts) >= 2 * (n_weights - 1000 * 32) and max(parts) < 0.6 * sum(parts)
@@ -253,20 +253,19 @@ def machines(folder, tmp_path):
 
 
 def test_each_machine_makes_its_own_cache(machines):
-    done = two_ranks(machines, "whole.py", *arguments("pretrain", "new"))
-    assert done.returncode == 0, done.stderr
+    both(machines, "whole.py", *arguments("pretrain", "new"))
     assert all(list((machines / f"machine{rank}").rglob("docs.npz")) for rank in range(2))
     assert (machines / "machine0/new.pt").exists() and not (machines / "machine1/new.pt").exists()
 
 
 def test_machines_that_do_not_all_have_the_state_are_refused(machines):
-    assert "stopped after step 2" in two_ranks(machines, "stopped.py",
-                                              *arguments("pretrain", "new")).stdout
-    done = two_ranks(machines, "whole.py", *arguments("pretrain", "new"))
-    assert done.returncode != 0 and "do not continue from the same step" in done.stderr
-    state = (machines / "machine0/new.state").read_bytes()
-    (machines / "machine1/new.state").write_bytes(state)
-    done = two_ranks(machines, "whole.py", *arguments("pretrain", "new"))
+    run = partial(two_ranks, machines, "whole.py", *arguments("pretrain", "new"))
+    refusal = "do not continue from the same step"
+    assert "stopped after step 2" in two_ranks(machines, "stopped.py", *run.args[2:]).stdout
+    done = run()
+    assert done.returncode != 0 and refusal in done.stderr
+    shutil.copy(machines / "machine0/new.state", machines / "machine1/new.state")
+    done = run()
     assert done.returncode == 0 and "resuming from 2 of 3" in done.stdout
-    done = two_ranks(machines, "whole.py", *arguments("pretrain", "new"))
-    assert done.returncode != 0 and "do not continue from the same step" in done.stderr
+    done = run()
+    assert done.returncode != 0 and refusal in done.stderr

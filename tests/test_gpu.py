@@ -35,16 +35,21 @@ from test_lesson_lora import FLAGS as LORA
 from tools import speakers
 from view import views
 
-LESSONS = {
-    "best_of_n": [*BEST_OF_N, "--reward=reward.pt"],
-    "calculator": [*CALCULATOR, "--n_demos=20"],
-    "chain_of_thought": [*CHAIN_OF_THOUGHT, "--init=sft.pt", "--n_test=2", "--votes=2"],
-    "constrained": [*CONSTRAINED, "--n_eval=4"],
-    "dpo": DPO,
-    "grpo": [*GRPO, "--reward=reward.pt"],
-    "look_up": [*LOOK_UP, "--n_eval=2"],
-    "lora": [*LORA, "--data=sft.jsonl", "--text=text.jsonl", "--init=pretrain.pt",
-             "--methods=last1:1,lora2:2"],
+SCRIPTS = {
+    "lessons/best_of_n": [*BEST_OF_N, "--reward=reward.pt"],
+    "lessons/calculator": [*CALCULATOR, "--n_demos=20"],
+    "lessons/chain_of_thought": [*CHAIN_OF_THOUGHT, "--init=sft.pt", "--n_test=2", "--votes=2"],
+    "lessons/constrained": [*CONSTRAINED, "--n_eval=4"],
+    "lessons/dpo": DPO,
+    "lessons/grpo": [*GRPO, "--reward=reward.pt"],
+    "lessons/look_up": [*LOOK_UP, "--n_eval=2"],
+    "lessons/lora": [*LORA, "--data=sft.jsonl", "--text=text.jsonl", "--init=pretrain.pt",
+                     "--methods=last1:1,lora2:2"],
+    "lessons/few_shot": ["--data=test.jsonl", "--examples=demos.jsonl", "--base=pretrain.pt",
+                         "--chat=sft.pt", "--shots=1"],
+    "evaluate": ["--data=prompts.jsonl", "--models=pretrain.pt,sft.pt,ppo.pt", "--judge=",
+                 "--reward=reward.pt", "--comparisons=comparisons.jsonl", "--examples=sft.jsonl",
+                 "--text=text.jsonl", "--max_new_tokens=6", "--best_of=2", "--n_prompts=8"],
 }
 
 
@@ -126,19 +131,6 @@ def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, folder, monkeypat
         torch.testing.assert_close(gpu[name], cpu[name], rtol=1e-3, atol=1e-5)
 
 
-def test_the_scoreboard_is_that_of_the_cpu(folder):
-    flags = ["--data=prompts.jsonl", "--models=pretrain.pt,sft.pt,ppo.pt", "--reward=reward.pt",
-             "--comparisons=comparisons.jsonl", "--examples=sft.jsonl", "--text=text.jsonl",
-             "--judge=", "--max_new_tokens=6", "--best_of=2", "--n_prompts=8"]
-    assert go(folder, "cpu", "evaluate", [*flags, "--out=cpu.json"]) == 0
-    with pretend_gpu():
-        assert go(folder, "cuda:0", "evaluate", [*flags, "--out=gpu.json"]) == 0
-    cpu, gpu = (json.loads((folder / f"{device}.json").read_text()) for device in ("cpu", "gpu"))
-    assert cpu.keys() == gpu.keys() and "best_of_n" in cpu and "reward_model" in cpu
-    for name, found in cpu["models"].items():
-        assert gpu["models"][name] == pytest.approx(found, rel=1e-3)
-
-
 def test_chat_says_the_same(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     flags = ["--compare=pretrain.pt,ppo.pt", "--reward=reward.pt", "--prompt=Who?", "--top_k=9",
@@ -158,28 +150,24 @@ def same(f):
     assert len(cpu) > 3
 
 
-@pytest.mark.parametrize("lesson", LESSONS)
-def test_a_lesson_learns_the_same(lesson, town, short):
-    def learned(device):
-        out = f"{device[:3]}_{lesson}.pt"
-        assert go(town, device, f"lessons/{lesson}", [*LESSONS[lesson], "--steps=1",
-                                                      f"--out={out}"]) == 0
-        ckpt = torch.load(town / out, weights_only=True)
-        if lesson == "lora":                          # its table has the memory of attention
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_learns_or_measures_the_same(script, town, short):
+    measures = script in ("lessons/few_shot", "evaluate")
+
+    def found(device):
+        out = town / f"{device[:3]}_{Path(script).name}.{'json' if measures else 'pt'}"
+        assert go(town, device, script, [*SCRIPTS[script], *["--steps=1"] * (not measures),
+                                         f"--out={out.name}"]) == 0
+        if measures:
+            found = json.loads(out.read_text())
+            return found if script != "evaluate" else [
+                found[part] for part in ("models", "best_of_n", "reward_model")]
+        ckpt = torch.load(out, weights_only=True)
+        if script == "lessons/lora":                  # its table has the memory of attention
             del ckpt["metrics"]
         return {name: w.tolist() for name, w in ckpt["model"].items()}, ckpt.get("metrics")
 
-    same(learned)
-
-
-def test_few_shot_finds_the_same(town, short):
-    def shares(device):
-        assert go(town, device, "lessons/few_shot", [
-            "--data=test.jsonl", "--examples=demos.jsonl", "--base=pretrain.pt", "--chat=sft.pt",
-            "--shots=1", "--out=few_shot.json"]) == 0
-        return json.loads((town / "few_shot.json").read_text())
-
-    same(shares)
+    same(found)
 
 
 def test_the_methods_are_examined_alike(town, short, monkeypatch):

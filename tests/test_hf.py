@@ -312,16 +312,17 @@ def test_merges_may_be_lists_and_a_custom_regex_is_kept():
 
 
 def test_their_special_tokens_keep_their_ids_and_ours_follow():
-    tok, known = imported(tokenizer_json(specials={"<|im_start|>": 394, "<|endoftext|>": 500}))
-    assert known == 501 and tok.decode([394]) == "<|im_start|>" and tok.eot == 500
+    tok, known = imported(added((500, "<think>", True)))
+    assert known == 501 and tok.decode([500]) == "<think>" and tok.eot == 394
     assert [tok.pad, tok.system, tok.user, tok.assistant, tok.end] == list(range(501, 506))
+    assert tok.encode("Ada <think>") == LEARNED.encode("Ada <think>")
 
 
 def test_ids_may_begin_with_the_special_tokens():
     shifted = Tokenizer(GPT2, [id + 17 for id in LEARNED.byte_ids],
                         {(a + 17, b + 17): id + 17 for (a, b), id in LEARNED.merges.items()})
     tok, _ = imported(tokenizer_json(shifted, {"<|endoftext|>": 0, "<|im_end|>": 2}))
-    assert tok.eot == 0 and tok.pad == 394 + 17
+    assert tok.eot == 0 and tok.end == 2 and tok.pad == 394 + 17      # <|im_end|> is our <|end|>
     for text in texts(50):
         assert tok.encode(text) == [id + 17 for id in LEARNED.encode(text)]
 
@@ -375,7 +376,7 @@ MERGES = tokenizer_json()["model"]["merges"]
     (tokenizer_json(normalizer=dict(type="NFC")), "normalizer"),
     (model(merges=MERGES[::-1]), "order of merges"),
     (model(merges=MERGES + MERGES[:1]), "order of merges"),
-    (added((500, "<think>", False)), "<think>"), (added((97, "a", True)), "'a'"),
+    (added((97, "a", True)), "the added token 'a', which is also an ordinary one, is not supported"),
     # all of them, and a way that works
     (added((500, "<think>", False), (501, "</think>", False)),
      "'<think>', '</think>'.*\"special\": true"),
@@ -390,19 +391,6 @@ MERGES = tokenizer_json()["model"]["merges"]
 def test_a_tokenizer_that_gives_other_ids_than_ours_would_is_refused_by_name(saved, reason):
     with pytest.raises(ValueError, match=reason):
         imported(saved)
-
-
-def test_the_line_names_the_file_of_such_a_tokenizer(refused):
-    line = refused("import", write("odd", tokenizer=model(type="Unigram")), "p.pt")
-    assert "odd/tokenizer.json: only byte-level BPE" in line
-
-
-def test_added_tokens_that_are_marked_as_special_are_read():
-    tok, _ = imported(added((500, "<think>", True), (501, "</think>", True)))
-    assert tok.specials["<think>"] == 500 and tok.encode("Ada") == LEARNED.encode("Ada")
-    with pytest.raises(ValueError) as error:          # there it would not help
-        imported(added((97, "a", True)))
-    assert "special" not in str(error.value)
 
 
 def test_tokens_from_the_library_tokenizers_keep_their_ids():
@@ -537,7 +525,8 @@ def test_a_wrong_command_prints_the_usage(words, refused):
 @pytest.mark.parametrize("library, words", [
     ("huggingface_hub", ("import", "no/where", "p.pt")),
     ("safetensors", ("import", "gpt2", "p.pt")),
-    ("safetensors", ("export", "sft.pt", "there"))])
+    ("safetensors", ("export", "sft.pt", "there")),
+    ("gguf", ("import", "gpt2.gguf", "p.pt")), ("gguf", ("export", "sft.pt", "there.gguf"))])
 def test_without_a_library_the_error_names_the_command_that_installs_it(library, words, folder,
                                                                         refused, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
