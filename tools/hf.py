@@ -113,23 +113,13 @@ def their_names(arch, name, names=None):
     return [names.get_name(name, (".weight", ".bias")) for name in found] if names else found
 
 
-def turn(arch, name, w, names):
-    """Hugging Face has the matrices of GPT-2's linear layers transposed, as OpenAI has."""
-    return w.t() if arch == GPT_2 and not names and name.startswith("blocks.") else w
-
-
-def swap(heads, a, b):
-    """(heads, a * b, …) -> (heads, b * a, …). RoPE rotates rows in pairs: our pairs are the rows
-    2i and 2i + 1 (D/2 groups of 2), their pairs are i and i + D/2 (2 groups of D/2)."""
-    return heads.unflatten(1, (a, b)).transpose(1, 2).flatten(1, 2)
-
-
 def split_heads(arch, config, w, names):
     """Our attn.qkv: the rows of all queries, then all keys, then all values -> their tensors."""
     G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.n_embd // config.n_head
     q, k, v = w.unflatten(0, (-1, D)).split((G * K, K, K))            # (heads, D, C) or (heads, D)
-    if arch == NEOX or arch == LLAMA and not names:                   # GGUF's LLaMA has our pairs
-        q, k = (swap(t, D // 2, 2) for t in (q, k))
+    # RoPE rotates rows in pairs: ours are 2i and 2i + 1, as in GGUF's LLaMA; theirs i and i + D/2
+    if arch == NEOX or arch == LLAMA and not names:
+        q, k = (t.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for t in (q, k))
     if arch == LLAMA:
         return [t.flatten(0, 1) for t in (q, k, v)]
     k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # no shared keys there
@@ -147,14 +137,15 @@ def to_theirs(arch, config, weights, names=None):
         parts = split_heads(arch, config, w, names) if ".attn.qkv." in name else [w]
         if arch == LLAMA and ".mlp.fc." in name:
             parts = w.chunk(2)
-        theirs |= zip(their_names(arch, name, names),
-                      (turn(arch, name, part, names) for part in parts))
+        if arch == GPT_2 and not names and name.startswith("blocks."):
+            parts = [part.t() for part in parts]      # so they stand in OpenAI's files
+        theirs |= zip(their_names(arch, name, names), parts)
     return theirs
 
 
 def from_theirs(arch, config, theirs, path, gguf=False):
-    """The inverse of to_theirs(), for GPT-2 and LLaMA. Fails if a tensor is missing, unknown, of
-    another shape, or holds no numbers."""
+    """The inverse of to_theirs(). Fails if a tensor is missing, unknown, of another shape, or holds
+    no numbers."""
     # a config may ask for millions of layers: the first that the file lacks is enough to refuse it
     layers = {found[1] for name in theirs if (found := re.search(r"\.(\d+)\.", name))}
     size = dataclasses.replace(config, n_layer=min(config.n_layer, len(layers) + 1))
@@ -175,15 +166,11 @@ def from_theirs(arch, config, theirs, path, gguf=False):
             fail(f"{path}: the tensor {name} holds {theirs[name].dtype}, but floats expected")
         if not theirs[name].float().isfinite().all():
             fail(f"{path}: the tensor {name} holds NaN or infinity")
-    ours = {}
-    for name in blank:
-        source = "wte.weight" if config.tied and name == "lm_head.weight" else name
-        parts = [turn(arch, name, theirs[n].float(), names)
-                 for n in their_names(arch, source, names)]
-        if arch == LLAMA and not gguf and ".attn.qkv." in name:
-            D = config.n_embd // config.n_head
-            parts[:2] = [swap(p.unflatten(0, (-1, D)), 2, D // 2).flatten(0, 1) for p in parts[:2]]
-        ours[name] = torch.cat(parts)
+    ours = {name: torch.zeros(w.shape) for name, w in blank.items()}
+    for name, w in ours.items():                      # to_theirs() shows where each number stands
+        places = torch.arange(w.numel()).view(w.shape)
+        for there, place in to_theirs(arch, config, {name: places}, names).items():
+            w.view(-1)[place] = theirs[there].float()
     return ours
 
 
