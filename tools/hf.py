@@ -318,9 +318,9 @@ def tokenizer_from_hf(saved):
     if odd:
         raise ValueError(f"{odd[0]} is not supported")
     if inside := [token["content"] for token in added if not token.get("special")]:
-        raise ValueError(f"added tokens inside plain text {inside} are not supported; if your texts "
-                         'contain none of them, set "special": true for each of these in a copy '
-                         "of the folder, and import the copy")
+        raise ValueError(f"added tokens inside plain text {inside} are not supported; if your "
+                         'texts contain none of them, set "special": true for each of these in '
+                         "a copy of the folder, and import the copy")
     # chat models end a message with <|im_end|>; under our name for it they know when to stop
     ours = {} if "<|end|>" in names else {"<|im_end|>": "<|end|>"}
     specials = {ours.get(name, name): id for name, id in names.items() if id not in made}
