@@ -1,4 +1,4 @@
-"""Speed and memory, side by side with other implementations, in one run.
+"""Speed, side by side with other implementations, in one run.
 
 On a shared machine absolute times mean little, so the entrants of a race take turns and the ratios
 of their medians are printed. An entrant whose package or clone is missing is left out, with the
@@ -7,14 +7,12 @@ reason.
     python -m lab.bench                                  # all races, with the installed packages
     python -m lab.bench --what=tokenizer --data=books/   # one race, on your text
     python -m lab.bench --peers=../peers                 # clones of nanoGPT, minbpe, trl are there
-    python -m lab.bench --what=recipe --peers=../peers --data=shakespeare.txt
 """
 
 import gc
 import importlib
 import io
 import json
-import math
 import random
 import subprocess
 import sys
@@ -33,19 +31,20 @@ import torch
 
 from answer import generate
 from checkpoint import read_log, save_checkpoint
-from common import DTYPES, Runtime, fail, parse_config
+from common import DTYPES, Runtime, parse_config
 from data.formats import read_texts
+from lab.experiments import chosen
 from model import GPT, STYLES, GPTConfig, ScalarGPT
-from optim import Muon, adamw, set_lr
+from optim import adamw
 from tokenizer import GPT4, Tokenizer
 
 
 @dataclass
 class Config:
-    what: str = "tokenizer,train,recipe,sample,ppo,memory"  # which races
+    what: str = "tokenizer,train,sample,ppo"   # which races
     peers: str = ""                    # a folder with clones of nanoGPT, minbpe and trl
     runs: int = 5                      # turns of each entrant
-    data: str = "data/town/pretrain"   # text for the tokenizers and the recipe
+    data: str = "data/town/pretrain"   # text for the tokenizers
     device: str = "auto"               # auto: cuda, else cpu
     dtype: str = "auto"                # auto: bfloat16 where it is fast, else float32
     debug: bool = False                # show tracebacks
@@ -119,53 +118,10 @@ def peer(config, clone, module):
     return theirs
 
 
-def peak_memory(command):
-    """The largest resident memory of a Python command, in bytes."""
-    code = ("import resource, subprocess, sys; p = subprocess.run([sys.executable] + sys.argv[1:], "
-            "capture_output=True, text=True); print(p.stderr[-300:] if p.returncode else "
-            "resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)")
-    out = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True,
-                         encoding="utf-8", errors="replace")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(out.stdout) * unit if out.stdout.strip().isdigit() else fail(out.stdout.strip())
-
-
-def small(vocab_size, block_size, n_layer=4, n_embd=128, **more):
-    """A GPT, by default of the laptop's size."""
-    return GPT(GPTConfig(vocab_size=vocab_size, block_size=block_size, n_layer=n_layer,
-                         n_embd=n_embd, n_hidden=4 * n_embd, n_head=n_embd // 64,
-                         n_kv_head=n_embd // 64, **more))
-
-
-def theirs(config, vocab_size, block_size, betas, device="cpu", n_layer=4, n_head=4, n_embd=128):
-    """nanoGPT's model of the same size and its optimizer, built as in its train.py."""
-    nano = peer(config, "nanoGPT", "model")
-    with redirect_stdout(io.StringIO()):
-        model = nano.GPT(nano.GPTConfig(
-            block_size=block_size, vocab_size=vocab_size, n_layer=n_layer, n_head=n_head,
-            n_embd=n_embd, dropout=0.0, bias=False)).to(device)
-        return model, model.configure_optimizers(0.1, 1e-3, betas, torch.device(device).type)
-
-
-def loss_of(model, x, y):
-    """nanoGPT's model gives logits and loss."""
-    out = model(x, y)
-    return out[1] if isinstance(out, tuple) else out
-
-
-def update(model, optimizers, x, y):
-    """A training step without the loop around it."""
-    loss_of(model, x, y).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-
 # ---- the tokenizer --------------------------------------------------------------------------
 
 def tokenizer(config):
-    """Learn 8,192 tokens from 5 MB; encode 5 MB; memory for learning from 100 MB."""
+    """Learn 8,192 tokens from 5 MB; encode 5 MB."""
     lines = "\n".join(document.text for document in read_texts(config.data)).split("\n")
     text, copy = "\n".join(lines), 0
     while len(text.encode()) < 5e6:                   # repeat it with changes, for new words
@@ -216,16 +172,6 @@ def tokenizer(config):
         "tiktoken (Rust), the same merges": lambda: bulk.encode_ordinary(text)
     }, config.runs, size, "MB/s")
 
-    with tempfile.TemporaryDirectory() as folder:
-        big = Path(folder) / "big.txt"
-        with open(big, "w", encoding="utf-8") as file:
-            for i in range(round(100 / size)):        # each copy has new words and wide characters
-                file.write(text.replace("th", f"t{chr(0x4e00 + i)}h") + " 😊\n")
-        peak = peak_memory(["tokenizer.py", f"--data={big}", "--vocab_size=8192",
-                            "--pattern=gpt4", f"--out={folder}/tokenizer.json"])
-        print(f"\npython tokenizer.py on {big.stat().st_size / 1e6:.0f} MB: {peak / 1e6:.0f} MB of "
-              f"memory at the peak, {peak / big.stat().st_size:.1f} x the text")
-
 
 # ---- training -------------------------------------------------------------------------------
 
@@ -234,9 +180,9 @@ def train(config):
     nanoGPT in float32, the default of its train.py. GPU: GPT-2 (124M parameters) without biases,
     nanoGPT's default, rows of 1,024 tokens; all entrants are compiled and in bf16."""
     gpu = Runtime(config).device.type == "cuda"
-    V, T, n_layer, n_head, n_embd, style = (
-        (50304, 1024, 12, 12, 768, STYLES["gpt2"] | dict(bias=False)) if gpu else
-        (1024, 256, 4, 2, 128, STYLES["laptop"]))
+    V, T, n_layer, n_embd, style = (
+        (50304, 1024, 12, 768, STYLES["gpt2"] | dict(bias=False)) if gpu else
+        (1024, 256, 4, 128, STYLES["laptop"]))
     setups = in_each_dtype(config, config.device)
     device, entrants = setups["float32"].device, {}
     x, y = torch.randint(V, (2, 16, T), device=device)
@@ -246,21 +192,30 @@ def train(config):
 
         def step():
             with rt.autocast():
-                update(model, [optimizer], x, y)
+                out = model(x, y)                     # nanoGPT's gives logits and loss
+            (out[1] if isinstance(out, tuple) else out).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
             if gpu:
                 torch.cuda.synchronize()
         entrants[name] = step
 
     for dtype, compile in ((("bfloat16", "true"),) if gpu else
                            (("float32", "false"), ("bfloat16", "false"), ("float32", "true"))):
-        model = small(V, T, n_layer, n_embd, **style).to(device)
+        model = GPT(GPTConfig(vocab_size=V, block_size=T, n_layer=n_layer, n_embd=n_embd,
+                              n_hidden=4 * n_embd, n_head=n_embd // 64, n_kv_head=n_embd // 64,
+                              **style)).to(device)
         work = model.flops_per_token(T) * x.numel()
         enter(f"model.py, {dtype}" + ", compiled" * (compile == "true"), dtype, compile, model,
               adamw(model, 0.1))
-    with optional("nanoGPT"):
-        dtype = "bfloat16" if gpu else "float32"
-        enter(f"nanoGPT, {dtype}", dtype, str(gpu).lower(),
-              *theirs(config, V, T, (0.9, 0.95), device, n_layer, n_head, n_embd))
+    with optional("nanoGPT"), redirect_stdout(io.StringIO()):         # built as in its train.py
+        nano, dtype = peer(config, "nanoGPT", "model"), "bfloat16" if gpu else "float32"
+        model = nano.GPT(nano.GPTConfig(
+            block_size=T, vocab_size=V, n_layer=n_layer, n_head=n_embd // 64, n_embd=n_embd,
+            dropout=0.0, bias=False)).to(device)
+        optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), device.type)
+        enter(f"nanoGPT, {dtype}", dtype, str(gpu).lower(), model, optimizer)
     seconds = race("training, thousands of tokens a second", entrants, config.runs,
                    x.numel() / 1e3, "k/s")
     peak = {dtype: peak_flops(rt) for dtype, rt in setups.items()}
@@ -272,55 +227,11 @@ def train(config):
         print(f"    {name:34} {work / time_ / rate:8.1%} of that: its MFU")
 
 
-def recipe(config):
-    """nanoGPT's CPU recipe, tiny Shakespeare by characters: time until the same validation loss."""
-    if not config.data.endswith(".txt"):
-        raise ImportError("--data=shakespeare.txt")
-    text, T = Path(config.data).read_text(encoding="utf-8"), 64
-    chars = sorted(set(text))
-    ids = torch.tensor([chars.index(c) for c in text])
-    ids, val = ids[:int(0.9 * len(ids))], ids[int(0.9 * len(ids)):]
-    val = val[:(len(val) - 1) // T * T + 1]
-    val = val[:-1].view(-1, T), val[1:].view(-1, T)
-
-    def run(name, model, optimizers, steps, rows):
-        """Warmup of a twentieth, cosine to a tenth; the time of all steps, and the loss.
-        optimizers: [(optimizer, its largest learning rate)]."""
-        generator, seconds, losses = torch.Generator().manual_seed(0), 0.0, []
-        for step in range(steps):
-            begin = torch.randint(len(ids) - T, (rows, 1), generator=generator)
-            batch = ids[begin + torch.arange(T + 1)]
-            start = time.perf_counter()
-            share = 0.1 + 0.45 * (1 + math.cos(math.pi * step / steps))
-            for optimizer, lr in optimizers:
-                set_lr(optimizer, lr * min((step + 1) / steps * 20, share))
-            update(model, [optimizer for optimizer, _ in optimizers],
-                   batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
-            seconds += time.perf_counter() - start
-        with torch.no_grad():
-            for x, y in zip(val[0].split(256), val[1].split(256)):
-                losses.append(loss_of(model, x, y).item() * len(x))
-        print(f"    {name:34} {seconds:6.1f} s, {steps} steps of {rows} rows: loss "
-              f"{sum(losses) / len(val[0]):.3f}")
-        return seconds
-
-    torch.manual_seed(0)
-    model, optimizer = theirs(config, len(chars), T, (0.9, 0.99))
-    print("\nnanoGPT's recipe for a CPU and ours, until about the same validation loss")
-    their_time = run("nanoGPT", model, [(optimizer, 1e-3)], 2000, 12)
-    for steps, n_layer, n_embd in ((235, 4, 128), (262, 2, 160)):
-        model = small(len(chars), T, n_layer, n_embd)
-        matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-        ours = run(f"model.py, Muon, {n_layer} layers, {n_embd} wide", model,
-                   [(adamw(model, 0.1, without=matrices), 2e-2), (Muon(matrices), 0.06)], steps, 24)
-        print(f"    ours takes {ours / their_time:.2f} of its time")
-
-
 # ---- sampling -------------------------------------------------------------------------------
 
 def sample(config):
     """One batch of 128 sequences: 48 tokens after a prompt of 16."""
-    model = small(1024, 128).eval()
+    model = GPT(GPTConfig()).eval()                   # the laptop's
     idx, entrants = torch.randint(1024, (128, 16)), {}
 
     def ours(rt):
@@ -342,32 +253,27 @@ def sample(config):
 
 # ---- PPO ------------------------------------------------------------------------------------
 
-def ppo_command(config, folder, dtype="float32", lm=False, steps=1, micro_batch=32, **size):
-    """The arguments for rlhf_ppo.py: 128 prompts of 24 tokens per step, answers of 48. Writes its
-    inputs to the folder: random models and prompts of digits."""
-    pairs = islice(product(range(65, 123), repeat=2), 762)            # no digits: 1 digit = 1 token
-    tok = Tokenizer(GPT4, list(range(256)), {pair: 256 + i for i, pair in enumerate(pairs)})
-    shape = GPTConfig(vocab_size=tok.vocab_size, block_size=128, **size)
-    for stage, model in (("sft", GPT(shape)), ("reward", ScalarGPT(shape, lm=lm))):
-        save_checkpoint(f"{folder}/{stage}.pt", stage=stage, step=0, metrics={}, model=model,
-                        model_config=shape, tokenizer=tok, config=config, history=[])
-    prompts = (json.dumps({"prompt": f"{i:020}"}) for i in range(300))
-    Path(folder, "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
-    return ["rlhf_ppo.py", f"--data={folder}/prompts.jsonl", f"--init={folder}/sft.pt", "--watch=",
-            f"--reward={folder}/reward.pt", f"--out={folder}/ppo.pt", "--fresh", "--device=cpu",
-            f"--dtype={dtype}", "--batch_size=128", "--minibatch=32",
-            f"--micro_batch={micro_batch}", "--epochs=4", "--max_new_tokens=48", "--ptx_coef=0",
-            "--lr=3e-6", f"--steps={steps}", "--n_eval=1"]
-
-
 def ppo(config):
     """Iterations of 128 episodes on the CPU: prompts of 24 tokens, answers of 48, then 4 epochs of
     4 minibatches. A turn is 4 iterations; the last 3 are timed. In ours, one answer in 22 ends
     early by chance, but a batch takes as long as its longest answer."""
+    pairs = islice(product(range(65, 123), repeat=2), 762)            # no digits: 1 digit = 1 token
+    tok = Tokenizer(GPT4, list(range(256)), {pair: 256 + i for i, pair in enumerate(pairs)})
+    shape = GPTConfig(vocab_size=tok.vocab_size, block_size=128)
+    prompts = (json.dumps({"prompt": f"{i:020}"}) for i in range(300))
     with tempfile.TemporaryDirectory() as folder:
+        for stage, model in (("sft", GPT(shape)), ("reward", ScalarGPT(shape))):
+            save_checkpoint(f"{folder}/{stage}.pt", stage=stage, step=0, metrics={}, model=model,
+                            model_config=shape, tokenizer=tok, config=config, history=[])
+        Path(folder, "prompts.jsonl").write_text("\n".join(prompts), encoding="utf-8")
+
         def ours(dtype):
-            command = [sys.executable, *ppo_command(config, folder, dtype, steps=4)]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            subprocess.run([
+                sys.executable, "rlhf_ppo.py", f"--data={folder}/prompts.jsonl", "--watch=",
+                f"--init={folder}/sft.pt", f"--reward={folder}/reward.pt", f"--out={folder}/ppo.pt",
+                "--fresh", "--device=cpu", f"--dtype={dtype}", "--batch_size=128", "--minibatch=32",
+                "--micro_batch=32", "--epochs=4", "--max_new_tokens=48", "--ptx_coef=0",
+                "--lr=3e-6", "--steps=4", "--n_eval=1"], check=True, stdout=subprocess.DEVNULL)
             log = read_log(Path(folder, "ppo.jsonl"))
             return median([row["seconds"] for row in log if "seconds" in row][1:])
 
@@ -378,11 +284,6 @@ def ppo(config):
             entrants |= {f"TRL's PPOTrainer, {dtype}": partial(trl_ppo, trl, folder, dtype)
                          for dtype in DTYPES}
         race("PPO, episodes a second", entrants, config.runs, 128, "/s", warmup=False)
-    # 4 epochs forward and backward through 2 models, one pass forward through 4, and sampling
-    work = 72 * (4 * 2 * 6 + 4 * 2 + 2) * 12 * 4 * 128**2
-    rate = peak_flops(in_each_dtype(config, "cpu")["float32"])
-    print(f"    the products with the layers' matrices alone: {rate / work:.1f} /s at the "
-          f"{rate / 1e9:.0f} GFLOP/s that one large product reaches here")
 
 
 def trl_ppo(trl, folder, dtype):
@@ -418,53 +319,8 @@ def trl_ppo(trl, folder, dtype):
     return median(end - start for start, end in zip(ends, ends[1:]))
 
 
-# ---- memory ---------------------------------------------------------------------------------
-
-def memory(config):
-    """The measured peaks of pretrain.py and of rlhf_ppo.py, and what the formulas of docs/bench.md
-    give: per weight and model 16 bytes if it is trained (itself, its gradient, AdamW's two means),
-    4 if it is frozen; per token 18.3 n_layer n_embd numbers, and its logits."""
-    def pretrain(n_layer, n_embd, rows):
-        return ["pretrain.py", f"--data={config.data}", f"--n_layer={n_layer}",
-                f"--n_embd={n_embd}", "--block_size=256", f"--batch_size={rows}",
-                f"--micro_batch={rows}", "--steps=2", "--eval_rows=64", "--fresh",
-                f"--tokenizer={folder}/tokenizer.json", "--muon=0", f"--out={folder}/pretrain.pt",
-                "--device=cpu", "--dtype=float32"]
-
-    def pretrain_needs(n_weights, width, rows):       # logits, their softmax, their gradient
-        return 16 * n_weights + 4 * rows * 256 * (18.3 * width + 3 * 1024)
-
-    def ppo(n_layer, n_embd, rows):
-        return [*ppo_command(config, folder, lm=True, micro_batch=rows, n_layer=n_layer,
-                             n_embd=n_embd, n_hidden=4 * n_embd), "--batch_size=64", "--epochs=1"]
-
-    def ppo_needs(n_weights, width, rows):            # 2 models are trained, 3 are frozen
-        micro_batch, cache = rows * (72 * 2 * 18.3 * width + 48 * 4 * 1024), 64 * 72 * 2 * width
-        return (2 * 16 + 3 * 4) * n_weights + 4 * max(micro_batch, cache)
-
-    with tempfile.TemporaryDirectory() as folder:
-        texts = (document.text for document in read_texts(config.data))
-        Tokenizer.train(texts, 1024).save(f"{folder}/tokenizer.json")
-        peak_memory(pretrain(1, 4, 1))                # makes the token cache
-        for title, command, needs, tokens, most in (
-                ("pretrain.py, minus that of a tiny model", pretrain, pretrain_needs, 256, 64),
-                ("rlhf_ppo.py, minus that of tiny models: 64 prompts of 24 tokens, answers of 48",
-                 ppo, ppo_needs, 72, 32)):
-            print(f"\nmemory of {title}")
-            tiny = peak_memory(command(1, 4, 1))
-            for n_layer, n_embd, rows in ((4, 128, most), (8, 512, 4), (8, 256, 32)):
-                measured = peak_memory(command(n_layer, n_embd, rows)) - tiny
-                expected = needs(12 * n_layer * n_embd**2 + 1024 * n_embd, n_layer * n_embd, rows)
-                print(f"    {n_layer} layers, {n_embd:3} wide, {rows:2} rows of {tokens:3}: "
-                      f"{measured / 1e6:5.0f} MB, by the formula {expected / 1e6:5.0f} MB")
-
-
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    races = dict(tokenizer=tokenizer, train=train, recipe=recipe, sample=sample, ppo=ppo,
-                 memory=memory)
-    for name in config.what.split(","):
-        if name not in races:
-            fail(f"--what={name} is not one of {', '.join(races)}")
-        with optional(name):
-            races[name](config)
+    races = dict(tokenizer=tokenizer, train=train, sample=sample, ppo=ppo)
+    for name in chosen(config.what, races):
+        races[name](config)
