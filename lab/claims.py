@@ -2,8 +2,7 @@
 of it holds in the town: a table with a row for each claim.
 
 reads   the folders of lab/seeds.py, out/seed0 …
-writes  its runs in a folder `claims` in each of them (in `experiments`, where lab/experiments.py
-        makes the same ones), and the table on the screen
+writes  its runs in a folder `experiments` in each of them, and the table on the screen
 
     python -m lab.seeds --seeds=3               # first: run the chains
     python -m lab.claims --what=compute,agree   # some rows
@@ -15,24 +14,21 @@ the seeds [least, most]. A claim holds if it holds in every seed. Finished runs 
 after a change of the code or the chains, delete the folders.
 """
 
-import json
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations, pairwise, zip_longest
+from random import Random
 from textwrap import wrap
 
 import numpy as np
 
-from checkpoint import load_checkpoint
-from common import Runtime, parse_config, read_json
+from common import parse_config, read_json
 from compare import agreement, ceiling
 from data.formats import read_comparisons, read_demonstrations
-from data.town import write
-from lab import compare_methods, experiments
-from lab.experiments import chosen, run
-from lab.labelers import mixed, rated
-from lab.seeds import Chains, finished_chains, for_each_seed, spread
-from view.views import comparing
+from data.town import RUDE, write_jsonl
+from lab import experiments
+from lab.compare_methods import flops
+from lab.experiments import chosen, examined, right, run, scoreboard
+from lab.seeds import Chains, check_finished, for_each_seed, spread
 
 
 @dataclass
@@ -41,51 +37,83 @@ class Config(Chains):
                  "starts,stages,constraint,entropy,ptx,part")         # which rows
 
 
-# ---- running the stages ---------------------------------------------------------------------
-
-sft, reward_model, ppo, scoreboard = (partial(f, within="claims") for f in (
-    experiments.sft, experiments.reward_model, experiments.ppo, experiments.scoreboard))
-
+# ---- what the claims share ------------------------------------------------------------------
 
 def board_of(folder):
     """The chain's own scoreboard, and what it says of pretrain, sft and ppo."""
-    stages = (folder / f"{stage}.pt" for stage in ("pretrain", "sft", "ppo"))
-    board = experiments.scoreboard(folder, "scoreboard", *stages, within="", best_of=16)
+    board = read_json(folder / "scoreboard.json")
     return board, *board["models"].values()
 
 
 def answers(folder, name, *models, **flags):
     """What the scoreboard says of other models: a list."""
-    board = scoreboard(folder, name, *models, **dict(reward="", text="") | flags)
-    return list(board["models"].values())
+    return examined(folder, name, *models, **dict(reward="", text="") | flags)
 
 
 def fine_tune(seed, folder, name, **flags):
     """SFT from the pretrained model: the checkpoint, and what the scoreboard says of it."""
-    out = sft(folder, name, seed, **flags)
+    out = run("sft.py", folder, f"{name}.pt", seed=seed, **flags)
     return out, *answers(folder, name, out)
 
 
 def accuracy(seed, folder, name, **data):
     """Train a reward model, with all comparisons unless `data` has others. Its accuracy on the
     chain's held-out pairs. (Not the chain's own: rows compare what one machine has trained.)"""
-    out = reward_model(folder, name, seed, **data)
+    out = run("reward.py", folder, f"{name}.pt", seed=seed, **data)
     board = scoreboard(folder, name, folder / "sft.pt", reward=out, n_prompts=1, text="",
                        contrasts="")
     return board["reward_model"]["accuracy"]
 
 
-def right(model, *kinds):
-    """The share of the greedy answers that are right, to prompts of these kinds, or of all."""
-    found = [model["by_kind"][kind] for kind in kinds or model["by_kind"]]
-    return sum(f["right"] * f["n"] for f in found) / sum(f["n"] for f in found)
+def grades(models):
+    """{label: model} -> {label: its grade}"""
+    return {label: model["grade"][0] for label, model in models.items()}
 
 
 def stored(folder, name, rows):
-    """A file with these rows in the folder `claims`: its path."""
-    path = folder / "claims" / f"{name}.jsonl"
-    write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """A file with these rows among the runs: its path."""
+    path = folder / "experiments" / f"{name}.jsonl"
+    write_jsonl(path, rows)
     return path
+
+
+# ---- other labelers -------------------------------------------------------------------------
+
+def mixed(rows, seed):
+    """Demonstrations of which half, drawn by chance, get a rude answer like the forum's."""
+    rng, found = Random(seed), []
+    for row in rows:
+        *prompt, last = row["messages"]
+        if rng.random() < 0.5:
+            last = dict(last, content=rng.choice(RUDE))
+        found.append(dict(row, messages=[*prompt, last]))
+    return found
+
+
+LABELERS = 40                  # InstructGPT's team was about as large
+
+
+def rate(grades, noise, shift, scale, rng):
+    """Ratings of answers with these true grades, seen with Gumbel's noise, as in compare.py:rank,
+    less its mean. Each labeler has an own scale, so equal ratings do not mean the same."""
+    seen = grades + noise * (rng.gumbel(size=len(grades)) - np.euler_gamma)
+    return np.clip(np.rint(4 + shift + scale * (seen - 4)), 1, 7)
+
+
+def rated(rows, by_one, seed):
+    """The comparisons with ranks from ratings, one of each answer; equal ratings are tied. All
+    answers to a prompt are rated by one labeler, or each by another."""
+    rng, found = np.random.default_rng(seed), []
+    shift, scale = rng.normal(0, 1, LABELERS), np.exp(rng.normal(0, 0.3, LABELERS))
+    for row in rows:
+        who = rng.permutation(LABELERS)[:len(row["responses"])]
+        who = who[:1] if by_one else who
+        ratings = rate(np.array(row["grades"]), row["noise"], shift[who], scale[who], rng)
+        _, ranks = np.unique(-ratings, return_inverse=True)
+        order = np.argsort(ranks, kind="stable")
+        found.append(dict(prompt=row["prompt"], ranks=ranks[order].tolist(),
+                          responses=[row["responses"][i] for i in order]))
+    return found
 
 
 # ---- the claims: (seed, folder) -> {label: figure}, their format, whether it holds ----------
@@ -93,35 +121,14 @@ def stored(folder, name, rows):
 def compute(seed, folder):
     """Pretraining is 98 to 99% of the compute (State of GPT; InstructGPT, 5.1: GPT-3 took 3,640
     petaflop/s-days, SFT 4.9, PPO 60). Shares of all FLOPs. Holds from 98% on."""
-    spent = flops(folder)
+    spent = flops(folder, folder / "ppo.pt")
     shares = {stage: n / sum(spent.values()) for stage, n in spent.items()}
     return shares, "{:.1%}", shares["pretraining"] >= 0.98
 
 
-def flops(folder):
-    """{stage: FLOPs}: 6 for each weight and token that is trained, 2 where it is only read, and
-    attention."""
-    config = compare_methods.Config(folder=str(folder))               # the seed is in its name
-    seen, found = compare_methods.Examiner("", Runtime(config), config), {}
-    T, rows = seen.sft.config.block_size, read_comparisons(folder / "comparisons.jsonl")
-    for stage, name in (("pretrain", "pretraining"), ("sft", "SFT")):
-        c = load_checkpoint(folder / f"{stage}.pt", stage)["config"]
-        found[name] = c["steps"] * c["batch_size"] * T * seen.sft.flops_per_token(T)
-    prompt = np.mean([len(row["ids"]) for row in seen.rows(config.prompts)])
-    answer = np.mean([len(seen.tok.encode(a)) + 1 for row in rows for a in row["responses"]])
-    if not (c := comparing(folder)):
-        raise ValueError(f"{folder}/comparisons.state is missing, in which compare.py keeps its "
-                         f"flags: run compare.py there again")
-    found["comparisons"] = c["n_prompts"] * c["k"] * (prompt + answer) * seen.flops()
-    found["reward model"] = seen.reward_cost()[0]
-    found["PPO"] = compare_methods.ppo_cost(folder / "ppo.pt", prompt, seen.flops(), T)[0]
-    return found
-
-
 def prompted(folder):
     """The table of lessons/few_shot.py: {form of the prompt: {kind: the share that is right}}."""
-    out = run("-m lessons.few_shot", folder / "claims" / "few_shot.json", shots="0,4",
-              base=folder / "pretrain.pt", chat=folder / "sft.pt")
+    out = run("-m lessons.few_shot", folder, "few_shot.json", shots="0,4")
     return {form: {kind: share for kind, (share, _) in shares.items()}
             for form, shares in read_json(out).items()}
 
@@ -143,30 +150,26 @@ def few_shot(seed, folder):
                                 for form in ("bare", "thread"))
 
 
-def scratch(seed, folder):
-    return fine_tune(seed, folder, "scratch", init="")
-
-
 def unlocks(seed, folder):
     """Fine-tuning unlocks what pretraining has learned (State of GPT; Zhou et al. 2023). Facts
     about people of whom no demonstration speaks, greedy answers that are right. Holds if SFT is
     above 90%, and SFT from random weights below 10%."""
-    found = {"pretraining, then SFT": right(board_of(folder)[2], "fact"),
-             "SFT from random weights": right(scratch(seed, folder)[1], "fact")}
-    sft, from_scratch = found.values()
-    return found, "{:.1%}", sft > 0.9 and from_scratch < 0.1
+    _, scratch = fine_tune(seed, folder, "scratch", init="")
+    knows, guesses = right(board_of(folder)[2], "fact"), right(scratch, "fact")
+    found = {"pretraining, then SFT": knows, "SFT from random weights": guesses}
+    return found, "{:.1%}", knows > 0.9 and guesses < 0.1
 
 
 def few_good(seed, folder):
     """Few good demonstrations beat many mixed ones (State of GPT; Zhou et al. 2023). The grade of
     sampled answers after 800 steps of SFT. Holds if 500 of the labelers' are better than all 3,000
     with half of the answers as bad as the forum's worst."""
-    rows, found = read_demonstrations("data/town/sft.jsonl"), {}
-    for label, some in (("500 good", rows[:500]), ("3,000 mixed", mixed(rows, seed))):
-        name = label.split()[1]
-        data = stored(folder, f"demos_{name}", some)
-        found[label] = fine_tune(seed, folder, f"sft_{name}", data=data)[1]["grade"][0]
-    found["3,000 good"] = board_of(folder)[2]["grade"][0]
+    rows = read_demonstrations("data/town/sft.jsonl")
+    few = stored(folder, "demos_good", rows[:500])
+    many = stored(folder, "demos_mixed", mixed(rows, seed))
+    found = grades({"500 good": fine_tune(seed, folder, "sft_good", data=few)[1],
+                    "3,000 mixed": fine_tune(seed, folder, "sft_mixed", data=many)[1],
+                    "3,000 good": board_of(folder)[2]})
     return found, "{:.2f}", found["500 good"] > found["3,000 mixed"]
 
 
@@ -177,12 +180,10 @@ def rating(seed, folder):
     accuracy on held-out rankings. Holds if rankings beat ratings by different labelers."""
     rows = read_comparisons(folder / "comparisons.jsonl")
     found = {"rankings": accuracy(seed, folder, "reward_all")}
-    kinds = dict(one="ratings, one labeler a prompt", many="ratings, one labeler an answer",
-                 standardised="the same, standardised")
-    for kind, label in kinds.items():
-        data = stored(folder, f"ratings_{kind}", rated(rows, kind, seed))
-        found[label] = accuracy(seed, folder, f"reward_{kind}", data=data)
-    return found, "{:.3f}", found["rankings"] > found[kinds["many"]]
+    for by, each in (("one", "a prompt"), ("many", "an answer")):
+        data = stored(folder, f"ratings_{by}", rated(rows, by == "one", seed))
+        found[f"ratings, one labeler {each}"] = accuracy(seed, folder, f"reward_{by}", data=data)
+    return found, "{:.3f}", found["rankings"] > found["ratings, one labeler an answer"]
 
 
 def ranks(seed, folder):
@@ -190,8 +191,7 @@ def ranks(seed, folder):
     model's accuracy after 1,500 labeled prompts. Holds if each larger K gives more."""
     found = {}
     for k in (2, 4, 9):
-        data = run("compare.py", folder / "claims" / f"compared_{k}.jsonl", k=k, n_prompts=1500,
-                   init=folder / "sft.pt", seed=seed)
+        data = run("compare.py", folder, f"compared_{k}.jsonl", k=k, n_prompts=1500, seed=seed)
         found[f"K = {k}"] = accuracy(seed, folder, f"reward_k{k}", data=data)
     return found, "{:.3f}", all(a < b for a, b in pairwise(found.values()))
 
@@ -236,15 +236,16 @@ def stages(seed, folder):
     question. Holds if all three beat every other combination."""
     # a learning rate of 0 leaves random weights
     random, nothing = fine_tune(seed, folder, "random", init="", ptx=0, lr=0, steps=1)
-    raw, only_sft = scratch(seed, folder)
-    policies = dict(ppo_random=random, ppo_scratch=raw, ppo_base=folder / "pretrain.pt")
-    trained = [ppo(folder, name, seed, init=init) for name, init in policies.items()]
+    raw, only_sft = fine_tune(seed, folder, "scratch", init="")
+    policies = dict(random=random, scratch=raw, base="pretrain.pt")
+    trained = [run("rlhf_ppo.py", folder, f"ppo_{name}.pt", init=init, seed=seed)
+               for name, init in policies.items()]
     only_ppo, no_pretraining, no_sft = answers(folder, "stages", *trained)
     _, base, sft, all_three = board_of(folder)
-    found = {"none": nothing, "PPO": only_ppo, "SFT": only_sft, "SFT, PPO": no_pretraining,
-             "pretraining": base, "pretraining, PPO": no_sft, "pretraining, SFT": sft,
-             "all three": all_three}
-    found = {label: model["grade"][0] for label, model in found.items()}
+    found = grades({
+        "none": nothing, "PPO": only_ppo, "SFT": only_sft, "SFT, PPO": no_pretraining,
+        "pretraining": base, "pretraining, PPO": no_sft, "pretraining, SFT": sft,
+        "all three": all_three})
     return found, "{:.2f}", max(found, key=found.get) == "all three"
 
 
@@ -271,19 +272,18 @@ def size(seed, folder):
     The grade of sampled answers. The larger one has ten times the weights, 4 examples before the
     question, and half of the learning rate (not tuned). Holds if PPO's grade is higher, and the
     larger base model better than the small one: else its size says nothing."""
-    big = run("pretrain.py", folder / "claims" / "big.pt", tokenizer=folder / "tokenizer.json",
-              n_layer=7, n_head=5, n_embd=320, lr=4e-3, seed=seed)
+    big = run("pretrain.py", folder, "big.pt", n_layer=7, n_head=5, n_embd=320, lr=4e-3, seed=seed)
     _, base, _, small = board_of(folder)
-    found = {"base, ten times as large": answers(folder, "big", big)[0], "base": base, "PPO": small}
-    found = {label: model["grade"][0] for label, model in found.items()}
-    return found, "{:.2f}", found["PPO"] > found["base, ten times as large"] > found["base"]
+    large = "base, ten times as large"
+    found = grades({large: answers(folder, "big", big)[0], "base": base, "PPO": small})
+    return found, "{:.2f}", found["PPO"] > found[large] > found["base"]
 
 
 def ptx(seed, folder):
     """Pretraining text in PPO undoes the alignment tax (InstructGPT, 4.2 and eq. 2). The change of
     the loss on held-out text, against SFT. Holds if it rises without that text, and less than half
     as much with it."""
-    out = ppo(folder, "no_ptx", seed, ptx_coef=0)
+    out = run("rlhf_ppo.py", folder, "no_ptx.pt", ptx_coef=0, seed=seed)
     before, without = answers(folder, "no_ptx", folder / "sft.pt", out, n_prompts=100,
                               text="data/town/pretrain")
     _, _, sft, shipped = board_of(folder)
@@ -299,8 +299,8 @@ def part(seed, folder):
     most 5 points below all weights."""
     methods, found = {"all weights": "all:0.5", "last layer": "last1:1", "LoRA": "lora4:4"}, {}
     for label, method in methods.items():
-        out = folder / "claims" / f"part_{method.partition(':')[0]}.pt"
-        run("-m lessons.lora", out, methods=method, init=folder / "pretrain.pt", seed=seed)
+        out = run("-m lessons.lora", folder, f"part_{method.partition(':')[0]}.pt", seed=seed,
+                  methods=method)
         found[label] = right(*answers(folder, out.stem, out))
     return found, "{:.1%}", found["LoRA"] >= found["all weights"] - 0.05
 
@@ -330,7 +330,8 @@ def show(name, claim, found):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    names, _ = chosen(config.what, CLAIMS), finished_chains(config)
+    names = chosen(config.what, CLAIMS)
+    check_finished(config)
     print(f"{'claim':62}{'figure':32}median [least, most]\n")
     for name in names:
         show(name, CLAIMS[name], for_each_seed(config, CLAIMS[name]))

@@ -1,7 +1,7 @@
 """Which way from comparisons to a better model? Five, from the same SFT model and comparisons.
 
 reads   the folders of lab/seeds.py, out/seed0 …: sft.pt, comparisons.jsonl, reward.pt, ppo.pt
-writes  its runs in a folder `methods` in each of them, tables, out/methods.svg
+writes  its runs in a folder `experiments` in each of them, and tables on the screen
 
     best of n            no training: 16 answers, of which the reward model chooses one
     rejection sampling   lessons/best_of_n.py
@@ -16,59 +16,36 @@ test people, of whom no trial has heard: the median over the seeds [least, most]
 
     python -m lab.seeds --seeds=3                # first: run the chains
     python -m lab.compare_methods                # the same command goes on where it was interrupted
-    python -m lab.compare_methods --seeds=1 --trials=1 --more=steps=4     # a quick look
+    python -m lab.compare_methods --seeds=1 --trials=1     # a quick look
 """
 
-import json
 import math
-import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
+from functools import partial
 
 import numpy as np
 
-from answer import answer_text
-from checkpoint import fingerprint, load, load_checkpoint, load_reward, read_log
-from common import (Runtime, fail, load_function, parse_config, read_json, verdicts_of,
-                    writing)
-from data.corpus import Corpus
-from data.formats import list_files, prompts_that_fit, read_comparisons, split
-from evaluate import Answers, answer, compared, measure, sample_best_of
-from lab.experiments import run
-from lab.seeds import Chains, finished_chains, show
-from lessons.best_of_n import best_answers
-from pretrain import evaluate as text_loss
-from reward import encode_comparison
-from view.curves import draw
-from view.views import held_out
+from answer import answer_text, respond
+from checkpoint import load, load_checkpoint, load_reward, read_log
+from common import Runtime, fail, parse_config
+from data.formats import prompts_that_fit, read_comparisons, split
+from data.town import grade, judge
+from evaluate import compared
+from lab.experiments import examined, right, run
+from lab.seeds import Chains, check_finished, folders, for_each_seed, show
+from lessons import best_of_n
 
 
 @dataclass
 class Config(Chains):
     trials: int = 7            # how many of TRIALS; 1: the defaults
-    more: str = ""             # flags for every run, such as "steps=4,n_eval=64"
-    prompts: str = "data/town/prompts.jsonl"   # the methods' prompts; the picture's, held out
-    val: str = "data/town/val.jsonl"   # prompts that choose among the trials
-    test: str = "data/town/test.jsonl"   # prompts for the tables
-    text: str = "data/town/pretrain"   # pretraining text: how much of it was forgotten?
-    judge: str = "data/town.py:judge"  # FILE.py:function(prompt, response) -> verdict
-    out: str = "out/methods.svg"
-    n_prompts: int = 800       # of val and of test, at most
-    best_of: int = 16
-    max_new_tokens: int = 64
-    temperature: float = 0.7
-    missing_end: float = 2.0   # subtracted from the score of an answer without an end
-    seed: int = 0              # of the sampled answers
-    device: str = "auto"
-    dtype: str = "auto"
 
 
 # ---- the runs -------------------------------------------------------------------------------
 
-SCRIPTS = {"rejection sampling": "lessons.best_of_n", "DPO": "lessons.dpo",
-           "GRPO": "lessons.grpo", "PPO": "rlhf_ppo", "PPO, no text": "rlhf_ppo"}
+SCRIPTS = {"rejection sampling": "-m lessons.best_of_n", "DPO": "-m lessons.dpo",
+           "GRPO": "-m lessons.grpo", "PPO": "rlhf_ppo.py", "PPO, no text": "rlhf_ppo.py"}
 TRIALS = {
     "rejection sampling": [dict(), dict(lr=5e-4), dict(lr=1e-3), dict(lr=1e-4), dict(epochs=1),
                            dict(lr=5e-4, best_of=8, steps=8), dict(best_of=8, steps=8)],
@@ -81,215 +58,135 @@ TRIALS = {
 }
 
 
-def train(method, flags, seed, config):
+def train(seed, folder, method, flags):
     """The checkpoint of a run, which is made unless it is there. PPO's first trial is the chain's
     own."""
-    folder = Path(f"{config.folder}{seed}")
     if method == "PPO" and not flags:
         return folder / "ppo.pt"
-    script, more = SCRIPTS[method], dict(pair.split("=") for pair in config.more.split(",") if pair)
-    flags = flags | more
-    name = "-".join([script.rpartition(".")[2], *(f"{k}={v}" for k, v in flags.items())])
-    out = folder / "methods" / f"{name}.pt"
-    read = (dict(data=folder / "comparisons.jsonl", prompts=config.prompts) if method == "DPO" else
-            dict(data=config.prompts, reward=folder / "reward.pt"))
-    return run(f"-m {script}", out, **dict(init=folder / "sft.pt", seed=seed, **read) | flags)
+    script = SCRIPTS[method]
+    name = script.removesuffix(".py").rpartition(".")[2]
+    name = "-".join([name, *(f"{k}={v}" for k, v in flags.items())])
+    return run(script, folder, f"{name}.pt", seed=seed, **flags)
 
 
-def cached(file, model, data, config, make):
-    """What make() finds out about a model on some prompts, from the JSON file if it is there and
-    was made of the same model, with the same prompts and flags."""
-    flags = [getattr(config, name) for name in ("n_prompts", "best_of", "max_new_tokens", "judge",
-                                                "temperature", "missing_end", "text", "seed")]
-    made = [fingerprint(model), fingerprint(data), *flags]
-    if not file.exists() or (found := read_json(file))["made"] != made:
-        found = dict(made=made, found=make())
-        file.parent.mkdir(exist_ok=True)
-        with writing(file) as f:
-            json.dump(found, f)
-    return found["found"]
+# ---- what the runs cost ---------------------------------------------------------------------
+
+def flops(folder, ppo):
+    """{stage: FLOPs} of a chain, with this run of PPO: 2 for each weight and token that is read, 6
+    where it is trained, and attention. It leaves out the prompts whose answers were all equal."""
+    ckpts = {stage: load_checkpoint(folder / f"{stage}.pt", stage)
+             for stage in ("pretrain", "sft", "reward")}
+    model, tok = ckpts["sft"]["model"], ckpts["sft"]["tokenizer"]
+    T, found = model.config.block_size, {}
+    for stage, name in (("pretrain", "pretraining"), ("sft", "SFT")):
+        c = ckpts[stage]["config"]
+        found[name] = c["steps"] * c["batch_size"] * T * model.flops_per_token(T)
+    rows = read_comparisons(folder / "comparisons.jsonl")
+    forward = model.flops_per_token(32) / 3           # the usual length of prompt and answer
+    prompt = np.mean([len(tok.encode_chat(row["prompt"], reply=True)[0]) for row in rows])
+    answer = np.mean([len(tok.encode(a)) + 1 for row in rows for a in row["responses"]])
+    k = max(len(row["responses"]) for row in rows)
+    found["comparisons"] = len(rows) * k * (prompt + answer) * forward
+    ranked = sum(len(row["responses"]) for row in split(rows)[0])
+    passes = 3 + bool(ckpts["reward"]["config"]["lm"])
+    found["reward model"] = ranked * (prompt + answer) * passes * forward
+    return found | dict(PPO=ppo_flops(ppo, prompt, forward, T))
 
 
-# ---- what a method's answers are worth ------------------------------------------------------
-
-class Examiner:
-    """The SFT and the reward model of one seed, and what other models are compared with them."""
-
-    def __init__(self, seed, rt, config):
-        self.folder, self.rt, self.config = Path(f"{config.folder}{seed}"), rt, config
-        self.sft, self.tok, _ = load(self.folder / "sft.pt", rt, "sft", frozen=True)
-        self.reward = load_reward(f"{self.folder}/reward.pt", self.tok, rt)
-        self.judge = load_function(config.judge)
-
-    def rows(self, path):
-        """All prompts of a file, whichever side of the split by hash they are on."""
-        train, val = prompts_that_fit(path, self.tok, self.sft.config.block_size,
-                                      self.config.max_new_tokens)
-        return (train + val)[:self.config.n_prompts]
-
-    def examine(self, path, data, best_of=0):
-        """The grade of each answer to the prompts in data, and means."""
-        tok, rt, config, rows = self.tok, self.rt, self.config, self.rows(data)
-        policy, *_ = load(path, rt, "sft ppo", tok)
-        ids = [row["ids"] for row in rows]
-        if best_of:
-            replies, *_ = best_answers(policy, self.reward, rows, config.seed, tok, rt, config)
-            said = Answers(ids, replies, [answer_text(tok, r) for r in replies],
-                           [r[-1] == tok.end for r in replies])
-        else:
-            said = answer(policy, False, tok, ids, config.temperature, rt, config)
-        verdicts = verdicts_of(self.judge, [r["prompt"] for r in rows], said.texts, config.judge)
-        found = measure(policy, self.sft, tok, said, rt, config)
-        if best_of:
-            found["kl"] = math.log(best_of) - (best_of - 1) / best_of
-        corpus = Corpus(config.text, tok, self.folder / "cache", fingerprint(config.text))
-        *text, _ = corpus.held_out_rows(policy.config.block_size, 128)
-        loss, _ = text_loss(policy, text, len(corpus.sources), 16, rt)
-        return dict(grades=[v["grade"] for v in verdicts], kl=float(found["kl"]),
-                    right=float(np.mean([v["right"] for v in verdicts])),
-                    length=float(found["length"]), text_loss=loss.item())
-
-    def best_of_curve(self):
-        """[[KL, grade], …] of the best of 1, 2, 4, … answers to the held-out prompts."""
-        _, rows = prompts_that_fit(self.config.prompts, self.tok, self.sft.config.block_size,
-                                   self.config.max_new_tokens)
-        points = sample_best_of(self.sft, self.reward, self.judge, self.tok,
-                                [r["prompt"] for r in rows[:256]], self.rt, self.config)
-        return [[p["kl"], p["grade"]] for p in points]
-
-    def reward_cost(self):
-        """(FLOPs, seconds) of the reward model's training: forward and backward, and its language
-        model forward. Its log has tokens per second."""
-        rows, _ = split(read_comparisons(self.folder / "comparisons.jsonl"))
-        T = self.sft.config.block_size
-        n = sum(len(ids) for row in rows if (item := encode_comparison(self.tok, row, T))
-                for ids in item["ids"])
-        speed = [r["tokens_per_s"] for r in read_log(self.folder / "reward.jsonl")]
-        passes = 3 + (self.reward.lm is not None)
-        return n * passes * self.flops(), n / np.mean(speed)
-
-    def flops(self):
-        """Of a forward pass, per token, at the usual length of 32 tokens."""
-        return self.sft.flops_per_token(32) / 3
-
-
-def ppo_cost(path, prompt_tokens, flops, T):
-    """(FLOPs, seconds) of a run of PPO, whose log has the length of the answers: a forward pass to
-    sample, 5 to assess (policy, reference, critic, reward model, its language model), and a forward
-    and backward one, 3, of policy and critic in each epoch. flops: of a forward pass, per token."""
-    c, passes, seconds = load_checkpoint(path, "ppo")["config"], 0, 0.0
+def ppo_flops(path, prompt, forward, T):
+    """Of a run of PPO, whose log has the length of the answers: a forward pass to sample, 5 to
+    assess (policy, reference, critic, reward model, its language model), and a forward and backward
+    one, 3, of policy and critic in each epoch. forward: of a forward pass, per token."""
+    c, passes = load_checkpoint(path, "ppo")["config"], 0
     for row in read_log(path.with_suffix(".jsonl")):
-        if "seconds" in row:
-            passes += c["batch_size"] * (prompt_tokens + row["length"]) * (6 + 6 * c["epochs"])
+        if "seconds" in row:                          # an iteration, not an evaluation
+            passes += c["batch_size"] * (prompt + row["length"]) * (6 + 6 * c["epochs"])
             updates = c["epochs"] * c["batch_size"] // c["minibatch"]
             passes += (c["ptx_coef"] > 0) * updates * max(1, c["minibatch"] // 16) * T * 3
-            seconds += row["seconds"]
-    return passes * flops, seconds
+    return passes * forward
 
 
-def cost(method, path, reward_cost, prompt_tokens, flops, T):
-    """(FLOPs, seconds) of a method: its run's, and the reward model's where it needs one."""
-    if SCRIPTS.get(method) == "rlhf_ppo":
-        own = ppo_cost(path, prompt_tokens, flops, T)
-    else:
-        log = read_log(path.with_suffix(".jsonl")) if method in SCRIPTS else []
-        own = (sum(row.get(name, 0) for row in log) for name in ("flops", "seconds"))
-    shared = (0, 0) if method in ("SFT", "DPO") else reward_cost
-    return tuple(a + b for a, b in zip(own, shared))
+def cost(method, folder, path):
+    """FLOPs of a method: its run's, and the reward model's where it needs one."""
+    spent = flops(folder, path if "PPO" in method else folder / "ppo.pt")
+    own = spent["PPO"] if "PPO" in method else sum(
+        row.get("flops", 0) for row in read_log(path.with_suffix(".jsonl")))
+    return own + (method not in ("SFT", "DPO")) * spent["reward model"]
 
 
-# ---- what people read -----------------------------------------------------------------------
+# ---- what their answers are worth -----------------------------------------------------------
 
-COLOURS = "#5b6470", "#8a6100", "#0065a3", "#00795a", "#c24a00"
+def best_answers(folder):
+    """What the scoreboard would say of the best of 16 answers of the SFT model."""
+    config = best_of_n.Config()
+    rt = Runtime(config)
+    policy, tok, _ = load(folder / "sft.pt", rt, "sft")
+    reward = load_reward(f"{folder}/reward.pt", tok, rt)
+    rows = sum(prompts_that_fit("data/town/test.jsonl", tok, policy.config.block_size,
+                                config.max_new_tokens), [])
+    prompts, n = [row["prompt"] for row in rows], config.best_of
+    replies, *_ = best_of_n.best_answers(policy, reward, rows, 0, tok, rt, config)
+    texts = [answer_text(tok, reply) for reply in replies]
+    once = [text for text, _ in respond(policy, tok, prompts, rt, config.max_new_tokens,
+                                        config.temperature)]
+    verdicts = [judge(prompt, text) for prompt, text in zip(prompts, texts)]
+    grades = [verdict["grade"] for verdict in verdicts]
+    all_kinds = dict(right_sampled=np.mean([v["right"] for v in verdicts]), n=len(verdicts))
+    return dict(compared(grades, grade(prompts, once)), by_kind=dict(all=all_kinds),
+                grade=[np.mean(grades)], kl=math.log(n) - (n - 1) / n,
+                length=np.mean([len(tok.encode(text)) for text in texts]))
 
 
-def lines_of(curves):
-    """{method: for each seed [(KL, grade), …]} -> what is drawn: grade against the square root of
-    the KL divergence, a line through the medians over the seeds and a dot for each seed."""
-    for (method, seeds), colour in zip(curves.items(), COLOURS):
-        seeds = [[(max(kl, 0) ** 0.5, grade) for kl, grade in curve] for curve in seeds]
-        yield method, colour, "-", [tuple(median(values) for values in zip(*at_once))
-                                    for at_once in zip(*seeds)]
-        yield method, colour, ".", [point for curve in seeds for point in curve]
-
-
-def picture(curves):
-    """An SVG of the lines, whose names stand beside them."""
-    lines = [*lines_of(curves)]
-    names = "".join(f'<text x="60" y="{24 + 18 * n}" fill="{colour}">{method}</text>'
-                    for n, (method, colour, *_) in enumerate(lines[::2]))
-    axes = '<text x="260" y="420">true grade, held-out prompts, against √KL from SFT (nats)</text>'
-    return draw(lines, 800, 440).replace("</svg>", f"{names}{axes}</svg>")
+def compare(best, seed, folder):
+    """The rows of the tables: {method: (grade, better, right, KL, length, loss on text, TFLOP)}.
+    best: {method: flags}."""
+    found, sft = {}, folder / "sft.pt"
+    paths = {method: train(seed, folder, method, flags) for method, flags in best.items()}
+    boards = {method: examined(folder, f"{path.stem}.test", sft, path, reward="")
+              for method, path in paths.items()}
+    start = boards["PPO"][0]
+    models = {"SFT": start, "best of n": dict(start, **best_answers(folder)),
+              **{method: board[1] for method, board in boards.items()}}
+    for method, m in models.items():
+        found[method] = (m["grade"][0], m.get("better", 0), right(m, key="right_sampled"),
+                         m.get("kl", 0), m["length"], m["text_loss"],
+                         cost(method, folder, paths.get(method, sft)) / 1e12)
+    return found
 
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     most = min(map(len, TRIALS.values()))
-    if not 1 <= config.trials <= most or config.best_of < 2:
-        fail(f"--trials must be 1 to {most}, and --best_of at least 2")
-    if not re.fullmatch(r"(\w+=[^,=]+(,|$))*", config.more):
-        fail(f"--more={config.more} is not like steps=4,n_eval=64")
-    rt, seeds = Runtime(config), range(config.seeds)
-    finished_chains(config)
-    pool = ThreadPoolExecutor(config.jobs)
-    list_files(config.text)                           # a wrong name is told now, not after hours
+    if not 1 <= config.trials <= most:
+        fail(f"--trials must be 1 to {most}")
+    check_finished(config)
 
     # ---- the trials, with seed 0, judged by the validation people ----------------------------
 
-    first, best = Examiner(0, rt, config), {}
-    for path in (config.prompts, config.val, config.test):
-        first.rows(path)
-    jobs = [(m, flags, 0, config) for m in TRIALS for flags in TRIALS[m][:config.trials]]
-    paths = list(pool.map(train, *zip(*jobs)))
+    first, highest, best = folders(config)[0], {}, {}
+    jobs = [(method, flags) for method in TRIALS for flags in TRIALS[method][:config.trials]]
+    with ThreadPoolExecutor(config.jobs) as pool:
+        paths = list(pool.map(lambda job: train(0, first, *job), jobs))
     print("\ntrials: the grade on prompts about the validation people, seed 0")
-    for (method, flags, *_), path in zip(jobs, paths):
-        found = cached(first.folder / "methods" / f"{path.stem}.val.json", path, config.val, config,
-                       lambda: first.examine(path, config.val))
-        grade = np.mean(found["grades"])
-        print(f"    {method:20} {grade:.3f}  KL {found['kl']:.2f}  "
+    for (method, flags), path in zip(jobs, paths):
+        _, found = examined(first, f"{path.stem}.val", first / "sft.pt", path, reward="", text="",
+                            data="data/town/val.jsonl")
+        value = found["grade"][0]
+        print(f"    {method:20} {value:.3f}  KL {found['kl']:.2f}  "
               + (" ".join(f"{k}={v}" for k, v in flags.items()) or "as shipped"), flush=True)
-        best[method] = max(best.get(method, (0, None)), (grade, flags), key=lambda pair: pair[0])
+        if value > highest.get(method, 0):
+            highest[method], best[method] = value, flags
 
     # ---- the best of each, with all seeds -----------------------------------------------------
 
-    best["PPO, no text"] = None, best["PPO"][1] | dict(ptx_coef=0)
-    jobs = [(m, best[m][1], seed, config) for m in SCRIPTS for seed in seeds]
-    paths = {job[::2]: path for job, path in zip(jobs, pool.map(train, *zip(*jobs)))}
-    quality, costs, curves = [{} for _ in seeds], [{} for _ in seeds], {}
-    for seed in seeds:
-        seen = Examiner(seed, rt, config)
-        more, T = seen.folder / "methods", seen.sft.config.block_size
-        sft, flops, reward_cost = seen.folder / "sft.pt", seen.flops(), seen.reward_cost()
-        prompt = np.mean([len(row["ids"]) for row in seen.rows(config.prompts)])
-        for method in ("SFT", "best of n", *SCRIPTS):
-            path, n = paths.get((method, seed), sft), config.best_of * (method == "best of n")
-            name = f"best_of_{n}" if n else path.stem
-            one = cached(more / f"{name}.test.json", path, config.test, config,
-                         lambda: seen.examine(path, config.test, n))
-            grades, sfts = one["grades"], one["grades"] if method == "SFT" else sfts
-            quality[seed][method] = (np.mean(grades), compared(grades, sfts)["better"],
-                                     one["right"], one["kl"])
-            spent, seconds = cost(method, path, reward_cost, prompt, flops, T)
-            # one forward pass writes an answer; each of n is also read by the reward model's two
-            costs[seed][method] = (one["length"], one["text_loss"], spent / 1e12, seconds,
-                                   n * 3 or 1)
-            if method in TRIALS:
-                log = held_out(read_log(path.with_suffix(".jsonl")))
-                curves.setdefault(method, []).append([(row["kl"], row["grade"]) for row in log])
-            elif n:
-                curves.setdefault(method, []).append(
-                    cached(more / "best_of_curve.json", sft, config.prompts, config,
-                           seen.best_of_curve))
-        print(f"seed {seed} is examined", flush=True)
-
-    # ---- save, show ---------------------------------------------------------------------------
-
-    show(f"answers to prompts about the test people, seeds 0 to {config.seeds - 1}",
-         {"grade": "{:.2f}", "better than SFT": "{:.1%}", "right": "{:.1%}", "KL": "{:.2f}"},
-         quality)
-    show("and the rest; the cost includes the reward model's training where one is needed",
-         {"length, tokens": "{:.1f}", "loss on text": "{:.3f}", "TFLOP": "{:.1f}",
-          "seconds": "{:.0f}", "passes per answer": "{:.0f}"}, costs)
-    with writing(config.out) as f:
-        f.write(picture(curves))
-    print(f"\nsaved {config.out}")
+    best["PPO, no text"] = best["PPO"] | dict(ptx_coef=0)
+    found = for_each_seed(config, partial(compare, best))
+    for title, columns, part in (
+            (f"answers to prompts about the test people, seeds 0 to {config.seeds - 1}",
+             {"grade": "{:.2f}", "better than SFT": "{:.1%}", "right": "{:.1%}", "KL": "{:.2f}"},
+             slice(4)),
+            ("and the rest; the cost includes the reward model's training where one is needed",
+             {"length, tokens": "{:.1f}", "loss on text": "{:.3f}", "TFLOP": "{:.1f}"},
+             slice(4, None))):
+        show(title, columns, [{method: row[part] for method, row in rows.items()}
+                              for rows in found])

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import evaluate
-from checkpoint import read_log
 from common import parse_config, read_json, to_json, writing
-from lab.experiments import REHEARSED, rehearsed
-from lab.seeds import figures, spread
+from lab.experiments import TABLES, rehearsed
+from lab.seeds import over_chains, over_seeds, print_rows
 
 
 @dataclass
@@ -31,20 +30,9 @@ class Config:
 
 def measured(folders):
     """{file: {label: cells}} of finished chains; a cell is [format, the value of each seed …]."""
-    seeds, rehearsal = {}, {label: [["{:.1%}"], ["{:.1%}"], ["{:.2f}"]] for label in REHEARSED}
-    for folder in folders:
-        for label, value, form in figures(read_json(folder / "scoreboard.json"),
-                                          read_log(folder / "pretrain.jsonl")):
-            seeds.setdefault(label, [[form]])[0].append(value)
-        for label, row in rehearsed(read_json(folder / "experiments/rehearsal.json")).items():
-            for cell, value in zip(rehearsal[label], row):
-                cell.append(value)
-    return dict(seeds=seeds, rehearsal=rehearsal)
-
-
-def over_seeds(rows):
-    for label, cells in rows.items():
-        print(f"{label:44}" + "".join(f"{spread(values, form):>25}" for form, *values in cells))
+    _, _, columns = TABLES["rehearsal"]
+    found = [rehearsed(read_json(folder / "experiments/rehearsal.json")) for folder in folders]
+    return dict(seeds=over_chains(folders), rehearsal=over_seeds(found, columns.values()))
 
 
 def times(minutes):
@@ -66,8 +54,8 @@ def bench(lines):
     print("\n".join(lines))
 
 
-SHOW = dict(scoreboard=evaluate.show, times=times, pretraining=pretraining, seeds=over_seeds,
-            rehearsal=over_seeds, claims=claims, bench=bench, bench_gpu=bench)
+SHOW = dict(scoreboard=evaluate.show, times=times, pretraining=pretraining, seeds=print_rows,
+            rehearsal=print_rows, claims=claims, bench=bench, bench_gpu=bench)
 
 
 def renewed(page):

@@ -19,37 +19,37 @@ from common import fail, parse_config, read_json
 
 @dataclass
 class Config:
-    seeds: int = 5            # how many: 0, 1, …
-    out: str = "out/seed"     # the folders' names, without the number
-    debug: bool = False       # show tracebacks
+    seeds: int = 5             # how many: 0, 1, …
+    folder: str = "out/seed"   # the folders' names, without the number
+    debug: bool = False        # show tracebacks
+
+
+@dataclass
+class Chains(Config):
+    """The flags of all that reads finished chains."""
+    seeds: int = 3
+    jobs: int = 1              # runs at a time, each with its share of the cores
 
 
 # ---- for all of the lab ---------------------------------------------------------------------
 
-@dataclass
-class Chains:
-    """The flags of what reads finished chains."""
-    seeds: int = 3             # how many: 0, 1, …
-    folder: str = "out/seed"   # the folders' names, without the number
-    jobs: int = 1              # runs at a time
-    debug: bool = False        # show tracebacks
+def folders(config):
+    return [Path(f"{config.folder}{seed}") for seed in range(config.seeds)]
 
 
-def finished_chains(config):
-    """[(seed, folder)]. Gives each of --jobs runs its share of the cores."""
-    chains = [(seed, Path(f"{config.folder}{seed}")) for seed in range(config.seeds)]
-    for _, folder in chains:
-        if not (folder / "ppo.pt").exists():
-            fail(f"--folder={config.folder}: {folder} has no ppo.pt: `python -m lab.seeds "
-                 f"--seeds={config.seeds}` makes it")
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
-    return chains
+def check_finished(config):
+    for folder in folders(config):
+        if not (folder / "scoreboard.json").exists():
+            fail(f"--folder={config.folder}: {folder} has no scoreboard.json: `python -m "
+                 f"lab.seeds --seeds={config.seeds}` makes it")
 
 
 def for_each_seed(config, function):
-    """[function(seed, folder)] of the finished chains, config.jobs at a time."""
+    """[function(seed, folder)], config.jobs at a time."""
+    if config.jobs > 1:
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // config.jobs)))
     with ThreadPoolExecutor(config.jobs) as pool:
-        return list(pool.map(lambda chain: function(*chain), finished_chains(config)))
+        return list(pool.map(function, range(config.seeds), folders(config)))
 
 
 def spread(values, form):
@@ -58,75 +58,85 @@ def spread(values, form):
     return text + f" [{form}, {form}]".format(min(values), max(values)) * (len(values) > 1)
 
 
+def over_seeds(found, forms):
+    """For each seed {label: a row of values} -> {label: [[format, the value of each seed …] …]}."""
+    return {label: [list(cell) for cell in zip(forms, *(rows[label] for rows in found))]
+            for label in found[0]}
+
+
+def print_rows(rows, width=44):
+    for label, cells in rows.items():
+        print(f"{label:{width}}", *(f"{spread(v, form):>25}" for form, *v in cells), sep="")
+
+
 def show(title, columns, found):
     """Print a table. columns: {name: format}; found: for each seed {label: a row of values}."""
     width = max(map(len, found[0])) + 1
     print(f"\n{title}\n{'':{width}}" + "".join(f"{name:>25}" for name in columns))
-    for label in found[0]:
-        values = zip(*(rows[label] for rows in found))
-        print(f"{label:{width}}" + "".join(f"{spread(v, form):>25}"
-                                           for v, form in zip(values, columns.values())))
+    print_rows(over_seeds(found, columns.values()), width)
 
 
 # ---- what a chain has reached ---------------------------------------------------------------
 
-def figures(board, log):
-    """[(name, value, format)] from a scoreboard and the log of pretraining."""
+def figures(folder):
+    """{label: (format, value)} from a chain's scoreboard and its log of pretraining."""
+    board, log = read_json(folder / "scoreboard.json"), read_log(folder / "pretrain.jsonl")
     pretrained, sft, ppo = (board["models"][name] for name in ("pretrain", "sft", "ppo"))
     rm, apart = board["reward_model"], board["contrasts"]
     before, after = sft["by_kind"], ppo["by_kind"]
+    no_worse = sum(after[kind]["grade"] >= before[kind]["grade"] for kind in before)
     last = [row for row in log if "entropy" in row][-1]
-    return [
-        ("pretraining: loss above the town's entropy", last["val_loss"] / last["entropy"] - 1,
-         "{:+.1%}"),
-        ("SFT: facts nobody asked about in SFT", before["fact"]["right"], "{:.1%}"),
-        ("SFT: the same, sampled", before["fact"]["right_sampled"], "{:.1%}"),
-        ("PPO: facts nobody asked about in SFT", after["fact"]["right"], "{:.1%}"),
-        ("PPO: the same, sampled", after["fact"]["right_sampled"], "{:.1%}"),
-        ("SFT: sums not seen in SFT", before["sum"]["right"], "{:.1%}"),
-        ("SFT: unknown people recognised", before["unknown"]["right"], "{:.1%}"),
-        ("PPO: unknown people recognised", after["unknown"]["right"], "{:.1%}"),
-        ("SFT: known people called unknown", before["fact"]["unsure"], "{:.1%}"),
-        ("PPO: known people called unknown", after["fact"]["unsure"], "{:.1%}"),
-        ("reward model: accuracy", rm["accuracy"], "{:.3f}"),
-        ("reward model: ceiling", rm["ceiling"], "{:.3f}"),
-        ("reward model: accuracy / ceiling", rm["accuracy"] / rm["ceiling"], "{:.1%}"),
-        ("reward model: right above wrong fact", apart["fact"][0], "{:.1%}"),
-        ("reward model: right above wrong sum", apart["sum"][0], "{:.1%}"),
-        ("grade after pretraining", pretrained["grade"][0], "{:.2f}"),
-        ("grade after SFT", sft["grade"][0], "{:.2f}"),
-        ("grade after PPO", ppo["grade"][0], "{:.2f}"),
-        ("grade after PPO, 200 prompts", ppo["grade_same"], "{:.2f}"),
-        ("grade of best-of-16 from SFT, the same", board["best_of_n"][-1]["grade"], "{:.2f}"),
-        ("PPO better than SFT", ppo["better"], "{:.1%}"),
-        ("PPO equal to SFT", ppo["equal"], "{:.1%}"),
-        ("PPO worse than SFT", ppo["worse"], "{:.1%}"),
-        ("kinds of prompt no worse than after SFT",
-         sum(after[kind]["grade"] >= before[kind]["grade"] for kind in before), "{:.0f} of 6"),
-        ("KL of PPO from SFT, nats", ppo["kl"], "{:.2f}"),
-        ("entropy, nats per token: pretrained", pretrained["entropy"], "{:.3f}"),
-        ("entropy: SFT", sft["entropy"], "{:.3f}"),
-        ("entropy: PPO", ppo["entropy"], "{:.3f}"),
-        ("distinct word pairs: pretrained", pretrained["distinct_2"], "{:.3f}"),
-        ("distinct word pairs: SFT", sft["distinct_2"], "{:.3f}"),
-        ("distinct word pairs: PPO", ppo["distinct_2"], "{:.3f}"),
-        ("answers of PPO that end", ppo["ended"], "{:.1%}"),
-        ("loss on text, PPO / SFT - 1", ppo["text_loss"] / sft["text_loss"] - 1, "{:+.1%}"),
-    ]
+    return {
+        "pretraining: loss above the town's entropy": (
+            "{:+.1%}", last["val_loss"] / last["entropy"] - 1),
+        "SFT: facts nobody asked about in SFT": ("{:.1%}", before["fact"]["right"]),
+        "SFT: the same, sampled": ("{:.1%}", before["fact"]["right_sampled"]),
+        "PPO: facts nobody asked about in SFT": ("{:.1%}", after["fact"]["right"]),
+        "PPO: the same, sampled": ("{:.1%}", after["fact"]["right_sampled"]),
+        "SFT: sums not seen in SFT": ("{:.1%}", before["sum"]["right"]),
+        "SFT: unknown people recognised": ("{:.1%}", before["unknown"]["right"]),
+        "PPO: unknown people recognised": ("{:.1%}", after["unknown"]["right"]),
+        "SFT: known people called unknown": ("{:.1%}", before["fact"]["unsure"]),
+        "PPO: known people called unknown": ("{:.1%}", after["fact"]["unsure"]),
+        "reward model: accuracy": ("{:.3f}", rm["accuracy"]),
+        "reward model: ceiling": ("{:.3f}", rm["ceiling"]),
+        "reward model: accuracy / ceiling": ("{:.1%}", rm["accuracy"] / rm["ceiling"]),
+        "reward model: right above wrong fact": ("{:.1%}", apart["fact"][0]),
+        "reward model: right above wrong sum": ("{:.1%}", apart["sum"][0]),
+        "grade after pretraining": ("{:.2f}", pretrained["grade"][0]),
+        "grade after SFT": ("{:.2f}", sft["grade"][0]),
+        "grade after PPO": ("{:.2f}", ppo["grade"][0]),
+        "grade after PPO, 200 prompts": ("{:.2f}", ppo["grade_same"]),
+        "grade of best-of-16 from SFT, the same": ("{:.2f}", board["best_of_n"][-1]["grade"]),
+        "PPO better than SFT": ("{:.1%}", ppo["better"]),
+        "PPO equal to SFT": ("{:.1%}", ppo["equal"]),
+        "PPO worse than SFT": ("{:.1%}", ppo["worse"]),
+        "kinds of prompt no worse than after SFT": ("{:.0f} of 6", no_worse),
+        "KL of PPO from SFT, nats": ("{:.2f}", ppo["kl"]),
+        "entropy, nats per token: pretrained": ("{:.3f}", pretrained["entropy"]),
+        "entropy: SFT": ("{:.3f}", sft["entropy"]),
+        "entropy: PPO": ("{:.3f}", ppo["entropy"]),
+        "distinct word pairs: pretrained": ("{:.3f}", pretrained["distinct_2"]),
+        "distinct word pairs: SFT": ("{:.3f}", sft["distinct_2"]),
+        "distinct word pairs: PPO": ("{:.3f}", ppo["distinct_2"]),
+        "answers of PPO that end": ("{:.1%}", ppo["ended"]),
+        "loss on text, PPO / SFT - 1": ("{:+.1%}", ppo["text_loss"] / sft["text_loss"] - 1),
+    }
+
+
+def over_chains(folders):
+    """{label: [[format, the value of each seed …]]}"""
+    found = [figures(folder) for folder in folders]
+    return {label: [[form, *(rows[label][1] for rows in found)]]
+            for label, (form, _) in found[0].items()}
 
 
 if __name__ == "__main__":
-    config, found = parse_config(Config, __doc__), []
-    for seed in range(config.seeds):
-        folder = Path(f"{config.out}{seed}")
+    config = parse_config(Config, __doc__)
+    for seed, folder in enumerate(folders(config)):
+        flags = dict(os.environ, OUT=str(folder), SEED=str(seed))
         if not (folder / "scoreboard.json").exists():
-            ended = subprocess.run(["bash", "run.sh"],
-                                   env=dict(os.environ, OUT=str(folder), SEED=str(seed)))
-            if ended.returncode:
+            if subprocess.run(["bash", "run.sh"], env=flags).returncode:
                 fail(f"seed {seed} stopped; the same command continues there")
-        found.append(figures(read_json(folder / "scoreboard.json"),
-                             read_log(folder / "pretrain.jsonl")))
     print(f"\nseeds 0 to {config.seeds - 1}, the median [least, most]")
-    for rows in zip(*found):
-        (name, _, form), values = rows[0], [value for _, value, _ in rows]
-        print(f"{name:44}{spread(values, form):>25}")
+    print_rows(over_chains(folders(config)))

@@ -3,6 +3,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 # The tests check ideas, not hardware: they and the scripts that they start run on the CPU. On a GPU
 # sums have another order, so runs are not equal bit for bit. test_gpu.py starts some on TEST_GPUS.
@@ -80,6 +81,30 @@ def chain(tmp_path_factory):
 def own_chain(chain, tmp_path_factory):
     """A copy of the chain, for a file whose tests write there."""
     return shutil.copytree(chain, tmp_path_factory.mktemp("chain"), dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="module")
+def seed0(chain, tmp_path_factory):
+    """A folder with what lab/seeds.py leaves of one seed, from the tiny chain. What the lab runs
+    there is short, and runs in copies of this process."""
+    from lab import experiments
+    from tiny import ROOT, SHORT, as_copy, run
+    folder, real = tmp_path_factory.mktemp("seeds"), experiments.run
+    shutil.copytree(chain / "out", folder / "out/seed0")
+    (folder / "data").mkdir()
+    (folder / "data/town").symlink_to(chain / "data/town")
+    for script in ("data/town.py", *(script.name for script in ROOT.glob("*.py"))):
+        (folder / script).symlink_to(ROOT / script)
+    flags = [f"--{flag}={value}" for flag, value in SHORT["evaluate.py"].items()]
+    assert run(folder, "evaluate", *flags, *(
+        f"--{flag}=out/seed0/{name}" for flag, name in experiments.READS["evaluate.py"].items()),
+        "--models=out/seed0/pretrain.pt,out/seed0/sft.pt,out/seed0/ppo.pt",
+        "--out=out/seed0/scoreboard.json")[0] == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiments, "subprocess", SimpleNamespace(run=as_copy))
+        patch.setattr(experiments, "run", lambda script, *where, **flags: real(
+            script, *where, **flags | SHORT.get(script, {})))
+        yield folder
 
 
 @pytest.fixture(scope="module")

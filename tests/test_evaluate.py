@@ -18,7 +18,6 @@ from common import Runtime
 from data import town
 from data.formats import is_held_out, read_comparisons, read_prompts
 from evaluate import best_of, compared, distinct, examine_reward, first_line, groups_of, interval
-from lab import experiments
 from lab.seeds import show
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score
@@ -276,13 +275,6 @@ def test_contrasts_differ_only_in_their_value_and_are_held_out():
         assert asked.get("N") in world.people_of["test"] + [None]
         assert row["kind"] == "fact" or tuple(sorted((asked["x"], asked["y"]))) in \
             world.sums_of["test"]
-
-
-@pytest.mark.parametrize("form, law", [("log", lambda d: d * (1.5 - 0.7 * np.log(d))),
-                                       ("linear", lambda d: d * (1.5 - 0.7 * d))])
-def test_fit_recovers_gaos_laws_from_points_that_follow_them(form, law):
-    d = np.linspace(0.2, 4, 9)
-    assert experiments.fit(d, law(d), form) == pytest.approx((1.5, 0.7, 1.0))
 
 
 def test_tables_show_the_median_the_least_and_the_most(capsys):

@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from checkpoint import Run
 from common import Runtime
 from data.formats import read_prompts
 from data.town import Dice, World, make_prompt
-from lab import claims, compare_methods
+from lab import compare_methods
 from pretend_gpu import pretend_gpu
 from tiny import FLAGS, ROOT, build, environment, run, save, write
 from test_lesson_best_of_n import FLAGS as BEST_OF_N
@@ -170,18 +169,18 @@ def test_a_script_learns_or_measures_the_same(script, town, short):
     same(found)
 
 
-def test_the_methods_are_examined_alike(town, short, monkeypatch):
-    config = partial(compare_methods.Config, folder="", n_prompts=4, best_of=2, dtype="float32",
-                     prompts="demos.jsonl", text="text.jsonl", judge=f"{ROOT}/data/town.py:judge")
+def test_the_best_answers_are_found_alike(town, short, monkeypatch):
+    (town / "data/town").mkdir(parents=True)
+    (town / "data/town/test.jsonl").symlink_to(town / "test.jsonl")
     monkeypatch.chdir(town)
+    real = compare_methods.best_of_n.Config
 
-    def examined(device):
-        monkeypatch.setattr(compare_methods, "Config", lambda **_: config(device=device))
-        seen = compare_methods.Examiner("", Runtime(config(device=device)), config())
-        return (seen.examine("ppo.pt", "demos.jsonl"), seen.examine("ppo.pt", "demos.jsonl", 2),
-                seen.best_of_curve(), claims.flops(Path()))
+    def found(device):
+        monkeypatch.setattr(compare_methods.best_of_n, "Config", lambda: real(
+            device=device, dtype="float32", best_of=2))
+        return compare_methods.best_answers(Path())
 
-    same(examined)
+    same(found)
 
 
 def test_the_reports_views_show_the_same(town, short):

@@ -59,15 +59,14 @@ def test_the_score_of_the_best_of_n_is_that_of_the_closed_form(policy, tiny_toke
     p = (logits[0, -1] / 0.7).softmax(0)
     values = torch.tensor(letters([asked[0]["prompt"]] * len(p),
                                   [answer_text(tok, [i]) for i in range(len(p))]))
-    order = values.argsort()
-    below = torch.cat([torch.zeros(1), p[order].cumsum(0).clamp(max=1)]) ** n
-    chance, values = below.diff(), values[order]
+    values, order = values.sort()
+    below = torch.cat([torch.zeros(1), p[order].cumsum(0).clamp(max=1)])
+    chance = (below ** n).diff()
     mean = (chance * values).sum()
     error = ((chance * (values - mean) ** 2).sum() / many).sqrt()
     _, scores, _ = best_answers(policy, letters, asked, 0, tok, RT, config)
     assert abs(scores.amax(1).mean() - mean) < 4 * error
-    assert mean - (p * torch.tensor(letters([asked[0]["prompt"]] * len(p), [
-        answer_text(tok, [i]) for i in range(len(p))]))).sum() > 8 * error       # not one sample's
+    assert mean - (p[order] * values).sum() > 8 * error                # not one sample's
 
 
 def test_an_answer_without_an_end_scores_less(policy, tiny_tokenizer):

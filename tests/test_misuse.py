@@ -129,7 +129,7 @@ CASES = """
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
     evaluate --best_of=-1                 | --best_of=-1 must be at least 0
     view/report --folder=. --out=bad      | bad is a folder
-    lab/experiments --seeds=1             | out/seed0 has no ppo.pt: `python -m lab.seeds --seeds=1`
+    lab/experiments --seeds=1             | out/seed0 has no scoreboard.json: `python -m lab.seeds --s
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: run `
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
     chat --compare=sft.pt,bad/other_sft.pt --reward=reward.pt | another tokenizer

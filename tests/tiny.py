@@ -60,6 +60,20 @@ CHAIN = {
                 f"--eval_every=4 --watch={GRADE}",
 }
 
+# What makes the lab's runs on this chain short.
+SHORT = {
+    "pretrain.py": dict(steps=2, batch_size=2, micro_batch=2, block_size=128, eval_rows=4),
+    "sft.py": dict(steps=2, batch_size=2, micro_batch=2),
+    "compare.py": dict(n_prompts=24, max_new_tokens=16),
+    "reward.py": dict(steps=2, batch_size=8, micro_batch=8),
+    "rlhf_ppo.py": dict(steps=2, batch_size=32, minibatch=32, micro_batch=32, max_new_tokens=8,
+                        n_eval=8, eval_every=1),
+    "evaluate.py": dict(n_prompts=24, max_new_tokens=16, best_of=0),
+    "-m lessons.few_shot": dict(n_prompts=24, max_new_tokens=8),
+    "-m lessons.lora": dict(steps=2),
+} | {f"-m lessons.{name}": dict(steps=1, batch_size=64, max_new_tokens=12, n_eval=8)
+     for name in ("dpo", "grpo", "best_of_n")}
+
 
 def environment(**more):
     return dict(os.environ, OMP_NUM_THREADS="1", **more)
