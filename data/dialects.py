@@ -9,7 +9,6 @@ the rows, and counts what is mended or not used here (`notes`).
 
 import json
 import re
-from ast import literal_eval
 from contextlib import suppress
 
 # The question is the first of QUESTIONS that is present, the answer the last turn of the dialogue,
@@ -26,7 +25,7 @@ COMPARED = ("responses", "ranks", *PAIR, "rejected_response")  # compare.py's; m
 CONTENT = (*QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, "history", *COMPARED)
 
 ROLES = {"system": "system", "user": "user", "assistant": "assistant",
-         "human": "user", "gpt": "assistant"}         # ShareGPT's
+         "human": "user", "gpt": "assistant"}         # ShareGPT's, HH's
 TURN = (("role", "from"), ("content", "value"))       # OpenAI's, ShareGPT's
 LEARNED = ("weight", "train", "loss")                 # whether, and how much, a turn is learned
 
@@ -91,9 +90,10 @@ def string(value, name):
     return value.encode().decode()
 
 
-def is_number(value):
-    """Not NaN, infinite, or too large for a float32."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+def are_numbers(values, count):
+    """Whether it is a list of so many numbers. None is NaN, infinite, or too large for a float32."""
+    return isinstance(values, list) and len(values) == count and all(
+        type(value) in (int, float) and abs(value) < 1e30 for value in values)
 
 
 # ---- messages -------------------------------------------------------------------------------
@@ -114,38 +114,33 @@ def is_dialogue(value):
         isinstance(turn, dict) and first(turn, TURN[0]) for turn in value)
 
 
+def is_transcript(text):
+    """Whether a text is a dialogue of Human and Assistant, as in HH, rm-static and BELLE."""
+    return isinstance(text, str) and bool(re.match(
+        r"\n\n(Human|Assistant):|\s*Human:.*\n *Assistant:", text, re.DOTALL))
+
+
 def deserialised(value):
-    """A list of turns that was written as a string, as table formats do, in JSON or in Python."""
+    r"""A dialogue that was written as a string: in JSON, as tables have it, or as a transcript.
+    "\n\nHuman: Hi\n\nAssistant: Hello" -> [user: Hi, assistant: Hello]. Other values stay."""
+    if is_transcript(value):
+        line = r"\n\n" if "\n\nAssistant:" in value else r"\n *"      # BELLE has no empty lines
+        _, *parts = re.split(line + "(Human|Assistant):", "\n\n" + value.strip())
+        return [message(who, said.strip()) for who, said in zip(parts[::2], parts[1::2])]
     if isinstance(value, str) and value.lstrip().startswith("[{"):
-        for read in (json.loads, literal_eval):
-            with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-                if is_dialogue(turns := read(value)):
-                    return turns
+        with suppress(ValueError, RecursionError):
+            if is_dialogue(turns := json.loads(value)):
+                return turns
     return value
 
 
-def is_transcript(text):
-    """Whether a string is a dialogue of Human and Assistant, as in HH, rm-static and BELLE."""
-    return bool(re.match(r"\n\nHuman:|\s*Human:.*\n *Assistant:", text, re.DOTALL))
-
-
-def transcript(text):
-    r"""`\n\nHuman: Hi\n\nAssistant: Hello` -> [user: Hi, assistant: Hello]"""
-    line = r"\n\n" if "\n\nAssistant:" in text else r"\n *"         # BELLE has no empty lines
-    start, *parts = re.split(line + "(Human|Assistant):", "\n\n" + text.strip())
-    if start.strip() or not parts:
-        raise DataError("needs a prompt, or transcripts that begin with 'Human:'")
-    return [message(who.lower(), said.strip()) for who, said in zip(parts[::2], parts[1::2])]
-
-
 def as_messages(prompt, notes):
-    """"Hi" -> [{"role": "user", "content": "Hi"}]; a transcript is cut into its turns, a list is
-    checked and copied."""
+    """"Hi" -> [{"role": "user", "content": "Hi"}]; a list is checked and copied."""
     if isinstance(prompt, str):
-        turns = transcript(prompt) if is_transcript(prompt) else [message("user", prompt)]
-        return turns[:-1] if turns[-1] == message("assistant", "") else turns
+        return [message("user", prompt)]
     if not (isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)):
-        raise DataError(f"expected a string or a list of messages, not {prompt!r:.40}")
+        raise DataError("a prompt or an answer must be a string or a list of messages, not "
+                        f"{prompt!r:.40}")
     messages = []
     for turn in map(without_gaps, prompt):
         refuse_meaningful(turn)
@@ -181,60 +176,52 @@ def tidy(turns, notes):
 def standard(row, notes):
     """Any row as (prompt, responses)."""
     refuse_meaningful(row)
-    asks, prompt, responses = first(row, QUESTIONS), [], []
-    if not first(row, PAIR):
-        prompt, responses = asked_and_answered(row, notes)
-    elif not {*PAIR} <= row.keys():
+    asks, pair, prompt = first(row, QUESTIONS), [row[name] for name in PAIR if name in row], []
+    if len(pair) == 1:
         raise DataError("chosen and rejected must come together: add the missing one")
-    else:                      # answers to the row's prompt, or dialogues with other last turns
-        if asks:
-            prompt, _ = asked_and_answered(without(row, COMPARED), notes)
-        chosen, rejected = (whole_dialogue(prompt, deserialised(row[name]), notes) for name in PAIR)
-        *prompt, better = chosen
-        if prompt != rejected[:-1]:
-            raise Drop("whose dialogues differ before the last answer")
-        responses = [better["content"], rejected[-1]["content"]]
-    if asks and isinstance(row[asks], str) and is_transcript(row[asks]):
+    if not asks and not pair:
+        raise DataError(f"needs one of {', '.join(QUESTIONS)}, as in "
+                        '{"prompt": "Hi", "response": "Hello"}: data/README.md lists the formats')
+    answers = row.get("responses") or row.get(first(row, ANSWERS), [])
+    if not isinstance(answers, list) or is_dialogue(answers):        # a list: LLaMA-Factory's
+        answers = [answers]
+    if asks:
+        prompt = question(row, asks, notes)
+        if asks in DIALOGUES and prompt and prompt[-1]["role"] == "assistant":
+            last = prompt.pop()
+            answers = row.get("responses", [last["content"]])
+        ends_with_user(prompt)
+    if "rejected_response" in row:                    # ms-swift: beside a demonstration
+        answers = [*answers[:1], row["rejected_response"]]
+    dialogues = [whole_dialogue(prompt, answer, notes) for answer in
+                 (map(deserialised, pair) if pair else answers)]
+    if any(dialogue[:-1] != dialogues[0][:-1] for dialogue in dialogues):
+        raise Drop("whose dialogues differ before the last answer")
+    prompt = dialogues[0][:-1] if dialogues else prompt
+    responses = [dialogue[-1]["content"] for dialogue in dialogues]
+    if is_transcript(row.get(asks)):
         responses = [response.strip() for response in responses]      # "Assistant: Hello"
+    # a row may ask or answer in two fields: the other one is told, if it says something else
+    text = "\n".join([*(turn["content"] for turn in prompt), *responses])
+    others = {*CONTENT} - {asks, *COMPARED, *(ANSWERS if first(row, COMPARED) else ())}
+    notes.update({("not used", repr(name)) for name in others
+                  if isinstance(row.get(name), str) and row[name].strip() not in text})
     return ends_with_user(prompt), responses
 
 
-def asked_and_answered(row, notes):
-    name, answer = first(row, QUESTIONS), row.get(first(row, ANSWERS))
-    if name is None:
-        raise DataError(f"needs one of {', '.join(QUESTIONS)}, as in "
-                        '{"prompt": "Hi", "response": "Hello"}: data/README.md lists the formats')
-    prompt, pairs = as_messages(deserialised(row[name]), notes), row.get("history") or []
+def question(row, name, notes):
+    """The dialogue in the field of this name, with what stands before it or belongs to it."""
+    turns, pairs = as_messages(deserialised(row[name]), notes), row.get("history") or []
+    if turns[1:] and is_transcript(row[name]) and turns[-1] == message("assistant", ""):
+        turns.pop()                                   # "Assistant:", where the answer follows
     for more in CONTEXTS:
         if row.get(more) and more != name and name not in DIALOGUES:
-            add_to(prompt, string(row[more], more))
+            add_to(turns, string(row[more], more))
     if not (isinstance(pairs, list) and all(isinstance(p, list) and len(p) == 2 for p in pairs)):
         raise DataError(f"history must be a list of [question, answer], not {pairs!r:.40}")
     before = [("system", row[more]) for more in SYSTEMS if row.get(more)][:1]
     before += [turn for pair in pairs for turn in zip(("user", "assistant"), pair)]
-    prompt = tidy([*(message(*turn) for turn in before), *prompt], notes)
-    responses = row.get("responses", [])
-    if not isinstance(responses, list):
-        raise DataError("responses must be a list of strings, the best first")
-    if name in DIALOGUES and prompt and prompt[-1]["role"] == "assistant":
-        last = prompt.pop()
-        responses = responses or [last["content"]]
-    elif answer is not None and not responses:
-        if is_dialogue(answer):                       # TRL: the last turns of the dialogue
-            *prompt, last = tidy(prompt + as_messages(answer, notes), notes)
-            if last["role"] != "assistant":
-                raise DataError("an answer must end with an assistant turn")
-            answer = last["content"]
-        # LLaMA-Factory: a list of answers, the best first
-        responses = answer if isinstance(answer, list) else [answer]
-    if "rejected_response" in row:                    # ms-swift: beside a demonstration
-        responses = [*responses[:1], row["rejected_response"]]
-    responses = [string(response, "a response") for response in responses]
-    # a row may ask or answer in two fields: the other one is told, if it says something else
-    text = "\n".join([*(turn["content"] for turn in prompt), *responses])
-    notes.update({("not used", repr(other)) for other in {*CONTENT} - {name, *COMPARED}
-                  if isinstance(row.get(other), str) and row[other].strip() not in text})
-    return ends_with_user(prompt), responses
+    return tidy([*(message(*turn) for turn in before), *turns], notes)
 
 
 def ends_with_user(prompt):
@@ -246,20 +233,15 @@ def ends_with_user(prompt):
 
 
 def whole_dialogue(prompt, answer, notes):
-    """The prompt and an answer. The answer is text, a message, or the whole dialogue (TRL, HH)."""
-    if not isinstance(answer, str):
-        turns = as_messages([answer] if isinstance(answer, dict) else answer, notes)
-    elif prompt and not is_transcript(answer):
-        turns = [message("assistant", answer)]
-    else:
-        turns = transcript(answer)
-        if [turn["role"] for turn in turns[-2:]] != ["user", "assistant"]:
-            raise Drop("whose transcripts don't end with Human and Assistant")
+    """The prompt and an answer: text, a message, more turns, or the whole dialogue (TRL, HH)."""
+    if isinstance(answer, str):
+        return [*ends_with_user(prompt), message("assistant", answer)]
+    turns = as_messages([answer] if isinstance(answer, dict) else answer, notes)
     if turns[-1]["role"] != "assistant":
-        raise DataError("chosen and rejected must end with an assistant turn")
-    if len(turns) == 1:
-        return prompt + turns
-    # The dialogue may have a system message or early turns that the prompt lacks.
+        raise Drop("whose dialogues don't end with an answer")
+    if turns[0]["role"] == "assistant":
+        return ends_with_user(prompt) + turns
+    # the dialogue may have a system message or early turns that the prompt lacks
     if prompt and prompt[-1] not in turns:
         raise DataError("chosen and rejected must be answers to the prompt, or contain it")
     return turns
@@ -290,5 +272,5 @@ def scores_of(row, count):
         # a list beside chosen and rejected may have another order: of these only ties are clear
         elif isinstance(value, list) and ("responses" in row or value == value[:1] * count):
             values = value
-        if len(values) == count and all(map(is_number, values)):
+        if are_numbers(values, count):
             yield {name, twin}, SCORES[stem], values

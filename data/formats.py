@@ -16,30 +16,25 @@ import json
 import os
 import re
 import sys
-from collections import Counter
+from collections import Counter, namedtuple
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate, combinations, pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from common import note_once
 from data.dialects import (ANSWERS, COMPARED, CONTENT, DIALOGUES, LABELS, PAIR, QUESTIONS,
-                           DataError, Drop, first, is_dialogue, is_number, message, scores_of,
+                           DataError, Drop, are_numbers, first, is_dialogue, message, scores_of,
                            standard, string, unjudged, unknown, without, without_gaps)
 
 SEPARATOR = "<|endoftext|>"
 BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before JSON: a BOM, white space
 LONGEST_DOCUMENT = 1 << 20  # characters; the rest of a longer document becomes the next one
-LONGEST_LINE = 1 << 26  # characters; a longer line could fill the memory, and is refused
-
-
-class Document(NamedTuple):
-    source: str  # the file's name without its suffix
-    text: str
-    logp: float | None  # the text's exact log-probability in nats, if its generator knows it
+# source: the file's name without its suffix; logp: the text's exact log-probability in nats, or
+# None if its generator doesn't know it
+Document = namedtuple("Document", "source text logp")
 
 
 # ---- files -> rows --------------------------------------------------------------------------
@@ -110,16 +105,11 @@ def places_and_rows(path):
                 yield f"{path}, document {number:,}", {"text": text}
         elif is_one_value(file.buffer.peek()):
             for number, row in enumerate(rows_of(file.read()), 1):
-                broken = isinstance(row, DataError)
-                yield f"{path}" if broken else f"{path}, record {number:,}", row
+                yield f"{path}, record {number:,}", row
         else:
-            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
-                place = f"{path}, line {number:,}"
-                if len(line) == LONGEST_LINE:
-                    raise DataError(f"{place}: over {LONGEST_LINE:,} characters: write one row per "
-                                    "line")
+            for number, line in enumerate(file, 1):
                 if line := line.strip("\ufeff \t\r\n"):  # joined files have a BOM in the middle
-                    yield from ((place, row) for row in rows_of(line))
+                    yield from ((f"{path}, line {number:,}", row) for row in rows_of(line))
 
 
 def split_documents(file):
@@ -141,29 +131,26 @@ def read_rows(path, convert, counts=None, malformed=None):
     DataError, or is added to the list `malformed` (tools/check.py)."""
     total, found = 0, Counter()                       # found: rows, not changes
     for total, (place, row) in enumerate(places_and_rows(path), 1):
-        notes, filled = Counter(), {}
+        notes, sound = Counter(), isinstance(row, dict)
         try:
-            if not isinstance(row, dict):
+            if not sound:
                 raise row if isinstance(row, DataError) else DataError(
                     f"a row must be an object {{...}}, not {row!r:.40}")
-            filled = without_gaps(row)
-            if "text" in row and not first(filled, QUESTIONS):
-                filled.setdefault("text", "")
-            converted = convert(filled, notes)
-            found.update(set(notes))
-            yield converted
+            converted = convert(without_gaps(row), notes)
         except Drop as reason:
             found["dropped", str(reason)] += 1
         except ValueError as reason:
-            # does it lack what it should ask or answer, since the cell is null?
-            if isinstance(row, dict) and any(first(row, names) and not first(filled, names)
-                                             for names in (QUESTIONS, ANSWERS, *zip(PAIR))):
+            if sound and lacks_a_cell(row):
                 found["dropped", "with an empty cell"] += 1
             elif malformed is None:
                 raise DataError(f"{place}: {reason}") from None
             else:
                 malformed.append(f"{place}: {reason}")
-
+        else:
+            found.update({*notes})
+            yield converted
+    if not total:
+        raise DataError(f"{path}: is empty")
     told = []
     for what in sorted({what for what, _ in found}):
         rows = Counter({text: n for (kind, text), n in found.items() if kind == what})
@@ -171,12 +158,17 @@ def read_rows(path, convert, counts=None, malformed=None):
         told.append(f"{path}: {what}{of}: {listed(rows)}")
         if of and rows.total() == total:
             raise DataError(told[0])
-    if not total:
-        raise DataError(f"{path}: is empty")
     if counts is not None:
         counts.update(found)
-    else:
-        print("".join(f"{line}\n" for line in told), end="", file=sys.stderr)
+    elif told:
+        print("\n".join(told), file=sys.stderr)
+
+
+def lacks_a_cell(row):
+    """Whether a row lacks its text, or what it should ask or answer, since the cell is empty."""
+    full = without_gaps(row)
+    return any(first(row, names) and not first(full, names)
+               for names in (QUESTIONS, ANSWERS, *zip(PAIR), ("text",)))
 
 
 def listed(counts):
@@ -227,7 +219,7 @@ def list_files(paths):
 def text_and_logp(row, notes):
     if "text" not in row:
         return "\n".join(turn["content"] for turn in demonstration(row, notes)["messages"]), None
-    if not is_number(row.get("logp", 0.0)):
+    if not are_numbers([row.get("logp", 0)], 1):
         raise DataError(f"logp must be a number, not {row['logp']!r:.40}")
     text = string(row["text"], "text")
     if not text.strip():
@@ -268,8 +260,6 @@ def kept(row, notes, used=()):
     """The fields beside the content and the text. What nothing reads is counted."""
     rest = without(row, (*CONTENT, "text", "logp"))
     if "kind" in rest:                                # a name in reports
-        if isinstance(rest["kind"], (list, dict)):
-            raise DataError(f"kind must be a string, not {rest['kind']!r:.40}")
         rest["kind"] = str(rest["kind"])
     notes.update(unknown(without(rest, used)))
     return rest
@@ -282,9 +272,9 @@ def comparison(row, notes):
         raise DataError("a comparison needs two responses, or chosen and rejected")
     order = ranks = dense_ranks(row.get("ranks", [*range(count)]), count)
     grades, noise = row.get("grades", [0] * count), row.get("noise", 1)       # compare.py's
-    if not isinstance(grades, list) or len(grades) != count or not all(map(is_number, grades)):
+    if not are_numbers(grades, count):
         raise DataError(f"grades must be a list of {count} numbers, not {grades!r:.40}")
-    if not is_number(noise) or noise <= 0:
+    if not are_numbers([noise], 1) or noise <= 0:
         raise DataError(f"noise must be a number above 0, not {noise!r:.40}")
     places = distinct(responses)
     if len({ranks[i] for i in places}) < 2:
