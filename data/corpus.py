@@ -7,7 +7,6 @@ interrupted run can continue where it stopped.
 """
 
 import hashlib
-import sys
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import FULL, sync
+from common import named, sync
 from data.formats import hold_out, read_texts
 
 PIECE = 16_000     # characters; longer documents are cut, so that even one book can be split
@@ -48,24 +47,18 @@ class Corpus:
         self.logp, self.n_bytes = docs["logp"], docs["n_bytes"]
         self.tokens = np.memmap(cache / "tokens.bin", dtype=id_type(tok), mode="r")
         self.lengths = np.diff(self.starts)
-        # the split goes by the text's hash, so two copies of a text are on the same side
-        n, n_texts = len(self.lengths), len({*docs["hash"].tolist()})
-        if n_texts < 2:
-            copies = f", {n:,} times," * (n > 1)
+        if len({*docs["hash"].tolist()}) < 2:
+            copies = f", {len(self.lengths):,} times," * (len(self.lengths) > 1)
             raise ValueError(f"{paths}: a single short document{copies} can't be split into text "
                              f"to learn from and text to evaluate on: use more text")
+        # the split goes by the text's hash, so two copies of a text are on the same side
         self.held_out = hold_out(docs["hash"], val_share, self.lengths)
-        share = self.lengths[self.held_out].sum() / self.lengths.sum()
-        if main and n_texts * val_share < 1 and not val_share / 2 < share < val_share * 2.5:
-            print(f"{paths}: {n:,} documents, {n_texts:,} of them different: {share:.1%} of the "
-                  f"tokens are held out", file=sys.stderr)
 
     def mixture(self, mix=""):
         """The probability that a document comes from each source, (n_sources,). mix "a=0.5,b=0.2"
         sets the sources' shares of the tokens; by default they are the sources' sizes."""
-        n = len(self.sources)
-        tokens = np.bincount(self.source, self.lengths * ~self.held_out, n)
-        docs = np.bincount(self.source, ~self.held_out, n)
+        tokens = self.per_source(self.lengths * ~self.held_out)
+        docs = self.per_source(~self.held_out)
         weights = tokens / tokens.sum()
         if mix:
             parts = [part.partition("=") for part in mix.split(",")]
@@ -151,14 +144,16 @@ class Corpus:
         the dice chose: -(log share + logp)."""
         with np.errstate(divide="ignore", invalid="ignore"):
             nats = -(np.log(self.mixture(mix))[self.source[docs]] + self.logp[docs])
-            n = len(self.sources)
-            return (np.bincount(self.source[docs], nats, n)
-                    / np.bincount(self.source[docs], self.lengths[docs], n))
+            return self.per_source(nats, docs) / self.per_source(self.lengths[docs], docs)
 
     def shares(self, docs):
         """Each source's share of the tokens of these documents, (n_sources,)."""
-        tokens = np.bincount(self.source[docs], self.lengths[docs], len(self.sources))
+        tokens = self.per_source(self.lengths[docs], docs)
         return tokens / tokens.sum()
+
+    def per_source(self, values, docs=slice(None)):
+        """The sum of these documents' values in each source, (n_sources,)."""
+        return np.bincount(self.source[docs], values, len(self.sources))
 
 
 def id_type(tok):
@@ -190,13 +185,8 @@ def encode(paths, tok, cache):
     """Make the cache. docs.npz is moved last: if it exists, the cache is complete. Two runs may do
     this at the same time, because both write the same files."""
     cache.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=cache.parent, prefix=f"{cache.name}.") as tmp:
-        try:
-            write(paths, tok, Path(tmp))
-        except OSError as error:
-            room = "make room there, or " if error.errno in FULL else ""
-            raise OSError(f"the tokens of {paths} could not be written to {cache.parent} "
-                          f"({error.strerror or error}): {room}choose another --out") from None
+    with named(cache.parent), TemporaryDirectory(dir=cache.parent, prefix=f"{cache.name}.") as tmp:
+        write(paths, tok, Path(tmp))
         cache.mkdir(exist_ok=True)
         for name in ("tokens.bin", "docs.npz"):
             with open(Path(tmp, name), "rb+") as f:

@@ -376,10 +376,7 @@ def held_out(prompts, share=0.05):
 
 def split(rows, field="prompt", share=0.05):
     """(rows to train on, rows held out). field: where the messages of a row are."""
-    held, asked = held_out([row[field] for row in rows], share), {mark(row[field]) for row in rows}
-    if share * len(asked) < 1 and len(asked) < len(rows):
-        print(f"{len(rows):,} rows begin with only {len(asked):,} different questions: "
-              f"{sum(held):,} are held out", file=sys.stderr)
+    held = held_out([row[field] for row in rows], share)
     return [[row for row, h in zip(rows, held) if h == side] for side in (False, True)]
 
 
