@@ -91,7 +91,7 @@ def string(value, name):
 
 
 def are_numbers(values, count):
-    """Whether it is a list of so many numbers. None is NaN, infinite, or too large for a float32."""
+    """Whether it is a list of so many numbers: not NaN, infinite, or too large for a float32."""
     return isinstance(values, list) and len(values) == count and all(
         type(value) in (int, float) and abs(value) < 1e30 for value in values)
 

@@ -14,7 +14,6 @@ import torch
 import tiny
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import parse_config, writing
-from data.corpus import Corpus
 from data.formats import read_demonstrations, read_texts
 from model import GPT, GPTConfig
 
@@ -54,19 +53,6 @@ def test_a_run_under_nohup_stays_when_the_terminal_closes(folder):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     assert train(folder, "--out=a.pt") == 0
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-
-
-# ---- a cache that is cut off: open-lm-engine/lm-engine 53, osaurus-ai/vmlx-swift 217 ----------
-
-@pytest.mark.parametrize("name", ["tokens.bin", "docs.npz"])
-@pytest.mark.parametrize("share", [0, 0.5])
-def test_a_cache_that_was_cut_off_is_made_again(tmp_path, tiny_tokenizer, name, share):
-    tiny.write(tmp_path / "text.jsonl", *(dict(text=f"{i} cats") for i in range(30)))
-    whole = Corpus(tmp_path / "text.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
-    tokens, file = whole.tokens.tolist(), next(tmp_path.glob(f"cache/*/{name}"))
-    os.truncate(file, int(share * file.stat().st_size))
-    again = Corpus(tmp_path / "text.jsonl", tiny_tokenizer, tmp_path / "cache", "print")
-    assert again.tokens.tolist() == tokens and again.sources == ["text"]
 
 
 # ---- disks on which fsync fails: ArchiveBox 456, pytorch 144752 --------------------------------
