@@ -7,7 +7,6 @@ import io
 import itertools
 import os
 import pickle
-import random
 import re
 import shutil
 import subprocess
@@ -18,9 +17,8 @@ import torch
 
 from checkpoint import atomic_save
 from common import parse_config
-from data import formats
-from data.town import Dice, World, demonstrate, make_prompt
-from tiny import FLAGS, ROOT, build, run, save, torchrun, two_ranks, write
+from data import town
+from tiny import FLAGS, ROOT, build, run, save, torchrun, two_ranks
 from tokenizer import Tokenizer
 
 # What a case changes: these flags are right.
@@ -39,14 +37,12 @@ RIGHT |= {
 CASES = """
     pretrain --step=3                     | unknown flag --step; did you mean --steps?
     pretrain --lr=-1                      | --lr=-1.0 must be at least 0
-    pretrain --seed=-1                    | --seed=-1 must be at least 0
     pretrain --micro_batch=3              | must be a multiple of 1 processes times --micro_batch=3
     pretrain --n_head=3                   | n_head=3 must divide n_embd=16
     pretrain --dropout=1.5                | --dropout=1.5 must be at most 1
     pretrain --device=cuda                | no CUDA device; try --device=cpu
     pretrain --data=bad/empty.txt         | bad/empty.txt: is empty
     pretrain --data=bad/latin.txt         | not UTF-8 at byte 3: save it as UTF-8
-    pretrain --data=bad/utf16.txt         | has NUL bytes: unpack it, or save it as UTF-8
     pretrain --data=bad/few.jsonl             | a single short document can't be split
     pretrain --mix=forum=1                | name sources as in text=0.5
     pretrain --mix=text=-1                | the shares must be numbers of at least 0
@@ -58,17 +54,9 @@ CASES = """
     pretrain --data=. --out=new.pt        | would write new.pt, but . is read here
     pretrain --lr=1e12 --muon=0 --warmup=1 --eval_every=1 | val_loss is nan at step 1; the same
     pretrain --lr=1e30                    | is nan at step 2 (its batch: new.nan.pt); with a
-    sft --data=bad/empty.txt              | bad/empty.txt: is empty
     sft --data=bad/broken.jsonl           | bad/broken.jsonl, line 2: not JSON
-    sft --data=bad/latin.jsonl            | not UTF-8 at byte 13: save it as UTF-8
     sft --data=bad/deep.json              | bad/deep.json, line 1: not JSON: maximum recursion depth
-    sft --data=bad/deep_list.json         | bad/deep_list.json: not JSON: maximum recursion depth
-    sft --data=bad/number.jsonl           | bad/number.jsonl, line 1: not JSON
-    sft --data=bad/long.jsonl             | bad/long.jsonl, line 1: over 600,000 characters
-    sft --data=bad/scalar.jsonl           | a row must be an object {...}, not 42
-    sft --data=bad/half_emoji.jsonl       | surrogates not allowed
     sft --data=bad/silent.jsonl           | dropped 9 of 9 rows: 9 with an empty answer
-    sft --data=bad/role.jsonl             | a role must be system, user or assistant, not 'bot'
     sft --data=bad/wordy.jsonl            | 0 dialogues with an answer within 32 tokens to train on
     sft --data=text.jsonl                 | text.jsonl, line 1: needs one of messages,
     sft --init=bad/empty.txt              | not a checkpoint: run `python pretrain.py` again
@@ -85,7 +73,6 @@ CASES = """
     sft --init=bad/no_tokenizer.pt        | bad/no_tokenizer.pt is damaged: its weights
     sft --init=bad/nan.pt                 | bad/nan.pt is damaged: its weights
     sft --init=reward.pt                  | comes from stage 'reward', but pretrain or sft is needed
-    sft --ptx=2                           | --ptx=2.0 must be at most 1
     sft --ptx=0.95                        | some rows must be dialogues
     sft --out=pretrain.pt                 | would write pretrain.pt, but pretrain.pt is read here
     sft --out=ppo.pt                      | ppo.pt is from another run
@@ -104,8 +91,6 @@ CASES = """
     compare --labeler=bad/syntax.py:f     | SyntaxError: invalid syntax (syntax.py, line 1)
     compare --out=comparisons.jsonl       | is there already, but not from this script; --fresh
     compare --out=prompts.jsonl --fresh   | would write prompts.jsonl, but prompts.jsonl is read
-    reward --data=bad/one.jsonl           | line 1: a comparison needs two responses
-    reward --data=bad/same.jsonl          | dropped 9 of 9 rows: 9 with equal responses
     reward --data=sft.jsonl               | line 1: a comparison needs two responses
     reward --batch_size=64                | 40 prompts to train on and 4 held out; at least 64 and 1
     reward --demos=bad/equal.jsonl        | equal.jsonl: one demonstration can't set the scale of th
@@ -122,12 +107,10 @@ CASES = """
     rlhf_ppo --data=bad/wordy.jsonl       | 0 prompts of at most 25 tokens to train on
     rlhf_ppo --max_new_tokens=30          | leaves 1 of the models' 32 tokens for the prompt
     rlhf_ppo --minibatch=3                | --minibatch=3 must divide --batch_size=8
-    rlhf_ppo --gamma=2                    | --gamma=2.0 must be at most 1
     rlhf_ppo --out=sft.pt --fresh         | would write sft.pt, but sft.pt is read here
     rlhf_ppo --lr=1e30                    | is nan at step 1 (its batch: new.nan.pt); with a
     evaluate --models=sft.pt,bad/other_sft.pt | another tokenizer than the checkpoint it is used
     evaluate --out=bad/empty.txt/new.json | can't be used (File exists): choose another --out
-    evaluate --best_of=-1                 | --best_of=-1 must be at least 0
     view/report --folder=. --out=bad      | bad is a folder
     lab/experiments --seeds=1             | out/seed0 has no scoreboard.json: `python -m lab.seeds --s
     chat --init=bad/bomb.pt               | bad/bomb.pt is damaged or not a checkpoint: run `
@@ -135,7 +118,6 @@ CASES = """
     chat --compare=sft.pt,bad/other_sft.pt --reward=reward.pt | another tokenizer
     chat --prompt=why,why,why,why,why,why,why,why,why | has room for 28: please use fewer words
     chat Hello                            | unknown flag Hello (-h lists them)
-    tokenizer --data=bad/latin.txt        | not UTF-8 at byte 3
     tokenizer --pattern=(                 | pattern=(
     tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt can't be used (File exists)
     data/town --out=bad/empty.txt/town    | Not a directory
@@ -153,20 +135,12 @@ CASES = """
 CASES = [[part.strip() for part in line.split("|")] for line in CASES.strip().split("\n")]
 
 HOSTILE = {
-    "empty.txt": "", "latin.txt": b"caf\xe9 " * 9, "utf16.txt": "Once".encode("utf-16"),
-    "latin.jsonl": b'{"prompt": "H\xe9", "response": "a"}',
+    "empty.txt": "", "latin.txt": b"caf\xe9 " * 9, "theirs.json": '{"model": {"vocab": {}}}',
     "broken.jsonl": '{"prompt": "Hi", "response": "a"}\n{"prompt": "Hi", "resp',
-    "deep.json": '{"a":' * 100_000, "deep_list.json": "[" * 100_000,
-    "number.jsonl": '{"prompt": "Hi", "response": ' + "9" * 9_000 + "}",
-    "long.jsonl": '{"prompt": "Hi", "response": "' + "9" * 600_000 + '"}',
-    "scalar.jsonl": "42", "theirs.json": '{"model": {"vocab": {}}}',
-    "half_emoji.jsonl": '{"prompt": "Hi", "response": "\\ud83d"}',
-    "role.jsonl": '{"messages": [{"role": "bot", "content": "Hi"}]}',
+    "deep.json": '{"a":' * 100_000,
     "silent.jsonl": '{"prompt": "Hi", "response": ""}\n' * 9,
     "few.jsonl": '{"text": "Hi", "prompt": "Hi", "response": "a"}\n',
     "equal.jsonl": '{"prompt": "Hi", "response": "a"}\n' * 9,
-    "one.jsonl": '{"prompt": "Hi", "responses": ["a"]}',
-    "same.jsonl": '{"prompt": "Hi", "chosen": "a", "rejected": "a"}\n' * 9,
     "wordy.jsonl": "".join(f'{{"prompt": "{i} {"why? " * 99}", "response": "So."}}\n'
                            for i in range(60)),
     "syntax.py": "def f(:\n",
@@ -215,13 +189,8 @@ def folder(tmp_path_factory, tiny_tokenizer):
     save(bad / "short_reward.pt", "reward", tiny_tokenizer, block_size=16)
     save(bad / "short_pretrain.pt", "pretrain", tiny_tokenizer, block_size=16)
 
-    world, dice = World(), Dice(random.Random(0))     # what only lessons read
-    rows = [make_prompt(world, dice, "demos") for _ in range(160)]
-    write(folder / "test.jsonl", *(dict(prompt=asked, kind=kind) for kind, asked, _ in rows[:24]))
-    answers = [dict(role="assistant", content=demonstrate(world, dice, kind, what))
-               for kind, _, what in rows]
-    write(folder / "demos.jsonl", *(dict(kind=kind, messages=[*asked, answer])
-                                    for (kind, asked, _), answer in zip(rows, answers)))
+    # what only lessons read
+    town.main(town.Config(out=str(folder / "town"), n_docs=9, n_demos=160, n_prompts=9, n_eval=24))
     (folder / "logs").mkdir()
     (folder / "logs/sft.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     for stage in ("pretrain", "sft"):
@@ -246,7 +215,6 @@ def call(folder, capsys, monkeypatch):
             (folder / name).unlink()
         return status, capsys.readouterr().err
 
-    monkeypatch.setattr(formats, "LONGEST_LINE", 600_000)
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     return call
 
@@ -291,9 +259,9 @@ SMALL = {
     "lessons/look_up": f"{TOWN}{TRAIN} --data=sft.jsonl --max_new_tokens=4",
     "lessons/chain_of_thought": f"{TRAIN} --init=logs/sft.pt --most=2 --n_test=1 --n_tokens=8 "
                                 "--votes=1",
-    "lessons/lora": f"{TRAIN} --methods=lora2:2 --data=demos.jsonl --test=test.jsonl "
+    "lessons/lora": f"{TRAIN} --methods=lora2:2 --data=town/sft.jsonl --test=town/test.jsonl "
                     "--text=text.jsonl --init=logs/pretrain.pt --batch_size=1",
-    "lessons/few_shot": "--data=test.jsonl --examples=demos.jsonl --base=pretrain.pt "
+    "lessons/few_shot": "--data=town/test.jsonl --examples=town/sft.jsonl --base=pretrain.pt "
                         "--chat=logs/sft.pt --shots=0,1 --max_new_tokens=4 --out=new.json",
 }
 # what these read or start is not there
