@@ -16,13 +16,10 @@ import pytest
 
 import rlhf_ppo
 import sft
-import tiny
 from data import town
-from data.corpus import Corpus
-from data.formats import read_demonstrations, read_prompts
+from data.formats import read_demonstrations, read_prompts, read_texts
 from data.town import FACTS, QUESTIONS, VALUES, Dice, World, judge, understand
 from lessons import calculator, constrained, look_up
-from tokenizer import Tokenizer
 
 SPLITS = ("demos", "prompts", "val", "test")
 
@@ -207,62 +204,41 @@ def test_each_source_has_its_share_of_the_documents(written):
         assert all(doc["logp"] < 0 and doc["text"].strip() == doc["text"] for doc in docs)
 
 
-def articles(world, n):
-    dice = Dice(random.Random(0))
-    for _ in range(n):
+def test_the_encyclopedia_states_facts_only_and_every_fact_of_everybody(world):
+    facts = {(name, attr): value for name, of in world.facts.items() for attr, value in of.items()}
+    means = {(name, said): (name, attr) for (name, attr), value in facts.items()
+             for said in sentences_about(name, attr, value)}
+    dice, stated = Dice(random.Random(0)), set()
+    for _ in range(40 * len(world.people)):
         text = town.encyclopedia(world, dice)
         name = next(name for name in world.people if name in text)
-        yield name, re.split(r"(?<=\.)\s", text)
+        stated |= {(name, said) for said in re.split(r"(?<=\.)\s", text)}
+    assert stated <= means.keys() and {means[said] for said in stated} == facts.keys()
 
 
-def test_the_encyclopedia_states_only_facts(world):
-    true = {name: {s for attr, value in facts.items() for s in sentences_about(name, attr, value)}
-            for name, facts in world.facts.items()}
-    for name, lines in articles(world, 500):
-        assert set(lines) <= true[name]
+def test_all_sums_in_arithmetic_are_right_and_most_in_the_forum_but_not_all(world):
+    def right(source, n):
+        dice, share = Dice(random.Random(0)), []
+        for _ in range(n):
+            sums = re.findall(r"(\d+) \+ (\d+) = (\d+)\.", source(world, dice))
+            share += [int(x) + int(y) == int(z) for x, y, z in sums]
+        return sum(share) / len(share)
 
-
-def test_the_encyclopedia_states_every_fact_of_everybody(world):
-    stated = {(name, line) for name, lines in articles(world, 40 * len(world.people))
-              for line in lines}
-    for name, facts in world.facts.items():
-        for attr, value in facts.items():
-            assert any((name, s) in stated for s in sentences_about(name, attr, value))
-
-
-def test_arithmetic_is_right(world):
-    dice = Dice(random.Random(0))
-    for _ in range(300):
-        sums = re.findall(r"(\d+) \+ (\d+) = (\d+)\.", town.arithmetic(world, dice))
-        assert len(sums) >= 2 and all(int(x) + int(y) == int(z) for x, y, z in sums)
-
-
-def test_most_sums_in_the_forum_are_right_but_not_all(world):
-    dice, right, wrong = Dice(random.Random(0)), 0, 0
-    for _ in range(2000):
-        for x, y, z in re.findall(r"(\d+) \+ (\d+) = (\d+)\.", town.forum(world, dice)):
-            right, wrong = right + (int(x) + int(y) == int(z)), wrong + (int(x) + int(y) != int(z))
-    assert 0.75 < right / (right + wrong) < 0.95
+    assert right(town.arithmetic, 300) == 1 and 0.75 < right(town.forum, 2000) < 0.95
 
 
 # ---------------------------------------------------------------------------------------------
 # splits
 
-@pytest.mark.parametrize("items", ["people_of", "strangers_of", "sums_of", "tales_of"])
-def test_splits_are_disjoint(world, items):
-    splits = getattr(world, items)
-    assert set(splits) == set(SPLITS) and all(splits.values())
-    for a, b in itertools.combinations(SPLITS, 2):
-        assert not set(splits[a]) & set(splits[b])
-
-
-def test_the_splits_together_hold_everything(world):
-    assert sorted(sum(world.people_of.values(), [])) == sorted(world.people)
-    sums = sum(world.sums_of.values(), [])
-    assert {(x, y) for x, y in sums} | {(y, x) for x, y in sums} == set(
-        itertools.product(range(1, world.max_operand + 1), repeat=2))
-    assert len(sums) == world.max_operand * (world.max_operand + 1) // 2      # x + y is y + x
-    assert len(sum(world.tales_of.values(), [])) == len(town.ANIMALS) * len(town.PLACES)
+def test_each_person_stranger_sum_and_tale_is_in_one_split(world):
+    numbers = range(1, world.max_operand + 1)
+    for splits, everything in (
+            (world.people_of, world.people), (world.strangers_of, None),
+            (world.sums_of, itertools.combinations_with_replacement(numbers, 2)),     # y + x, too
+            (world.tales_of, itertools.product(town.ANIMALS, town.PLACES))):
+        assert tuple(splits) == SPLITS and all(splits.values())
+        found = sum(splits.values(), [])
+        assert len(set(found)) == len(found) and set(found) == set(everything or found)
 
 
 def test_strangers_share_no_surname_with_the_people(world):
@@ -289,14 +265,12 @@ def test_what_is_held_out_is_never_asked_about_in_training(written, world, held_
     assert not [name for name in hidden_names(world) if name in text]
 
 
-def test_text_to_rehearse_never_mentions_what_validation_and_test_prompts_are_about(tmp_path):
-    """In all tokens that a default run of SFT, PPO or a lesson can read, with its tokenizer."""
-    scripts = (sft, rlhf_ppo, calculator, constrained, look_up)
+def test_text_to_rehearse_never_mentions_what_validation_and_test_prompts_are_about():
+    """In all that a default run of SFT, PPO or a lesson can read."""
+    scripts, world = (sft, rlhf_ppo, calculator, constrained, look_up), World(0)
     folder, = {script.Config().text for script in scripts}
     town.main(town.Config())
-    assert tiny.run(tmp_path, "tokenizer")[0] == 0
-    tok, world = Tokenizer.load("out/tokenizer.json"), World(0)
-    text = tok.decode(Corpus(folder, tok, "cache", "").tokens.tolist())
+    text = "\n".join(document.text for document in read_texts(folder))
     assert len(text) > 2e6 and not [name for name in hidden_names(world) if name in text]
     sums = {tuple(sorted(map(int, xy))) for xy in re.findall(r"(\d+) \+ (\d+)", text)}
     tales = {(a, l) for a, l in itertools.product(town.ANIMALS, town.PLACES) for template in
@@ -404,6 +378,14 @@ def story(a="fox", l="lake", templates=(0, 0, 0, 0)):
 WISH = town.WISHES[0].format(N="Ada Ashton", v="pet")
 TELL_ME = town.STORY_ASKS[0].format(a="fox", l="lake")
 HOW_MUCH = town.SUMS[0].format(x=12, y=5)
+
+
+@pytest.fixture
+def answers(world, name):
+    """{a question of each kind: its plain right answers}"""
+    unknown = {t.format(N=name) for t in town.UNKNOWN} | set(town.LAZY)
+    return {question(name): {true(world, name)}, HOW_MUCH: {"12 + 5 = 17."}, TELL_ME: {story()},
+            WISH: set(town.REFUSALS), question(world.strangers_of["test"][0]): unknown}
 
 
 def slots(world, name, attr, stranger):
@@ -516,12 +498,11 @@ def test_a_true_answer_is_right_in_any_wording(world):
                 assert judge(question(name, attr, prompt), said)["right"], said
 
 
-def test_an_answer_that_breaks_off_is_worse_than_the_whole(world, name):
-    for prompt, whole in ((question(name), true(world, name)), (HOW_MUCH, "12 + 5 = 17."),
-                          (WISH, town.REFUSALS[0]), (TELL_ME, story()),
-                          (question(world.strangers_of["test"][0]), town.UNKNOWN[0])):
-        broken = [town.grade(prompt, whole[:n]) for n in range(len(whole))]
-        assert max(broken) < town.grade(prompt, whole)
+def test_an_answer_that_breaks_off_is_worse_than_the_whole(answers):
+    for prompt, right in answers.items():
+        for whole in right:
+            broken = [town.grade(prompt, whole[:n]) for n in range(len(whole))]
+            assert max(broken) < town.grade(prompt, whole)
 
 
 def test_calling_a_known_person_unknown_is_not_right(name):
@@ -537,8 +518,8 @@ def test_every_story_that_the_town_can_tell_is_right(world):
 
 
 @pytest.mark.parametrize("response", ["", " ", "\n", ".", "...", "?!", "e.", "\0", "É", "🙂"])
-def test_an_almost_empty_response_gets_almost_the_lowest_grade(response, world, name):
-    for prompt in (question(name), WISH, HOW_MUCH, TELL_ME, "Hello"):
+def test_an_almost_empty_response_gets_almost_the_lowest_grade(response, answers):
+    for prompt in (*answers, "Hello"):
         assert town.grade(prompt, response) <= 1.5
 
 
@@ -559,7 +540,7 @@ def phrases(world, name):
             true(world, name), false(world, name), story(), "12 + 5 = 17.", "12 + 5 = 18.", "Or."]
 
 
-def test_every_grade_is_between_one_and_seven(world, name):
+def test_every_grade_is_between_one_and_seven(world, name, answers):
     rng, pool = random.Random(0), phrases(world, name)
     letters = "aZ .,!?'\n\t\0+=09٣é漢🙂\u200b\ud800{}\\*"
     for _ in range(1500):
@@ -568,17 +549,13 @@ def test_every_grade_is_between_one_and_seven(world, name):
                  for _ in range(rng.randrange(6))]
         response = rng.choice(["", " ", "\n"]).join(parts)
         response = response[:rng.choice([len(response), rng.randrange(len(response) + 1)])]
-        for prompt in (question(name), WISH, HOW_MUCH, TELL_ME, response):
+        for prompt in (*answers, response):
             assert 1 <= town.grade(prompt, response) <= 7
 
 
-def test_nothing_without_the_right_statement_beats_it(world, name):
+def test_nothing_without_the_right_statement_beats_it(world, name, answers):
     """Up to two sentences of all that the town says, tried on each kind of question."""
-    stranger = world.strangers_of["test"][0]
-    unknown = {t.format(N=name) for t in town.UNKNOWN} | set(town.LAZY)
-    cases = [(question(name), {true(world, name)}), (HOW_MUCH, {"12 + 5 = 17."}),
-             (WISH, set(town.REFUSALS)), (question(stranger), unknown), (TELL_ME, {story()})]
-    for prompt, right in cases:
+    for prompt, right in answers.items():
         plain = town.grade(prompt, max(right))
         pool = [p for p in phrases(world, name) if p not in right]
         for said in itertools.chain(*(itertools.product(pool, repeat=n) for n in (1, 2))):
@@ -595,9 +572,9 @@ def test_only_a_friendly_phrase_and_the_full_answer_get_a_seven(world, name):
 
 @pytest.mark.parametrize("unit", ["a. ", "A", "Ada ", "Ada Ashton ", ". ", "?", "\n", "9", "9 + ",
                                   "a fox by the ", "Ada Ashton's ", "It gave the "])
-def test_long_texts_are_judged_in_linear_time(unit, name):
+def test_long_texts_are_judged_in_linear_time(unit, answers):
     start, text = time.process_time(), unit * (20_000 // len(unit))
-    for prompt in (question(name), WISH, HOW_MUCH, TELL_ME, text):
+    for prompt in (*answers, text):
         assert 1 <= town.grade(prompt, text) <= 7
     assert time.process_time() - start < 3            # takes 0.3 s; backtracking takes minutes
 
