@@ -424,9 +424,9 @@ MUTANTS = {
         ("ties", "a != b and x != y", "a != b", "answers of equal scores are ordered"),
     ],
     "data/dialects.py": [
-        ("worse_is_better", "notes) for name in PAIR)", "notes) for name in PAIR[::-1])",
+        ("worse_is_better", "for name in PAIR if name", "for name in PAIR[::-1] if name",
          "the rejected answer counts as the better one"),
-        ("other_dialogue", "if prompt != rejected[:-1]:", "if False:",
+        ("other_dialogue", "dialogue[:-1] != dialogues[0][:-1] for", "False for",
          "answers to different questions are compared"),
         ("tools", "        refuse_meaningful(turn)\n", "", "a dialogue loses its images and tools"),
     ],
