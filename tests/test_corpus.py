@@ -65,8 +65,7 @@ def ids(tiny_tokenizer):
     return [[tiny_tokenizer.eot] + tiny_tokenizer.encode(text) for text in TEXTS]
 
 
-# ---------------------------------------------------------------------------------------------
-# the cache
+# ---- the cache ------------------------------------------------------------------------------
 
 def test_tokens_holds_all_documents_in_order_with_source_bytes_and_log_probability(corpus, ids):
     assert corpus.tokens.tolist() == sum(ids, [])
@@ -178,8 +177,7 @@ def test_a_long_text_is_cut_at_line_ends_if_there_are_any_and_nothing_is_lost(te
     assert text != LINES or len(parts) > 3 and all(part.endswith("\n") for part in parts)
 
 
-# ---------------------------------------------------------------------------------------------
-# the split
+# ---- the split ------------------------------------------------------------------------------
 
 def test_about_the_wanted_share_is_held_out(data, read):
     for share in (0.1, 0.5):
@@ -236,8 +234,7 @@ def test_of_a_single_book_the_last_tenth_is_held_out_whatever_its_hash(read):
     assert first.endswith("\n")
 
 
-# ---------------------------------------------------------------------------------------------
-# the stream of training rows
+# ---- the stream of training rows ------------------------------------------------------------
 
 @pytest.mark.parametrize("T", [1, 7, 64, 500])
 @pytest.mark.parametrize("mix", ["", "a_short=0.5,b_long=0.5"])
@@ -305,8 +302,7 @@ def test_the_order_is_long_enough_if_a_few_documents_hold_most_of_the_text(read)
         corpus.shuffle(20 * 64 + 1, seed).rows(0, 20, 64)
 
 
-# ---------------------------------------------------------------------------------------------
-# the held-out rows
+# ---- the held-out rows ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("T", [4, 50, 300])
 def test_each_token_of_a_held_out_document_is_predicted_exactly_once_from_those_before(
@@ -338,8 +334,7 @@ def test_there_are_at_most_n_rows_held_out_rows_and_too_few_for_a_document_are_r
         corpus.held_out_rows(1, 1)
 
 
-# ---------------------------------------------------------------------------------------------
-# the lowest loss possible
+# ---- the lowest loss possible ---------------------------------------------------------------
 
 @pytest.mark.parametrize("mix", ["", "a_short=0.7,b_long=0.3"])
 def test_entropy_is_minus_the_log_probability_of_source_and_text_per_token(corpus, ids, mix):

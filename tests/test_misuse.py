@@ -232,8 +232,7 @@ def test_the_flags_that_the_mistakes_are_made_in_are_right(call):
         assert call(script, *RIGHT[script].split()) == (0, "")
 
 
-# ---------------------------------------------------------------------------------------------
-# every flag of every script: 0, 1, a word, nothing, a missing file, a file of the wrong kind
+# ---- every flag of every script: 0, 1, a word, nothing, a missing file, a file of the wrong kind 
 
 RL = ("--data=prompts.jsonl --init=sft.pt --reward=reward.pt --watch=length.py:longer --steps=1 "
       "--batch_size=4 --minibatch=2 --max_new_tokens=4 --n_eval=1 --out=new.pt ")
@@ -311,8 +310,7 @@ def test_whatever_a_flag_gets_the_run_succeeds_or_ends_in_one_line_that_names_it
             assert any(name in said for name in names), case
 
 
-# ---------------------------------------------------------------------------------------------
-# two runs, and losses that are no numbers
+# ---- two runs, and losses that are no numbers -----------------------------------------------
 
 SFT = RIGHT["sft"].split()
 
@@ -361,8 +359,7 @@ def test_weights_that_are_no_numbers_are_not_written(tmp_path, capsys):
     assert torch.load(tmp_path / "a.pt")["model"]["w"].tolist() == [1, 1]
 
 
-# ---------------------------------------------------------------------------------------------
-# several processes: one cause, one line, one end
+# ---- several processes: one cause, one line, one end ----------------------------------------
 
 # Runs a stage, in which process 1 alone fails at its second step.
 FAILING = """

@@ -62,8 +62,7 @@ def asked(row):
     return understand(row["messages"][:-1] if "messages" in row else row["prompt"])
 
 
-# ---------------------------------------------------------------------------------------------
-# determinism
+# ---- determinism ----------------------------------------------------------------------------
 
 def test_the_same_seed_writes_the_same_files_and_leaves_equal_ones_alone(written, tmp_path):
     generate(tmp_path, seed=0)
@@ -97,8 +96,7 @@ def test_the_judge_knows_the_town_of_the_folder_in_which_it_stands(tmp_path, mon
     assert town.the_facts() == World(5).facts
 
 
-# ---------------------------------------------------------------------------------------------
-# the exact probability of a text
+# ---- the exact probability of a text --------------------------------------------------------
 
 class EveryDice(Dice):
     """Follows the given path of picks, then takes first options; remembers what it took."""
@@ -194,8 +192,7 @@ def test_no_sentence_states_two_facts():
         assert set(said.values()) == {1}
 
 
-# ---------------------------------------------------------------------------------------------
-# the pretraining text
+# ---- the pretraining text -------------------------------------------------------------------
 
 def test_each_source_has_its_share_of_the_documents(written):
     for source, share in town.SOURCES.items():
@@ -227,8 +224,7 @@ def test_all_sums_in_arithmetic_are_right_and_most_in_the_forum_but_not_all(worl
     assert right(town.arithmetic, 300) == 1 and 0.75 < right(town.forum, 2000) < 0.95
 
 
-# ---------------------------------------------------------------------------------------------
-# splits
+# ---- splits ---------------------------------------------------------------------------------
 
 def test_each_person_stranger_sum_and_tale_is_in_one_split(world):
     numbers = range(1, world.max_operand + 1)
@@ -315,8 +311,7 @@ def test_every_kind_of_prompt_has_about_its_share(written, file):
         assert abs(kinds[kind] / len(found) - share) < 4 * spread
 
 
-# ---------------------------------------------------------------------------------------------
-# understanding a prompt
+# ---- understanding a prompt -----------------------------------------------------------------
 
 @pytest.mark.parametrize("text", ["", "Hello", "What is love?", "What is 1 + ?", "1 + 1",
                                   "Where does she live?", "What is Ada's job?",
@@ -335,8 +330,7 @@ def test_what_a_prompt_says_it_asks_is_what_the_judge_reads(world):
         assert read["kind"] == kind or (read["kind"], kind) == ("fact", "unknown")
 
 
-# ---------------------------------------------------------------------------------------------
-# the demonstrations
+# ---- the demonstrations ---------------------------------------------------------------------
 
 def test_demonstrations_are_right_unless_the_labeler_was_lazy_and_good_on_average(written):
     grades = defaultdict(list)
@@ -349,8 +343,7 @@ def test_demonstrations_are_right_unless_the_labeler_was_lazy_and_good_on_averag
     assert all(5.3 < sum(found) / len(found) < 6.7 for found in grades.values())
 
 
-# ---------------------------------------------------------------------------------------------
-# the judge
+# ---- the judge ------------------------------------------------------------------------------
 
 @pytest.fixture
 def name(world):
