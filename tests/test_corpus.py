@@ -76,11 +76,6 @@ def test_tokens_holds_all_documents_in_order_with_source_bytes_and_log_probabili
     assert corpus.logp.tolist() == LOGPS
 
 
-def test_endoftext_typed_in_a_text_is_not_the_special_token(read):
-    corpus = read([f"{i} a <|endoftext|> that somebody typed" for i in range(30)], 0.5)
-    assert (corpus.tokens == corpus.tok.eot).sum() == 30
-
-
 def test_a_text_file_has_no_log_probabilities(read):
     corpus = read("<|endoftext|>".join(TEXTS[:40]), 0.5)
     assert len(corpus.logp) == 40 and np.isnan(corpus.logp).all()
@@ -135,16 +130,14 @@ def test_a_cache_that_lacks_something_is_made_again(data, read, tmp_path, ids, n
     assert again.tokens.tolist() == sum(ids, []) and again.sources == ["a_short", "b_long"]
 
 
-@pytest.mark.parametrize("reason, room", [(errno.ENOSPC, True), (errno.EIO, False)])
-def test_a_disk_that_fails_is_told_with_its_place_and_reason(data, read, tmp_path, monkeypatch,
-                                                             reason, room):
+def test_a_disk_that_fails_is_told_with_its_place_and_leaves_nothing(
+        data, read, tmp_path, monkeypatch):
     def fails(*_):
-        raise OSError(reason, os.strerror(reason))
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(corpus_module, "write", fails)
-    with pytest.raises(OSError, match=f"{tmp_path}.*{os.strerror(reason)}") as error:
+    with pytest.raises(OSError, match=f"{tmp_path}.*{os.strerror(errno.EIO)}.*another --out"):
         read(data)
-    assert ("make room there" in str(error.value)) == room
     assert not list((tmp_path / "cache").iterdir())
 
 

@@ -6,7 +6,6 @@ import importlib
 import io
 import itertools
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ import sys
 import pytest
 import torch
 
-from checkpoint import atomic_save
 from common import parse_config
 from data import town
 from tiny import FLAGS, ROOT, build, run, save, torchrun, two_ranks
@@ -35,17 +33,12 @@ RIGHT |= {
 
 # script and flags | what the line says
 CASES = """
-    pretrain --step=3                     | unknown flag --step; did you mean --steps?
     pretrain --lr=-1                      | --lr=-1.0 must be at least 0
     pretrain --micro_batch=3              | must be a multiple of 1 processes times --micro_batch=3
     pretrain --n_head=3                   | n_head=3 must divide n_embd=16
     pretrain --dropout=1.5                | --dropout=1.5 must be at most 1
     pretrain --device=cuda                | no CUDA device; try --device=cpu
     pretrain --data=bad/empty.txt         | bad/empty.txt: is empty
-    pretrain --data=bad/latin.txt         | not UTF-8 at byte 3: save it as UTF-8
-    pretrain --data=bad/few.jsonl             | a single short document can't be split
-    pretrain --mix=forum=1                | name sources as in text=0.5
-    pretrain --mix=text=-1                | the shares must be numbers of at least 0
     pretrain --tokenizer=bad/deep.json    | `python tokenizer.py` makes one
     pretrain --tokenizer=bad/theirs.json  | not a tokenizer of this project
     pretrain --init=bad/short_pretrain.pt | bad/short_pretrain.pt reads 16 tokens at most
@@ -55,16 +48,9 @@ CASES = """
     pretrain --lr=1e12 --muon=0 --warmup=1 --eval_every=1 | val_loss is nan at step 1; the same
     pretrain --lr=1e30                    | is nan at step 2 (its batch: new.nan.pt); with a
     sft --data=bad/broken.jsonl           | bad/broken.jsonl, line 2: not JSON
-    sft --data=bad/deep.json              | bad/deep.json, line 1: not JSON: maximum recursion depth
-    sft --data=bad/silent.jsonl           | dropped 9 of 9 rows: 9 with an empty answer
     sft --data=bad/wordy.jsonl            | 0 dialogues with an answer within 32 tokens to train on
-    sft --data=text.jsonl                 | text.jsonl, line 1: needs one of messages,
-    sft --init=bad/empty.txt              | not a checkpoint: run `python pretrain.py` again
     sft --init=bad/broken.jsonl           | broken.jsonl is not a checkpoint; `python pretrain.py`
-    sft --init=bad/cut.pt                 | bad/cut.pt is damaged
     sft --init=bad/bomb.pt                | bad/bomb.pt is damaged or not a checkpoint: run `
-    sft --init=bad/pickle.pt              | bad/pickle.pt is not a checkpoint; `python pretrain.py`
-    sft --init=bad/theirs.pt              | bad/theirs.pt is not a checkpoint of this project
     sft --init=bad/half.pt                | bad/half.pt is not a checkpoint of this project
     sft --init=bad/unknown_field.pt       | bad/unknown_field.pt is damaged: its weights
     sft --init=bad/other_shape.pt         | bad/other_shape.pt is damaged: its weights
@@ -72,21 +58,14 @@ CASES = """
     sft --init=bad/small_vocabulary.pt    | bad/small_vocabulary.pt is damaged: its weights
     sft --init=bad/no_tokenizer.pt        | bad/no_tokenizer.pt is damaged: its weights
     sft --init=bad/nan.pt                 | bad/nan.pt is damaged: its weights
-    sft --init=reward.pt                  | comes from stage 'reward', but pretrain or sft is needed
     sft --ptx=0.95                        | some rows must be dialogues
     sft --out=pretrain.pt                 | would write pretrain.pt, but pretrain.pt is read here
     sft --out=ppo.pt                      | ppo.pt is from another run
     sft --out=bad/armed.pt                | not a checkpoint: run `python sft.py --fresh` again
-    sft --out=bad/cut_state.pt            | not a checkpoint: run `python sft.py --fresh` again
     sft --out=bad/theirs.pt               | bad/theirs.state is from another run
     sft --out=bad/folder.pt --fresh       | bad/folder.pt is a folder: choose another --out
-    sft --out=bad/few.pt                  | bad/few.jsonl is there already and is no log
     sft --lr=1e30                         | is nan at step 2 (its batch: new.nan.pt); with a
     compare --agreement=0.3               | --agreement=0.3 must be at least 0.5
-    compare --labeler=length.py:nothing   | length.py has no function named nothing
-    compare --labeler=bad/rewards.py:nan  | gave nan for the prompt
-    compare --labeler=bad/rewards.py:one  | it should give one number each
-    compare --labeler=bad/rewards.py:text | gave list, not numbers
     compare --labeler=bad/rewards.py:zero | ZeroDivisionError: division by zero (--debug=true shows
     compare --labeler=bad/syntax.py:f     | SyntaxError: invalid syntax (syntax.py, line 1)
     compare --out=comparisons.jsonl       | is there already, but not from this script; --fresh
@@ -117,13 +96,10 @@ CASES = """
     chat --init=reward.pt                 | comes from stage 'reward', but ppo or sft or pretrain
     chat --compare=sft.pt,bad/other_sft.pt --reward=reward.pt | another tokenizer
     chat --prompt=why,why,why,why,why,why,why,why,why | has room for 28: please use fewer words
-    chat Hello                            | unknown flag Hello (-h lists them)
     tokenizer --pattern=(                 | pattern=(
     tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt can't be used (File exists)
     data/town --out=bad/empty.txt/town    | Not a directory
-    tools/check bad/broken.jsonl          | bad/broken.jsonl, line 2: not JSON
     tools/check text.jsonl --tokenizer=bad/bomb.pt | bad/bomb.pt is damaged
-    tools/check text.jsonl --block_size=8 | --block_size=8 must be more than --max_new_tokens=64
     tools/prepare shakespear              | no data set shakespear; did you mean shakespeare?
     tools/prepare shakespeare --limit=-1  | --limit=-1 must be at least 0
     tools/hf import                       | usage: python -m tools.hf import
@@ -135,19 +111,14 @@ CASES = """
 CASES = [[part.strip() for part in line.split("|")] for line in CASES.strip().split("\n")]
 
 HOSTILE = {
-    "empty.txt": "", "latin.txt": b"caf\xe9 " * 9, "theirs.json": '{"model": {"vocab": {}}}',
+    "empty.txt": "", "deep.json": '{"a":' * 100_000, "theirs.json": '{"model": {"vocab": {}}}',
     "broken.jsonl": '{"prompt": "Hi", "response": "a"}\n{"prompt": "Hi", "resp',
-    "deep.json": '{"a":' * 100_000,
-    "silent.jsonl": '{"prompt": "Hi", "response": ""}\n' * 9,
-    "few.jsonl": '{"text": "Hi", "prompt": "Hi", "response": "a"}\n',
+    "few.jsonl": '{"prompt": "Hi", "response": "a"}\n',
     "equal.jsonl": '{"prompt": "Hi", "response": "a"}\n' * 9,
     "wordy.jsonl": "".join(f'{{"prompt": "{i} {"why? " * 99}", "response": "So."}}\n'
                            for i in range(60)),
     "syntax.py": "def f(:\n",
-    "rewards.py": "def nan(p, r): return [float('nan')] * len(r)\n"
-                  "def one(p, r): return [1.0]\n"
-                  "def text(p, r): return ['good'] * len(r)\n"
-                  "def zero(p, r): return 1 / 0\n"}
+    "rewards.py": "def nan(p, r): return [float('nan')] * len(r)\ndef zero(p, r): return 1 / 0\n"}
 
 
 class Bomb:
@@ -162,14 +133,11 @@ def folder(tmp_path_factory, tiny_tokenizer):
     bad = folder / "bad"
     (bad / "folder.pt").mkdir(parents=True)
     for name, content in HOSTILE.items():
-        (bad / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (bad / name).write_text(content)
 
     torch.save(dict(stage="sft", model=Bomb()), bad / "bomb.pt")
-    (bad / "pickle.pt").write_bytes(pickle.dumps(dict(stage="sft", model=Bomb())))
-    torch.save({"weight": torch.ones(3)}, bad / "theirs.pt")
-    (bad / "cut.pt").write_bytes((folder / "sft.pt").read_bytes()[:-500])
-    for name, source in (("armed", "bomb"), ("cut_state", "cut"), ("theirs", "theirs")):
-        shutil.copy(bad / f"{source}.pt", bad / f"{name}.state")
+    shutil.copy(bad / "bomb.pt", bad / "armed.state")
+    torch.save({"weight": torch.ones(3)}, bad / "theirs.state")
 
     good = torch.load(folder / "sft.pt", weights_only=True)
     size, weights = good["model_config"], good["model"]
@@ -232,7 +200,7 @@ def test_the_flags_that_the_mistakes_are_made_in_are_right(call):
         assert call(script, *RIGHT[script].split()) == (0, "")
 
 
-# ---- every flag of every script: 0, 1, a word, nothing, a missing file, a file of the wrong kind 
+# ---- every flag of every script: 0, 1, a word, nothing, a file of the wrong kind, a folder ----
 
 RL = ("--data=prompts.jsonl --init=sft.pt --reward=reward.pt --watch=length.py:longer --steps=1 "
       "--batch_size=4 --minibatch=2 --max_new_tokens=4 --n_eval=1 --out=new.pt ")
@@ -349,14 +317,6 @@ def test_a_gradient_that_is_no_number_leaves_its_batch_and_the_last_good_state(
     assert not torch.equal(before, after) and not (folder / "new.nan.pt").exists()
     for file in folder.glob("new.*"):
         file.unlink()
-
-
-def test_weights_that_are_no_numbers_are_not_written(tmp_path, capsys):
-    atomic_save(dict(model={"w": torch.ones(2)}), tmp_path / "a.pt")
-    with pytest.raises(SystemExit):
-        atomic_save(dict(model={"w": torch.tensor([1, torch.inf])}), tmp_path / "a.pt")
-    assert "not finite" in capsys.readouterr().err and os.listdir(tmp_path) == ["a.pt"]
-    assert torch.load(tmp_path / "a.pt")["model"]["w"].tolist() == [1, 1]
 
 
 # ---- several processes: one cause, one line, one end ----------------------------------------
