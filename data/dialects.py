@@ -183,14 +183,13 @@ def standard(row, notes):
         raise DataError(f"needs one of {', '.join(QUESTIONS)}, as in "
                         '{"prompt": "Hi", "response": "Hello"}: data/README.md lists the formats')
     answers = row.get("responses") or row.get(first(row, ANSWERS), [])
-    if not isinstance(answers, list) or is_dialogue(answers):        # a list: LLaMA-Factory's
-        answers = [answers]
     if asks:
         prompt = question(row, asks, notes)
         if asks in DIALOGUES and prompt and prompt[-1]["role"] == "assistant":
-            last = prompt.pop()
-            answers = row.get("responses", [last["content"]])
-        ends_with_user(prompt)
+            last = prompt.pop()["content"]
+            answers = row.get("responses") or [last]
+    if not isinstance(answers, list) or is_dialogue(answers):        # a list: LLaMA-Factory's
+        answers = [answers]
     if "rejected_response" in row:                    # ms-swift: beside a demonstration
         answers = [*answers[:1], row["rejected_response"]]
     dialogues = [whole_dialogue(prompt, answer, notes) for answer in
@@ -241,9 +240,11 @@ def whole_dialogue(prompt, answer, notes):
         raise Drop("whose dialogues don't end with an answer")
     if turns[0]["role"] == "assistant":
         return ends_with_user(prompt) + turns
+    if prompt and prompt[-1]["role"] != "user":
+        return prompt + turns
     # the dialogue may have a system message or early turns that the prompt lacks
     if prompt and prompt[-1] not in turns:
-        raise DataError("chosen and rejected must be answers to the prompt, or contain it")
+        raise DataError("an answer of several turns must go on from the prompt, or contain it")
     return turns
 
 

@@ -236,6 +236,7 @@ RHYME = {"system": "Be kind", "system_prompt": "Rhyme"}
     ({"prompt": "Hi", "completion": "Hello"}, QA),                                    # TRL
     ({"prompt": [user("Hi")], "completion": [assistant("Hello")]}, QA),
     ({"prompt": [user("Hi")], "completion": [assistant("Hello"), *QA]}, [*QA, *QA]),
+    ({"prompt": [system("Be kind")], "completion": QA}, [system("Be kind"), *QA]),
     ({"instruction": "Hi", "input": "", "output": "Hello"}, QA),                      # Alpaca
     ({"instruction": "Hi", "output": "Hello"}, QA),
     ({"instruction": "翻译", "input": "你好", "output": "Hi"}, [user("翻译\n\n你好"), assistant("Hi")]),
@@ -376,7 +377,7 @@ REFUSED = {
         ({"prompt": "Hi", "responses": ["a"]}, "needs two responses"),
         ({"prompt": "Hi", "responses": []}, "needs two responses"),
         (row_of("Hi", "Hello"), "needs two responses"),
-        ({"prompt": "Hi", "responses": "ab"}, "needs two responses"),
+        *((asks | {"responses": "ab"}, "needs two responses") for asks in (DEMO, {"prompt": "Hi"})),
         ({"prompt": "Hi", "responses": ["a", 2]}, "must be a string"),
         *(({"prompt": "Hi", "responses": ["a", "b"], "ranks": ranks}, "list of 2 integers")
           for ranks in ([0], [0, True], [0.5, 1])),
@@ -385,7 +386,7 @@ REFUSED = {
         ({"responses": ["a", "b"]}, "needs one of"),
         ({"prompt": "Hi", "chosen": "a"}, "come together"),
         ({"prompt": "Hi", "rejected": "a"}, "come together"),
-        (row_of("Bye", QA, [user("Hi"), BAD]), "answers to the prompt"),
+        (row_of("Bye", QA, [user("Hi"), BAD]), "must go on from the prompt, or contain it"),
         ({"chosen": "a", "rejected": "b"}, "must end with a user turn"),
         ({"chosen": GOOD, "rejected": BAD}, "must end with a user turn"),
         *(({"prompt": "Hi", "responses": ["a", "a", "b"], "grades": value},
