@@ -139,8 +139,7 @@ def as_messages(prompt, notes):
     if isinstance(prompt, str):
         return [message("user", prompt)]
     if not (isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)):
-        raise DataError("a prompt or an answer must be a string or a list of messages, not "
-                        f"{prompt!r:.40}")
+        raise DataError(f"expected a string or a list of messages, not {prompt!r:.40}")
     messages = []
     for turn in map(without_gaps, prompt):
         refuse_meaningful(turn)
@@ -233,8 +232,8 @@ def ends_with_user(prompt):
 
 def whole_dialogue(prompt, answer, notes):
     """The prompt and an answer: text, a message, more turns, or the whole dialogue (TRL, HH)."""
-    if isinstance(answer, str):
-        return [*ends_with_user(prompt), message("assistant", answer)]
+    if not isinstance(answer, (list, dict)):
+        return [*ends_with_user(prompt), message("assistant", string(answer, "a response"))]
     turns = as_messages([answer] if isinstance(answer, dict) else answer, notes)
     if turns[-1]["role"] != "assistant":
         raise Drop("whose dialogues don't end with an answer")
