@@ -12,8 +12,9 @@ would refuse the file.
 
 import io
 import json
+import sys
 from collections import Counter
-from contextlib import nullcontext, redirect_stderr
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from itertools import combinations, groupby, islice
 from pathlib import Path
@@ -29,20 +30,17 @@ from chat import has_colours, paint, safe
 from checkpoint import load_checkpoint
 from common import fail, parse_config
 from data.corpus import Corpus
-from data.dialects import (COMPARED, CONTENT, QUESTIONS, DataError, Drop, first, standard,
-                           without_gaps)
+from data.dialects import COMPARED, CONTENT, QUESTIONS, Drop, first, standard, without_gaps
 from data.formats import (comparison, demonstration, held_out, is_text, list_files,
                           places_and_rows, prompt_only, read_rows, text_and_logp)
 from tokenizer import Tokenizer
 
-READERS = dict(text=text_and_logp, demonstrations=demonstration, comparisons=comparison,
-               prompts=prompt_only)
-MARKED = dict(text="what the model learns to predict, which is everything",
-              demonstrations="what the model learns to say; the rest it only reads",
-              comparisons="where the score is read",
-              prompts="where the model's own answer will be")
-
-
+# kind: (its reader, what is marked in the examples)
+KINDS = dict(
+    text=(text_and_logp, "what the model learns to predict, which is everything"),
+    demonstrations=(demonstration, "what the model learns to say; the rest it only reads"),
+    comparisons=(comparison, "where the score is read"),
+    prompts=(prompt_only, "where the model's own answer will be"))
 EXAMPLES, MALFORMED = 3, 10                # how many to show; all are counted
 
 
@@ -65,39 +63,18 @@ def kind_of(row):
     return "demonstrations" if standard(row, Counter())[1] else "prompts"
 
 
-def form_of(row):
-    """{"instruction": "Hi", "output": "Hello", "id": 1} -> "Alpaca: instruction, output" """
-    form = "Alpaca: " if "instruction" in row else "ShareGPT: " if "conversations" in row else ""
-    form += ", ".join(name for name in row if name in (*CONTENT, "text"))
-    if not isinstance(row.get("chosen"), str):
-        return form + " as messages" * ("chosen" in row)
-    return form + (" as text" if first(row, QUESTIONS) else " as HH transcripts")
-
-
 def identify(path):
-    """(kind, form): the most frequent ones among the first thousand rows."""
+    """(kind, its fields): the most frequent ones among the first thousand rows."""
     files, seen = list_files(path), Counter()
     if Path(path).is_dir() or is_text(files[0]):
         return "text", f"{len(files)} file{'s' * (len(files) > 1)}"
     for _, row in islice(places_and_rows(path), 1000):
         try:
             row = without_gaps(row)
-            seen[kind_of(row), form_of(row)] += 1
-        except (AttributeError, Drop, ValueError):    # malformed rows are reported by read()
+            seen[kind_of(row), ", ".join(name for name in row if name in (*CONTENT, "text"))] += 1
+        except (AttributeError, Drop, ValueError):    # malformed rows are reported by read_rows()
             pass
-    return seen.most_common(1)[0][0] if seen else ("unknown", "no row is sound")
-
-
-def read(path, kind):
-    """(rows, malformed, counts): the rows that training would read, the errors of those it would
-    refuse, and how many it would leave out, mend, or not use a field of."""
-    rows, malformed, counts = [], [], Counter()
-    try:
-        for file in list_files(path) if kind == "text" else [path]:
-            rows += read_rows(file, READERS.get(kind, prompt_only), counts, malformed)
-    except DataError as error:                        # the whole file is bad, e.g. not UTF-8
-        malformed.append(str(error))
-    return rows, malformed, counts
+    return seen.most_common(1)[0][0] if seen else ("prompts", "no row is sound")
 
 
 # ---- what to print --------------------------------------------------------------------------
@@ -122,37 +99,27 @@ def split(held, least=1):
     return f"{train:,} to learn from, {val:,} held out{few}"
 
 
-def render(tok, ids, mask, colour):
-    """The tokens as text: those with mask 1 green, or «so» without colours; special ones bold."""
-    text = ""
-    for marked, run in groupby(zip(ids, mask), key=lambda pair: bool(pair[1])):
-        part = ""
-        for special, same in groupby(run, key=lambda pair: pair[0] in tok.specials.values()):
-            piece = safe(tok.decode([id for id, _ in same])).replace("\t", "\\t")
-            code = ("1;" if special else "") + ("32" if marked else "36" if special else "0")
-            part += paint(piece, code, colour)
-        text += f"«{part}»" if marked and not colour else part
-    return "    " + text.replace("\n", "\n    ")
-
-
-def show_examples(kind, examples, tok, colour):
+def show_examples(kind, examples, tok):
     """Print some examples. Each is a list of (ids, mask), one for each response to the same prompt,
-    the best response first."""
-    mark = paint("green", 32, colour) if colour else "between « and »"
-    print(f"\n    as the model sees it; {mark}: {MARKED[kind]}")
+    the best response first. Tokens with mask 1 are green, or «so» without colours."""
+    mark = paint("green", 32) if has_colours() else "between « and »"
+    print(f"\n    as the model sees it; {mark}: {KINDS[kind][1]}")
     chosen = np.linspace(0, len(examples) - 1, min(EXAMPLES, len(examples)), dtype=int)
     for number, i in enumerate(chosen, 1):
         for place, (ids, mask) in enumerate(examples[i]):
-            print(f"\n    example {number}" + ", a worse response" * (place > 0))
-            print(render(tok, ids, mask, colour))
+            text = f"\nexample {number}{', a worse response' * (place > 0)}\n"
+            for marked, run in groupby(zip(ids, mask), key=lambda pair: bool(pair[1])):
+                part = safe(tok.decode([id for id, _ in run])).replace("\t", "\\t")
+                text += part if not marked else paint(part, 32) if has_colours() else f"«{part}»"
+            print(text.replace("\n", "\n    "))
 
 
 # ---- the four kinds -------------------------------------------------------------------------
 
-def look_at_text(path, tok, T, colour, quiet):
+def look_at_text(path, tok, T, quiet):
     """Pretraining text, encoded in a temporary folder; returns hashes of the texts."""
     with TemporaryDirectory() as folder:
-        with redirect_stderr(io.StringIO()) if quiet else nullcontext():
+        with redirect_stderr(io.StringIO() if quiet else sys.stderr):
             corpus = Corpus(path, tok, folder, "check")
         texts = set(hashes := np.load(next(Path(folder).glob("*/docs.npz")))["hash"])
         # the first rows that `pretrain.py --seed=0` trains on
@@ -166,11 +133,11 @@ def look_at_text(path, tok, T, colour, quiet):
     fact("pretrain.py", split(corpus.held_out.tolist()))
     fact("", f"nothing is left out: documents are joined, and an epoch is "
              f"{n[~corpus.held_out].sum() // T:,} rows of {T} tokens")
-    show_examples("text", [[(row, [0] + [1] * T)] for row in rows], tok, colour)
+    show_examples("text", [[(row, [0] + [1] * T)] for row in rows], tok)
     return texts
 
 
-def look_at_dialogues(kind, rows, tok, T, config, colour):
+def look_at_dialogues(kind, rows, tok, T, max_new_tokens):
     """Demonstrations, comparisons or prompts. PPO reads the prompts of all three; returns these."""
     demos = kind == "demonstrations"
     prompts = [row["messages"][:-1] if demos else row["prompt"] for row in rows]
@@ -181,11 +148,10 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
     lengths = {"prompt": [*map(len, asked)], "response": [len(s) for group in said for s in group]}
     show_lengths({name: n for name, n in lengths.items() if n})
 
-    held, keys = held_out(prompts), [*map(json.dumps, prompts)]
-    both = {k for k, h in zip(keys, held) if h} & {k for k, h in zip(keys, held) if not h}
-    whole = {json.dumps([prompt, group]) for prompt, group in zip(prompts, answers)}
-    fact("rows", f"{len(rows):,}; {len(rows) - len(whole):,} are duplicates; {len(set(keys)):,} "
-                 f"different prompts, {len(both):,} on both sides of the split")
+    held, keys = held_out(prompts), {*map(json.dumps, prompts)}
+    whole = {json.dumps(both) for both in zip(prompts, answers)}
+    fact("rows", f"{len(rows):,}; {len(rows) - len(whole):,} are duplicates; {len(keys):,} "
+                 f"different prompts")
     if demos:
         examples = look_at_demonstrations(rows, held, tok, T)
     elif kind == "comparisons":
@@ -193,13 +159,13 @@ def look_at_dialogues(kind, rows, tok, T, config, colour):
     else:
         dots = tok.encode("…")
         examples = [[(ids + dots, [0] * len(ids) + [1] * len(dots))] for ids in asked]
-    room = T - config.max_new_tokens - 1
+    room = T - max_new_tokens - 1
     fits = [prompt for prompt, ids in zip(prompts, asked) if len(ids) <= room]
     fact("rlhf_ppo.py", split(held_out(fits), rlhf_ppo.Config.batch_size))
     fact("", f"{len(rows) - len(fits):,} left out, since the prompt has more than {room} tokens "
              f"({T} minus --max_new_tokens and the end)")
-    show_examples(kind, examples, tok, colour)
-    return set(keys)
+    show_examples(kind, examples, tok)
+    return keys
 
 
 def look_at_demonstrations(rows, held, tok, T):
@@ -227,55 +193,46 @@ def look_at_comparisons(rows, held, said, tok, T):
     return [[(ids, [0] * (len(ids) - 1) + [1]) for ids in group] for group in encoded]
 
 
-# ---- one file -------------------------------------------------------------------------------
+# ---- the files ------------------------------------------------------------------------------
 
-def look(path, config, tok, T, colour):
-    """Print the facts about one file. Returns its kind, the errors for which training would refuse
-    it, and its prompts or texts."""
-    try:
-        kind, form = identify(path)
-    except DataError as error:
-        return "", [str(error)], set()
+def look(path, config, tok, T, malformed):
+    """Print the facts about one file. Returns its prompts or texts; the errors of the rows for
+    which training would refuse it are added to `malformed`."""
+    kind, form = identify(path)
     print(f"\n{path}: {'pretraining ' * (kind == 'text')}{kind} ({form})\n")
-    rows, malformed, counts = read(path, kind)
-    for reason in malformed[:MALFORMED]:
-        fact("malformed", reason)
-    if len(malformed) > MALFORMED:
-        fact("", f"and {len(malformed) - MALFORMED:,} more")
+    counts, sound = Counter(), len(malformed)
+    rows = [row for file in list_files(path)
+            for row in read_rows(file, KINDS[kind][0], counts, malformed)]
     for (what, why), count in sorted(counts.items(), key=lambda both: (both[0][0], -both[1])):
         fact(what, f"{count:,} {why}")
-    if not rows or kind == "text" and malformed:      # Corpus would refuse the file
-        return kind, malformed, set()
-    if kind != "text":
-        return kind, malformed, look_at_dialogues(kind, rows, tok, T, config, colour)
-    try:
-        return kind, malformed, look_at_text(path, tok, T, colour, counts)
-    except ValueError as error:                       # too few documents to hold one out
-        fact("too few", error)
-        return kind, [str(error)], set()
+    if kind == "text" and len(malformed) == sound:    # else Corpus would refuse the file
+        return look_at_text(path, tok, T, counts)
+    if kind != "text" and rows:
+        return look_at_dialogues(kind, rows, tok, T, config.max_new_tokens)
+    return set()
 
 
 def main(config):
     if not config.data:
         fail("no file given: try `python -m tools.check data/town/sft.jsonl` (-h explains)")
-    T = pretrain.Config.block_size
     if config.tokenizer.endswith(".pt"):
         ckpt = load_checkpoint(config.tokenizer)
         tok, T = ckpt["tokenizer"], ckpt["model_config"]["block_size"]
     else:
-        tok = Tokenizer.load(config.tokenizer)
-    T = config.block_size or T
-    if T <= config.max_new_tokens:
-        fail(f"--block_size={T} must be more than --max_new_tokens={config.max_new_tokens}")
-    seen = {path: look(path, config, tok, T, has_colours()) for path in config.data.split(",")}
-    for (a, (kind, _, in_a)), (b, (other, _, in_b)) in combinations(seen.items(), 2):
-        if (kind == "text") == (other == "text") and (len(seen) == 2 or in_a & in_b):
-            print(f"\n{len(in_a & in_b):,} {'texts' if kind == 'text' else 'prompts'} are in both "
-                  f"{a} and {b}")
-    refused = [reason for _, reasons, _ in seen.values() for reason in reasons]
-    if refused:
-        fail(refused[0] if len(refused) == 1 else
-             f"{len(refused):,} malformed rows (listed above): training would refuse the data")
+        tok, T = Tokenizer.load(config.tokenizer), pretrain.Config.block_size
+    found, malformed = {}, []
+    for path in config.data.split(","):
+        try:
+            found[path] = look(path, config, tok, config.block_size or T, malformed)
+        except ValueError as error:                   # the whole file is bad, e.g. not UTF-8
+            malformed.append(str(error))
+    for (a, in_a), (b, in_b) in combinations(found.items(), 2):
+        print(f"\n{len(in_a & in_b):,} prompts or texts are in both {a} and {b}")
+    if len(malformed) > 1:
+        print("\nmalformed:\n" + "\n".join(malformed[:MALFORMED]))
+        fail(f"{len(malformed):,} errors, the first of them above: training would refuse the data")
+    if malformed:
+        fail(malformed[0])
 
 
 if __name__ == "__main__":
