@@ -100,7 +100,8 @@ CASES = """
     tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt can't be used (File exists)
     data/town --out=bad/empty.txt/town    | Not a directory
     tools/check text.jsonl --tokenizer=bad/bomb.pt | bad/bomb.pt is damaged
-    tools/prepare shakespear              | no data set shakespear; did you mean shakespeare?
+    tools/check text.jsonl --block_size=8 | --block_size=8 must be more than --max_new_tokens=64
+    tools/prepare shakespear              | no data set shakespear: `python -m tools.prepare`
     tools/prepare shakespeare --limit=-1  | --limit=-1 must be at least 0
     tools/hf import                       | usage: python -m tools.hf import
     tools/hf import bad new.pt            | bad/config.json is missing

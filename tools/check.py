@@ -220,10 +220,13 @@ def main(config):
         tok, T = ckpt["tokenizer"], ckpt["model_config"]["block_size"]
     else:
         tok, T = Tokenizer.load(config.tokenizer), pretrain.Config.block_size
+    T = config.block_size or T
+    if T <= config.max_new_tokens:
+        fail(f"--block_size={T} must be more than --max_new_tokens={config.max_new_tokens}")
     found, malformed = {}, []
     for path in config.data.split(","):
         try:
-            found[path] = look(path, config, tok, config.block_size or T, malformed)
+            found[path] = look(path, config, tok, T, malformed)
         except ValueError as error:                   # the whole file is bad, e.g. not UTF-8
             malformed.append(str(error))
     for (a, in_a), (b, in_b) in combinations(found.items(), 2):

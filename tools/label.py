@@ -47,31 +47,17 @@ class Config(Common):
 
 # ---- rankings -------------------------------------------------------------------------------
 
-def example(n):
-    """A ranking of n answers that shows the notation; n = 4: "2>1=3>4"."""
-    return "2>1" + "".join(f"{'=' if i == 3 else '>'}{i}" for i in range(3, n + 1))
-
-
 def parse_ranking(text, n):
     """The rank of each of n answers, 0 is the best: "2>1=4>3", 4 -> [1, 0, 2, 1]. Raises a
     ValueError with a short hint if the text is not a ranking."""
     # NFKC turns ＞, ＝ and ２, which Chinese and Japanese keyboards write, into >, = and 2
     groups = [group.split("=") for group in normalize("NFKC", text).split(">")]
-    names = [name.strip() for group in groups for name in group]
-    if not all(name.isdecimal() for name in names):
-        raise ValueError(f"write > for better and = for equally good, like {example(n)}")
-    ranks = {}
-    for rank, group in enumerate(groups):
-        for number in map(int, group):
-            if not 1 <= number <= n:
-                raise ValueError(f"there is no answer {number}, only 1 to {n}")
-            if number in ranks:
-                raise ValueError(f"{number} occurs twice")
-            ranks[number] = rank
-    missing = [str(number) for number in range(1, n + 1) if number not in ranks]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} missing: rank all {n} answers")
-    return [ranks[number] for number in range(1, n + 1)]
+    ranks = {name.strip(): rank for rank, group in enumerate(groups) for name in group}
+    wanted = [str(number) for number in range(1, n + 1)]
+    if ranks.keys() != {*wanted} or sum(map(len, groups)) != n:
+        raise ValueError(f"rank all answers from 1 to {n}, each once: > for better, = for equally "
+                         f"good, like 2>1=3")
+    return [ranks[number] for number in wanted]
 
 
 # ---- the terminal ---------------------------------------------------------------------------
@@ -90,18 +76,12 @@ def ask(question):
         signal.signal(signal.SIGINT, before)
 
 
-def visible(text, indent):
-    """Safe text, whose lines after the first one are indented."""
-    return safe(text).replace("\n", "\n" + " " * indent)
-
-
 def show(title, prompt, responses):
+    texts = [f"{turn['role']}: {turn['content']}" for turn in prompt] + [""]
+    texts += [f"{number:4d}  {response}" for number, response in enumerate(responses, 1)]
     print("\n" + paint(title, 1))
-    for turn in prompt:
-        print(f"{turn['role']}: {visible(turn['content'], 4)}")
-    print()
-    for number, response in enumerate(responses, 1):
-        print(f"{paint(f'{number:4d}', 1)}  {visible(response, 6)}")
+    for text in texts:
+        print(safe(text).replace("\n", "\n      "))
 
 
 def ask_ranks(question, n):
@@ -127,8 +107,7 @@ def label(n, item, labels, save, name=""):
             prompt, responses = item(i)
             order = random.Random(f"{name} {i}").sample(range(len(responses)), len(responses))
             show(f"{i + 1:,} of {n:,}", prompt, [responses[j] for j in order])
-            answer = ask_ranks(f"best first, like {example(len(order))}; s skip, u undo, q quit: ",
-                               len(order))
+            answer = ask_ranks("best first, like 2>1=3; s skip, u undo, q quit: ", len(order))
         else:
             answer = ask("\nThat was the last item. Enter to finish, u to undo: ")
         if answer == "u":

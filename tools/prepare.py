@@ -9,7 +9,6 @@ is used as it is. Most need `pip install huggingface_hub`, which continues an in
 The environment variable HF_ENDPOINT names another host.
 """
 
-import difflib
 import gzip
 import json
 import math
@@ -81,11 +80,8 @@ def stream(folder, repo, file):
 # ---- reading what was downloaded, and writing -----------------------------------------------
 
 def read_jsonl(path):
-    try:
-        with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
-            yield from map(json.loads, file)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise ValueError(error) from None
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as file:
+        yield from map(json.loads, file)
 
 
 def read_parquet(folder, repo, files, columns):
@@ -253,11 +249,10 @@ def prepare(name, config):
         files = DATASETS[name](download, config.limit or None)
         for file, rows in files.items():
             write(folder / file, rows)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, EOFError, gzip.BadGzipFile,
+            zlib.error) as error:
         fail(f"a file in {download} is damaged or has another format ({error!r:.80}); "
              f"delete it and try again")
-    except KeyboardInterrupt:
-        fail("stopped; the same command continues from there")
     print("data/README.md has complete chains on real data; for this data set, next:")
     for file in files:
         for command in NEXT.get(file, NEXT["text"]):
@@ -267,13 +262,9 @@ def prepare(name, config):
 def main(config):
     if not config.name:
         print(f"{LIST}\n\nnext:\n    python -m tools.prepare NAME      (-h explains)")
-    if config.limit < 0:
-        fail(f"--limit={config.limit} must be at least 0")
     for name in filter(None, config.name.split(",")):
         if name not in DATASETS:
-            near = difflib.get_close_matches(name, DATASETS, 1)
-            fail(f"no data set {name}" + (f"; did you mean {near[0]}?" if near else "")
-                 + " (`python -m tools.prepare` lists them)")
+            fail(f"no data set {name}: `python -m tools.prepare` lists them")
         prepare(name, config)
 
 

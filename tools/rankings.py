@@ -7,6 +7,7 @@ import random
 import shlex
 import threading
 from collections import Counter
+from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -61,92 +62,90 @@ def agreement(by):
                 interval=wilson(same / pairs, prompts) if pairs else None)
 
 
+def unless_known(read):
+    """read(path), which is done again only when the file has changed."""
+    cached = lru_cache(maxsize=2)(lambda path, version: read(path))
+    return lambda path: cached(path, stamp(path))
+
+
+@unless_known
+def read_items(path):
+    """{key: row}, without what others thought of the answers."""
+    rows = read_comparisons(path, counts=Counter())[:MAX_ITEMS] if path.exists() else []
+    return {key_of(row): unjudged(row) for row in rows}
+
+
+@unless_known
+def read_rankings(path):
+    """{(name, key): row}"""
+    try:
+        found = {}
+        for row in read_rows(path):                   # a person may find all answers equal
+            dense_ranks(row["ranks"], len([string(r, "a response") for r in row["responses"]]))
+            found[string(row["labeler"], "labeler"), key_of(row)] = row
+    except (KeyError, TypeError, ValueError):
+        found = {}
+    if not found and path.exists() and path.stat().st_size:
+        raise ValueError(f"{path} is not a file of this page: move it away")
+    return found
+
+
+@unless_known
+def agreement_in(path):
+    by = {}
+    for (who, _), row in read_rankings(path).items():
+        by.setdefault(who, []).append(row)
+    return agreement(by)
+
+
+def shown(name, key, item):
+    """The answers of an item in the order in which this person sees them."""
+    return random.Random(f"{name} {key}").sample(item["responses"], len(item["responses"]))
+
+
 class Rankings:
-    """The items, and the file with all rankings: {(name, key): row}. The file is the truth: it is
-    read again when it has changed. What is wrong raises a ValueError with one line."""
+    """The items, and the file with all rankings, which is the truth: what another program adds to
+    it is not lost. What is wrong raises a ValueError with one line."""
 
     def __init__(self, folder):
         """People rank the answers of its first comparisons."""
-        self.folder = Path(folder)
+        self.folder, self.lock = Path(folder), threading.Lock()
         self.source, self.out = self.folder / "comparisons.jsonl", self.folder / "class.jsonl"
-        self.lock, self.cached = threading.Lock(), {}
-        self.items(), self.rows()
-
-    def latest(self, name, path, read):
-        """What read() makes of a file; it is called again only when the file has changed."""
-        now = stamp(path)
-        if name not in self.cached or self.cached[name][0] != now:
-            self.cached[name] = now, read()
-        return self.cached[name][1]
-
-    def items(self):
-        """{key: row}, without what others thought of the answers."""
-        return self.latest("items", self.source, self.read_items)
-
-    def rows(self):
-        return self.latest("rows", self.out, self.read_rows)
-
-    def agreement(self):
-        return self.latest("agreement", self.out, self.count)
-
-    def read_items(self):
-        if not self.source.exists():
-            return {}
-        rows = read_comparisons(self.source, counts=Counter())[:MAX_ITEMS]
-        return {key_of(row): unjudged(row) for row in rows}
-
-    def read_rows(self):
-        try:
-            found = {}
-            for row in read_rows(self.out):           # a person may find all answers equal
-                dense_ranks(row["ranks"], len([string(r, "a response") for r in row["responses"]]))
-                found[string(row["labeler"], "labeler"), key_of(row)] = row
-        except (KeyError, TypeError, ValueError):
-            found = {}
-        if not found and self.out.exists() and self.out.stat().st_size:
-            raise ValueError(f"{self.out} is not a file of this page: move it away")
-        return found
-
-    def shown(self, name, key):
-        """The answers of an item in the order in which this person sees them."""
-        responses = self.items()[key]["responses"]
-        return random.Random(f"{name} {key}").sample(responses, len(responses))
+        read_items(self.source), read_rankings(self.out)
 
     def of(self, name):
         """All items in this person's order, with the ranks that the person gave. Every ten are
         shuffled among themselves: people who stop early have ranked the same ones nevertheless."""
-        items, rows, found = self.items(), self.rows(), []
+        items, rows, found = read_items(self.source), read_rankings(self.out), []
         places = {key: (i // 10, random.Random(f"{name} {i}").random())
                   for i, key in enumerate(items)}
         for key in sorted(places, key=places.get):
-            row, shown = rows.get((name, key)), self.shown(name, key)
+            row, responses = rows.get((name, key)), shown(name, key, items[key])
             ranks = row and dict(zip(row["responses"], row["ranks"]))
-            found.append(dict(key=key, prompt=items[key]["prompt"], responses=shown,
-                              ranks=ranks and [ranks[r] for r in shown]))
+            found.append(dict(key=key, prompt=items[key]["prompt"], responses=responses,
+                              ranks=ranks and [ranks[r] for r in responses]))
         return found
 
     def add(self, name, key, ranks):
         """Save one ranking at once. ranks: one for each answer, as this person sees them."""
-        if key not in self.items():
+        item = read_items(self.source).get(key)
+        if not item:
             raise ValueError("this item is no longer there: please reload the page")
-        shown = self.shown(name, key)
-        if len(ranks) != len(shown) or {*ranks} != {*range(max(ranks) + 1)}:
-            raise ValueError(f"{len(shown)} ranks from 0 are needed, without gaps")
-        order = sorted(range(len(ranks)), key=lambda j: ranks[j])
-        row = dict(self.items()[key], responses=[shown[j] for j in order], ranks=sorted(ranks),
-                   labeler=name)
+        n = len(item["responses"])
+        if len(ranks) != n or {*ranks} != {*range(max(ranks) + 1)}:
+            raise ValueError(f"{n} ranks from 0 are needed, without gaps")
+        best_first = sorted(zip(ranks, shown(name, key, item)), key=lambda pair: pair[0])
+        ranks, responses = zip(*best_first)
+        row = dict(item, responses=responses, ranks=ranks, labeler=name)
         with self.lock:
-            rows = self.rows() | {(name, key): row}
+            rows = read_rankings(self.out) | {(name, key): row}
             if len({name for name, _ in rows}) > MAX_PEOPLE:
                 raise ValueError(f"there are {MAX_PEOPLE} people already")
             with writing(self.out) as f:
                 f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows.values())
 
-    def count(self):
-        by = {}
-        for (who, _), row in self.rows().items():
-            by.setdefault(who, []).append(row)
-        return agreement(by)
+    def agreement(self):
+        return agreement_in(self.out)
 
     def command(self):
         """The command that trains a reward model on the file."""
@@ -154,6 +153,6 @@ class Rankings:
                  f"--out={self.out.with_name('class_reward.pt')}"]
         if str(self.folder) != "out":
             words += [f"--init={self.folder}/sft.pt", f"--lm={self.folder}/sft.pt"]
-        if len(self.rows()) < 64:                     # fewer than the default batch needs
+        if len(read_rankings(self.out)) < 64:         # fewer than the default batch needs
             words += ["--batch_size=4", "--micro_batch=4"]
         return shlex.join(words)

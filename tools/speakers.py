@@ -3,7 +3,6 @@
 import asyncio
 import sys
 import threading
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,17 +60,13 @@ class Shelf:
         return Speaker(ckpt["stage"], ckpt["step"], ckpt["model"].to(self.rt.device).eval(),
                        ckpt["tokenizer"])
 
-    def beside(self, name, tok):
-        """The model of that name, if it reads the same tokens."""
-        found = self.models.get(name)
-        return found if found and found.tok.fingerprint == tok.fingerprint else None
-
-    def reference(self, speaker):
-        """The SFT model, if it reads the same tokens, and as many."""
-        sft, config = self.beside("sft", speaker.tok), speaker.model.config
-        fits = sft and (sft.model.config.vocab_size == config.vocab_size
-                        and sft.model.config.block_size >= config.block_size)
-        return sft if fits else None
+    def beside(self, name, speaker):
+        """The model of that name, if it reads the same tokens, and as many."""
+        found, config = self.models.get(name), speaker.model.config
+        fits = found and (found.tok.fingerprint == speaker.tok.fingerprint
+                          and found.model.config.vocab_size == config.vocab_size
+                          and found.model.config.block_size >= config.block_size)
+        return found if fits else None
 
     def names(self):
         """Those who answer, in the order of the stages."""
@@ -124,36 +119,33 @@ class Worker(threading.Thread):
     def __init__(self, shelf, config):
         super().__init__(daemon=True)
         self.shelf, self.rt, self.config, self.answered = shelf, shelf.rt, config, 0
-        self.waiting, self.busy, self.ready = deque(), False, threading.Condition()
+        self.waiting, self.ready = [], threading.Condition()          # the first is being answered
 
     def submit(self, job):
         with self.ready:
             if len(self.waiting) >= MAX_WAITING:
                 job.send("error", text=f"{MAX_WAITING} questions wait: please try again soon")
                 return job.send("end")
+            job.send("queue", ahead=len(self.waiting))
             self.waiting.append(job)
-            self.number()
             self.ready.notify()
 
     def leave(self, job):
+        job.gone = True
         with self.ready:
-            job.gone = True
-            if job in self.waiting:
-                self.waiting.remove(job)
-                self.number()
+            if job in self.waiting[1:]:               # the first one's answer ends by itself
+                self.remove(job)
 
-    def number(self):
-        for place, job in enumerate(self.waiting):
-            job.send("queue", ahead=place + self.busy)
+    def remove(self, job):
+        self.waiting.remove(job)
+        for ahead, other in enumerate(self.waiting[1:], 1):
+            other.send("queue", ahead=ahead)
 
     def run(self):
         while True:
             with self.ready:
-                self.busy = False
                 self.ready.wait_for(lambda: self.waiting, timeout=2)
-                job = self.waiting.popleft() if self.waiting else None
-                self.busy = job is not None
-                self.number()
+                job = self.waiting[0] if self.waiting else None
             try:
                 self.shelf.refresh()
                 for k, ask in enumerate(job.asks if job else []):
@@ -164,6 +156,8 @@ class Worker(threading.Thread):
                     job.send("error", text=f"{type(error).__name__}: see the terminal")
             if job:
                 job.send("end")
+                with self.ready:
+                    self.remove(job)
 
     def answer(self, job, k, ask):
         """Stream what one model says, then its tokens and its score."""
@@ -198,10 +192,10 @@ class Worker(threading.Thread):
             if job.gone:                              # nobody listens any more
                 break
         text = tok.decode([id for id in said if id not in tok.specials.values()])
-        score, judge = None, self.shelf.beside("reward", tok)
+        score, judge = None, self.shelf.beside("reward", speaker)
         if judge and not job.gone:
             row = encode_answer(tok, kept, text, judge.model.config.block_size)
             score = score_all(judge.model, [row], tok, self.rt).item()
         if not job.gone:
-            tokens = explain(speaker, self.shelf.reference(speaker), ids, said, self.rt)
+            tokens = explain(speaker, self.shelf.beside("sft", speaker), ids, said, self.rt)
             job.send("done", k=k, text=chat.safe(text), raw=text, score=score, tokens=tokens)

@@ -240,7 +240,7 @@ def make_app(config):
     @app.get("/state")
     def state():
         """What there is; the page asks every two seconds, and for more when something changed."""
-        return dict(models=shelf.names(), waiting=len(worker.waiting) + worker.busy,
+        return dict(models=shelf.names(), waiting=len(worker.waiting),
                     curves=version(*logs), rankings=version(rankings.out))
 
     @app.get("/curves")
