@@ -1,13 +1,12 @@
-import os
-import random
 import re
-import signal
+from pathlib import Path
 
 import pytest
 
 from data.formats import DataError
 from common import percent, wilson
-from tools.label import example, label, parse_ranking, report_agreement
+from tools.label import label, parse_ranking, report_agreement
+from tools.rankings import read_rankings
 from tiny import write
 
 # ---------------------------------------------------------------------------------------------
@@ -15,35 +14,18 @@ from tiny import write
 
 
 @pytest.mark.parametrize("text, ranks", [
-    ("2>1=4>3", [1, 0, 2, 1]), (" 3 >2> 1", [2, 1, 0]), ("1=2", [0, 0]),
-    ("2＞１＝３", [1, 0, 1])])
+    ("2>1=4>3", [1, 0, 2, 1]), (" 3 >2> 1", [2, 1, 0]), ("1=2", [0, 0]), ("2＞１＝３", [1, 0, 1]),
+    ("11>1>2=3>4>5>6>7>8>9>10", [1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 0])])
 def test_a_ranking_gives_each_answer_its_place(text, ranks):
     assert parse_ranking(text, len(ranks)) == ranks
 
 
-def test_a_ranking_of_any_length_is_read():
-    rng = random.Random(0)
-    for n in range(2, 13):
-        ranks = rng.choices(range(n), k=n)
-        ranks = [sorted(set(ranks)).index(rank) for rank in ranks]
-        groups = [[str(i + 1) for i in range(n) if ranks[i] == rank] for rank in range(n)]
-        assert parse_ranking(">".join("=".join(g) for g in groups if g), n) == ranks
-
-
-@pytest.mark.parametrize("text, reason", [
-    ("2>1", "3, 4 missing"), ("1>2>2>3>4", "2 occurs twice"), ("1=1>2>3>4", "1 occurs twice"),
-    ("1>2>3>5", "there is no answer 5"), ("0>1>2>3>4", "there is no answer 0"), ("", "write >"),
-    ("the second", "write >"), ("1>2>3>", "write >"), ("1>>2", "write >"), ("4 3 2 1", "write >"),
-    ("1<2<3<4", "write >"), ("-1>2", "write >"), ("1.0>2", "write >"), ("1>\0", "write >")])
-def test_a_text_that_is_no_ranking_gets_a_short_hint(text, reason):
-    with pytest.raises(ValueError, match=reason) as hint:
+@pytest.mark.parametrize("text", [
+    "2>1", "1>2>2>3>4", "1=1>2>3>4", "1>2>3>5", "0>1>2>3>4", "", "the second", "1>2>3>", "1>>2",
+    "4 3 2 1", "1<2<3<4", "-1>2", "1.0>2>3>4", "1>\0"])
+def test_a_text_that_is_no_ranking_gets_a_short_hint(text):
+    with pytest.raises(ValueError, match="rank all answers from 1 to 4, each once.*like 2>1=3"):
         parse_ranking(text, 4)
-    assert len(str(hint.value)) < 150
-
-
-@pytest.mark.parametrize("n", range(2, 10))
-def test_the_example_is_a_ranking(n):
-    assert sorted(parse_ranking(example(n), n))[0] == 0
 
 
 # ---------------------------------------------------------------------------------------------
@@ -56,28 +38,35 @@ def alphabetical(screen):
 
 
 def ctrl_c(screen):
-    os.kill(os.getpid(), signal.SIGINT)
+    raise KeyboardInterrupt
 
 
 @pytest.fixture
 def talk(capsys, monkeypatch):
-    """Label items as a person who types `answers`: lines, or functions of the screen's text."""
-    def talk(items, *answers, labels=None, name=""):
-        labels, saved, screens = labels if labels is not None else [], [], []
-        answers = list(answers)
+    """Label items as a person who types `answers`: lines, or functions of the screen's text. Gives
+    {item: its ranks}, the screens, and how many rankings were saved at each."""
+    def talk(items, *answers, out="mine.jsonl"):
+        screens, saved, answers = [], [], [*answers]
+        rows = [dict(prompt=[dict(role="user", content=f"Question {i}")], responses=item)
+                for i, item in enumerate(items)]
 
         def person(question):
             screens.append(capsys.readouterr().out + question)
+            saved.append(len(read_rankings(Path(out))))
             if not answers:
                 raise EOFError
             answer = answers.pop(0)
             return answer(screens[-1]) if callable(answer) else answer
 
         monkeypatch.setattr("builtins.input", person)
-        done = label(len(items), lambda i: ([dict(role="user", content=f"Question {i}")], items[i]),
-                     labels, lambda: saved.append(list(labels)), name)
+        label(((f"item {i}", row) for i, row in enumerate(rows)), Path(out))
         assert not answers
-        return labels, done, screens, saved
+        found = {}
+        for row in read_rankings(Path(out)).values():
+            i = int(row["prompt"][0]["content"].split()[1])
+            ranks = dict(zip(row["responses"], row["ranks"]))
+            found[i] = [ranks[response] for response in items[i]]
+        return found, screens, saved
     return talk
 
 
@@ -85,63 +74,53 @@ FOUR = [list("dbca")] * 20
 
 
 def test_ranks_belong_to_the_answers_in_any_order_which_is_the_same_in_the_next_session(talk):
-    labels, _, screens, _ = talk(FOUR, *[alphabetical] * 20)
-    assert labels == [[3, 1, 2, 0]] * 20
-    again, other = (talk(FOUR, *["s"] * 20, name=name)[2] for name in ("", "b"))
+    labels, screens, _ = talk(FOUR, *[alphabetical] * 20)
+    assert labels == dict.fromkeys(range(20), [3, 1, 2, 0])
+    again, other = (talk(FOUR, *["s"] * 20, out=out)[1] for out in ("mine.jsonl", "b.jsonl"))
     first, again, other = ([*map(alphabetical, found)] for found in (screens, again, other))
     assert len({*first}) > 5 and first == again != other
 
 
 @pytest.mark.parametrize("items, typed, expected", [
-    ([["a", "b", "c"]], ["1=2=3"], [[0, 0, 0]]),
-    (FOUR[:3], ["s", alphabetical, "s"], [[], [3, 1, 2, 0], []]),
-    ([["a", "b"], ["a"], ["b"], ["a", "b"]], ["2=1", "u", alphabetical], [[0, 1], [], []]),
-    (FOUR, ["u", "u", alphabetical], [[3, 1, 2, 0]]),
-    (FOUR[:2], ["s", "s", "u", alphabetical, ""], [[], [3, 1, 2, 0]])],
-    ids=["ties are kept", "a skipped item has no ranks", "undo skips items that were not shown",
-         "undo at the beginning does nothing", "the very last answer can be undone"])
-def test_labels_follow_what_is_typed(talk, items, typed, expected):
-    labels, done, *_ = talk(items, *typed)
-    assert labels == expected and done == (len(labels) == len(items))
-
-
-def test_an_item_with_fewer_than_two_answers_is_not_shown(talk):
-    labels, _, screens, _ = talk([["a"], [], ["a", "b"], ["b"]], alphabetical)
-    assert labels == [[], [], [0, 1], []] and "3 of 4" in screens[0]
+    ([["a", "b", "c"]], ["1=2=3"], {0: [0, 0, 0]}),
+    (FOUR[:3], ["s", alphabetical, "s"], {1: [3, 1, 2, 0]}),
+    (FOUR, ["u", "u", alphabetical], {0: [3, 1, 2, 0]}),
+    (FOUR, ["4>3>2>1", "s", "u", "u", alphabetical], {0: [3, 1, 2, 0]}),
+    (FOUR[:2], ["s", "s", "u", alphabetical, ""], {1: [3, 1, 2, 0]}),
+    *((FOUR, [alphabetical, "s", *stop], {0: [3, 1, 2, 0]})
+      for stop in (["q"], ["Q "], [], [ctrl_c]))],
+    ids=["ties are kept", "a skipped item has no ranks", "undo at the beginning does nothing",
+         "undo goes back more than once", "the very last answer can be undone", "q ends it",
+         "Q ends it", "Ctrl-D ends it", "Ctrl-C ends it"])
+def test_what_is_saved_follows_what_is_typed(talk, items, typed, expected):
+    assert talk(items, *typed)[0] == expected
 
 
 def test_after_a_hint_only_the_question_is_repeated(talk):
-    labels, _, screens, _ = talk(FOUR[:1], "what?", "4=3>2>1", "q")
-    assert len(labels) == 1 and screens[1].count("\n") == 1 and "write >" in screens[1]
+    labels, screens, _ = talk(FOUR[:1], "what?", "4=3>2>1", "q")
+    assert len(labels) == 1 and screens[1].count("\n") == 1 and "each once" in screens[1]
 
 
 def test_undo_asks_the_last_item_again(talk):
-    labels, _, screens, _ = talk(FOUR[:3], "4>3>2>1", "s", "u", alphabetical)
-    assert len(labels) == 2 and labels[1] == [3, 1, 2, 0]
+    labels, screens, _ = talk(FOUR[:3], "4>3>2>1", "s", "u", alphabetical)
+    assert labels[1] == [3, 1, 2, 0]
     assert ["Question 1" in screen for screen in screens] == [False, True, False, True, False]
 
 
-@pytest.mark.parametrize("stop", [["q"], ["Q "], [], [ctrl_c]], ids=["q", "Q", "Ctrl-D", "Ctrl-C"])
-def test_labels_are_kept_when_the_person_stops(talk, stop):
-    before = signal.getsignal(signal.SIGINT)
-    labels, done, *_ = talk(FOUR, alphabetical, "s", *stop)
-    assert labels == [[3, 1, 2, 0], []] and not done
-    assert signal.getsignal(signal.SIGINT) == before
-
-
-def test_the_next_session_continues_where_the_last_one_stopped(talk):
-    labels, done, screens, _ = talk(FOUR[:3], alphabetical, "q")
-    labels, done, screens, _ = talk(FOUR[:3], "s", alphabetical, "", labels=labels)
-    assert labels == [[3, 1, 2, 0], [], [3, 1, 2, 0]] and done and "2 of 3" in screens[0]
-
-
 def test_every_change_is_saved_before_the_next_question(talk):
-    saved = talk(FOUR, "1>2>3>4", "nonsense", "s", "u", "s", "q")[3]
-    assert [len(labels) for labels in saved] == [1, 2, 1, 2]
+    assert talk(FOUR, "1>2>3>4", "nonsense", "1>2>3>4", "u", "s", "q")[2] == [0, 1, 1, 2, 1, 1]
+
+
+def test_rankings_of_others_in_the_file_stay_there(talk):
+    write(Path("mine.jsonl"), dict(row([dict(role="user", content="Question 0")], a=0, b=1),
+                                   labeler="Zoe"))
+    before = Path("mine.jsonl").read_text()
+    talk([["a", "b"]], "1>2", "u", "2>1")
+    assert Path("mine.jsonl").read_text().startswith(before)
 
 
 def test_an_answer_cannot_control_the_terminal(talk):
-    screens = talk([["\033[2J", "a\nb"]], "q")[2]
+    screens = talk([["\033[2J", "a\nb"]], "q")[1]
     assert "\033" not in screens[0] and "\\x1b[2J" in screens[0] and "a\n      b" in screens[0]
 
 
@@ -149,7 +128,7 @@ def test_all_turns_of_a_dialogue_are_shown(capsys, monkeypatch):
     turns = [dict(role=r, content=c) for r, c in (("user", "Hi"), ("assistant", "Yes?"),
                                                   ("user", "Bye"))]
     monkeypatch.setattr("builtins.input", lambda question: "q")
-    label(100, lambda i: (turns, ["a", "b"]), [[]] * 11, None)
+    label(iter([("12 of 100", dict(prompt=turns, responses=["a", "b"]))]), Path("mine.jsonl"))
     assert "12 of 100\nuser: Hi\nassistant: Yes?\nuser: Bye\n" in capsys.readouterr().out
 
 

@@ -540,7 +540,7 @@ def test_what_another_program_adds_to_the_file_is_not_lost(site, class_file):
     assert [r["labeler"] for r in read_comparisons(class_file)] == ["Ana", "Zoe", "Ana"]
     class_file.write_text("not ours\n")
     status, text = rank(site, "Ana", first)
-    assert status == 422 and "class.jsonl is not a file of this page: move it away" in text
+    assert status == 422 and "class.jsonl has other rows than rankings: move it away" in text
     assert class_file.read_text() == "not ours\n"
 
 

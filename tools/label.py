@@ -14,35 +14,35 @@ answer is whose, and the end tells how often each model was preferred.
 """
 
 import json
-import math
-import random
-import signal
 from collections import Counter
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import chain, permutations
 from pathlib import Path
 from unicodedata import normalize
 
 from answer import respond
 from chat import paint, safe
-from checkpoint import Run, load
-from common import Common, Runtime, fail, parse_config, wilson, writing
+from checkpoint import load
+from common import Runtime, check_writable, fail, make_folder, parse_config, wilson
 from compare import different
 from data.formats import DataError, read_comparisons, read_prompts
-from tools.rankings import agreement
+from tools.rankings import agreement, key_of, ranked, read_rankings, save, shown
 
 
 @dataclass
-class Config(Common):
+class Config:
     data: str = "data/town/prompts.jsonl"    # prompts
     init: str = "out/sft.pt"                 # the model that answers, or several, with commas
-    out: str = "out/mine.jsonl"              # your labels; the unfinished state is saved beside it
+    out: str = "out/mine.jsonl"              # your labels
     agree: str = ""                          # FILE,FILE: only print how often two people agree
     n_prompts: int = 6000                    # how many of the prompts to use
     k: int = 4                               # answers per prompt and model; equal ones count once
     max_new_tokens: int = 64
     temperature: float = 1.0
-    batch_size: int = 512                    # answers sampled at a time
+    seed: int = 0
+    device: str = "auto"                     # auto: cuda, else cpu; mps when asked
+    dtype: str = "auto"                      # auto: bfloat16 where it is fast, else float32
+    debug: bool = False                      # show tracebacks
 
 
 # ---- rankings -------------------------------------------------------------------------------
@@ -63,17 +63,12 @@ def parse_ranking(text, n):
 # ---- the terminal ---------------------------------------------------------------------------
 
 def ask(question):
-    """The line that the user types. The end of the input and Ctrl-C count as "q". Ctrl-C works only
-    during the question, so it cannot come between an answer and saving it."""
-    before = signal.getsignal(signal.SIGINT)
+    """The line that the user types. The end of the input and Ctrl-C count as "q"."""
     try:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         return input(question).strip().lower()
     except (EOFError, KeyboardInterrupt):
         print()
         return "q"
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def show(title, prompt, responses):
@@ -94,30 +89,33 @@ def ask_ranks(question, n):
     return line
 
 
-def label(n, item, labels, save, name=""):
-    """Ask a person about the items without a label, len(labels) to n - 1. item(i) gives a prompt
-    and its responses. Their ranks are appended to labels, or [] if the item was skipped or has only
-    one response; save() is called after every change. Returns whether all items are done. The order
-    on the screen depends on `name`, so two people with two files see different orders."""
+def label(items, out):
+    """Ask a person about each of the items: (title, row), whose answers are in no order yet. Each
+    ranking is added to the file at once; a skipped item is asked again by the next command. The
+    order on the screen depends on `out`: two people with two files see different ones."""
+    past, todo = [], []           # items of this session, and those of them to be asked again
     while True:
-        while len(labels) < n and len(item(len(labels))[1]) < 2:
-            labels.append([])
-        i = len(labels)
-        if i < n:
-            prompt, responses = item(i)
-            order = random.Random(f"{name} {i}").sample(range(len(responses)), len(responses))
-            show(f"{i + 1:,} of {n:,}", prompt, [responses[j] for j in order])
-            answer = ask_ranks("best first, like 2>1=3; s skip, u undo, q quit: ", len(order))
+        item = todo.pop() if todo else next(items, None)
+        if item:
+            title, row = item
+            responses = shown(out, key_of(row), row)
+            show(title, row["prompt"], responses)
+            answer = ask_ranks("best first, like 2>1=3; s skip, u undo, q quit: ", len(responses))
         else:
             answer = ask("\nThat was the last item. Enter to finish, u to undo: ")
         if answer == "u":
-            shown = [j for j in range(i) if len(item(j)[1]) > 1]
-            del labels[shown[-1] if shown else 0:]
-        elif i == n or answer == "q":
-            return i == n
+            todo.append(item)
+            if past:
+                todo.append(past.pop())
+                undone = out.stem, key_of(todo[-1][1])
+                save(out, {key: row for key, row in read_rankings(out).items() if key != undone})
+        elif not item or answer == "q":
+            return
         else:
-            labels.append([answer[order.index(j)] for j in range(len(answer))])
-        save()
+            past.append(item)
+            if answer:
+                ranking = ranked(row, responses, answer, out.stem)
+                save(out, read_rankings(out) | {(out.stem, key_of(row)): ranking})
 
 
 # ---- two people -----------------------------------------------------------------------------
@@ -136,11 +134,11 @@ def report_agreement(first, second):
 
 def report_wins(rows):
     """One line per model: how often its answer was preferred to another model's; a tie, or an
-    answer that both have given, counts half. rows: with `models`, the names behind each answer."""
+    answer that both have given, counts half. rows: with `models`, {answer: who has given it}."""
     wins, counts = Counter(), Counter()
     for row in rows:
-        ranked = [(name, rank) for names, rank in zip(row["models"], row["ranks"])
-                  for name in names]
+        ranked = [(name, rank) for text, rank in zip(row["responses"], row["ranks"])
+                  for name in row["models"][text]]
         for (a, i), (b, j) in permutations(ranked, 2):
             if a != b:
                 wins[a] += 0.5 + 0.5 * ((i < j) - (i > j))
@@ -150,6 +148,26 @@ def report_wins(rows):
             *wilson(wins[name] / n, len(rows))) for name, n in counts.items())
 
 
+# ---- the models' answers --------------------------------------------------------------------
+
+def answered(rows, done, models, rt, config):
+    """Yield (title, row) for each prompt that is not done, with the different answers of the
+    models: the same ones in every session."""
+    for i, row in enumerate(rows):
+        if json.dumps(row["prompt"]) in done:
+            continue
+        said = {name: respond(*model, [row["prompt"]] * config.k, rt, config.max_new_tokens,
+                              config.temperature, seed=(config.seed, i))
+                for name, model in models.items()}
+        row = dict(row, responses=different(chain(*said.values())))
+        if len(models) > 1:                           # whose answer is it? equal ones have several
+            row["models"] = {text: [name for name, theirs in said.items()
+                                    if text.strip() in (other.strip() for other, _ in theirs)]
+                             for text in row["responses"]}
+        if len(row["responses"]) > 1:
+            yield f"{i + 1:,} of {len(rows):,}", row
+
+
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     if config.agree:
@@ -157,58 +175,13 @@ if __name__ == "__main__":
             fail(f"--agree={config.agree} must be two files, FILE,FILE")
         print(report_agreement(*config.agree.split(",")))
         raise SystemExit
-    if config.fresh and Path(config.out).exists():
-        fail(f"{config.out} exists, and --fresh does not delete labels: continue without --fresh, "
-             f"or choose another --out")
-    rt, rows = Runtime(config), read_prompts(config.data)[:config.n_prompts]
-    names, prompts = config.init.split(","), [r["prompt"] for r in rows]
-    run = Run(config, rt, inputs=[config.data, *names])
-    run.seconds = -math.inf                           # save after every label
-    models = [load(name, rt, "sft ppo pretrain")[:2] for name in names]
-    answers, labels = [], []      # answers: for each prompt, k of the first model, k of the second
-    run.track(answers=answers, labels=labels)
-    per_prompt, block = config.k * len(models), max(1, config.batch_size // config.k)
-
-    def item(i):
-        """Prompt i and its answers, which are sampled when first needed, batch_size at a time."""
-        while len(answers) < (i + 1) * per_prompt:
-            print(f"{config.init} answers the next prompts ...", flush=True)
-            start = len(answers) // per_prompt
-            asked = [p for p in prompts[start:start + block] for _ in range(config.k)]
-            theirs = [respond(*model, asked, rt, config.max_new_tokens, config.temperature,
-                              config.batch_size, seed=(config.seed, start * config.k))
-                      for model in models]
-            for j in range(0, len(asked), config.k):
-                answers.extend(answer for mine in theirs for answer in mine[j:j + config.k])
-            run.save_state(len(labels))
-        return rows[i]["prompt"], different(answers[i * per_prompt:(i + 1) * per_prompt])
-
-    def behind(i, text):
-        """The names of the models that gave this answer to prompt i."""
-        mine = answers[i * per_prompt:(i + 1) * per_prompt]
-        return sorted({names[j // config.k] for j, (said, _) in enumerate(mine)
-                       if said.strip() == text.strip()})
-
-    def save():
-        """Write the state, which the next run continues from, then the file."""
-        run.save_state(len(labels))
-        with writing(run.out) as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in labeled())
-
-    def labeled():
-        for i, ranks in enumerate(labels):
-            order = sorted(range(len(ranks)), key=lambda j: ranks[j])
-            texts = [item(i)[1][j] for j in order]
-            row = dict(rows[i], ranks=sorted(ranks), responses=texts)
-            if len(names) > 1:
-                row["models"] = [behind(i, text) for text in texts]
-            if ranks:
-                yield row
-
-    if labels:
-        save()                                        # the last run may have ended before the file
-    done = label(len(rows), item, labels, save, name=config.out)
-    print(f"{run.out}: {sum(map(bool, labels)):,} labeled, {labels.count([]):,} left out")
-    if len(names) > 1:
-        print(report_wins(list(labeled())))
-    run.finish() if done else print("the same command continues from here")
+    rt, out = Runtime(config), Path(config.out)
+    rows = read_prompts(config.data)[:config.n_prompts]
+    make_folder(out), check_writable(out)
+    done = {json.dumps(row["prompt"]) for row in read_rankings(out).values()}
+    models = {name: load(name, rt, "sft ppo pretrain")[:2] for name in config.init.split(",")}
+    label(answered(rows, done, models, rt, config), out)
+    rankings = read_rankings(out).values()
+    print(f"{out}: {len(rankings):,} labeled; the same command continues from here")
+    if len(models) > 1:
+        print(report_wins([row for row in rankings if "models" in row]))

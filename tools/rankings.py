@@ -86,7 +86,7 @@ def read_rankings(path):
     except (KeyError, TypeError, ValueError):
         found = {}
     if not found and path.exists() and path.stat().st_size:
-        raise ValueError(f"{path} is not a file of this page: move it away")
+        raise ValueError(f"{path} has other rows than rankings: move it away")
     return found
 
 
@@ -101,6 +101,17 @@ def agreement_in(path):
 def shown(name, key, item):
     """The answers of an item in the order in which this person sees them."""
     return random.Random(f"{name} {key}").sample(item["responses"], len(item["responses"]))
+
+
+def ranked(item, responses, ranks, labeler):
+    """The item with its answers from the best to the worst. ranks: of these responses."""
+    ranks, responses = zip(*sorted(zip(ranks, responses), key=lambda pair: pair[0]))
+    return dict(item, responses=[*responses], ranks=[*ranks], labeler=labeler)
+
+
+def save(path, rankings):
+    with writing(path) as f:
+        f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rankings.values())
 
 
 class Rankings:
@@ -134,15 +145,12 @@ class Rankings:
         n = len(item["responses"])
         if len(ranks) != n or {*ranks} != {*range(max(ranks) + 1)}:
             raise ValueError(f"{n} ranks from 0 are needed, without gaps")
-        best_first = sorted(zip(ranks, shown(name, key, item)), key=lambda pair: pair[0])
-        ranks, responses = zip(*best_first)
-        row = dict(item, responses=responses, ranks=ranks, labeler=name)
+        row = ranked(item, shown(name, key, item), ranks, name)
         with self.lock:
             rows = read_rankings(self.out) | {(name, key): row}
             if len({name for name, _ in rows}) > MAX_PEOPLE:
                 raise ValueError(f"there are {MAX_PEOPLE} people already")
-            with writing(self.out) as f:
-                f.writelines(json.dumps(r, ensure_ascii=False) + "\n" for r in rows.values())
+            save(self.out, rows)
 
     def agreement(self):
         return agreement_in(self.out)
