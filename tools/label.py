@@ -154,8 +154,9 @@ def answered(rows, done, models, rt, config):
     """Yield (title, row) for each prompt that is not done, with the different answers of the
     models: the same ones in every session."""
     for i, row in enumerate(rows):
-        if json.dumps(row["prompt"]) in done:
+        if (key := json.dumps(row["prompt"])) in done:
             continue
+        done.add(key)                                 # the file may have it twice
         said = {name: respond(*model, [row["prompt"]] * config.k, rt, config.max_new_tokens,
                               config.temperature, seed=(config.seed, i))
                 for name, model in models.items()}
