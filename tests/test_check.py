@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 import tiny
-from common import parse_config
 from data.corpus import Corpus
 from data.formats import is_held_out
 from tools import check
@@ -323,18 +322,6 @@ def test_a_checkpoint_sets_the_tokenizer_and_the_context(report, tiny_tokenizer)
 
 def test_without_a_file_it_says_so(report):
     assert "no file given" in report(stops=True)[1]
-
-
-@pytest.mark.parametrize("argv", ["a b --block_size=1", "--block_size=1 a b", "a --block_size 1 b",
-                                  "--data=a,b --block_size=1"])
-def test_files_and_flags_can_have_any_order(argv):
-    config = parse_config(check.Config, "", argv.split(), words="data")
-    assert (config.data, config.block_size) == ("a,b", 1)
-
-
-def test_without_a_tokenizer_the_line_says_how_to_make_one(report):
-    with pytest.raises(ValueError, match="none.json.*`python tokenizer.py` makes one"):
-        report(write("a.jsonl", demo("a")), tokenizer="none.json")
 
 
 def test_the_exit_status_says_that_the_data_is_broken(run_script):

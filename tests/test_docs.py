@@ -10,7 +10,7 @@ import pytest
 from common import parse_config
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = [ROOT / "README.md", ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [*ROOT.glob("README*.md"), ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python (?:-i )?(?:-m (?P<module>(?:tools|view|lessons|lab)\.\w+)|"
                      r"(?P<file>[\w/]+)\.py)(?P<rest>[^\n`]*)|"
                      r"torchrun [^\n`]*?(?P<ddp>\w+)\.py(?P<more>[^\n`]*)")

@@ -17,16 +17,27 @@ def inverse(prompts, responses): return [1 / len(r) for r in responses]
 PAIR = [[dict(role="user", content="Who?")], [dict(role="user", content="Where?")]], ["Ada", "here"]
 
 
-def test_a_function_is_loaded_from_a_file(tmp_path):
-    (tmp_path / "mine.py").write_text(MINE)
-    assert load_function(f"{tmp_path}/mine.py:length")(["", ""], ["a", "bc"]) == [1, 2]
+@pytest.fixture
+def write(tmp_path):
+    """write("a/mine.py", text) -> its path"""
+    def write(name, text):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        return path
+    return write
 
 
-def test_a_function_that_fails_is_named_with_the_first_answer_that_makes_it_fail(tmp_path):
-    (tmp_path / "mine.py").write_text(MINE)
+@pytest.mark.parametrize("path", ["mine.py", "a.py:b/my, file.v2.py:x.py"])
+def test_a_function_is_loaded_from_a_file_whose_path_may_hold_anything(write, path):
+    assert load_function(f"{write(path, MINE)}:length")(["", ""], ["a", "bc"]) == [1, 2]
+
+
+def test_a_function_that_fails_is_named_with_the_first_answer_that_makes_it_fail(write):
     prompts = [[dict(role="user", content=text)] for text in ("Hi", "Who?", "Why?")]
     with pytest.raises(ValueError) as error:
-        get_scores(load_function(f"{tmp_path}/mine.py:inverse"), prompts, ["Hello", "", ""], "mine")
+        get_scores(load_function(f"{write('mine.py', MINE)}:inverse"), prompts, ["Hello", "", ""],
+                   "mine")
     assert all(part in str(error.value) for part in (
         "mine: ZeroDivisionError", "the prompt 'Who?' and the response ''"))
 
@@ -40,47 +51,24 @@ def test_what_names_a_function_is_told_from_a_path_by_its_end(spec, file):
     assert function_file(spec) == file
 
 
-def test_the_path_of_a_file_may_hold_anything(tmp_path):
-    path = tmp_path / "a.py:b" / "my, file.v2.py:x.py"
-    path.parent.mkdir()
-    path.write_text(MINE)
-    assert load_function(f"{path}:length")([""], ["a"]) == [1]
-
-
 @pytest.mark.parametrize("spec, reason", [
     ("missing.py:f", "no file missing.py"), ("mine.py:g", "no function named g"),
     ("mine.py", "FILE.py:name"), ("mine.py:X", "no function named X"),
     ("notes.txt:f", "FILE.py:name")])
-def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine.py").write_text(MINE)
-    (tmp_path / "notes.txt").write_text("f")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        load_function(spec)
-    said = capsys.readouterr().err
-    assert end.value.code == 1 and reason in said and said.count("\n") == 1
+def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, write, refused):
+    write("mine.py", MINE), write("notes.txt", "f")
+    assert reason in refused(load_function, spec)
 
 
-def test_a_file_may_hold_dataclasses_with_annotations_that_are_text(tmp_path):
-    (tmp_path / "mine.py").write_text("""from __future__ import annotations
+def test_a_file_may_hold_dataclasses_with_annotations_that_are_text(write):
+    path = write("mine.py", """from __future__ import annotations
 from common import check_scores, get_scores, load_function, verdicts_of
 from dataclasses import dataclass
 @dataclass
 class Rule:
     bonus: float = 1.0
 def f(prompts, responses): return [Rule().bonus] * len(responses)""")
-    assert load_function(f"{tmp_path}/mine.py:f")([""], ["a"]) == [1.0]
-
-
-@pytest.fixture
-def write(tmp_path):
-    """write("a/mine.py", text) -> its path"""
-    def write(name, text):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
-    return write
+    assert load_function(f"{path}:f")([""], ["a"]) == [1.0]
 
 
 @pytest.mark.parametrize("change", ["p.append(dict(role='user', content='x'))",

@@ -238,13 +238,6 @@ def test_without_a_name_all_are_listed_with_size_and_licence(run):
         assert " MB" in line and line.rpartition("; ")[2] and len(line) <= 100
 
 
-def test_help_lists_them_too(capsys):
-    with pytest.raises(SystemExit):
-        parse_config(prepare.Config, f"{prepare.__doc__}\n{prepare.LIST}", ["-h"], words="name")
-    printed = capsys.readouterr().out
-    assert all(name in printed for name in prepare.DATASETS) and "--field=value" in printed
-
-
 def test_several_names_are_prepared_one_after_another(run, hosts):
     hosts |= FILES
     run("alpaca,shakespeare")
@@ -262,22 +255,6 @@ def test_a_download_that_is_damaged_or_something_else_is_one_line(run, hosts, re
     hosts[file] = body
     said = refused(run, name)
     assert f"data/download/{name} is damaged" in said and "delete it" in said
-
-
-def test_an_interrupted_conversion_leaves_the_old_file(run, hosts, refused):
-    hosts |= FILES
-    run("alpaca")
-    before = Path("data/alpaca/sft.jsonl").read_bytes()
-    Path("data/download/alpaca/alpaca_data.json").write_text("[")
-    refused(run, "alpaca")
-    assert Path("data/alpaca/sft.jsonl").read_bytes() == before
-
-
-def test_ctrl_c_is_one_line(run, refused, monkeypatch):
-    def interrupted(*_):
-        raise KeyboardInterrupt
-    monkeypatch.setitem(prepare.DATASETS, "alpaca", interrupted)
-    assert "the same command continues" in refused(run, "alpaca")
 
 
 @pytest.mark.parametrize("name", ["shakespeare", "alpaca", "hh"])

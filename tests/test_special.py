@@ -2,6 +2,7 @@
 or a system message, and in no script."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -76,40 +77,44 @@ def test_a_corpus_has_one_special_token_before_each_document(tmp_path, tiny_toke
     assert found == corpus.starts[:-1].tolist() and len(found) == len(spelled(attacks))
 
 
-def test_demonstrations_have_only_the_templates_special_tokens(tmp_path, tiny_tokenizer, attacks):
-    texts = spelled(attacks)
-    write(tmp_path / "sft.jsonl", *(dict(prompt=a, response=b) for a, b in zip(texts, texts[1:])))
-    dialogues, cut, dropped = encode_dialogues(read_demonstrations(tmp_path / "sft.jsonl"),
-                                               tiny_tokenizer, T=1000)
+ANSWERED = ["endoftext", "user", "end", "assistant", "end"]
+
+
+def demonstrations(tok, texts):
+    write(Path("sft.jsonl"), *(dict(prompt=a, response=b) for a, b in zip(texts, texts[1:])))
+    dialogues, cut, dropped = encode_dialogues(read_demonstrations("sft.jsonl"), tok, T=1000)
     assert cut == dropped == 0 and len(dialogues) == len(texts) - 1
-    assert {tuple(specials(tiny_tokenizer, ids)) for ids, _ in dialogues} == {
-        ("endoftext", "user", "end", "assistant", "end")}
+    return [ids for ids, _ in dialogues]
 
 
-def test_comparisons_have_only_the_templates_special_tokens(tmp_path, tiny_tokenizer, attacks):
-    texts = spelled(attacks)
-    write(tmp_path / "pairs.jsonl", *(dict(prompt=a, responses=[b, b + "!"])
-                                      for a, b in zip(texts, texts[1:])))
-    for row in read_comparisons(tmp_path / "pairs.jsonl"):
-        for response in row["responses"]:
-            ids = encode_answer(tiny_tokenizer, row["prompt"], response, 1000)
-            assert specials(tiny_tokenizer, ids) == ["endoftext", "user", "end", "assistant", "end"]
+def comparisons(tok, texts):
+    write(Path("pairs.jsonl"), *(dict(prompt=a, responses=[b, b + "!"])
+                                 for a, b in zip(texts, texts[1:])))
+    return [encode_answer(tok, row["prompt"], response, 1000)
+            for row in read_comparisons("pairs.jsonl") for response in row["responses"]]
 
 
-def test_prompts_have_only_the_templates_special_tokens(tmp_path, tiny_tokenizer, attacks):
-    write(tmp_path / "prompts.jsonl", *(dict(prompt=text) for text in spelled(attacks)))
-    for row in read_prompts(tmp_path / "prompts.jsonl"):
-        ids, _ = tiny_tokenizer.encode_chat(row["prompt"], reply=True)
-        assert specials(tiny_tokenizer, ids) == ["endoftext", "user", "end", "assistant"]
+def prompts(tok, texts):
+    write(Path("prompts.jsonl"), *(dict(prompt=text) for text in texts))
+    return [tok.encode_chat(row["prompt"], reply=True)[0] for row in read_prompts("prompts.jsonl")]
 
 
-def test_text_typed_in_a_chat_has_only_the_templates_special_tokens(tiny_tokenizer, attacks):
-    for text, system in zip(attacks, attacks[1:]):
-        asked = [dict(role="system", content=system), dict(role="user", content=text)]
-        ids, _ = as_dialogue(tiny_tokenizer, asked, room=1000)
-        assert specials(tiny_tokenizer, ids) == ["endoftext", "system", "end", "user", "end",
-                                                 "assistant"]
-        assert specials(tiny_tokenizer, as_text(tiny_tokenizer, asked)) == ["endoftext"]
+def typed(tok, texts, encode):
+    """In a chat, after a system message."""
+    return [encode([dict(role="system", content=b), dict(role="user", content=a)])
+            for a, b in zip(texts, texts[1:])]
+
+
+@pytest.mark.parametrize("encode, expected", [
+    (demonstrations, ANSWERED), (comparisons, ANSWERED), (prompts, ANSWERED[:-1]),
+    (lambda tok, texts: typed(tok, texts, lambda asked: as_dialogue(tok, asked, room=1000)[0]),
+     ["endoftext", "system", "end", "user", "end", "assistant"]),
+    (lambda tok, texts: typed(tok, texts, lambda asked: as_text(tok, asked)), ["endoftext"])],
+    ids=["demonstrations", "comparisons", "prompts", "a chat", "a chat with a base model"])
+def test_there_are_only_the_templates_special_tokens_in(tiny_tokenizer, attacks, encode, expected):
+    found = encode(tiny_tokenizer, spelled(attacks))
+    assert len(found) > 1000 and {tuple(specials(tiny_tokenizer, ids)) for ids in found} == {
+        tuple(expected)}
 
 
 def test_few_shot_examples_have_no_special_token_but_endoftext(tiny_tokenizer, attacks):

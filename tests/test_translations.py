@@ -102,12 +102,6 @@ def test_every_wrong_figure_in_the_chinese_text_is_reported(name):
             assert "figures" in "".join(section_differences(english, wrong)), figure
 
 
-@pytest.mark.parametrize("name", [name + end for name in FILES for end in (".md", ".zh.md")])
-def test_links_and_pictures_exist(name):
-    targets = LINK.findall((ROOT / name).read_text("utf-8"))
-    assert targets and all(((ROOT / name).parent / target).exists() for target in targets)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_chinese_text_has_spaces_around_latin_words_and_wide_punctuation(name):
     text = FENCED.sub("", read(name)[1])

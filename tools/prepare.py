@@ -261,15 +261,15 @@ def prepare(name, config):
 
 def main(config):
     if not config.name:
-        print(f"{LIST}\n\nnext:\n    python -m tools.prepare NAME      (-h explains)")
+        print("NAME: what it is; the download; the licence\n")
+        for name, function in DATASETS.items():
+            print(f"    {name:15}{function.__doc__}")
+        print("\nnext:\n    python -m tools.prepare NAME      (-h explains)")
     for name in filter(None, config.name.split(",")):
         if name not in DATASETS:
             fail(f"no data set {name}: `python -m tools.prepare` lists them")
         prepare(name, config)
 
 
-LIST = "\n".join(["NAME: what it is; the download; the licence", ""] + [
-    f"    {name:15}{function.__doc__}" for name, function in DATASETS.items()])
-
 if __name__ == "__main__":
-    main(parse_config(Config, f"{__doc__}\n{LIST}", words="name"))
+    main(parse_config(Config, __doc__, words="name"))
