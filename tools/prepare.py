@@ -176,38 +176,29 @@ def oasst(folder, limit):
     """demonstrations and comparisons: OASST1, volunteers' dialogues; 34 MB; Apache 2.0"""
     path = fetch(folder, "OpenAssistant/oasst1", "2023-04-12_oasst_ready.trees.jsonl.gz")
     trees = (row["prompt"] for row in read_jsonl(path) if row["prompt"]["lang"] == "en")
-    trees = [*islice(trees, limit)]
-    demos = ({"messages": best_dialogue(tree)} for tree in trees if tree["replies"])
-    return {"sft.jsonl": demos, "comparisons.jsonl": chain(*(comparisons(t) for t in trees))}
+    demos, comparisons = [], []
+    for tree in islice(trees, limit):
+        parts = [*dialogues(tree)]
+        best = next(messages for messages, replies in parts if not replies)
+        best = best[:-1] if best[-1]["role"] == "user" else best
+        demos += [{"messages": best}] if best else []
+        for messages, replies in parts:
+            ranked = [reply for reply in replies if reply.get("rank") is not None]
+            if messages[-1]["role"] == "user" and len(ranked) > 1:
+                comparisons.append(dict(prompt=messages, ranks=[reply["rank"] for reply in ranked],
+                                        responses=[reply["text"] for reply in ranked]))
+    return {"sft.jsonl": demos, "comparisons.jsonl": comparisons}
 
 
-def turn(node):
-    return dict(role="user" if node["role"] == "prompter" else "assistant", content=node["text"])
-
-
-def replies(node):
-    """A node's replies: the best first, unranked ones last."""
-    return sorted(node["replies"], key=lambda reply: (reply.get("rank") is None, reply.get("rank")))
-
-
-def best_dialogue(node):
-    """The dialogue that always takes the best reply. It ends with the assistant's last turn."""
-    turns = [turn(node)]
-    while node["replies"]:
-        node = replies(node)[0]
-        turns.append(turn(node))
-    return turns[:-1] if node["role"] == "prompter" else turns
-
-
-def comparisons(node, before=()):
-    """A comparison for each turn of the user that has more than one ranked reply."""
-    turns = [*before, turn(node)]
-    ranked = [reply for reply in replies(node) if reply.get("rank") is not None]
-    if node["role"] == "prompter" and len(ranked) > 1:
-        yield dict(prompt=turns, responses=[reply["text"] for reply in ranked],
-                   ranks=[reply["rank"] for reply in ranked])
-    for reply in node["replies"]:
-        yield from comparisons(reply, turns)
+def dialogues(node, before=()):
+    """Yield (messages, replies) for each turn of a tree: the dialogue up to it, and what follows,
+    the best first, unranked ones last. The first one without replies always takes the best."""
+    role = "user" if node["role"] == "prompter" else "assistant"
+    messages = [*before, dict(role=role, content=node["text"])]
+    replies = sorted(node["replies"], key=lambda r: (r.get("rank") is None, r.get("rank")))
+    yield messages, replies
+    for reply in replies:
+        yield from dialogues(reply, messages)
 
 
 def hh(folder, limit):
