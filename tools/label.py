@@ -179,7 +179,8 @@ if __name__ == "__main__":
     rt, out = Runtime(config), Path(config.out)
     rows = read_prompts(config.data)[:config.n_prompts]
     make_folder(out), check_writable(out)
-    done = {json.dumps(row["prompt"]) for row in read_rankings(out).values()}
+    done = {json.dumps(row["prompt"]) for (name, _), row in read_rankings(out).items()
+            if name == out.stem}
     models = {name: load(name, rt, "sft ppo pretrain")[:2] for name in config.init.split(",")}
     label(answered(rows, done, models, rt, config), out)
     rankings = read_rankings(out).values()
