@@ -61,6 +61,13 @@ def tiny_tokenizer():
     return Tokenizer.train(text * 4, 300, pattern="digits")
 
 
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, tiny_tokenizer):
+    """Tiny data and random models, for a file whose tests write there."""
+    from tiny import build
+    return build(tmp_path_factory.mktemp("tiny"), tiny_tokenizer)
+
+
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory):
     """A folder in which the whole chain has run, at a tiny size. The first of xdist's workers that

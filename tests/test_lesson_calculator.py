@@ -205,8 +205,7 @@ def test_no_held_out_sum_is_demonstrated_in_either_order():
 # the script
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    folder = tiny.build(tmp_path_factory.mktemp("calculator"), tiny_tokenizer)
+def folder(folder, tiny_tokenizer):
     tiny.save(folder / "sft.pt", "sft", tiny_tokenizer, block_size=128)
     return folder
 

@@ -172,8 +172,7 @@ def test_only_what_is_in_the_form_is_valid_and_only_the_truth_is_right():
 # the script
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    folder = tiny.build(tmp_path_factory.mktemp("constrained"), tiny_tokenizer)
+def folder(folder, tiny_tokenizer):
     tiny.save(folder / "sft.pt", "sft", tiny_tokenizer, block_size=128)
     return folder
 

@@ -18,11 +18,6 @@ FLAGS = ("--data=comparisons.jsonl --prompts=prompts.jsonl --init=sft.pt --watch
          "--batch_size=4 --warmup=2 --eval_every=4 --n_eval=2 --max_new_tokens=6").split()
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    return tiny.build(tmp_path_factory.mktemp("dpo"), tiny_tokenizer)
-
-
 def eq_7(logp_w, ref_w, logp_l, ref_l, beta):
     return -math.log(1 / (1 + math.exp(-beta * (logp_w - ref_w) + beta * (logp_l - ref_l))))
 

@@ -17,11 +17,6 @@ FLAGS = ("--data=prompts.jsonl --init=sft.pt --watch=length.py:longer --batch_si
 OWN = "--reward=length.py:longer"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    return tiny.build(tmp_path_factory.mktemp("grpo"), tiny_tokenizer)
-
-
 # ---------------------------------------------------------------------------------------------
 # advantages
 

@@ -77,44 +77,26 @@ def test_a_corpus_has_one_special_token_before_each_document(tmp_path, tiny_toke
     assert found == corpus.starts[:-1].tolist() and len(found) == len(spelled(attacks))
 
 
-ANSWERED = ["endoftext", "user", "end", "assistant", "end"]
-
-
-def demonstrations(tok, texts):
-    write(Path("sft.jsonl"), *(dict(prompt=a, response=b) for a, b in zip(texts, texts[1:])))
+def test_files_and_chats_have_only_the_templates_special_tokens(tiny_tokenizer, attacks):
+    tok, texts = tiny_tokenizer, spelled(attacks)
+    pairs = list(zip(texts, texts[1:]))
+    write(Path("sft.jsonl"), *(dict(prompt=a, response=b) for a, b in pairs))
+    write(Path("pairs.jsonl"), *(dict(prompt=a, responses=[b, b + "!"]) for a, b in pairs))
     dialogues, cut, dropped = encode_dialogues(read_demonstrations("sft.jsonl"), tok, T=1000)
-    assert cut == dropped == 0 and len(dialogues) == len(texts) - 1
-    return [ids for ids, _ in dialogues]
-
-
-def comparisons(tok, texts):
-    write(Path("pairs.jsonl"), *(dict(prompt=a, responses=[b, b + "!"])
-                                 for a, b in zip(texts, texts[1:])))
-    return [encode_answer(tok, row["prompt"], response, 1000)
-            for row in read_comparisons("pairs.jsonl") for response in row["responses"]]
-
-
-def prompts(tok, texts):
-    write(Path("prompts.jsonl"), *(dict(prompt=text) for text in texts))
-    return [tok.encode_chat(row["prompt"], reply=True)[0] for row in read_prompts("prompts.jsonl")]
-
-
-def typed(tok, texts, encode):
-    """In a chat, after a system message."""
-    return [encode([dict(role="system", content=b), dict(role="user", content=a)])
-            for a, b in zip(texts, texts[1:])]
-
-
-@pytest.mark.parametrize("encode, expected", [
-    (demonstrations, ANSWERED), (comparisons, ANSWERED), (prompts, ANSWERED[:-1]),
-    (lambda tok, texts: typed(tok, texts, lambda asked: as_dialogue(tok, asked, room=1000)[0]),
-     ["endoftext", "system", "end", "user", "end", "assistant"]),
-    (lambda tok, texts: typed(tok, texts, lambda asked: as_text(tok, asked)), ["endoftext"])],
-    ids=["demonstrations", "comparisons", "prompts", "a chat", "a chat with a base model"])
-def test_there_are_only_the_templates_special_tokens_in(tiny_tokenizer, attacks, encode, expected):
-    found = encode(tiny_tokenizer, spelled(attacks))
-    assert len(found) > 1000 and {tuple(specials(tiny_tokenizer, ids)) for ids in found} == {
-        tuple(expected)}
+    assert cut == dropped == 0 and len(dialogues) == len(pairs)
+    chats = [[dict(role="system", content=b), dict(role="user", content=a)]
+             for a, b in zip(attacks, attacks[1:])]
+    comparisons = [encode_answer(tok, row["prompt"], response, 1000)
+                   for row in read_comparisons("pairs.jsonl") for response in row["responses"]]
+    for found, expected in (
+            ([ids for ids, _ in dialogues], "endoftext user end assistant end"),
+            (comparisons, "endoftext user end assistant end"),
+            ([tok.encode_chat(row["prompt"], reply=True)[0] for row in read_prompts("sft.jsonl")],
+             "endoftext user end assistant"),
+            ([as_dialogue(tok, asked, room=1000)[0] for asked in chats],
+             "endoftext system end user end assistant"),
+            ([as_text(tok, asked) for asked in chats], "endoftext")):
+        assert {" ".join(specials(tok, ids)) for ids in found} == {expected}
 
 
 def test_few_shot_examples_have_no_special_token_but_endoftext(tiny_tokenizer, attacks):
