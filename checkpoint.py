@@ -3,13 +3,11 @@
 A checkpoint is one dict of tensors and plain Python values, loaded with weights_only=True.
 """
 
-import atexit
 import dataclasses
 import glob
 import hashlib
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -21,8 +19,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from common import (DTYPES, check_out, check_writable, clock, fail, from_json, function_file,
-                    load_function, make_folder, named, note_once, number, say, to_json, writing)
+from common import (DTYPES, check_writable, clock, fail, from_json, function_file, load_function,
+                    named, note_once, number, say, to_json, writing)
 from data.corpus import Corpus
 from data.formats import text_files
 from model import GPT, MLP, Attention, GPTConfig, ScalarGPT
@@ -43,22 +41,6 @@ def atomic_save(obj, path):
                 fail(f"weights of the {part} are not finite ({name}), so {path} was not written")
     with writing(path, "wb") as f:
         torch.save(obj, f)
-
-
-def size_of(state):
-    """Bytes of all tensors in a module, an optimizer, or dicts and lists of tensors."""
-    state = state.state_dict() if hasattr(state, "state_dict") else state
-    if isinstance(state, torch.Tensor):
-        return state.nbytes
-    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
-    return sum(map(size_of, parts))
-
-
-def check_room(folder, need):
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        fail(f"{folder} has {free / 1e9:.1f} GB left, but {need / 1e9:.1f} GB will be written: "
-             f"make room there, or choose another --out")
 
 
 def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenizer, config, history,
@@ -91,10 +73,10 @@ def load(path, rt, stages=None, tok=None, frozen=False, **changes):
     model's config."""
     ckpt = load_checkpoint(path, stages, tok, **changes)
     model = ckpt["model"].to(rt.device)
-    return freeze(model, rt.dtype) if frozen else model, ckpt["tokenizer"], ckpt["history"]
+    return freeze_all(model, rt.dtype) if frozen else model, ckpt["tokenizer"], ckpt["history"]
 
 
-def freeze(model, dtype):
+def freeze_all(model, dtype):
     """The model, not to be trained. Its blocks' matrices are stored in this dtype: autocast rounds
     them to it in every product, so this halves them and changes no output."""
     for module in model.requires_grad_(False).modules():
@@ -155,23 +137,18 @@ def load_dict(path, maker, keys=set()):
     it isn't."""
     if not Path(path).is_file():
         fail(f"{path or 'a file without a name'} is missing: `{maker}` makes it")
-    with open(path, "rb") as f:
-        start = f.read(4)
-    if start.strip(b"\0") and not b"PK\3\4".startswith(start):       # what torch writes is a zip
-        fail(f"{path} is not a checkpoint; `{maker}` makes one")
     try:
         with zipfile.ZipFile(path) as parts, warnings.catch_warnings():
             if parts.testzip():                       # torch doesn't look at the checksums
                 raise ValueError
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
+        if keys <= loaded.keys():
+            return loaded
     except Exception as error:                        # broken bytes can raise anything
         if isinstance(error, OSError) or "not enough memory" in str(error):
             raise
-        fail(f"{path} is damaged or not a checkpoint: run `{maker}` again")
-    if not isinstance(loaded, dict) or not keys <= loaded.keys():
-        fail(f"{path} is not a checkpoint of this project; `{maker}` makes one")
-    return loaded
+    fail(f"{path} is damaged or not a checkpoint: run `{maker}` again")
 
 
 class FullStateDict:
@@ -209,29 +186,19 @@ def fingerprint(path):
     return digest.hexdigest()[:16]
 
 
-def compared(value, inputs):
-    """A flag's value as runs are compared. A file that is read counts by what is in it, wherever it
-    lies; the function in FILE.py:name by its name, too."""
-    def known(text):
-        path = next((i for i in inputs if text == i or text.startswith(f"{i}:")), None)
-        return text if path is None else (inputs[path], text[len(path):])
-    return [known(text) for text in ([value] if value in inputs else str(value).split(","))]
-
-
 class Run:
     """One run of one stage: its loop is `for step in run.steps()`.
 
     `state` is what an interrupted run left, or None; track() takes it. It is a file beside the
     result (out/sft.state beside out/sft.pt), written every 20 seconds and on Ctrl-C, and deleted
     when the result is saved. It holds weights, optimizer and step; random numbers and the order of
-    the data follow from (seed, step). out/sft.lock keeps a second run away, and out/sft.nan.pt is
+    the data follow from (seed, step). out/.sft.lock keeps a second run away, and out/sft.nan.pt is
     the batch that led to a loss that is not finite.
     """
 
     def __init__(self, config, rt, inputs=()):
         self.config, self.rt, self.total = config, rt, vars(config).get("steps")
         self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # tests save at every step
-        check_out(config)
         self.out = Path(config.out)
         self.state_file, self.log_file, self.nan_file = (
             self.out.with_suffix(s) for s in (".state", ".jsonl", ".nan.pt"))
@@ -242,12 +209,13 @@ class Run:
                          f"another --out")
         if rt.main and self.log_file != self.out and not is_log(self.log_file):
             fail(f"{self.log_file} is there already and is no log: choose another --out")
-        self.flags = flags_of(config) | dict(dtype=str(rt.dtype)[6:], processes=rt.world_size)
         for file in (self.out, self.log_file, self.state_file):
             check_writable(file)
         if rt.main:
             self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}
+        self.flags = {name: self.known(value) for name, value in flags_of(config).items()}
+        self.flags |= dict(out="", dtype=str(rt.dtype)[6:], processes=rt.world_size)
         self.state, finished = self.resume()
         self.start = self.step = self.last = self.logged = self.state["step"] if self.state else 0
         at = -1 if finished else self.start
@@ -275,28 +243,25 @@ class Run:
 
     def lock(self):
         """Two runs must not write the same files. The operating system frees the lock when this
-        process ends, even if it is killed; a lock file that is left over blocks nobody."""
-        make_folder(self.out)
-        while True:
-            self.locked = open(self.out.with_suffix(".lock"), "ab")
-            try:
-                if lockf:
-                    lockf(self.locked, LOCK_EX | LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                fail(f"another run is writing {self.out}: wait for it, or choose another --out")
-            except OSError:                           # some network disks have no locks
-                pass
-            if os.fstat(self.locked.fileno()).st_nlink:     # else another run has just removed it
-                break
-        atexit.register(self.unlock)
+        process ends, even if it is killed; the empty file that stays blocks nobody."""
+        self.locked = open(self.out.with_name(f".{self.out.stem}.lock"), "ab")
+        try:
+            if lockf:
+                lockf(self.locked, LOCK_EX | LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            fail(f"another run is writing {self.out}: wait for it, or choose another --out")
+        except OSError:                               # some network disks have no locks
+            pass
 
-    def unlock(self):
-        """Remove the file while it is locked: nobody else can then lock a file that goes away."""
-        if not self.locked.closed:
-            if lockf is None:
-                self.locked.close()                   # Windows removes no open file
-            Path(self.locked.name).unlink(missing_ok=True)
-            self.locked.close()
+    def known(self, value):
+        """A flag's value as runs are compared: a file that is read counts by its name and by what
+        is in it, wherever it lies. (A function is FILE.py:name.)"""
+        def named(text):
+            path = next((i for i in self.inputs if text == i or text.startswith(f"{i}:")), "")
+            return f"{Path(path).name} {self.inputs[path]}{text[len(path):]}" if path else text
+        if not isinstance(value, str):
+            return value
+        return ",".join(map(named, [value] if value in self.inputs else value.split(",")))
 
     def resume(self):
         """(the state to continue from, or None; whether the run is finished). Refuses a run with
@@ -310,18 +275,15 @@ class Run:
         finished = path == self.out or "finished" in state
         if not self.out.exists() and finished:
             return None, False
-        before = state.get("run", dict(flags={}, inputs={}))
-        dtype = before["flags"].get("dtype")
+        before = state.get("run", {})
+        dtype = before.get("dtype")
         if self.config.dtype == "auto" and dtype in DTYPES:           # continue in the same dtype
             self.flags["dtype"], self.rt.dtype = dtype, DTYPES[dtype]
         # after a loss that was not finite --lr may change
         free = "lr" if self.nan_file.exists() and not finished else ""
-        flags = vars(type(self.config)()) | before["flags"]           # newer flags: the defaults
-        changed = [f"--{k}={flags.get(k)} there, {v} here" for k, v in self.flags.items()
-                   if k not in ("out", free) and flags.get(k) != v
-                   and compared(flags.get(k), before["inputs"]) != compared(v, self.inputs)]
-        changed += [f"{k} has changed since" for k, v in self.inputs.items()
-                    if before["inputs"].get(k, v) != v]
+        changed = [f"--{name}={before.get(name)} there, {value} here"
+                   for name, value in self.flags.items()
+                   if name != free and before.get(name) != value]
         if changed:
             fail(f"{path} is from another run ({'; '.join(changed[:3])}): --fresh starts over, "
                  f"--out=... keeps both")
@@ -330,10 +292,6 @@ class Run:
         of = f" of {self.total}" if self.total else ""
         print(f"resuming from {state['step']}{of} ({path})")
         return state, False
-
-    def identity(self):
-        """What a later run compares with its own flags and inputs."""
-        return dict(flags=self.flags, inputs=self.inputs)
 
     def track(self, **parts):
         """What the state is made of: modules, optimizers, lists, dicts. They take what is there."""
@@ -363,8 +321,6 @@ class Run:
             self.step = min(step + by, self.total)    # so many are done when this one is
             self.rt.seed(self.config.seed, step)
             yield step
-            if step == self.start:
-                self.check_space()
             self.bar.update(self.step - self.bar.n)
             self.save_state(self.step)
         self.bar.close()
@@ -430,7 +386,7 @@ class Run:
             state = {name: part if isinstance(part, (list, dict)) else part.state_dict()
                      for name, part in self.tracked.items()}
             if self.rt.main:
-                atomic_save(dict(step=step, run=self.identity(), metrics=self.metrics, **state),
+                atomic_save(dict(step=step, run=self.flags, metrics=self.metrics, **state),
                             self.state_file)
             self.saved, self.last = time.monotonic(), step
             self.cost = self.saved - began
@@ -440,16 +396,9 @@ class Run:
             print(f"\nstopped after step {step}; the same command{again} continues from here")
             raise SystemExit(130)
 
-    def check_space(self):
-        """Stop at once, not after hours, if the disk has no room for the state, twice while it is
-        replaced. (The result is smaller.)"""
-        need = 2 * size_of([*self.tracked.values()])  # with FSDP all ranks collect it
-        if self.rt.main:
-            check_room(self.out.parent, need)
-
     def finish(self, stage="", model=None, tok=None, history=()):
         """Save the model as a checkpoint of this stage; without a stage, the result is written
-        already, and the state file stays, with the run's flags and inputs only."""
+        already, and the state file stays, with the run's flags only."""
         self.bar.close()
         weights = FullStateDict(model, model) if self.rt.sharded else model
         weights = weights.state_dict() if stage else {}
@@ -457,13 +406,13 @@ class Run:
             if stage:
                 save_checkpoint(self.out, stage=stage, step=self.step, metrics=self.metrics,
                                 model=weights, model_config=model.config, tokenizer=tok,
-                                config=self.config, history=[*history], run=self.identity())
+                                config=self.config, history=[*history], run=self.flags)
                 self.state_file.unlink(missing_ok=True)
             else:
-                atomic_save(dict(run=self.identity(), finished=True), self.state_file)
+                atomic_save(dict(run=self.flags, finished=True), self.state_file)
             for file in self.out.parent.glob(f"{glob.escape(self.nan_file.name)}*"):
                 file.unlink()
-            self.unlock()
+            self.locked.close()
             print(f"saved {self.out} after {clock(time.monotonic() - self.began)}"
                   + self.rt.peak_memory())
         self.rt.close()

@@ -3,6 +3,7 @@
 Nothing here would be on a slide. Every loop, loss, batch and mask stands in its script.
 """
 
+import argparse
 import atexit
 import ctypes
 import dataclasses
@@ -21,7 +22,7 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -40,8 +41,7 @@ def tell(message, second_hand=False):
     """Print the last line of a run that fails. Under torchrun, rank 0 prints at once. The others
     wait: if rank 0 fails for the same reason, torchrun ends them before they repeat it. A process
     that only lost its peer (second_hand) waits, too: it is never the cause."""
-    rank = os.environ.get("RANK", "")
-    rank = int(rank) if rank.isdigit() else 0
+    rank, _ = ranks()
     if rank or second_hand:
         time.sleep(5)
     flush()
@@ -78,51 +78,29 @@ def parse_config(Config, doc, argv=None, words="", several=False):
         print(doc.strip() + "\n\nFlags are the fields of Config, as --field=value:\n")
         print("\n\n".join(inspect.getsource(part).rstrip() for part in Config.__mro__[:-1]))
         raise SystemExit(0)
-    fields, values = {f.name: f for f in dataclasses.fields(Config)}, {}
-    while argv:
-        if words and not argv[0].startswith("-"):
-            values[words] = ",".join(filter(None, [values.get(words), argv.pop(0)]))
-            continue
-        flag, equals, text = argv.pop(0).partition("=")
-        name = flag[2:].replace("-", "_")
-        if not flag.startswith("--") or name not in fields:
-            near = difflib.get_close_matches(name, fields, 1)
-            fail(f"unknown flag {flag}" + (f"; did you mean --{near[0]}?" if near else "")
-                 + " (-h lists them)")
-        kind = type(fields[name].default)
-        if not equals:                                # --lr 1e-3, and --fresh alone for true
-            following = argv and not argv[0].startswith("--")
-            if kind is bool and words:                # --run 14: 14 is a word
-                following = following and argv[0].lower() in ("true", "false", "yes", "no")
-            if kind is not bool and not following:
-                fail(f"--{name} needs a value, as in --{name}={fields[name].default}")
-            text = argv.pop(0) if following else "true"
-        if name not in TEXTS:                         # shells know --out ~/a.pt, not --out=~/a.pt
-            text = re.sub("(?<![^,])~(?=/)", lambda _: os.path.expanduser("~"), text)
-        try:
-            values[name] = parse_value(kind, text)
-        except (ValueError, OverflowError):
-            fail(f"--{name}={text} is not {'true or false' if kind is bool else kind.__name__}")
-    for low, high, names in BOUNDS:
-        for name in values.keys() & names.split():
-            value = values[name]
-            if not low <= value <= high and value != fields[name].default:
-                fail(f"--{name}={value} must be "
-                     + (f"at least {low}" if value < low else f"at most {high}"))
-    config = Config(**values)
-    if "out" in fields:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False,
+                                     argument_default=argparse.SUPPRESS)
+    parser.error = lambda message: fail(f"{message} (-h lists the flags)")
+    flags = {f"--{field.name}": field for field in dataclasses.fields(Config)}
+    for flag, field in flags.items():
+        alone = dict(nargs="?", const=True) if isinstance(field.default, bool) else {}
+        parser.add_argument(*{flag, "--" + flag[2:].replace("_", "-")}, dest=field.name,
+                            type=partial(parse_value, field), **alone)
+    found, others = parser.parse_known_args(argv)
+    unknown = [word for word in others if not words or word.startswith("-")]
+    if unknown:
+        flag = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(flag, flags, 1)
+        fail(f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
+             + " (-h lists them)")
+    config = Config(**vars(found) | ({words: ",".join(others)} if others else {}))
+    if hasattr(config, "out"):
         check_out(config)
     if config.debug:
         sys.excepthook = sys.__excepthook__
-    if not several:
-        refuse_ranks()
-    return config
-
-
-def refuse_ranks():
-    """A script that knows nothing of ranks would write its files once for each of them."""
-    if os.environ.get("LOCAL_RANK") and os.environ.get("WORLD_SIZE", "1") != "1":
+    if ranks()[1] > 1 and not several:                # it would write its files once for each
         fail("this script is made for one process: start it with python, not with torchrun")
+    return config
 
 
 def check_out(config):
@@ -152,18 +130,30 @@ BOUNDS = [
     (0, 2**63 - 1, "seed")]
 
 
-def parse_value(kind, text):
-    """The text as a str, bool, int (2e3 is one, too) or float."""
-    if kind is str:
-        return text
-    if kind is bool:
-        if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
+SWITCH = dict(true=True, yes=True, false=False, no=False) | {"1": True, "0": False}
+
+
+def parse_value(field, text):
+    """The text as the field's str, bool, int (2e3 is one, too) or float."""
+    kind, name = type(field.default), field.name
+    if kind is str:                                   # shells know --out ~/a.pt, not --out=~/a.pt
+        parts = [part if name in TEXTS or part[:2] != "~/" else os.path.expanduser(part)
+                 for part in text.split(",")]
+        return ",".join(parts)
+    try:
+        if kind is bool:
+            return SWITCH[text.lower()]
+        value = int(text) if kind is int and "e" not in text else float(text)
+        if not math.isfinite(value) or kind(value) != value:
             raise ValueError
-        return text.lower() in ("true", "1", "yes")
-    value = int(text) if kind is int and "e" not in text else float(text)
-    if not math.isfinite(value) or kind(value) != value:
-        raise ValueError
-    return kind(value)
+    except (KeyError, ValueError, OverflowError):
+        fail(f"--{name}={text} is not {'true or false' if kind is bool else kind.__name__}")
+    value = kind(value)
+    for low, high, names in BOUNDS:
+        if name in names.split() and not low <= value <= high and value != field.default:
+            fail(f"--{name}={value} must be "
+                 + (f"at least {low}" if value < low else f"at most {high}"))
+    return value
 
 
 def safe(text):
@@ -217,19 +207,16 @@ def one_line(kind, error, trace):
 
 # ---- devices and ranks ----------------------------------------------------------------------
 
+def launched():
+    """Whether torchrun has started this process. RANK alone may be left over in an environment."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def ranks():
-    """(rank, world_size, whether torchrun has started this process). Its variables may be left over
-    in an environment; one process that trains on its share of a batch would not be noticed."""
-    needed = "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"
-    there = {name: os.environ[name] for name in needed if os.environ.get(name)}
-    if "RANK" not in there and there.get("WORLD_SIZE", "1") == "1":
-        return 0, 1, False
-    if not all(name in there and (there[name].isdigit() or name == "MASTER_ADDR")
-               for name in needed):
-        found = " ".join(f"{name}={value}" for name, value in there.items())
-        fail(f"the environment has {found}, but a distributed run needs {', '.join(needed)}: start "
-             f"it with torchrun, or `unset {' '.join(there)}`")
-    return int(there["RANK"]), int(there["WORLD_SIZE"]), True
+    """(rank, world_size)"""
+    if not launched():
+        return 0, 1
+    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -239,8 +226,8 @@ class Runtime:
     """Where this process runs: rank, world_size, device, precision."""
 
     def __init__(self, config):
-        self.rank, self.world_size, self.ddp = ranks()
-        self.main, self.sharded = self.rank == 0, False
+        self.rank, self.world_size = ranks()
+        self.ddp, self.main, self.sharded = launched(), self.rank == 0, False
         self.local_main = not self.ddp or os.environ["LOCAL_RANK"] == "0"     # of this machine
         device = config.device
         if device == "auto":
@@ -402,23 +389,20 @@ def native_bf16(device):
 
 # ---- files ----------------------------------------------------------------------------------
 
-def make_folder(out):
-    """Make the folder of --out. A run that can't write its result fails now, not after an hour."""
-    try:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        if not os.access(Path(out).parent, os.W_OK):
-            raise PermissionError(0, "no permission to write", str(Path(out).parent))
-    except OSError as error:
-        fail(f"--out={out}: {error.filename} can't be used ({error.strerror}): choose another "
-             f"--out")
-
-
 def check_writable(path):
-    """A file that is marked as read-only is not replaced, even where the system would allow it."""
-    if Path(path).is_dir():
+    """Make its folder, and fail now, not after an hour, where the result can't be written. (The
+    system would replace a file that is marked as read-only.)"""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        fail(f"--out={path}: {error.filename} can't be used ({error.strerror}): choose another "
+             f"--out")
+    if path.is_dir():
         fail(f"{path} is a folder: choose another --out")
-    if Path(path).exists() and not Path(path).stat().st_mode & 0o222:
-        fail(f"{path} is read-only: allow writing (chmod u+w), or choose another --out")
+    for place in (path.parent, path):
+        if place.exists() and not (os.access(place, os.W_OK) and place.stat().st_mode & 0o222):
+            fail(f"{place} is read-only: allow writing (chmod u+w), or choose another --out")
 
 
 FULL = errno.ENOSPC, errno.EDQUOT       # the disk, or what a user may use of it
@@ -449,7 +433,6 @@ def writing(path, mode="w"):
     path = Path(os.path.realpath(path) if Path(path).is_symlink() else path)
     check_writable(path)
     tmp = path.with_name(path.name + ".tmp")
-    make_folder(path)
     with named(path, " and is as it was"):
         try:
             with open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:
@@ -539,50 +522,38 @@ def function_file(spec):
 
 
 def load_function(spec):
-    """"FILE.py:name" -> the function. It may import what stands beside its file, and whatever it
-    does to its arguments, it does to copies: no two prompts of a copy are the same object."""
+    """"FILE.py:name" -> the function. Whatever it does to its arguments, it does to copies: no two
+    prompts of a copy are the same object."""
     file = function_file(spec)
     path, name = Path(file).resolve(), spec[len(file) + 1:]
     if not file or not name:
         fail(f"{spec}: give a function as FILE.py:name")
     if not path.is_file():
         fail(f"{spec}: give a function as FILE.py:name; there is no file {file}")
-    names = {p.stem for p in path.parent.glob("*.py")} - {*sys.stdlib_module_names}
-    names |= {p.parent.name for p in path.parent.glob("*/__init__.py")}
-    if path.parent == Path(__file__).resolve().parent:                # they are the project's
-        names.clear()
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(module_spec)
-    modules = {path.stem: module}                     # where dataclasses and pickle look for it
-    with neighbours(str(path.parent), names, modules):
-        module_spec.loader.exec_module(module)
+    module = load_module(path)
     if not callable(getattr(module, name, None)):
         fail(f"{file} has no function named {name}")
-
-    def function(*arguments):
-        with neighbours(str(path.parent), names, modules):
-            return getattr(module, name)(*json.loads(json.dumps(arguments)))
-    return function
+    return lambda *arguments: getattr(module, name)(*json.loads(json.dumps(arguments)))
 
 
-@contextmanager
-def neighbours(folder, names, modules):
-    """Inside, imports look into the folder first, as in a script that stands there, and find its
-    `modules` again. Of these names, the project's modules are back outside."""
-    def take(known):
-        return {name: sys.modules.pop(name) for name in known if name.partition(".")[0] in names}
-
-    hidden = take([*sys.modules] if names & sys.modules.keys() else [])
-    for name, module in modules.items():
-        sys.modules.setdefault(name, module)
-    n_modules = len(sys.modules)
-    sys.path.insert(0, folder)
+def load_module(path):
+    """Run a Python file. It may import what stands beside it, as a script may, even where other
+    modules have these names; these are back afterwards."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module, before = importlib.util.module_from_spec(spec), dict(sys.modules)
+    beside = {p.stem for p in path.parent.glob("*.py")} - {*sys.stdlib_module_names}
+    beside |= {p.parent.name for p in path.parent.glob("*/__init__.py")}
+    for name in before:
+        if name.partition(".")[0] in beside:
+            del sys.modules[name]
+    sys.modules[path.stem] = module                   # where dataclasses look for it
+    sys.path.insert(0, str(path.parent))
     try:
-        yield
+        spec.loader.exec_module(module)
     finally:
-        sys.path.remove(folder)
-        modules.update(take([*(sys.modules if len(sys.modules) > n_modules else modules)]))
-        sys.modules.update(hidden)
+        sys.path.remove(str(path.parent))
+        sys.modules.update(before)
+    return module
 
 
 def get_scores(function, prompts, responses, name):
@@ -621,18 +592,13 @@ def check_scores(scores, prompts, responses, name):
 
 def verdicts_of(judge, prompts, responses, name):
     """Call a judge on each pair: [{"grade", "right", "unsure", "refusal"}]."""
-    needed, verdicts = {"grade", "right", "unsure", "refusal"}, []
+    verdicts = []
     for prompt, response in zip(prompts, responses):
         try:
-            verdict = judge(prompt, response)
-            missing = needed - set(verdict)
-            [float(verdict[key]) for key in needed - missing]
+            verdicts.append(judge(prompt, response))
+            [float(verdicts[-1][key]) for key in ("grade", "right", "unsure", "refusal")]
         except Exception as error:
             raise ValueError(f"{name}: {type(error).__name__}: {error}"
                              f"{in_words(prompt, response)}") from error
-        if missing:
-            raise ValueError(f"{name} gave no {', '.join(sorted(missing))}"
-                             f"{in_words(prompt, response)}")
-        verdicts.append(verdict)
     check_scores([verdict["grade"] for verdict in verdicts], prompts, responses, name)
     return verdicts

@@ -24,8 +24,8 @@ import torch
 
 from answer import answer_text, complete, prompt_ids, respond, response_logp
 from checkpoint import fingerprint, load
-from common import (Runtime, check_writable, load_function, make_folder, parse_config, to_json,
-                    verdicts_of, writing)
+from common import (Runtime, check_writable, load_function, parse_config, to_json, verdicts_of,
+                    writing)
 from compare import ceiling
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
@@ -305,7 +305,6 @@ def show_reward(board):
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt, rng = Runtime(config), np.random.default_rng(config.seed)
-    make_folder(config.out)
     check_writable(config.out)
     judge = load_function(config.judge) if config.judge else None
     rows = read_prompts(config.data)[:config.n_prompts]

@@ -86,20 +86,18 @@ def test_what_a_function_does_to_its_arguments_is_done_to_copies(write, change):
     assert prompts == [[dict(role="user", content="Hi")]] * 2 and responses == ["a", "b"]
 
 
-LAZY = "def f(p, r):\n    import {0}\n    return {0}.NAME\n"
-EAGER = "import {0}\ndef f(p, r): return {0}.NAME\n"
+NEIGHBOUR = "import {0}\ndef f(p, r): return {0}.NAME\n"
 
 
-@pytest.mark.parametrize("text", [LAZY, EAGER])
 @pytest.mark.parametrize("name, file", [
     ("neighbour", "neighbour.py"), ("model", "model.py"), ("common", "common.py"),
     ("data", "data.py"), ("data.town", "data/town.py")])
-def test_a_function_finds_its_neighbours_and_the_project_its_own_modules(write, text, name, file):
+def test_a_function_finds_its_neighbours_and_the_project_its_own_modules(write, name, file):
     before = sys.modules["common"], sys.modules["data.town"]
     write(f"a/{file}", "NAME = 'theirs'")
     if "/" in file:
         write("a/data/__init__.py", "")
-    f = load_function(f"{write('a/mine.py', text.format(name))}:f")
+    f = load_function(f"{write('a/mine.py', NEIGHBOUR.format(name))}:f")
     assert f([], []) == f([], []) == "theirs"
     assert (sys.modules["common"], sys.modules["data.town"]) == before
 
@@ -108,7 +106,8 @@ def test_two_functions_may_have_neighbours_of_one_name(write):
     found = []
     for folder in ("a", "b"):
         write(f"{folder}/neighbour.py", f"NAME = {folder!r}")
-        found.append(load_function(f"{write(f'{folder}/mine.py', EAGER.format('neighbour'))}:f"))
+        path = write(f"{folder}/mine.py", NEIGHBOUR.format("neighbour"))
+        found.append(load_function(f"{path}:f"))
     assert [f([], []) for f in found] == ["a", "b"]
 
 
@@ -125,7 +124,7 @@ def test_a_judge_is_asked_about_each_answer():
 
 
 @pytest.mark.parametrize("judge, reason", [
-    (lambda p, r: dict(grade=1, right=True), "gave no refusal, unsure"),
+    (lambda p, r: dict(grade=1, right=True), "KeyError: 'unsure'"),
     (lambda p, r: dict(grade=None, right=True, unsure=False, refusal=False), "TypeError"),
     (lambda p, r: dict(grade=1, right=True, unsure=False, refusal="no"), "ValueError"),
     (lambda p, r: dict(grade=math.nan, right=True, unsure=False, refusal=False), "gave nan"),

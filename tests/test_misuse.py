@@ -49,9 +49,9 @@ CASES = """
     pretrain --lr=1e30                    | is nan at step 2 (its batch: new.nan.pt); with a
     sft --data=bad/broken.jsonl           | bad/broken.jsonl, line 2: not JSON
     sft --data=bad/wordy.jsonl            | 0 dialogues with an answer within 32 tokens to train on
-    sft --init=bad/broken.jsonl           | broken.jsonl is not a checkpoint; `python pretrain.py`
+    sft --init=bad/broken.jsonl           | broken.jsonl is damaged or not a checkpoint: run `py
     sft --init=bad/bomb.pt                | bad/bomb.pt is damaged or not a checkpoint: run `
-    sft --init=bad/half.pt                | bad/half.pt is not a checkpoint of this project
+    sft --init=bad/half.pt                | bad/half.pt is damaged or not a checkpoint: run `
     sft --init=bad/unknown_field.pt       | bad/unknown_field.pt is damaged: its weights
     sft --init=bad/other_shape.pt         | bad/other_shape.pt is damaged: its weights
     sft --init=bad/huge.pt                | bad/huge.pt is damaged: its weights
@@ -286,7 +286,7 @@ SFT = RIGHT["sft"].split()
 
 def test_a_second_run_that_writes_the_same_files_is_refused(call, folder):
     pytest.importorskip("fcntl")
-    hold = ("import fcntl, time; f = open('new.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
+    hold = ("import fcntl, time; f = open('.new.lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
             "print('held', flush=True); time.sleep(60)")
     holder = subprocess.Popen([sys.executable, "-c", hold], cwd=folder, stdout=subprocess.PIPE)
     assert holder.stdout.readline() == b"held\n"
@@ -295,7 +295,7 @@ def test_a_second_run_that_writes_the_same_files_is_refused(call, folder):
     finally:
         holder.kill(), holder.wait()
     assert status == 1 and "another run is writing new.pt: wait for it, or choose" in said
-    assert (folder / "new.lock").exists() and call("sft", *SFT)[0] == 0        # it was killed
+    assert (folder / ".new.lock").exists() and call("sft", *SFT)[0] == 0        # it was killed
 
 
 def test_a_gradient_that_is_no_number_leaves_its_batch_and_the_last_good_state(

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from answer import generate, left_pad, log_probs, sample
-from checkpoint import build_model, freeze
+from checkpoint import build_model, freeze_all
 from model import GPT, STYLES, GPTConfig, KVCache, ScalarGPT, rotary_turns, rotate
 from optim import adamw
 from tiny import loud
@@ -484,7 +484,7 @@ def test_a_frozen_model_in_half_the_memory_says_exactly_the_same(net, dtype):
     idx = tokens(4, 8)
     with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
         before = net(idx)
-        assert torch.equal(before, freeze(net, dtype)(idx))
+        assert torch.equal(before, freeze_all(net, dtype)(idx))
     assert not any(p.requires_grad for p in net.parameters())
     assert all(p.dtype == dtype for name, p in net.named_parameters()
                if "blocks." in name and p.dim() == 2)

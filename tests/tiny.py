@@ -271,7 +271,8 @@ def two_ranks(folder, *arguments, **environment):
     """What torchrun does, with two copies of this process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        rank = dict(MASTER_ADDR="localhost", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2")
+        rank = dict(MASTER_ADDR="localhost", MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE="2",
+                    TORCHELASTIC_RUN_ID="tests")
     ends, until = [], time.time() + 150
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         ranks = [start(folder, arguments, environment | rank | dict(RANK=str(i), LOCAL_RANK=str(i)),

@@ -21,6 +21,7 @@ import dataclasses
 import json
 import math
 import re
+import shutil
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from checkpoint import check_room, load_checkpoint, save_checkpoint, size_of
+from checkpoint import load_checkpoint, save_checkpoint
 from common import fail, named, parse_config
 from data.pattern import check_pattern
 from model import GPT, GPTConfig
@@ -455,7 +456,10 @@ def export_model(config):
                pad_token_id=tok.pad)
     chat = dict(chat_template=CHAT) if talks else {}
     out.parent.mkdir(parents=True, exist_ok=True)
-    check_room(out.parent, size_of(weights) // (1 + config.f16))
+    size = sum(w.nbytes for w in weights.values()) // (1 + config.f16)
+    if size > (free := shutil.disk_usage(out.parent).free):
+        fail(f"{out.parent} has {free / 1e9:.1f} GB left, but {size / 1e9:.1f} GB will be written: "
+             f"make room there, or choose another name")
     with named(out), TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
         whole = Path(tmp, "whole")                    # renamed when it is complete
         write = partial(gguf_file.write_gguf, f16=config.f16) if gguf else write_folder

@@ -147,7 +147,7 @@ def rankings(chain):
 def flags(path):
     """The flags of the run that wrote a checkpoint or a state; {} if it is not there."""
     try:
-        return torch.load(path, weights_only=True)["run"]["flags"] if path.exists() else {}
+        return torch.load(path, weights_only=True)["run"] if path.exists() else {}
     except Exception:                                 # broken bytes can raise anything
         note_once(f"{path} is broken and left out")
         return {}
