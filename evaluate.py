@@ -16,7 +16,7 @@ import math
 import re
 from collections import defaultdict
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +118,10 @@ def answer(model, base, tok, ids, temperature, rt, config):
 
 # ---- what can be measured without a judge ---------------------------------------------------
 
-def distinct(texts, n=2):
-    """Different n-grams of words / all n-grams: 1 means that no n-gram occurs twice."""
-    grams = [tuple(w[i:i + n]) for w in (t.split() for t in texts) for i in range(len(w) - n + 1)]
-    return len(set(grams)) / max(1, len(grams))
+def distinct(texts):
+    """Different pairs of words / all pairs: 1 means that no pair occurs twice."""
+    pairs = [pair for text in texts for pair in pairwise(text.split())]
+    return len(set(pairs)) / max(1, len(pairs))
 
 
 def measure(model, ref_model, tok, answers, rt, config):
@@ -176,21 +176,18 @@ def examine_reward(model, tok, comparisons, rt, std=1.0):
     """A reward model on held-out comparisons: accuracy, by margin (calibration), length, kind. std:
     what its scores were divided by after the training; the loss saw margins times std."""
     T, pairs = model.config.block_size, []
-    items = [item | dict(kind=row.get("kind", "all"), noise=row.get("noise", math.nan))
+    items = [item | dict(kind=row.get("kind", "all"))
              for row in comparisons if (item := encode_comparison(tok, row, T))]
     for item, score, i, j in score_pairs(model, items, tok, rt):
         n_tokens = torch.tensor([len(ids) for ids in item["ids"]])
         utility = score * math.nan if item["utility"] is None else item["utility"]
         better_minus_worse = [(x[i] - x[j]).tolist() for x in (score, n_tokens, utility)]
-        pairs += zip(*better_minus_worse, repeat(item["noise"]), repeat(item["kind"]))
-    margin, longer, gap, noise, kind = map(np.array, zip(*pairs))
+        pairs += zip(*better_minus_worse, repeat(item["kind"]))
+    margin, longer, gap, kind = map(np.array, zip(*pairs))
     right, p = 0.5 + 0.5 * np.sign(margin), 1 / (1 + np.exp(-np.abs(margin) * std))
     out = dict(pairs=len(right), accuracy=right.mean())
     if not np.isnan(gap).any():
         out["ceiling"] = ceiling(gap)
-        clear = np.abs(gap * noise).round(3) >= 2     # grades apart
-        if clear.any():
-            out["clear_pairs"] = float(((margin * gap)[clear] > 0).mean())
     bins = np.quantile(np.abs(margin), [0, .25, .5, .75, 1])
     out["by_margin"] = [dict(margin=[low, high], accuracy=right[m].mean(), predicted=p[m].mean())
                         for low, high in zip(bins, bins[1:])
@@ -283,8 +280,6 @@ def show_reward(board):
         top = ""
         if r["accuracy"] and r.get("ceiling"):        # None: was not finite
             top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
-        if "clear_pairs" in r:
-            top += f"; {100 * r['clear_pairs']:.1f}% right on pairs 2 grades apart"
         print(f"\nreward model: accuracy {cell(r['accuracy'], '{:.3f}')} on {r['pairs']:,} "
               f"held-out pairs{top}\n    predicted and observed preference, by quarter of margin: "
               + shares((cell(b["predicted"]), b["accuracy"]) for b in r["by_margin"]))

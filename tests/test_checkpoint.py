@@ -1,5 +1,4 @@
 import os
-import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from checkpoint import atomic_save, load, load_checkpoint, save_checkpoint
 from model import GPT, GPTConfig
 from pretrain import Config
-from tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -64,31 +62,20 @@ def test_a_missing_checkpoint_is_named_with_what_makes_it(tmp_path, refused):
 def test_a_truncated_checkpoint_is_called_damaged(saved, share, refused):
     saved.write_bytes(saved.read_bytes()[:int(share * saved.stat().st_size)])
     said = refused(load_checkpoint, saved, "sft")
-    assert f"{saved} is damaged" in said and "`python sft.py`" in said
+    assert f"{saved} is damaged or not a checkpoint: run `python sft.py` again" in said
 
 
-@pytest.mark.parametrize("foreign", [
-    {"weight": torch.ones(3)}, [1, 2], torch.ones(3), {"stage": "sft"}, {"model_config": {}}])
-def test_a_file_of_another_project_is_refused(tmp_path, foreign, refused):
-    torch.save(foreign, tmp_path / "theirs.pt")
-    said = refused(load_checkpoint, tmp_path / "theirs.pt", "sft")
-    assert "theirs.pt is damaged or not a checkpoint: run `python sft.py`" in said
-
-
-@pytest.mark.parametrize("content", [b"", b"\0" * 1000, b"Once upon a time\n",
-                                     b"PK\3\4" + b"x" * 99])
-def test_a_file_of_another_kind_is_refused(tmp_path, content, refused):
-    (tmp_path / "notes.pt").write_bytes(content)
-    assert "`python pretrain.py`" in refused(load_checkpoint, tmp_path / "notes.pt", "pretrain")
-
-
-@pytest.mark.parametrize("content, said", [
-    (b"def f(): ...", "not a checkpoint"), (b"\x80\2pickle", "not a checkpoint"),
-    (b"\0" * 99, "is damaged"), (b"PK\3\4half", "is damaged")])
-def test_a_file_that_may_be_something_else_is_not_to_go(tmp_path, content, said, refused):
-    (tmp_path / "notes.pt").write_bytes(content)
-    line = refused(load_checkpoint, tmp_path / "notes.pt", "sft")
-    assert said in line and "delete" not in line
+@pytest.mark.parametrize("content", [
+    {"weight": torch.ones(3)}, [1, 2], torch.ones(3), {"stage": "sft"}, {"model_config": {}},
+    b"", b"\0" * 1000, b"Once upon a time\n", b"PK\3\4" + b"x" * 99, b"\x80\2pickle"], ids=str)
+def test_a_file_of_another_kind_is_refused_and_need_not_go(tmp_path, content, refused):
+    path = tmp_path / "notes.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    said = refused(load_checkpoint, path, "pretrain")
+    assert f"{path} is damaged or not a checkpoint: run `python pretrain.py` again" in said
 
 
 def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(saved, monkeypatch):
@@ -104,34 +91,6 @@ def test_weights_that_are_not_finite_are_named_and_not_saved(tmp_path, refused):
     said = refused(atomic_save, dict(model={"a": torch.ones(1), "b": torch.tensor([torch.nan])}),
                    tmp_path / "sft.pt")
     assert "weights of the model are not finite (b)" in said and not os.listdir(tmp_path)
-
-
-def test_a_checkpoint_of_the_wrong_stage_is_refused_with_the_one_that_is_needed(saved, refused):
-    said = refused(load_checkpoint, saved, "reward")
-    assert "'sft'" in said and "`python reward.py`" in said
-
-
-def test_a_checkpoint_with_another_tokenizer_is_refused(saved, refused):
-    other = Tokenizer.train("another text", 262)
-    assert "another tokenizer" in refused(load_checkpoint, saved, "sft", other)
-
-
-class Bomb:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-@pytest.mark.parametrize("kind", ["torch", "pickle"])
-def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path, kind, refused,
-                                                                    recwarn):
-    path, bomb = tmp_path / "bomb.pt", dict(stage="sft", model=Bomb(tmp_path / "exploded"))
-    torch.save(bomb, path) if kind == "torch" else path.write_bytes(pickle.dumps(bomb))
-    assert "bomb.pt" in refused(load_checkpoint, path, "sft")
-    assert not (tmp_path / "exploded").exists()
-    assert not recwarn.list                           # warnings would be further lines
 
 
 @pytest.mark.parametrize("moment", ["write", "rename"])

@@ -59,6 +59,7 @@ CASES = """
     sft --init=bad/no_tokenizer.pt        | bad/no_tokenizer.pt is damaged: its weights
     sft --init=bad/nan.pt                 | bad/nan.pt is damaged: its weights
     sft --ptx=0.95                        | some rows must be dialogues
+    sft --out=new.jsonl                   | --out=new.jsonl should end in .pt
     sft --out=pretrain.pt                 | would write pretrain.pt, but pretrain.pt is read here
     sft --out=ppo.pt                      | ppo.pt is from another run
     sft --out=bad/armed.pt                | not a checkpoint: run `python sft.py --fresh` again

@@ -174,21 +174,10 @@ def test_a_file_of_the_users_is_no_log(config, refused):
         assert "is no log" in refused(start, config) and log.read_text() == text
 
 
-def test_a_log_holds_null_where_a_number_is_not_finite(config):
-    start(config).log(2, dict(loss=1.0), by_source=dict(a=-math.inf, b=1.5))
-    text = Path(config.out).with_suffix(".jsonl").read_text()
-    assert text == '{"step": 2, "loss": 1.0, "by_source": {"a": null, "b": 1.5}}\n'
-
-
 def test_a_figure_that_is_not_finite_is_told_without_guessing_why(config, refused):
     run = start(config, env(barrier=lambda: None))
     said = refused(run.log, 2, dict(loss=1.0, val_loss=math.nan))
     assert "val_loss is nan at step 2; the same command goes on" in said and "smaller" not in said
-
-
-def test_nan_in_the_log_of_an_earlier_version_is_read_as_none(tmp_path):
-    (tmp_path / "sft.jsonl").write_text('{"step": 2, "loss": NaN, "kl": -Infinity}\n')
-    assert checkpoint.read_log(tmp_path / "sft.jsonl") == [dict(step=2, loss=None, kl=None)]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
