@@ -232,19 +232,15 @@ class Runtime:
         device = config.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", device):
-            fail(f"--device={device} is not one of auto, cpu, cuda, mps")
-        for name, backend in (("cuda", torch.cuda), ("mps", torch.backends.mps)):
-            if device.startswith(name) and not backend.is_available():
-                fail(f"--device={device}, but this machine has no {name.upper()} device; try "
-                     f"--device=cpu")
         if self.ddp and device == "cuda":
             device = f"cuda:{os.environ['LOCAL_RANK']}"
+        try:
+            torch.zeros(1, device=device)
+        except (AssertionError, RuntimeError):
+            fail(f"--device={config.device}: this machine has no {device or 'such device'}; try "
+                 f"--device=cpu, or start one process for each of its "
+                 f"{torch.cuda.device_count()} GPUs (--nproc_per_node)")
         if device.startswith("cuda:"):
-            count = torch.cuda.device_count()
-            if int(device[5:]) >= count:
-                fail(f"{device} is missing, this machine has {count} CUDA devices: choose another "
-                     f"--device, or start {count} processes (--nproc_per_node={count})")
             torch.cuda.set_device(device)
         if self.ddp:
             hook = sys.excepthook                     # torch wraps it and would repeat the rank

@@ -158,14 +158,15 @@ def test_the_environment_says_what_auto_is(monkeypatch, refused):
 RANK_3 = dict(RANK="3", WORLD_SIZE="4", LOCAL_RANK="3", TORCHELASTIC_RUN_ID="a")
 
 
-@pytest.mark.parametrize("device, variables", [("cuda", RANK_3), ("cuda:2", {})])
-def test_more_processes_than_gpus_are_refused(monkeypatch, refused, device, variables):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+@pytest.mark.parametrize("device, variables, missing", [
+    ("cuda", RANK_3, "cuda:3"), ("cuda:2", {}, "cuda:2"), ("abacus", {}, "abacus")])
+def test_a_device_that_is_not_there_is_refused(monkeypatch, refused, device, variables, missing):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(common.time, "sleep", lambda seconds: None)
-    assert "--nproc_per_node=2" in refused(Runtime, Config(device=device))
+    said = refused(Runtime, Config(device=device))
+    assert f"no {missing}; try --device=cpu" in said and "each of its 2 GPUs" in said
 
 
 def test_variables_that_another_run_left_start_no_second_process(monkeypatch):

@@ -37,7 +37,7 @@ CASES = """
     pretrain --micro_batch=3              | must be a multiple of 1 processes times --micro_batch=3
     pretrain --n_head=3                   | n_head=3 must divide n_embd=16
     pretrain --dropout=1.5                | --dropout=1.5 must be at most 1
-    pretrain --device=cuda                | no CUDA device; try --device=cpu
+    pretrain --device=cuda                | has no cuda; try --device=cpu
     pretrain --data=bad/empty.txt         | bad/empty.txt: is empty
     pretrain --tokenizer=bad/deep.json    | `python tokenizer.py` makes one
     pretrain --tokenizer=bad/theirs.json  | not a tokenizer of this project
