@@ -69,7 +69,7 @@ def town(tmp_path_factory, tiny_tokenizer):
     write(folder / "demos.jsonl", *(dict(kind=kind, prompt=prompt, response="Ada")
                                     for kind, prompt in asked))
     write(folder / "reward.jsonl", dict(step=1, tokens_per_s=1000))
-    torch.save(dict(run=dict(flags=dict(n_prompts=9, k=2))), folder / "comparisons.state")
+    torch.save(dict(run=dict(n_prompts=9, k=2)), folder / "comparisons.state")
     return folder
 
 
