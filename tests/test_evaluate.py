@@ -38,14 +38,6 @@ def reward_model(config):
     return loud(ScalarGPT(config))
 
 
-def test_for_many_values_the_interval_is_the_normal_one():
-    values = np.random.default_rng(0).normal(3, 2, size=4000)
-    mean, low, high = interval(values, range(4000), np.random.default_rng(1))
-    assert mean == pytest.approx(values.mean())
-    assert (low, high) == pytest.approx((mean - 1.96 * 2 / 4000**.5, mean + 1.96 * 2 / 4000**.5),
-                                        abs=0.01)
-
-
 def test_the_interval_of_groups_is_that_of_a_bootstrap_written_out():
     rng, drawn = np.random.default_rng(0), random.Random(1)
     values, groups = rng.normal(size=60), rng.integers(7, size=60).tolist()

@@ -52,15 +52,11 @@ def short(stage):
     return ["--steps=2"] * (stage != "compare")
 
 
-def test_the_same_seed_gives_the_same_bits(go, stage):
-    first, second = (contents(go(stage, out, *short(stage))[0]) for out in ("first", "second"))
-    assert equal(first, second)
-
-
-def test_another_seed_gives_something_else(go, stage):
-    first, other = (contents(go(stage, f"seed{seed}", f"--seed={seed}", *short(stage))[0])
-                    for seed in (0, 1))
-    assert not equal(first, other)
+def test_a_seed_gives_the_same_bits_and_another_seed_something_else(go, stage):
+    first, second, other = (
+        contents(go(stage, name, f"--seed={seed}", *short(stage))[0])
+        for name, seed in (("first", 0), ("second", 0), ("other", 1)))
+    assert equal(first, second) and not equal(first, other)
 
 
 def losses(go, stage, dtype, *more):

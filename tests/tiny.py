@@ -142,14 +142,15 @@ def build(folder, tok):
 
 
 def run(folder, script, *flags, **environment):
-    """Run a script within this process, which saves seconds: its exit status and the names that it
-    ends with. What nothing catches goes where Python would take it."""
+    """Run a script of ours, or a file, within this process, which saves seconds: its exit status
+    and the names that it ends with. What nothing catches goes where Python would take it."""
     ctrl_c, names = signal.getsignal(signal.SIGINT), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name, value in environment.items():
             patch.setenv(name, value)
-        patch.setattr(sys, "argv", [f"{ROOT}/{script}.py", *flags])
+        script = script if script.endswith(".py") else f"{ROOT}/{script}.py"
+        patch.setattr(sys, "argv", [script, *flags])
         patch.setattr(sys, "excepthook", sys.excepthook)
         try:
             names, status = runpy.run_path(sys.argv[0], run_name="__main__"), 0
@@ -239,23 +240,15 @@ def torchrun(folder, *arguments, **environment):
 
 def start(folder, arguments, environment, out, err):
     """Run a script in a copy of this process, which has imported torch already: its number."""
-    child = os.fork()
+    child, status = os.fork(), 1
     if child:
         return child
-    status = 1
     try:
-        os.chdir(folder)
-        os.environ.update(environment)
-        sys.argv, sys.stdout, sys.stderr = list(arguments), out, err
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        status = 0
-    except SystemExit as end:
-        status = end.code or 0
-    except Exception as error:
-        sys.excepthook(type(error), error, error.__traceback__)
+        sys.stdout, sys.stderr = out, err
+        status, _ = run(folder, *arguments, **environment)
     finally:
         sys.stdout.flush(), err.flush()
-        os._exit(status)
+        os._exit(status or 0)
 
 
 def as_copy(command, stdout, stderr):
