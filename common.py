@@ -539,6 +539,8 @@ def load_module(path):
     module, before = importlib.util.module_from_spec(spec), dict(sys.modules)
     beside = {p.stem for p in path.parent.glob("*.py")} - {*sys.stdlib_module_names}
     beside |= {p.parent.name for p in path.parent.glob("*/__init__.py")}
+    if path.parent == Path(__file__).resolve().parent:                # they are the project's
+        beside.clear()
     for name in before:
         if name.partition(".")[0] in beside:
             del sys.modules[name]
