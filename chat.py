@@ -21,14 +21,14 @@ import torch
 
 from answer import prompt_room, stream
 from checkpoint import load
-from common import Runtime, fail, parse_config, safe
+from common import Basic, Runtime, fail, parse_config, safe
 from reward import encode_answer, score_all
 
 
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Basic):
     init: str = "out/ppo.pt"       # the checkpoint to talk to
     prompt: str = ""               # one question; "": read questions from the terminal or a pipe
     compare: str = ""              # checkpoints, separated by commas: all answer every question
@@ -38,10 +38,6 @@ class Config:
     temperature: float = 0.7       # 0: always the most likely token
     top_k: int = 0                 # sample from the k most likely tokens; 0: from all
     top_p: float = 1.0             # sample from the most likely tokens with this total probability
-    seed: int = 0                  # same seed, same text
-    device: str = "auto"           # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"            # auto: bfloat16 where it is fast, else float32
-    debug: bool = False            # show tracebacks
 
 
 # ---- the idea -------------------------------------------------------------------------------

@@ -52,13 +52,18 @@ def tell(message, second_hand=False):
 # ---- flags: each field of a script's Config is --field=value --------------------------------
 
 @dataclasses.dataclass
-class Common:
-    """The flags of every script that trains or samples."""
+class Basic:
+    """The flags of every script that runs a model."""
     seed: int = 0
     device: str = "auto"     # auto: cuda, else cpu; mps when asked
     dtype: str = "auto"      # auto: bfloat16 where it is fast, else float32
-    fresh: bool = False      # start over
     debug: bool = False      # show tracebacks
+
+
+@dataclasses.dataclass
+class Common(Basic):
+    """The flags of every script that can be interrupted."""
+    fresh: bool = False      # start over
 
 
 def parse_config(Config, doc, argv=None, words="", several=False):

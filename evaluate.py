@@ -24,8 +24,8 @@ import torch
 
 from answer import answer_text, complete, prompt_ids, respond, response_logp
 from checkpoint import fingerprint, load
-from common import (Runtime, check_writable, load_function, parse_config, to_json, verdicts_of,
-                    writing)
+from common import (Basic, Runtime, check_writable, load_function, parse_config, to_json,
+                    verdicts_of, writing)
 from compare import ceiling
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
@@ -36,7 +36,7 @@ from reward import encode_answer, encode_comparison, score_all, score_pairs
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Basic):
     data: str = "data/town/test.jsonl"   # held-out prompts
     models: str = "out/pretrain.pt,out/sft.pt,out/ppo.pt"   # one column each
     reward: str = "out/reward.pt"        # the reward model to examine; "": none
@@ -50,10 +50,6 @@ class Config:
     best_of: int = 16                    # samples per prompt for best-of-n; 0: none
     max_new_tokens: int = 64
     temperature: float = 0.7             # of the sampled answers; PPO's is the same
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
-    debug: bool = False                  # show tracebacks
 
 
 # ---- the answers ----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ import numpy as np
 
 from answer import complete, prompt_ids, respond, response_logp
 from checkpoint import load
-from common import Runtime, fail, parse_config, percent, safe, writing
+from common import Basic, Runtime, fail, parse_config, percent, safe, writing
 from data.formats import read_demonstrations, read_prompts, split
 from data.town import judge
 from evaluate import first_line
@@ -37,7 +37,7 @@ from lessons.held_out import check_room, of_the_town
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config:
+class Config(Basic):
     data: str = "data/town/test.jsonl"   # questions about people that no demonstration asks about
     examples: str = "data/town/sft.jsonl"   # demonstrations: examples are chosen from them
     base: str = "out/pretrain.pt"        # the model that completes
@@ -47,10 +47,6 @@ class Config:
     n_prompts: int = 300                 # how many of the questions to use
     block_size: int = 448                # the base model's context; it was trained with 128
     max_new_tokens: int = 32
-    seed: int = 0
-    device: str = "auto"                 # auto: cuda, else cpu; mps when asked
-    dtype: str = "auto"                  # auto: bfloat16 where it is fast, else float32
-    debug: bool = False                  # show tracebacks
 
 
 KINDS = ("fact", "sum", "unknown", "wish")     # questions that fit one line, like their answers
