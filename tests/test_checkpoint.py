@@ -1,4 +1,5 @@
 import os
+import pickle
 from types import SimpleNamespace
 
 import pytest
@@ -65,9 +66,16 @@ def test_a_truncated_checkpoint_is_called_damaged(saved, share, refused):
     assert f"{saved} is damaged or not a checkpoint: run `python sft.py` again" in said
 
 
+class Bomb:
+    """Unpickled, it makes a folder."""
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
 @pytest.mark.parametrize("content", [
     {"weight": torch.ones(3)}, [1, 2], torch.ones(3), {"stage": "sft"}, {"model_config": {}},
-    b"", b"\0" * 1000, b"Once upon a time\n", b"PK\3\4" + b"x" * 99, b"\x80\2pickle"], ids=str)
+    b"", b"\0" * 1000, b"Once upon a time\n", b"PK\3\4" + b"x" * 99,
+    pickle.dumps(dict(stage="sft", model=Bomb()))], ids=str)
 def test_a_file_of_another_kind_is_refused_and_need_not_go(tmp_path, content, refused):
     path = tmp_path / "notes.pt"
     if isinstance(content, bytes):
@@ -76,6 +84,7 @@ def test_a_file_of_another_kind_is_refused_and_need_not_go(tmp_path, content, re
         torch.save(content, path)
     said = refused(load_checkpoint, path, "pretrain")
     assert f"{path} is damaged or not a checkpoint: run `python pretrain.py` again" in said
+    assert os.listdir() == ["notes.pt"]               # nothing has exploded
 
 
 def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(saved, monkeypatch):
