@@ -256,12 +256,8 @@ class Run:
     def known(self, value):
         """A flag's value as runs are compared: a file that is read counts by its name and by what
         is in it, wherever it lies. (A function is FILE.py:name.)"""
-        def named(text):
-            path = next((i for i in self.inputs if text == i or text.startswith(f"{i}:")), "")
-            return f"{Path(path).name} {self.inputs[path]}{text[len(path):]}" if path else text
-        if not isinstance(value, str):
-            return value
-        return ",".join(map(named, [value] if value in self.inputs else value.split(",")))
+        path = next((i for i in self.inputs if value == i or str(value).startswith(f"{i}:")), "")
+        return f"{Path(path).name} {self.inputs[path]}{value[len(path):]}" if path else value
 
     def resume(self):
         """(the state to continue from, or None; whether the run is finished). Refuses a run with

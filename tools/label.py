@@ -23,7 +23,7 @@ from unicodedata import normalize
 from answer import respond
 from chat import paint, safe
 from checkpoint import load
-from common import Runtime, check_writable, fail, make_folder, parse_config, wilson
+from common import Runtime, check_writable, fail, parse_config, wilson
 from compare import different
 from data.formats import DataError, read_comparisons, read_prompts
 from tools.rankings import agreement, key_of, ranked, read_rankings, save, shown
@@ -178,7 +178,7 @@ if __name__ == "__main__":
         raise SystemExit
     rt, out = Runtime(config), Path(config.out)
     rows = read_prompts(config.data)[:config.n_prompts]
-    make_folder(out), check_writable(out)
+    check_writable(out)
     done = {json.dumps(row["prompt"]) for (name, _), row in read_rankings(out).items()
             if name == out.stem}
     models = {name: load(name, rt, "sft ppo pretrain")[:2] for name in config.init.split(",")}
