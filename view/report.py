@@ -171,7 +171,7 @@ def make(config, rt):
     ppo, over = views.iterations(folder), views.iterations(folder / "experiments", "free")
     if over:
         commands["over"] = "python -m lab.experiments --what=overoptimise"
-    elif "ppo" in made and made["ppo"][1]["kl_coef"] == 0:
+    elif "ppo" in made and made["ppo"][1].get("kl_coef") == 0:
         over = ppo
     data = dict(
         bpe=views.merges(chain), mask=views.loss_mask(chain),
