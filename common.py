@@ -227,6 +227,49 @@ def ranks():
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def cpu_seconds():
+    """Summed over the cores that this process may use: the seconds that passed, that all programs
+    computed, and that this one computed, since some time in the past."""
+    cores = {f"cpu{n}" for n in os.sched_getaffinity(0)}
+    with open("/proc/stat") as f:     # a row for each core: user nice system idle iowait irq …
+        rows = [[int(n) for n in line.split()[1:9]] for line in f if line.split()[0] in cores]
+    ticks = os.sysconf("SC_CLK_TCK")
+    passed, idle = sum(map(sum, rows)) / ticks, sum(row[3] + row[4] for row in rows) / ticks
+    return passed, passed - idle, time.process_time()
+
+
+class Cores:
+    """Takes as many threads as there are cores that no other program needs (on Linux).
+
+    PyTorch's threads meet after every operation, and wait there in a loop. One that has lost its
+    core to another program holds up all of them: beside a busy program two threads on two cores
+    are slower than one. The number changes no result."""
+
+    def __init__(self):
+        self.most = torch.get_num_threads() if sys.platform == "linux" else 1
+        with suppress(OSError, ValueError):           # a container's share, as of docker --cpus=2
+            group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2]
+            quota, period = Path(f"/sys/fs/cgroup{group}/cpu.max").read_text().split()
+            self.most = min(self.most, math.ceil(int(quota) / int(period)))
+        self.looks, self.again = 0, 0.0
+        self.before = cpu_seconds() if self.most > 1 else None
+
+    def share(self):
+        """Choose again, once a second."""
+        if self.most == 1 or time.monotonic() < self.again:
+            return
+        now = cpu_seconds()
+        passed, computed, ours = (b - a for a, b in zip(self.before, now))
+        self.looks, self.again, self.before = self.looks + 1, time.monotonic() + 1, now
+        free = len(os.sched_getaffinity(0)) * (1 - (computed - ours) / max(passed, 1e-9))
+        n = max(1, min(self.most, round(free)))
+        if n < self.most:
+            note_once(f"other programs are busy: computing with {n} of {self.most} threads until "
+                      f"they end")
+        # a program of low priority is busy only where we leave it a core: see what it takes then
+        torch.set_num_threads(self.most if self.looks % 20 == 0 else n)
+
+
 class Runtime:
     """Where this process runs: rank, world_size, device, precision."""
 
@@ -261,11 +304,15 @@ class Runtime:
                 libc.mallopt(-3, 2**25), libc.mallopt(-1, 2**28)      # mmap and trim thresholds
         self.device = torch.device(device)
         self.dtype = pick_dtype(config.dtype, self.device)
+        self.cores = Cores() if device == "cpu" and not self.ddp else None
         if not self.main:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")      # only rank 0 prints
 
     def autocast(self):
-        """Run the matrix multiplications in self.dtype; weights and losses stay in fp32."""
+        """Run the matrix multiplications in self.dtype; weights and losses stay in fp32. Every
+        forward pass begins here: the time to leave cores to others."""
+        if self.cores:
+            self.cores.share()
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)

@@ -4,15 +4,17 @@ import math
 import os
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import common
-from common import (DTYPES, Runtime, clock, from_json, number, one_line, parse_config,
+from common import (DTYPES, Cores, Runtime, clock, from_json, number, one_line, parse_config,
                     pick_dtype, read_json, to_json, writing)
 
 ROOT = Path(common.__file__).parent
@@ -338,3 +340,64 @@ def test_a_broken_file_of_ours_is_named(content, refused):
     Path("a.json").write_text(content)
     said = refused(read_json, "a.json")
     assert "a.json is damaged" in said and "remove it, and the same command makes it again" in said
+
+
+# ---- threads and other programs -------------------------------------------------------------
+
+@pytest.fixture
+def machine(monkeypatch):
+    """One of 4 cores, at a certain second; other programs use some of the cores."""
+    machine = SimpleNamespace(second=0.0, others=0.0, threads=4)
+    monkeypatch.setattr(common.sys, "platform", "linux")
+    monkeypatch.setattr(common.os, "sched_getaffinity", lambda _: range(4), raising=False)
+    monkeypatch.setattr(common.torch, "get_num_threads", lambda: machine.threads)
+    monkeypatch.setattr(common.torch, "set_num_threads", lambda n: vars(machine).update(threads=n))
+    monkeypatch.setattr(common.time, "monotonic", lambda: machine.second)
+    monkeypatch.setattr(common, "cpu_seconds", lambda: (
+        4 * machine.second, (3 + machine.others) * machine.second, 3 * machine.second))
+    return machine
+
+
+def threads(machine, cores, second, others):
+    """How many there are at that second, if others have used so many cores until then."""
+    machine.second, machine.others, cores.before = second, others, (0, 0, 0)
+    cores.share()
+    return machine.threads
+
+
+def test_threads_leave_the_cores_that_others_use(machine, capsys):
+    cores, others = Cores(), (0, 0.4, 0.6, 1, 2.1, 3, 9)
+    found = [threads(machine, cores, second, n) for second, n in enumerate(others, 1)]
+    assert found == [4, 4, 3, 3, 2, 1, 1]
+    assert capsys.readouterr().err == "".join(
+        f"other programs are busy: computing with {n} of 4 threads until they end\n"
+        for n in (3, 2, 1))
+
+
+def test_threads_are_chosen_once_a_second_and_every_20_seconds_all_are_tried(machine):
+    cores = Cores()
+    assert [threads(machine, cores, *at) for at in ((1, 3), (1.5, 0), (2, 0))] == [1, 1, 4]
+    found = [threads(machine, cores, second, 3) for second in range(3, 43)]
+    assert [second for second, n in enumerate(found, 3) if n == 4] == [20, 40]
+
+
+def test_a_container_gives_no_more_threads_than_its_share(machine, monkeypatch):
+    for limit, most in (("150000 100000\n", 2), ("max 100000\n", 4), ("50000 100000\n", 1)):
+        files = {"/proc/self/cgroup": "1:cpu:/x\n0::/box\n", "/sys/fs/cgroup/box/cpu.max": limit}
+        monkeypatch.setattr(common.Path, "read_text", lambda path: files[str(path)])
+        assert Cores().most == most
+
+
+def test_one_thread_stays_one(machine, monkeypatch):
+    machine.threads = 1
+    monkeypatch.setattr(common, "cpu_seconds", lambda: pytest.fail("it looks"))
+    Cores().share()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/stat")
+def test_seconds_of_the_cores_grow_and_contain_ours():
+    before, done = common.cpu_seconds(), time.process_time()
+    while time.process_time() < done + 0.1:
+        pass
+    passed, computed, ours = (b - a for a, b in zip(before, common.cpu_seconds()))
+    assert passed >= 0 and ours >= 0.1 and computed <= passed + 0.1
