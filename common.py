@@ -231,7 +231,7 @@ def cpu_seconds():
     """Summed over the cores that this process may use: the seconds that passed, that all programs
     computed, and that this one computed, since some time in the past."""
     cores = {f"cpu{n}" for n in os.sched_getaffinity(0)}
-    with open("/proc/stat") as f:     # a row for each core: user nice system idle iowait irq …
+    with open("/proc/stat", encoding="utf-8") as f:   # of each core: user nice system idle …
         rows = [[int(n) for n in line.split()[1:9]] for line in f if line.split()[0] in cores]
     ticks = os.sysconf("SC_CLK_TCK")
     passed, idle = sum(map(sum, rows)) / ticks, sum(row[3] + row[4] for row in rows) / ticks
@@ -243,14 +243,16 @@ class Cores:
 
     PyTorch's threads meet after every operation, and wait there in a loop. One that has lost its
     core to another program holds up all of them: beside a busy program two threads on two cores
-    are slower than one. The number changes no result."""
+    are slower than one. (Their number changes the rounding of LayerNorm's gradient: a run that is
+    to be repeated to the last bit on a busy machine needs OMP_NUM_THREADS=1.)"""
 
     def __init__(self):
         self.most = torch.get_num_threads() if sys.platform == "linux" else 1
         with suppress(OSError, ValueError):           # a container's share, as of docker --cpus=2
-            group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2]
-            quota, period = Path(f"/sys/fs/cgroup{group}/cpu.max").read_text().split()
+            group = Path("/proc/self/cgroup").read_text("utf-8").strip().rpartition(":")[2]
+            quota, period = Path(f"/sys/fs/cgroup{group}/cpu.max").read_text("utf-8").split()
             self.most = min(self.most, math.ceil(int(quota) / int(period)))
+            torch.set_num_threads(self.most)
         self.looks, self.again = 0, 0.0
         self.before = cpu_seconds() if self.most > 1 else None
 
@@ -272,6 +274,7 @@ class Cores:
 
 class Runtime:
     """Where this process runs: rank, world_size, device, precision."""
+    cores = None                                      # chosen once for the whole process
 
     def __init__(self, config):
         self.rank, self.world_size = ranks()
@@ -304,7 +307,8 @@ class Runtime:
                 libc.mallopt(-3, 2**25), libc.mallopt(-1, 2**28)      # mmap and trim thresholds
         self.device = torch.device(device)
         self.dtype = pick_dtype(config.dtype, self.device)
-        self.cores = Cores() if device == "cpu" and not self.ddp else None
+        if device == "cpu" and not self.ddp:
+            Runtime.cores = Runtime.cores or Cores()
         if not self.main:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")      # only rank 0 prints
 

@@ -7,6 +7,7 @@ reason.
     python -m lab.bench                                  # all races, with the installed packages
     python -m lab.bench --what=tokenizer --data=books/   # one race, on your text
     python -m lab.bench --peers=../peers                 # clones of nanoGPT, minbpe, trl are there
+    python -m lab.bench --what=busy --runs=3             # the stages beside other busy programs
 """
 
 import gc
@@ -41,7 +42,7 @@ from tokenizer import GPT4, Tokenizer
 
 @dataclass
 class Config:
-    what: str = "tokenizer,train,sample,ppo"   # which races
+    what: str = "tokenizer,train,sample,ppo"   # which races; also busy, after `bash run.sh`
     peers: str = ""                    # a folder with clones of nanoGPT, minbpe and trl
     runs: int = 5                      # turns of each entrant
     data: str = "data/town/pretrain"   # text for the tokenizers
@@ -319,8 +320,50 @@ def trl_ppo(trl, folder, dtype):
     return median(end - start for start, end in zip(ends, ends[1:]))
 
 
+# ---- beside other programs ------------------------------------------------------------------
+
+SHORT = {"pretrain.py": "--steps=200 --eval_every=200", "sft.py": "--steps=100 --eval_every=100",
+         "reward.py": "--steps=60 --eval_every=60", "rlhf_ppo.py": "--steps=3 --n_eval=64"}
+FIXED = """import runpy, sys, common
+common.Cores.share = lambda cores: None
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")"""
+
+
+def busy(config):
+    """Short stages, alone and beside one and two programs that each keep a core busy: with threads
+    for the free cores, and with PyTorch's number. Shared fairly, n threads keep n / (n + programs)
+    of the time of n cores."""
+    n, alone = torch.get_num_threads(), {}
+    ways = {"free cores": [], f"{n} threads": ["-c", FIXED]}
+    print(f"\n{'short stages, seconds':24}" + "".join(f"{way:>30}" for way in ways)
+          + f"{'the lost share':>26}")
+    with tempfile.TemporaryDirectory() as folder:
+        for script, others in product(SHORT, range(3)):
+            programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                        for _ in range(others)]
+            times = {way: [] for way in ways}
+            try:
+                for way, start in list(ways.items()) * config.runs:
+                    command = [sys.executable, *start, script, f"--out={folder}/{script}.pt",
+                               "--fresh=true", *SHORT[script].split()]
+                    begin = time.perf_counter()
+                    ended = subprocess.run(command, capture_output=True, encoding="utf-8")
+                    if ended.returncode:
+                        fail(ended.stderr.strip())
+                    times[way].append(time.perf_counter() - begin)
+            finally:
+                for program in programs:
+                    program.kill()
+            alone = alone if others else {way: median(t) for way, t in times.items()}
+            print(f"{f'{script} beside {others}':24}"
+                  + "".join(f"{median(t):20.1f} s {median(t) / alone[way]:6.2f} x"
+                            for way, t in times.items())
+                  + f"{(n + others) / n:17.2f} x", flush=True)
+
+
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    races = dict(tokenizer=tokenizer, train=train, sample=sample, ppo=ppo)
+    races = dict(tokenizer=tokenizer, train=train, sample=sample, ppo=ppo, busy=busy)
     for name in chosen(config.what, races):
         races[name](config)

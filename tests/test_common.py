@@ -384,8 +384,9 @@ def test_threads_are_chosen_once_a_second_and_every_20_seconds_all_are_tried(mac
 def test_a_container_gives_no_more_threads_than_its_share(machine, monkeypatch):
     for limit, most in (("150000 100000\n", 2), ("max 100000\n", 4), ("50000 100000\n", 1)):
         files = {"/proc/self/cgroup": "1:cpu:/x\n0::/box\n", "/sys/fs/cgroup/box/cpu.max": limit}
-        monkeypatch.setattr(common.Path, "read_text", lambda path: files[str(path)])
-        assert Cores().most == most
+        monkeypatch.setattr(common.Path, "read_text", lambda path, _: files[str(path)])
+        machine.threads = 4
+        assert Cores().most == machine.threads == most
 
 
 def test_one_thread_stays_one(machine, monkeypatch):
