@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from contextlib import redirect_stdout
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 from checkpoint import Run, save_checkpoint
 from data.formats import is_held_out
@@ -244,7 +246,8 @@ def start(folder, arguments, environment, out, err):
     if child:
         return child
     try:
-        sys.stdout, sys.stderr = out, err
+        tqdm.set_lock(threading.RLock())              # the copies share the first: a killed one
+        sys.stdout, sys.stderr = out, err             # would keep it for ever
         status, _ = run(folder, *arguments, **environment)
     finally:
         sys.stdout.flush(), err.flush()
