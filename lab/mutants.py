@@ -471,7 +471,8 @@ def first_failure(commands, file="", old="", new=""):
             text = Path(copy, file).read_text("utf-8")
             Path(copy, file).write_text(text.replace(old, new), "utf-8")
         for name, module in [*sys.modules.items()]:
-            if str(getattr(module, "__file__", None)).startswith(f"{ROOT}{os.sep}"):
+            file = str(getattr(module, "__file__", None))
+            if file.startswith(f"{ROOT}{os.sep}") and not file.startswith(sys.prefix):   # .venv
                 del sys.modules[name]
         sys.path[:] = [copy, *(path for path in sys.path if path not in ("", str(ROOT)))]
         os.chdir(copy)
