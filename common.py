@@ -99,7 +99,7 @@ def parse_config(Config, doc, argv=None, words="", several=False):
         fail(f"unknown flag {flag}" + (f"; did you mean {near[0]}?" if near else "")
              + " (-h lists them)")
     config = Config(**vars(found) | ({words: ",".join(others)} if others else {}))
-    if hasattr(config, "out"):
+    if "--out" in flags:
         check_out(config)
     if config.debug:
         sys.excepthook = sys.__excepthook__

@@ -324,7 +324,7 @@ if __name__ == "__main__":
 
     # ---- each model: its answers, and what the judge says about them ------------------------
 
-    results, grades = {}, {}
+    results, grades, groups = {}, {}, groups_of(rows)
     for name, model in models.items():
         base = stages[name] == "pretrain"
         asked = model_input(model, base, tok, rows, examples, config.max_new_tokens)
@@ -338,7 +338,7 @@ if __name__ == "__main__":
             verdicts = [verdicts_of(judge, prompts, answers.texts, config.judge)
                         for answers in (greedy, sampled)]
             grades[name] = [v["grade"] for v in verdicts[1]]
-            result["grade"] = interval(grades[name], groups_of(rows), rng)
+            result["grade"] = interval(grades[name], groups, rng)
             result["by_kind"] = by_kind(rows, *verdicts)
         if config.text:                               # what has a later stage forgotten?
             loss, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)

@@ -32,7 +32,7 @@ import torch
 
 from answer import generate
 from checkpoint import read_log, save_checkpoint
-from common import DTYPES, Runtime, parse_config
+from common import DTYPES, Runtime, fail, parse_config
 from data.formats import read_texts
 from lab.experiments import chosen
 from model import GPT, STYLES, GPTConfig, ScalarGPT
@@ -334,31 +334,35 @@ def busy(config):
     """Short stages, alone and beside one and two programs that each keep a core busy: with threads
     for the free cores, and with PyTorch's number. Shared fairly, n threads keep n / (n + programs)
     of the time of n cores."""
-    n, alone = torch.get_num_threads(), {}
+    n, alone = torch.get_num_threads(), 0.0
     ways = {"free cores": [], f"{n} threads": ["-c", FIXED]}
     print(f"\n{'short stages, seconds':24}" + "".join(f"{way:>30}" for way in ways)
           + f"{'the lost share':>26}")
     with tempfile.TemporaryDirectory() as folder:
+        def seconds(script, start):
+            command = [sys.executable, *start, script, f"--out={folder}/{script}.pt",
+                       "--fresh=true", *SHORT[script].split()]
+            begin = time.perf_counter()
+            ended = subprocess.run(command, capture_output=True, encoding="utf-8")
+            if ended.returncode:
+                fail(ended.stderr.strip())
+            return time.perf_counter() - begin
+
         for script, others in product(SHORT, range(3)):
+            if not others:
+                seconds(script, [])                   # the first one fills caches
             programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
                         for _ in range(others)]
-            times = {way: [] for way in ways}
             try:
-                for way, start in list(ways.items()) * config.runs:
-                    command = [sys.executable, *start, script, f"--out={folder}/{script}.pt",
-                               "--fresh=true", *SHORT[script].split()]
-                    begin = time.perf_counter()
-                    ended = subprocess.run(command, capture_output=True, encoding="utf-8")
-                    if ended.returncode:
-                        fail(ended.stderr.strip())
-                    times[way].append(time.perf_counter() - begin)
+                turns = [[seconds(script, start) for start in ways.values()]
+                         for _ in range(config.runs)]
             finally:
                 for program in programs:
                     program.kill()
-            alone = alone if others else {way: median(t) for way, t in times.items()}
+            times = [median(t) for t in zip(*turns)]
+            alone = alone if others else min(times)   # both ways do the same there
             print(f"{f'{script} beside {others}':24}"
-                  + "".join(f"{median(t):20.1f} s {median(t) / alone[way]:6.2f} x"
-                            for way, t in times.items())
+                  + "".join(f"{t:20.1f} s {t / alone:6.2f} x" for t in times)
                   + f"{(n + others) / n:17.2f} x", flush=True)
 
 
