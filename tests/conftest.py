@@ -14,11 +14,12 @@ if "TEST_GPUS" not in os.environ:
 # Nor do they depend on whether this CPU multiplies bfloat16. DTYPE=bfloat16 tries that one.
 os.environ.setdefault("DTYPE", "float32")
 
+# Nor on what else runs here (common.Cores). At their sizes a second thread brings nothing anyway.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-torch.set_num_threads(1)    # at the tests' sizes a second thread costs more than it brings
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,6 +1,7 @@
 """The whole chain at a tiny size: each stage improves what it is for; and a Ctrl-C."""
 
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from common import Runtime
 from data.formats import read_demonstrations
 from reward import Config as RewardConfig
 from reward import encode_answer, score_all
-from tiny import CHAIN, ROOT, environment, equal, interrupted, read_log, run
+from tiny import CHAIN, ROOT, equal, interrupted, read_log, run
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_as_if_nothing_had_happened(fo
     stopped, whole = (folder / f"out/{name}.state" for name in ("stopped", "whole"))
     process = subprocess.Popen(
         [sys.executable, f"{ROOT}/sft.py", *flags, "--out=out/stopped.pt"], cwd=folder, text=True,
-        env=environment(SAVE_SECONDS="0"), stdout=subprocess.PIPE)
+        env=dict(os.environ, SAVE_SECONDS="0"), stdout=subprocess.PIPE)
     while process.poll() is None and not stopped.exists():
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)

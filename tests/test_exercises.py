@@ -1,5 +1,6 @@
 """The exercises' framework: what a student sees, whatever is in the file."""
 
+import os
 import runpy
 import shutil
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 
 import exercises.__main__ as course
 import tiny
-from tiny import ROOT, environment
+from tiny import ROOT
 
 RIGHT = '''"""14. The title of fourteen
 
@@ -138,7 +139,7 @@ def command(capfd, monkeypatch):
 def test_the_list_shows_what_is_solved(school):
     (school / "exercises/e14_ranking_loss.py").write_text(RIGHT)
     done = subprocess.run([sys.executable, "-m", "exercises", "--lang=zh"], cwd=school, timeout=300,
-                          env=environment(PYTHONIOENCODING="utf-8"), capture_output=True,
+                          env=dict(os.environ, PYTHONIOENCODING="utf-8"), capture_output=True,
                           encoding="utf-8", check=True)
     *lines, last = done.stdout.splitlines()
     assert [int(line[2:4]) for line in lines] == sorted(course.exercises()) and not done.stderr

@@ -22,7 +22,7 @@ from data.formats import read_prompts
 from data.town import Dice, World, make_prompt
 from lab import compare_methods
 from pretend_gpu import pretend_gpu
-from tiny import FLAGS, ROOT, build, environment, run, save, write
+from tiny import FLAGS, ROOT, build, run, save, write
 from test_lesson_best_of_n import FLAGS as BEST_OF_N
 from test_lesson_calculator import FLAGS as CALCULATOR
 from test_lesson_chain_of_thought import FLAGS as CHAIN_OF_THOUGHT
@@ -224,8 +224,8 @@ assert run(".", script, *flags)[0] == 0
 @pytest.fixture(scope="module")
 def real_gpu():
     """The environment of a process that sees the user's GPU."""
-    there = environment(CUDA_VISIBLE_DEVICES=os.environ["TEST_GPUS"],
-                        PYTHONPATH=os.pathsep.join([str(ROOT), f"{ROOT}/tests"]))
+    there = dict(os.environ, CUDA_VISIBLE_DEVICES=os.environ["TEST_GPUS"],
+                 PYTHONPATH=os.pathsep.join([str(ROOT), f"{ROOT}/tests"]))
     look = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     if not torch.backends.cuda.is_built() or subprocess.run([sys.executable, "-c", look],
                                                             env=there).returncode:

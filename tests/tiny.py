@@ -77,10 +77,6 @@ SHORT = {
      for name in ("dpo", "grpo", "best_of_n")}
 
 
-def environment(**more):
-    return dict(os.environ, OMP_NUM_THREADS="1", **more)
-
-
 def equal(a, b):
     """Bit for bit, in tensors, dicts and plain values."""
     if isinstance(a, dict):
@@ -230,7 +226,7 @@ def torchrun(folder, *arguments, **environment):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
                *arguments]
     process = subprocess.Popen(command, cwd=folder, text=True,
-                               env=dict(os.environ, OMP_NUM_THREADS="1", **environment),
+                               env=dict(os.environ, **environment),
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         out, err = process.communicate(timeout=150)
