@@ -1,16 +1,13 @@
 """How the weights change: the learning rate's schedule, AdamW, and Muon for pretraining."""
 
-import math
-
 import torch
 
 
 def get_lr(step, config):
-    """Linear warmup, then a cosine down to a hundredth of the peak."""
+    """Linear warmup, then in a straight line down to 0 (Bergsma et al. 2025)."""
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
-    done = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return config.lr * (0.01 + 0.495 * (1 + math.cos(math.pi * done)))
+    return config.lr * (config.steps - step) / max(1, config.steps - config.warmup)
 
 
 def set_lr(optimizer, lr):

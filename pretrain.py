@@ -40,7 +40,7 @@ class Config(Common):
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
-    lr: float = 8e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
+    lr: float = 8e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 100                    # steps
     weight_decay: float = 0.1
     muon: float = 2.0                    # Muon for the layers' matrices, at lr times this; 0: AdamW

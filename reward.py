@@ -45,7 +45,7 @@ class Config(Common):
     micro_batch: int = 16                # prompts per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
     freeze: int = 0                      # freeze embeddings and the lowest so many blocks
-    lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
+    lr: float = 1e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
     eval_every: int = 100                # steps between evaluations

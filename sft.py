@@ -42,7 +42,7 @@ class Config(Common):
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
     freeze: int = 0                      # freeze embeddings and the lowest so many blocks
-    lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
+    lr: float = 2e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
     eps: float = 1.0                     # AdamW's epsilon, see damping; 0 is the usual Adam

@@ -48,7 +48,7 @@ class Config(Common):
     n_eval: int = 200                    # held-out sums of each length, 2 to 4 digits
     steps: int = 600                     # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step and model
-    lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
+    lr: float = 1e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
     max_new_tokens: int = 60             # of one answer, with what the program adds

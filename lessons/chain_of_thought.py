@@ -46,7 +46,7 @@ class Config(Common):
     n_test: int = 300                       # questions for each number of numbers
     steps: int = 400                        # optimizer steps of each model
     n_tokens: int = 256                     # tokens of answers to learn from, in every step
-    lr: float = 1e-3                        # the peak: warmed up linearly, then a cosine
+    lr: float = 1e-3                        # the peak: a linear warmup, then linear to 0
     warmup: int = 30                        # steps
     weight_decay: float = 0.1
     votes: int = 16                         # samples per question

@@ -46,7 +46,7 @@ class Config(Common):
     town: int = 0                        # the seed of data/town.py
     steps: int = 150                     # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step
-    lr: float = 1e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
+    lr: float = 1e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 10                     # steps
     weight_decay: float = 0.1
     max_new_tokens: int = 48             # of one answer

@@ -41,7 +41,7 @@ class Config(Common):
     out: str = "out/dpo.pt"                 # its log and unfinished state stand beside it
     steps: int = 0                          # optimizer steps; 0: one epoch
     batch_size: int = 16                    # prompts per step, each with all its answers
-    lr: float = 5e-5                        # the peak: warmed up linearly, then a cosine to 0
+    lr: float = 5e-5                        # the peak: a linear warmup, then linear to 0
     warmup: int = 30                        # steps
     beta: float = 0.3                       # what a nat of distance from the reference is worth
     temperature: float = 0.7                # divides the logits wherever probabilities are computed

@@ -55,7 +55,7 @@ class Config(Common):
     n_eval: int = 200                    # held-out questions of each row of the table
     steps: int = 800                     # optimizer steps
     batch_size: int = 8                  # rows of block_size tokens per step
-    lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
+    lr: float = 2e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
     max_new_tokens: int = 24             # of one answer

@@ -50,7 +50,7 @@ class Config(Common):
     steps: int = 200                     # optimizer steps of each method
     batch_size: int = 4                  # rows of block_size tokens per step
     alpha: float = 16.0                  # LoRA's scale
-    lr: float = 2e-3                     # the peak: warmed up linearly, then a cosine to nearly 0
+    lr: float = 2e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
 

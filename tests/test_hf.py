@@ -531,7 +531,7 @@ def test_without_a_library_the_error_names_the_command_that_installs_it(library,
                                                                         refused, monkeypatch):
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setitem(sys.modules, f"{library}.torch", None)
-    save("sft.pt", "laptop")
+    save("sft.pt", "gpt2")
     assert f"pip install {library}" in refused(*words)
     assert sorted(os.listdir()) == ["gpt2", "sft.pt"]
 
@@ -558,7 +558,7 @@ VARIANTS = {
     "llama": STYLES["llama"],
     "llama, shared keys, tied": dict(STYLES["llama"], n_kv_head=2, tied=True, rope_theta=5e5,
                                      norm_eps=1e-3)}
-CLASSES = dict(laptop="GPTNeoXForCausalLM", gpt2="GPT2LMHeadModel", llama="LlamaForCausalLM")
+CLASSES = dict(laptop="PersimmonForCausalLM", gpt2="GPT2LMHeadModel", llama="LlamaForCausalLM")
 SHARED = [name for name in VARIANTS if "shared" in name and "llama" not in name]
 
 
@@ -630,6 +630,7 @@ def test_an_export_that_fails_leaves_nothing(run, safetensors, monkeypatch):
 
 @pytest.mark.parametrize("parts, reasons", [
     (dict(norm="rms"), ["norm=rms"]), (dict(mlp="swiglu"), ["mlp=swiglu"]),
+    (dict(qk_norm=False), ["qk_norm=False"]),
     (dict(pos="learned", norm="rms"), ["pos=learned", "norm=rms"])])
 def test_what_can_not_be_exported_is_refused_and_its_parts_are_named(parts, reasons, refused):
     save("sft.pt", "laptop", **parts)

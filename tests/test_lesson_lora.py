@@ -18,8 +18,8 @@ FLAGS = ("--steps=6 --batch_size=2 --warmup=2 --methods=all:1,last1:1,lora2:2 "
 
 def small(**changes):
     torch.manual_seed(0)
-    return GPT(GPTConfig(block_size=16, vocab_size=50, n_layer=2, n_embd=32, n_hidden=48,
-                         **changes))
+    return tiny.awake(GPT(GPTConfig(block_size=16, vocab_size=50, n_layer=2, n_embd=32, n_hidden=48,
+                                    **changes)))
 
 
 def idx():

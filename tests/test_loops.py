@@ -25,7 +25,7 @@ from reward import batches, encode_answer, encode_comparison
 from sft import pack
 from tiny import FLAGS, build, interrupted, run, write
 
-SHARES = [0.5, 1, 1, 0.505]    # of the peak: the warmup, then half a cosine down to a hundredth
+SHARES = [0.5, 1, 1, 0.5]      # of the peak: the warmup, then a straight line
 STEPS, SEED = len(SHARES), 3
 SHORT = (f"--steps={STEPS} --warmup=2 --eval_every=9 --lr=0.01 --weight_decay=0.3 --dropout=0 "
          f"--seed={SEED} --dtype=float64")
@@ -55,7 +55,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
         model = ScalarGPT(config, lm=True) if stage == "reward" else GPT(config)
         for p in model.parameters():
             torch.nn.init.normal_(p, mean=p.dim() == 1,
-                                  std=0.3 if stage in ("reward", "ppo") else 0.05)
+                                  std=0.2 if stage in ("reward", "ppo") else 0.05)
         if stage == "ppo":
             with torch.no_grad():
                 model.lm_head.weight[tiny_tokenizer.end] *= 3

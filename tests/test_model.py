@@ -11,7 +11,7 @@ from answer import generate, left_pad, log_probs, sample
 from checkpoint import build_model, freeze_all
 from model import GPT, STYLES, GPTConfig, KVCache, ScalarGPT, rotary_turns, rotate
 from optim import adamw
-from tiny import loud
+from tiny import awake, loud
 
 V = 40
 SIZES = {
@@ -89,7 +89,10 @@ def test_attention_equals_the_formula_written_as_loops(model):
     rotary = model.config.pos == "rope"
 
     def turned(vector, t):
-        """Each pair (2i, 2i + 1) is turned by the angle t * theta^(-2 i / D)."""
+        """Each pair (2i, 2i + 1) is turned by the angle t * theta^(-2 i / D). With QK norm a vector
+        has mean 0 and variance 1 before that."""
+        if model.config.qk_norm:
+            vector = (vector - vector.mean()) / (vector.var(correction=0) + 1e-5) ** 0.5
         if not rotary:
             return vector.tolist()
         out = []
@@ -409,18 +412,19 @@ def test_adamw_has_what_is_trained_exactly_once_and_decays_matrices_only(style, 
         assert sorted(grouped) == sorted({id(p) for p in model.parameters() if p.requires_grad})
 
 
-def test_what_writes_into_the_residual_stream_starts_smaller():
+def test_an_untrained_block_adds_nothing():
     torch.manual_seed(0)
     model = GPT(GPTConfig(n_layer=8))
     for block in model.blocks:
-        for layer, std in ((block.attn.qkv, 0.02), (block.attn.proj, 0.02 / 4),
-                           (block.mlp.fc, 0.02), (block.mlp.proj, 0.02 / 4)):
-            assert layer.weight.std().item() == pytest.approx(std, rel=0.05)
+        for layer in (block.attn.qkv, block.mlp.fc):
+            assert layer.weight.std().item() == pytest.approx(0.02, rel=0.05)
+        x = torch.randn(2, 5, 128)
+        assert torch.equal(block(x, rotary_turns(torch.arange(5), model.config), None, None), x)
 
 
 @pytest.mark.parametrize("bad, message", [
     (dict(pos="alibi"), "pos='alibi' is not one of rope, learned"),
-    (dict(norm="batch"), "norm='batch' is not one of rms, layer"),
+    (dict(norm="batch"), "norm='batch' is not one of plain, layer, rms"),
     (dict(mlp="relu"), "mlp='relu' is not one of gelu, gelu_tanh, swiglu"),
     (dict(n_embd=100, n_head=3), "n_head=3 must divide n_embd=100"),
     (dict(n_embd=96, n_head=4, n_kv_head=3), "n_kv_head=3 must divide n_head"),
@@ -521,7 +525,7 @@ def gradients(model, recompute, n_frozen=0):
 
 
 def test_recomputing_activations_changes_no_gradient_even_with_dropout(style):
-    model = GPT(config(style, dropout=0.2))
+    model = awake(GPT(config(style, dropout=0.2)))
     loss, kept = gradients(model, False)
     again, recomputed = gradients(model, True)
     torch.testing.assert_close(again, loss)
@@ -546,7 +550,7 @@ def test_recomputing_keeps_less_for_the_backward_pass(style):
 
 
 def test_frozen_layers_get_no_gradient_and_the_others_the_same_as_before(style):
-    model = GPT(config(style))
+    model = awake(GPT(config(style)))
     _, all_of_them = gradients(model, False)
     _, upper = gradients(model, False, n_frozen=1)
     frozen = {name for name, gradient in upper.items() if gradient is None}

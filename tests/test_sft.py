@@ -24,7 +24,8 @@ def say(role, words, rng):
 
 def small(tok, block_size):
     torch.manual_seed(0)
-    return GPT(GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=1, n_embd=32))
+    return tiny.awake(GPT(GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=1,
+                                    n_embd=32)))
 
 
 @pytest.fixture(scope="module")

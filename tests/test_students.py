@@ -171,7 +171,7 @@ OTHERWISE = [
     (9, "", lambda logits, y: F.nll_loss(logits.log_softmax(1), y, ignore_index=-1)),
     (9, "twice", lambda logits, y: F.cross_entropy(logits.softmax(1), y, ignore_index=-1)),
     (9, "logarithm", lambda logits, y: F.nll_loss(logits.softmax(1), y, ignore_index=-1)),
-    (10, "falls to 0", lambda step, c: c.lr * min((step + 1) / c.warmup, 1) if step < c.warmup else
+    (10, "half a cosine", lambda step, c: c.lr * (step + 1) / c.warmup if step < c.warmup else
      c.lr * math.cos((step - c.warmup) / (c.steps - c.warmup) * math.pi / 2) ** 2),
     (11, "", lambda nats, mask: torch.where(mask, nats, 0.0).flatten(1).sum(1) / mask.sum()),
     (11, "do not use the mask", lambda nats, mask: nats.flatten(1).mean(1) / len(nats)),
@@ -255,7 +255,8 @@ def test_what_the_student_gets_has_a_text_in_both_languages_and_no_body(n):
 # ---- our answers against oracles of their own -----------------------------------------------
 
 def test_accumulated_gradients_are_those_of_the_whole_batch():
-    gpt, targets = GPT(GPTConfig(block_size=8, vocab_size=9, n_layer=1, n_embd=8, n_hidden=8)), []
+    gpt, targets = tiny.awake(GPT(GPTConfig(block_size=8, vocab_size=9, n_layer=1, n_embd=8,
+                                            n_hidden=8))), []
     for count in (8, 1, 3):                           # counted tokens of each micro-batch
         targets += [[1] * count + [-1] * (8 - count)]
     x, y = torch.randint(9, (3, 8)), torch.tensor(targets)
@@ -370,7 +371,8 @@ def put_back(monkeypatch):
 def outputs(tok):
     """What a small model does with all parts that the exercises replace."""
     torch.manual_seed(0)
-    gpt = GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=2, n_embd=16, n_hidden=32)).eval()
+    gpt = tiny.awake(GPT(GPTConfig(block_size=16, vocab_size=64, n_layer=2, n_embd=16,
+                                   n_hidden=32))).eval()
     torch.nn.init.normal_(gpt.wte.weight)             # so that tokens matter
     idx, mask = torch.randint(64, (2, 6)), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     logits, loss = gpt(idx), gpt(idx, torch.tensor([[3, -1, 2, 5, -1, 1]] * 2))

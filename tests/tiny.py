@@ -116,9 +116,9 @@ def save(path, stage, tok, block_size=32, n_embd=16):
     config = GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=2, n_embd=n_embd,
                        n_hidden=32)
     if stage == "reward":
-        store(path, stage, ScalarGPT(config), tok, score_mean=0.0, score_std=1.0)
+        store(path, stage, awake(ScalarGPT(config)), tok, score_mean=0.0, score_std=1.0)
     else:
-        store(path, stage, GPT(config), tok)
+        store(path, stage, awake(GPT(config)), tok)
 
 
 def build(folder, tok):
@@ -176,6 +176,14 @@ def loud(model, std=0.2, shift=0.5, seed=0):
         for p in model.parameters():
             p.normal_(std=std if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else shift)
     return model.eval()
+
+
+def awake(model):
+    """Give weights to the layers that start at 0: without them a block adds nothing."""
+    for name, p in model.named_parameters():
+        if name.endswith("proj.weight"):
+            torch.nn.init.normal_(p, std=0.05)
+    return model
 
 
 def interrupted(folder, script, step, *flags):

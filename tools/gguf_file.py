@@ -14,13 +14,12 @@ import torch
 
 from tokenizer import GPT2, PATTERNS
 
-ARCHS = {"GPT2LMHeadModel": "gpt2", "LlamaForCausalLM": "llama", "GPTNeoXForCausalLM": "gptneox"}
+ARCHS = {"GPT2LMHeadModel": "gpt2", "LlamaForCausalLM": "llama"}
 FIELDS = dict(
     block_size="context_length", vocab_size="vocab_size", n_layer="block_count",
     n_embd="embedding_length", n_hidden="feed_forward_length", n_head="attention.head_count",
     n_kv_head="attention.head_count_kv", rope_theta="rope.freq_base")
-EPS = dict(gpt2="attention.layer_norm_epsilon", gptneox="attention.layer_norm_epsilon",
-           llama="attention.layer_norm_rms_epsilon")
+EPS = dict(gpt2="attention.layer_norm_epsilon", llama="attention.layer_norm_rms_epsilon")
 
 # SmolLM splits digits off first. So GPT-2's regex sees the end of a text before each digit.
 SMOLLM = GPT2.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
@@ -70,7 +69,7 @@ def open_gguf(path):
 def read_config(settings, tensors):
     """-> Hugging Face's name of the architecture, and the arguments of hf.our_config()"""
     kind = settings.get("general.architecture")
-    arch = next((arch for arch, name in ARCHS.items() if name == kind != "gptneox"), None)
+    arch = next((arch for arch, name in ARCHS.items() if name == kind), None)
     if arch is None:
         raise ValueError(f"the architecture {kind} is not supported, only gpt2 and llama are")
     names, wte = fields_of(kind), tensors["token_embd.weight"]
@@ -126,8 +125,6 @@ def write_gguf(path, arch, config, weights, tokenizer, ids, chat, f16):
     file = gguf.GGUFWriter(path, arch)
     if arch != "llama":                               # hf.py has repeated shared keys
         config = replace(config, n_kv_head=config.n_head)
-    if arch == "gptneox":
-        file.add_parallel_residual(False)
     settings = {name: getattr(config, ours) for ours, name in fields_of(arch).items()}
     settings[f"{arch}.rope.dimension_count"] = config.n_embd // config.n_head
     for name, value in settings.items():

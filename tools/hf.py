@@ -7,7 +7,8 @@ export  reads a checkpoint; writes such a folder, or a GGUF file if the name end
 
 Both formats hold the same numbers. Only the names of the tensors differ, and some tensors are
 transposed, stacked or in another order. GPT2LMHeadModel and LlamaForCausalLM can be imported.
-The style laptop is exported as GPTNeoXForCausalLM, with biases of 0.
+The style laptop is exported as PersimmonForCausalLM, the one family with LayerNorm, GELU and
+normalised queries and keys, with biases of 0; llama.cpp can't compute it.
 Needs: pip install safetensors; for models from huggingface.co also huggingface_hub, for GGUF gguf
 
     python -m tools.hf import gpt2 out/gpt2.pt --block_size=256
@@ -62,21 +63,21 @@ def dictionary(table):
 
 
 MODULES = dictionary("""
-    ours        GPT2LMHeadModel      LlamaForCausalLM          GPTNeoXForCausalLM
-    wte         transformer.wte      model.embed_tokens        gpt_neox.embed_in
+    ours        GPT2LMHeadModel      LlamaForCausalLM          PersimmonForCausalLM
+    wte         transformer.wte      model.embed_tokens        model.embed_tokens
     wpe         transformer.wpe      -                         -
-    norm        transformer.ln_f     model.norm                gpt_neox.final_layer_norm
-    lm_head     lm_head              lm_head                   embed_out
-    blocks      transformer.h        model.layers              gpt_neox.layers
+    norm        transformer.ln_f     model.norm                model.final_layernorm
+    lm_head     lm_head              lm_head                   lm_head
+    blocks      transformer.h        model.layers              model.layers
     norm_1      ln_1                 input_layernorm           input_layernorm
     norm_2      ln_2                 post_attention_layernorm  post_attention_layernorm
-    attn.qkv    attn.c_attn          self_attn.[q,k,v]_proj    attention.query_key_value
-    attn.proj   attn.c_proj          self_attn.o_proj          attention.dense
+    attn.qkv    attn.c_attn          self_attn.[q,k,v]_proj    self_attn.query_key_value
+    attn.proj   attn.c_proj          self_attn.o_proj          self_attn.dense
     mlp.fc      mlp.c_fc             mlp.[gate,up]_proj        mlp.dense_h_to_4h
     mlp.proj    mlp.c_proj           mlp.down_proj             mlp.dense_4h_to_h
 """)
 FIELDS = dictionary("""
-    ours        GPT2LMHeadModel      LlamaForCausalLM          GPTNeoXForCausalLM
+    ours        GPT2LMHeadModel      LlamaForCausalLM          PersimmonForCausalLM
     block_size  n_positions          max_position_embeddings   max_position_embeddings
     vocab_size  vocab_size           vocab_size                vocab_size
     n_layer     n_layer              num_hidden_layers         num_hidden_layers
@@ -86,19 +87,20 @@ FIELDS = dictionary("""
     n_hidden    n_inner              intermediate_size         intermediate_size
     mlp         activation_function  hidden_act                hidden_act
     tied        tie_word_embeddings  tie_word_embeddings       tie_word_embeddings
-    rope_theta  -                    rope_theta                rotary_emb_base
+    rope_theta  -                    rope_theta                rope_theta
     norm_eps    layer_norm_epsilon   rms_norm_eps              layer_norm_eps
 """)
-GPT_2, LLAMA, NEOX = FIELDS
+GPT_2, LLAMA, PERSIMMON = FIELDS
 MLPS = {GPT_2: {"gelu_tanh": "gelu_new", "gelu": "gelu"}, LLAMA: {"swiglu": "silu"}}
-MLPS[NEOX] = MLPS[GPT_2]
-PARTS = {GPT_2: dict(pos="learned", norm="layer"), NEOX: dict(pos="rope", norm="layer"),
-         LLAMA: dict(pos="rope", norm="rms", bias=False)}
+MLPS[PERSIMMON] = MLPS[GPT_2]
+PARTS = {GPT_2: dict(pos="learned", norm="layer", qk_norm=False),
+         LLAMA: dict(pos="rope", norm="rms", qk_norm=False, bias=False),
+         PERSIMMON: dict(pos="rope", norm="plain", qk_norm=True)}
 # These settings make their models compute what ours computes.
 FIXED = {GPT_2: dict(model_type="gpt2", scale_attn_weights=True, add_cross_attention=False,
                      scale_attn_by_inverse_layer_idx=False),
          LLAMA: dict(model_type="llama", rope_scaling=None, attention_bias=False, mlp_bias=False),
-         NEOX: dict(model_type="gpt_neox", rotary_pct=1.0, use_parallel_residual=False)}
+         PERSIMMON: dict(model_type="persimmon", partial_rotary_factor=1.0, qk_layernorm=True)}
 
 
 def their_names(arch, name, names=None):
@@ -119,12 +121,12 @@ def split_heads(arch, config, w, names):
     G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.n_embd // config.n_head
     q, k, v = w.unflatten(0, (-1, D)).split((G * K, K, K))            # (heads, D, C) or (heads, D)
     # RoPE rotates rows in pairs: ours are 2i and 2i + 1, as in GGUF's LLaMA; theirs i and i + D/2
-    if arch == NEOX or arch == LLAMA and not names:
+    if arch != GPT_2 and not names:
         q, k = (t.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for t in (q, k))
     if arch == LLAMA:
         return [t.flatten(0, 1) for t in (q, k, v)]
     k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # no shared keys there
-    by_head = arch == NEOX and not names                              # q, k, v of head 0, then of 1
+    by_head = arch == PERSIMMON                                       # q, k, v of head 0, then of 1
     return [torch.stack((q, k, v), dim=int(by_head)).flatten(0, 2)]
 
 
@@ -132,8 +134,7 @@ def to_theirs(arch, config, weights, names=None):
     """{our name: tensor} -> {their name: tensor}; names: GGUF's table of names, for its tensors"""
     theirs = {}
     for name, w in weights.items():
-        # llama.cpp has no tied GPT-NeoX
-        if name == "lm_head.weight" and config.tied and not (names and arch == NEOX):
+        if name == "lm_head.weight" and config.tied:
             continue
         parts = split_heads(arch, config, w, names) if ".attn.qkv." in name else [w]
         if arch == LLAMA and ".mlp.fc." in name:
@@ -442,15 +443,25 @@ def export_model(config):
                  and ours.mlp in MLPS[arch]), None)
     if arch is None:
         fail(f"{config.init}: no supported architecture has pos={ours.pos}, norm={ours.norm}, "
-             f"mlp={ours.mlp} and bias={ours.bias}")
+             f"qk_norm={ours.qk_norm}, mlp={ours.mlp} and bias={ours.bias}")
+    if gguf and arch == PERSIMMON:
+        fail(f"{config.init}: llama.cpp can't compute the style laptop: export it to a folder, or "
+             f"pretrain with --style=llama")
     need("gguf" if gguf else "safetensors.torch", f"to write {out}")
 
     with torch.device("meta"):                        # only shapes
-        blank = GPT(dataclasses.replace(ours, bias=arch != LLAMA)).state_dict()
-    # Where we have no biases, theirs are 0.
-    filled = {name: mine.get(name, torch.zeros(w.shape)) for name, w in blank.items()}
+        blank = GPT(dataclasses.replace(ours, bias=arch != LLAMA,
+                                        norm="rms" if arch == LLAMA else "layer")).state_dict()
+    # Where we have no biases, theirs are 0; where our norms have no weights, theirs are 1.
+    filled = {name: mine.get(name, torch.full(w.shape, float(name.endswith("weight"))))
+              for name, w in blank.items()}
     weights = to_theirs(arch, ours, filled,
                         gguf_file.names_of(arch, ours.n_layer) if gguf else None)
+    if arch == PERSIMMON:
+        D = ours.n_embd // ours.n_head
+        for norm in (f"model.layers.{i}.self_attn.{t}_layernorm" for i in range(ours.n_layer)
+                     for t in "qk"):
+            weights |= {f"{norm}.weight": torch.ones(D), f"{norm}.bias": torch.zeros(D)}
     talks = ckpt["stage"] != "pretrain"
     ids = dict(bos_token_id=tok.eot, eos_token_id=tok.end if talks else tok.eot,
                pad_token_id=tok.pad)
