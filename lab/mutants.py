@@ -471,8 +471,8 @@ def first_failure(commands, file="", old="", new=""):
             text = Path(copy, file).read_text("utf-8")
             Path(copy, file).write_text(text.replace(old, new), "utf-8")
         for name, module in [*sys.modules.items()]:
-            file = str(getattr(module, "__file__", None))
-            if file.startswith(f"{ROOT}{os.sep}") and not file.startswith(sys.prefix):   # .venv
+            there = str(getattr(module, "__file__", None))
+            if there.startswith(f"{ROOT}{os.sep}") and not there.startswith(sys.prefix):   # .venv
                 del sys.modules[name]
         sys.path[:] = [copy, *(path for path in sys.path if path not in ("", str(ROOT)))]
         os.chdir(copy)
@@ -498,7 +498,7 @@ if __name__ == "__main__":
               if config.only in file or config.only in mutant[0]]
     if not chosen:
         fail(f"--only={config.only} is in no fault's name or file")
-    os.environ["OMP_NUM_THREADS"], survived = "1", 0
+    survived = 0
     signal.signal(signal.SIGALRM, signal.default_int_handler)
     with multiprocessing.get_context("fork").Pool(config.jobs, maxtasksperchild=1) as pool:
         commands = sorted({c for file, name, *_ in chosen for c in tests_of(file, name)})

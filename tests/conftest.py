@@ -18,8 +18,10 @@ os.environ.setdefault("DTYPE", "float32")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+torch.set_num_threads(1)    # where torch was imported before, as in lab/mutants.py
 
 
 @pytest.fixture(scope="session", autouse=True)
