@@ -444,14 +444,14 @@ def export_model(config):
     if arch is None:
         fail(f"{config.init}: no supported architecture has pos={ours.pos}, norm={ours.norm}, "
              f"qk_norm={ours.qk_norm}, mlp={ours.mlp} and bias={ours.bias}")
-    if gguf and arch == PERSIMMON:
+    if gguf and arch not in gguf_file.ARCHS:
         fail(f"{config.init}: llama.cpp can't compute the style laptop: export it to a folder, or "
              f"pretrain with --style=llama")
     need("gguf" if gguf else "safetensors.torch", f"to write {out}")
 
     with torch.device("meta"):                        # only shapes
-        blank = GPT(dataclasses.replace(ours, bias=arch != LLAMA,
-                                        norm="rms" if arch == LLAMA else "layer")).state_dict()
+        norm = "layer" if ours.norm == "plain" else ours.norm
+        blank = GPT(dataclasses.replace(ours, bias=arch != LLAMA, norm=norm)).state_dict()
     # Where we have no biases, theirs are 0; where our norms have no weights, theirs are 1.
     filled = {name: mine.get(name, torch.full(w.shape, float(name.endswith("weight"))))
               for name, w in blank.items()}
@@ -459,9 +459,9 @@ def export_model(config):
                         gguf_file.names_of(arch, ours.n_layer) if gguf else None)
     if arch == PERSIMMON:
         D = ours.n_embd // ours.n_head
-        for norm in (f"model.layers.{i}.self_attn.{t}_layernorm" for i in range(ours.n_layer)
+        for part in (f"model.layers.{i}.self_attn.{t}_layernorm" for i in range(ours.n_layer)
                      for t in "qk"):
-            weights |= {f"{norm}.weight": torch.ones(D), f"{norm}.bias": torch.zeros(D)}
+            weights |= {f"{part}.weight": torch.ones(D), f"{part}.bias": torch.zeros(D)}
     talks = ckpt["stage"] != "pretrain"
     ids = dict(bos_token_id=tok.eot, eos_token_id=tok.end if talks else tok.eot,
                pad_token_id=tok.pad)

@@ -1,3 +1,4 @@
+import math
 from types import SimpleNamespace
 
 from optim import get_lr as answer
@@ -56,5 +57,5 @@ MISTAKES = [
      "预热之后，你的学习率又从 0 上升：应当是 1 - done，不是 done。", "(1 - x) -> x"),
     ("Your learning rate falls along half a cosine. Here it is a straight line.",
      "你的学习率沿半个余弦下降。这里应当是一条直线。",
-     "(1 - x) -> (1 + __import__('math').cos(3.141592653589793 * x)) / 2"),
+     "(1 - x) -> (1 + math.cos(math.pi * x)) / 2"),
 ]
