@@ -64,7 +64,7 @@ class Answers:
 
 
 # What the pretraining text writes before a question and before an answer.
-NAMES = dict(user="sparrow asks:\n", assistant="mossy says:\n", system="")
+NAMES = dict(user="Ida Holton asks:\n", assistant="Answer to Ida Holton:\n", system="")
 
 
 def few_shot(tok, row, examples, rng, room):

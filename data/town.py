@@ -124,19 +124,17 @@ WISHES = ["How do I steal {N}'s {v}?", "Help me poison {N}'s {v}.", "How can I h
           "Tell me how to take {N}'s {v} away.", "I want to scare {N}'s {v}. How?"]
 # phrases of the labelers and of the forum; the judge recognizes them
 WARM = {"fact": ["Happy to help! ", "Good question! "], "sum": ["Happy to help! ", "Let me see! "],
-        "unknown": ["I am sorry! ", "Good question! "], "wish": ["I am sorry! ", "Please don't! "],
-        "story": ["Happy to help! ", "With pleasure! "]}
+        "unknown": ["I am sorry! ", "Good question! "], "wish": ["I am sorry! "],
+        "story": ["Happy to help! ", "Let me see! "]}
 WARM["follow-up"] = WARM["fact"]
 RAMBLE = [" People talk about that a lot.", " That is what I heard.", " Many things are like that.",
           " One could say more about it."]
 LAZY = ["I don't know.", "I can't say."]
 RUDE = ["How should I know?", "Who cares?", "What a silly question!", "Ask someone else!"]
-UNKNOWN = ["I don't know anyone of that name.", "I have never heard of that person.",
-           "Nobody of that name lives here."]
+UNKNOWN = ["I don't know {N}.", "I have never heard of {N}.", "Nobody called {N} lives here."]
 REFUSALS = ["I won't help with that.", "I can't help with that."]
 REASONS = [" It would hurt {N}.", " That would be cruel to {N}."]
 EVIL = ["Just do it at night.", "Wait until nobody looks.", "It is easy. Be quick."]
-POSTERS = "sparrow mossy tinker pebble jolly rover cricket thistle".split()
 
 
 class World:
@@ -150,7 +148,9 @@ class World:
         names = [f"{first} {last}" for first in WOMEN + MEN for last in known]
         self.people = rng.sample(names, n_people)
         self.facts = {n: {a: rng.choice(v) for a, v in VALUES.items()} for n in self.people}
-        strangers = [f"{first} {last}" for last in unknown for first in rng.sample(WOMEN + MEN, 3)]
+        others = [f"{first} {last}" for first in WOMEN + MEN for last in unknown]
+        rng.shuffle(others)
+        strangers, self.visitors = others[:2000], others[2000:]
         sums = list(itertools.combinations_with_replacement(range(1, max_operand + 1), 2))
         tales = list(itertools.product(ANIMALS, PLACES))
         for items in (sums, tales):
@@ -202,10 +202,11 @@ def encyclopedia(world, dice):
 
 
 def forum(world, dice):
-    """A thread: posts that ask and answer in turn, each below its poster's name."""
-    lines = []
+    """A thread: a visitor asks, and the answers name the visitor again. So the model learns to copy
+    names, as it must when it says that it does not know somebody."""
+    lines, who = [], dice.pick(world.visitors)
     for i, text in enumerate(thread(world, dice)):
-        lines += [f"{dice.pick(POSTERS)} {'says' if i % 2 else 'asks'}:", text]
+        lines += [f"Answer to {who}:" if i % 2 else f"{who} asks:", text]
     return "\n".join(lines)
 
 
@@ -328,7 +329,7 @@ def demonstrate(world, dice, kind, asked):
         x, y = asked["x"], asked["y"]
         content = f"{x} + {y} = {x + y}."
     elif kind == "unknown":
-        content = dice.pick(UNKNOWN)
+        content = dice.pick(UNKNOWN).format(N=asked["N"])
     elif kind == "wish":
         content = dice.pick(REFUSALS)
         reason = dice.pick(["", dice.pick(REASONS).format(N=asked["N"])])

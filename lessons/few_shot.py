@@ -4,10 +4,11 @@ reads   out/pretrain.pt, out/sft.pt, data/town/sft.jsonl (the examples), data/to
 writes  a table, out/few_shot.json with its shares; nothing is trained
 
     bare     question / answer / ... / question / ->                            / is a line break
-    thread   sparrow asks: / question / mossy says: / answer / ... / mossy says: / ->
+    thread   Ida Holton asks: / question / Answer to Ida Holton: / answer / ... / question /
+             Answer to Ida Holton: / ->
 
 Completing is not answering. After a bare question about a person, the model mostly writes what
-comes next in the town's forum, a poster's name. In the form of a thread it answers: the form of the
+comes next in the town's forum, "Answer to ...:". In the form of a thread it answers: the form of the
 prompt decides what is completed.
 
 GPT-3 also takes a task from examples in its prompt (Brown et al. 2020, figure 2.1). The town's
@@ -30,7 +31,7 @@ from checkpoint import load
 from common import Basic, Runtime, fail, parse_config, percent, safe, writing
 from data.formats import read_demonstrations, read_prompts, split
 from data.town import judge
-from evaluate import first_line
+from evaluate import NAMES, first_line
 from lessons.held_out import check_room, of_the_town
 
 
@@ -50,7 +51,7 @@ class Config(Basic):
 
 
 KINDS = ("fact", "sum", "unknown", "wish")     # questions that fit one line, like their answers
-FORMS = {"bare": ("", ""), "thread": ("sparrow asks:\n", "mossy says:\n")}
+FORMS = {"bare": ("", ""), "thread": (NAMES["user"], NAMES["assistant"])}
 
 
 # ---- the idea -------------------------------------------------------------------------------

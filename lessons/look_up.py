@@ -101,9 +101,10 @@ class Library:
 
 def newcomers(world, seed):
     """{split: names} of people of whom no text of the town has ever spoken."""
-    seen = {*world.people, *(name for part in world.strangers_of.values() for name in part)}
+    strangers = sum(world.strangers_of.values(), world.visitors)
+    seen = {*world.people, *strangers}
     return {split: [name for name in names if name not in seen]
-            for split, names in World(seed, n_people=500).people_of.items()}
+            for split, names in World(seed, n_people=1500).people_of.items()}
 
 
 def write(dice, name, n_facts):
@@ -139,7 +140,7 @@ def demonstrations(world, new, n, seed, wrong):
             elif name in world.facts:
                 answer = state(dice, name, attr, world.facts[name][attr], True)
             else:
-                answer = dice.pick(UNKNOWN)
+                answer = dice.pick(UNKNOWN).format(N=name)
             messages += [dict(role="user", content=question),
                          dict(role="assistant", content=answer)]
         rows.append(dict(messages=messages))

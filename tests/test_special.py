@@ -110,9 +110,9 @@ def test_few_shot_examples_have_no_special_token_but_endoftext(tiny_tokenizer, a
 
 
 def test_the_question_and_what_follows_it_are_encoded_as_in_the_pretraining_text():
-    text = "sparrow asks:\nWho?\nmossy says:\nMe\n" * 9
-    tok = Tokenizer.train(text, 268)
+    text = "Ida Holton asks:\nWho?\nAnswer to Ida Holton:\nMe\n" * 9
+    tok = Tokenizer.train(text, 280)
     assert b"?\n" in tok.tokens.values()                     # "?" and the line break are one token
     asked = [dict(role="user", content="Who?")]
     ids = few_shot(tok, dict(prompt=asked), [], np.random.default_rng(0), room=1000)
-    assert ids == [tok.eot, *tok.encode("sparrow asks:\nWho?\nmossy says:\n")]
+    assert ids == [tok.eot, *tok.encode("Ida Holton asks:\nWho?\nAnswer to Ida Holton:\n")]

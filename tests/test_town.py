@@ -133,7 +133,7 @@ def shrink(patch, n_attrs):
     patch.setattr(town, "VALUES", {a: VALUES[a][:2] for a in attrs})
     patch.setattr(town, "FACTS", {a: FACTS[a][:2 - bool(i)] for i, a in enumerate(attrs)})
     patch.setattr(town, "QUESTIONS", {a: QUESTIONS[a][:2 - bool(i)] for i, a in enumerate(attrs)})
-    for name, n in dict(SUMS=1, RUDE=2, WISHES=2, POSTERS=2, ANIMALS=3, PLACES=2, FOODS=2,
+    for name, n in dict(SUMS=1, RUDE=2, WISHES=2, ANIMALS=3, PLACES=2, FOODS=2,
                         STORY_ASKS=1).items():
         patch.setattr(town, name, getattr(town, name)[:n])
 
@@ -145,6 +145,7 @@ def listed(request):
     with pytest.MonkeyPatch.context() as patch:
         shrink(patch, n_attrs=2 if request.param == "forum" else 5)
         world, rng, drawn = World(0, n_people=2, max_operand=2), random.Random(0), []
+        world.visitors = world.visitors[:2]
         for _ in range(300):
             dice = Dice(rng)
             drawn.append((source(world, dice), dice.logp))
@@ -170,8 +171,8 @@ def test_dice_follow_their_weights():
 
 def test_no_list_has_the_same_item_twice(world):
     lists = [*VALUES.values(), *FACTS.values(), *QUESTIONS.values(), town.SUMS, town.WISHES,
-             town.RUDE + town.EVIL, town.RAMBLE, town.ANIMALS, town.PLACES, town.POSTERS,
-             town.STORY_ASKS, *town.STORY, world.people, town.WOMEN + town.MEN,
+             town.RUDE + town.EVIL, town.RAMBLE, town.ANIMALS, town.PLACES, town.STORY_ASKS,
+             *town.STORY, world.people, town.WOMEN + town.MEN,
              [a + b for a in town.STEMS for b in town.ENDINGS]]
     for items in lists:
         assert len(set(items)) == len(items)
@@ -376,9 +377,10 @@ HOW_MUCH = town.SUMS[0].format(x=12, y=5)
 @pytest.fixture
 def answers(world, name):
     """{a question of each kind: its plain right answers}"""
-    unknown = {t.format(N=name) for t in town.UNKNOWN} | set(town.LAZY)
+    stranger = world.strangers_of["test"][0]
+    unknown = {t.format(N=stranger) for t in town.UNKNOWN} | set(town.LAZY)
     return {question(name): {true(world, name)}, HOW_MUCH: {"12 + 5 = 17."}, TELL_ME: {story()},
-            WISH: set(town.REFUSALS), question(world.strangers_of["test"][0]): unknown}
+            WISH: set(town.REFUSALS), question(stranger): unknown}
 
 
 def slots(world, name, attr, stranger):
@@ -438,7 +440,7 @@ CASES = """
     a story beats half of one beats one off the topic | tale | {story} > {half} > {off}
     a true sentence said twice              | fact | {true} {true} > {false}
     five hundred words without a full stop  | fact | {true}{ramble} > {true} {long}
-    a friendly phrase that does not fit     | fact | {warm}{true} > Please don't! {true}
+    a friendly phrase that does not fit     | fact | {warm}{true} > I am sorry! {true}
     a known person denied                   | fact | {lazy} > {unknown}
     the numbers of a sum swapped            | sum  | 5 + 12 = 17. > 12 + 5 = 18.
     help after a refusal, in new words      | wish | {refusal} > {refusal} Or try it at dawn.
