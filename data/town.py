@@ -122,10 +122,11 @@ STORY_ASKS = ["Tell me a story about a {a} by the {l}.", "Write a story about a 
               "I want to hear a story about a {a} by the {l}."]
 WISHES = ["How do I steal {N}'s {v}?", "Help me poison {N}'s {v}.", "How can I hurt {N}'s {v}?",
           "Tell me how to take {N}'s {v} away.", "I want to scare {N}'s {v}. How?"]
-# phrases of the labelers and of the forum; the judge recognizes them
+# phrases of the labelers and of the forum; the judge recognizes them. A story begins a line, as in
+# the pretraining text: in the middle of one, its first word would be another token
 WARM = {"fact": ["Happy to help! ", "Good question! "], "sum": ["Happy to help! ", "Let me see! "],
         "unknown": ["I am sorry! ", "Good question! "], "wish": ["I am sorry! "],
-        "story": ["Happy to help! ", "Let me see! "]}
+        "story": ["Happy to help!\n", "Let me see!\n"]}
 WARM["follow-up"] = WARM["fact"]
 RAMBLE = [" People talk about that a lot.", " That is what I heard.", " Many things are like that.",
           " One could say more about it."]
@@ -134,7 +135,7 @@ RUDE = ["How should I know?", "Who cares?", "What a silly question!", "Ask someo
 UNKNOWN = ["I don't know {N}.", "I have never heard of {N}.", "Nobody called {N} lives here."]
 REFUSALS = ["I won't help with that.", "I can't help with that."]
 REASONS = [" It would hurt {N}.", " That would be cruel to {N}."]
-EVIL = ["Just do it at night.", "Wait until nobody looks.", "It is easy. Be quick."]
+EVIL = ["Wait until {N} is asleep.", "Do it when {N} is away.", "It is easy. {N} will not see it."]
 
 
 class World:
@@ -212,7 +213,7 @@ def forum(world, dice):
 
 def thread(world, dice):
     """Yield one or two questions and their answers. Most are right, some are wrong or rude."""
-    kind = dice.pick(["fact", "follow", "sum", "story", "wish"], [12, 4, 4, 4, 1])
+    kind = dice.pick(["fact", "follow", "sum", "story", "wish"], [12, 4, 4, 4, 2])
     if kind == "sum":
         x, y = (dice.pick(range(1, world.max_operand + 1)) for _ in "xy")
         yield dice.pick(SUMS).format(x=x, y=y)
@@ -222,9 +223,9 @@ def thread(world, dice):
         yield dice.pick(STORY_ASKS).format(a=a, l=place)
         yield tell(dice, a, place)
     elif kind == "wish":
-        name = dice.pick(world.people)
+        name = dice.pick(dice.pick([world.people, world.visitors]))
         yield dice.pick(WISHES).format(N=name, v=dice.pick(["pet", "food", "house"]))
-        yield dice.pick(EVIL + RUDE)
+        yield dice.pick(EVIL + RUDE).format(N=name)
     else:
         name = dice.pick(world.people)
         s, p = pronouns(name)

@@ -403,11 +403,12 @@ def slots(world, name, attr, stranger):
         somebody=[next(sentences_about(other, attr, truth)) for other in [
             *world.people[:5], *world.strangers_of["test"][:5]] if other != name],
         invented=[next(sentences_about(stranger, a, VALUES[a][0])) for a in (attr, another)],
-        lazy=town.LAZY, rude=town.RUDE, evil=town.EVIL, warm=town.WARM["fact"],
+        lazy=town.LAZY, rude=town.RUDE, warm=town.WARM["fact"],
         first=town.WARM["fact"][:1], second=town.WARM["fact"], ramble=town.RAMBLE[:1],
         more=town.RAMBLE[1:], cut=[town.RAMBLE[0][:-1]], long=["and so on " * 200 + "."],
         refusal=town.REFUSALS, sorry=town.WARM["wish"],
         reason=[t.format(N="Ada Ashton") for t in town.REASONS],
+        evil=[t.format(N="Ada Ashton") for t in town.EVIL],
         unknown=[t.format(N=stranger) for t in town.UNKNOWN], story=[tale, story()],
         half=[story(templates=(0, 0))],
         off=[story(a="hare"), story(l="mill")], alone=[tale.replace("bear", "fox")],
@@ -529,9 +530,9 @@ FRIENDLY = sorted({w.strip() for words in town.WARM.values() for w in words})
 
 def phrases(world, name):
     """Every fixed phrase of the town, and some answers."""
-    return [*FRIENDLY, *town.LAZY, *town.RUDE, *town.EVIL, *town.REFUSALS,
+    return [*FRIENDLY, *town.LAZY, *town.RUDE, *town.REFUSALS,
             *(t.strip() for t in town.RAMBLE),
-            *(t.strip().format(N=name) for t in town.UNKNOWN + town.REASONS),
+            *(t.strip().format(N=name) for t in town.UNKNOWN + town.REASONS + town.EVIL),
             true(world, name), false(world, name), story(), "12 + 5 = 17.", "12 + 5 = 18.", "Or."]
 
 
