@@ -36,10 +36,10 @@ class Config(Common):
     data: str = "data/town/prompts.jsonl"    # prompts
     init: str = "out/sft.pt"                 # the model that answers
     out: str = "out/comparisons.jsonl"
-    n_prompts: int = 6000                    # how many of the prompts to use
+    n_prompts: int = 3000                    # how many of the prompts to use
     k: int = 4                               # answers per prompt; equal ones count once
     max_new_tokens: int = 64
-    temperature: float = 1.0
+    temperature: float = 0.8
     labeler: str = "data/town.py:grade"      # FILE.py:function(prompts, responses) -> grades
     agreement: float = 0.73                  # how often two labelers agree on a pair
     batch_size: int = 512                    # answers sampled at a time

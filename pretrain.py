@@ -36,9 +36,9 @@ class Config(Common):
     tokenizer: str = "out/tokenizer.json"
     init: str = ""                       # a checkpoint to continue from; "": random weights
     out: str = "out/pretrain.pt"         # its log and unfinished state stand beside it
-    steps: int = 3000                    # optimizer steps
-    batch_size: int = 8                  # rows of block_size tokens per step, over all processes
-    micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
+    steps: int = 1500                    # optimizer steps
+    batch_size: int = 16                 # rows of block_size tokens per step, over all processes
+    micro_batch: int = 16                # rows per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
     lr: float = 8e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 100                    # steps
@@ -50,7 +50,7 @@ class Config(Common):
     n_head: int = 2
     n_embd: int = 128
     dropout: float = 0.0
-    eval_every: int = 600                # steps between evaluations
+    eval_every: int = 500                # steps between evaluations
     eval_rows: int = 256                 # held-out rows per evaluation
     compile: str = "auto"                # auto: on GPUs
     fsdp: bool = False                   # split weights and optimizer state among the processes

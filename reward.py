@@ -41,8 +41,8 @@ class Config(Common):
     held_out: float = 0.05               # the share of prompts to evaluate on; more for small data
     out: str = "out/reward.pt"           # its log and unfinished state stand beside it
     steps: int = 0                       # optimizer steps; 0: one epoch, since more overfits
-    batch_size: int = 16                 # prompts per step, over all processes
-    micro_batch: int = 16                # prompts per forward pass; smaller needs less memory
+    batch_size: int = 8                  # prompts per step, over all processes
+    micro_batch: int = 8                 # prompts per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
     freeze: int = 0                      # freeze embeddings and the lowest so many blocks
     lr: float = 1e-3                     # the peak: a linear warmup, then linear to 0

@@ -44,10 +44,10 @@ class Config(Common):
     critic: str = ""                       # whose trunk it takes; "": reward model, else policy
     watch: str = "data/town.py:grade"      # FILE.py:function, to watch, not to train on; "": none
     out: str = "out/ppo.pt"                # its log and unfinished state stand beside it
-    steps: int = 36                        # iterations: rollout, then updates
-    batch_size: int = 256                  # answers per iteration, over all processes
-    minibatch: int = 64                    # answers per update, over all processes
-    micro_batch: int = 64                  # answers per forward pass; smaller needs less memory
+    steps: int = 28                        # iterations: rollout, then updates
+    batch_size: int = 128                  # answers per iteration, over all processes
+    minibatch: int = 32                    # answers per update, over all processes
+    micro_batch: int = 32                  # answers per forward pass; smaller needs less memory
     recompute: bool = False                # recompute activations: slower, less memory
     freeze: int = 0                        # freeze embeddings and the lowest so many blocks
     epochs: int = 2                        # passes over each iteration's answers
@@ -65,7 +65,7 @@ class Config(Common):
     clip_value: float = 0.2                # likewise for the critic's values
     ptx_coef: float = 0.1                  # weight of the loss on pretraining text
     missing_end: float = 2.0               # subtracted from the score of an answer without an end
-    eval_every: int = 6                    # iterations between evaluations
+    eval_every: int = 7                    # iterations between evaluations
     n_eval: int = 256                      # held-out prompts per evaluation
 
 

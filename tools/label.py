@@ -35,7 +35,7 @@ class Config:
     init: str = "out/sft.pt"                 # the model that answers, or several, with commas
     out: str = "out/mine.jsonl"              # your labels
     agree: str = ""                          # FILE,FILE: only print how often two people agree
-    n_prompts: int = 6000                    # how many of the prompts to use
+    n_prompts: int = 3000                    # how many of the prompts to use
     k: int = 4                               # answers per prompt and model; equal ones count once
     max_new_tokens: int = 64
     temperature: float = 1.0

@@ -1,0 +1,74 @@
+"""A record to beat: `bash run.sh`, timed, over a few seeds, and what came out of it.
+
+    python -m lab.speedrun --what="fewer steps"    # what you have changed, in a few words
+
+Runs the chain from nothing, as a new user does, with seeds 0, 1, 2 in out/speedrun0 … out/speedrun2.
+Prints whether the results keep the rule of docs/speedrun.md, and a row for the table there.
+"""
+
+import datetime
+import os
+import platform
+import subprocess
+import time
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+from common import Basic, Runtime, clock, fail, parse_config
+from lab.compare_methods import flops
+from lab.seeds import figures, folders, spread
+
+
+@dataclass
+class Config(Basic):
+    seeds: int = 3                  # how many: 0, 1, …
+    folder: str = "out/speedrun"    # the folders' names, without the number; there must be none yet
+    what: str = "as it is"          # what is new, for the table
+
+
+# What the seeds must reach: at least so much by their median, and by the worst of them.
+RULE = {"grade after PPO": (6.50, 6.40), "SFT: facts nobody asked about in SFT": (0.95, 0.90),
+        "SFT: sums not seen in SFT": (0.95, 0.90),
+        "reward model: accuracy / ceiling": (0.95, 0.90)}
+
+
+def broken(found):
+    """The lines to print where a rule is broken. found: for each seed {label: (format, value)}."""
+    values = {label: [rows[label][1] for rows in found] for label in RULE}
+    return [f"{label}: {spread(values[label], found[0][label][0])}, but the rule is a median of at "
+            f"least {middle} and no seed below {least}" for label, (middle, least) in RULE.items()
+            if median(values[label]) < middle or min(values[label]) < least]
+
+
+def cpu():
+    """The name of the CPU, and the dtype that it computes in."""
+    names = [platform.processor() or platform.machine()]
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo", encoding="utf-8") as f:
+            names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
+    dtype = str(Runtime(Basic()).dtype)[6:]
+    return f"{torch.get_num_threads()} cores, {names[0]}, {dtype}"
+
+
+if __name__ == "__main__":
+    config = parse_config(Config, __doc__)
+    for folder in folders(config):
+        if folder.exists():
+            fail(f"{folder} is there already, and a record starts from nothing: remove it, or "
+                 f"choose another --folder")
+    seconds, found, spent = [], [], []
+    for seed, folder in enumerate(folders(config)):
+        began = time.monotonic()
+        flags = dict(os.environ, OUT=str(folder), SEED=str(seed))
+        if subprocess.run(["bash", "run.sh"], env=flags).returncode:
+            fail(f"seed {seed} stopped")
+        seconds.append(time.monotonic() - began)
+        found.append(figures(folder))
+        spent.append(sum(flops(folder, folder / "ppo.pt").values()) / 1e12)
+    grades = [rows["grade after PPO"][1] for rows in found]
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    print(*(broken(found) or ["the rule is kept"]), sep="\n")
+    print(f"| {datetime.date.today()} | {clock(median(seconds))} | {median(spent):.0f} | "
+          f"{spread(grades, '{:.2f}')} | {config.what} | {commit.stdout.strip()} | {cpu()} |")
