@@ -4,7 +4,6 @@ Each function gives the data of one view, or None if its files are not there (ye
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,9 +14,9 @@ from common import note_once
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
 from evaluate import first_line, model_input
 from reward import encode_answer, score, score_all
-from rlhf_ppo import Config as PPO
-from rlhf_ppo import gae
 from sft import encode_dialogues, pack
+
+STAGES = ["pretrain", "sft", "reward", "ppo"]
 
 
 class Chain:
@@ -25,7 +24,7 @@ class Chain:
 
     def __init__(self, folder, rt):
         self.folder, self.rt, self.ckpts, self.tok = Path(folder), rt, {}, None
-        for stage in ("pretrain", "sft", "reward", "ppo"):
+        for stage in STAGES:
             path = self.folder / f"{stage}.pt"
             if path.exists():
                 self.ckpts[stage] = load_checkpoint(path, stage, self.tok)
@@ -141,7 +140,7 @@ def rankings(chain):
             columns["grades"] = row["grades"]
         items.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"],
                           **{name: [column[i] for i in order] for name, column in columns.items()}))
-    return dict(items=items, agreement=comparing(chain.folder).get("agreement"))
+    return dict(items=items, agreement=flags(chain.folder / "comparisons.state").get("agreement"))
 
 
 def flags(path):
@@ -151,11 +150,6 @@ def flags(path):
     except Exception:                                 # broken bytes can raise anything
         note_once(f"{path} is broken and left out")
         return {}
-
-
-def comparing(folder):
-    """The flags of compare.py, which it keeps beside its result."""
-    return flags(folder / "comparisons.state")
 
 
 @torch.no_grad()
@@ -185,27 +179,9 @@ def along(chain, path):
     return dict(items=items, models=list(models))
 
 
-def held_out(log):
-    """The rows of PPO's log that are evaluations; the others are iterations."""
-    return [row for row in log if row.get("split") == "held out"]
-
-
-def iterations(folder, name="ppo"):
-    """PPO's log for the page: the iterations and the evaluations. The log has what the models said
-    of each token; reward, advantage and return follow from it."""
-    rows = read_log(folder / f"{name}.jsonl")
-    if not rows:
-        return None
-    known = flags(folder / f"{name}.pt") or flags(folder / f"{name}.state")
-    config = SimpleNamespace(**vars(PPO()) | known)
-    for answer in (a for row in rows for a in row.get("answers") or () if "values" in a):
-        logp, ref_logp, values = (torch.tensor([answer[k]]) for k in ("logp", "ref_logp", "values"))
-        rewards, mask = -config.kl_coef * (logp - ref_logp), torch.ones_like(logp)
-        rewards[0, -1] += answer["score"]
-        advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-        found = dict(reward=rewards, value=values, advantage=advantages, returns=returns)
-        answer |= {name: x[0].tolist() for name, x in found.items()}
-    return dict(rows=[r for r in rows if "split" not in r], held_out=held_out(rows))
+def logs(folder):
+    """The logs of all stages: {stage: rows}. Of PPO's, those with a `split` are evaluations."""
+    return {stage: read_log(Path(folder, f"{stage}.jsonl")) for stage in STAGES}
 
 
 def prompts(chain, path):
