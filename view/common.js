@@ -45,7 +45,7 @@ function choose(labels, act) {
 const table = (head, rows) => el("div", { class: "scroll" }, el("table", {},
   head && el("thead", {}, el("tr", {}, head.map(h => el("th", { scope: "col" }, h)))),
   el("tbody", {}, rows.map(row => el("tr", {}, row.map(c =>
-    el("td", typeof c === "string" && /^[-–+\d.%]/.test(c) ? { class: "n" } : {}, c)))))));
+    el("td", /^[-–+\d.%]/.test([c].flat()[0]) ? { class: "n" } : {}, c)))))));
 const meter = (share, colour = "model") =>
   el("span", { class: "meter", style: `--c:var(--${colour});width:${Math.max(1, Math.round(share * 90))}px` });
 const missing = (en, zh) => el("p", { class: "card note" }, t(en, zh));

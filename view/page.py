@@ -11,7 +11,6 @@ One thread generates, and all questions wait in one queue. Stop with Ctrl-C.
     python -m view.page --host=0.0.0.0 --token=SECRET     # for a class; the first line is the link
 """
 
-import asyncio
 import hmac
 import ipaddress
 import os
@@ -27,7 +26,7 @@ from urllib.parse import urlsplit
 
 from common import Runtime, fail, parse_config, to_json
 from tokenizer import clean
-from tools.rankings import Rankings, stamp
+from tools.rankings import Rankings, agreement_in, stamp
 from tools.speakers import Job, Shelf, Worker
 from view.report import render
 from view.views import STAGES, logs
@@ -225,7 +224,7 @@ def make_app(config):
 
     @app.get("/agreement")
     def agreement():
-        return rankings.agreement() | dict(command=rankings.command())
+        return agreement_in(rankings.out) | dict(command=rankings.command())
 
     @app.post("/rank")
     def rank(answer: Ranking):

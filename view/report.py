@@ -55,19 +55,12 @@ def scoreboard(board):
                                            else "–" for m in models], kind] for kind in kinds]
 
 
-def command(script, Config, config):
-    """The command line that gives this config: the flags that are not the defaults."""
-    words = [f"--{f.name}={config[f.name]}" for f in dataclasses.fields(Config)
-             if f.name in config and config[f.name] != f.default]
+def command(stage, flags):
+    """The command line that gives these flags: those that are not the defaults."""
+    script, Config = SCRIPTS[stage]
+    words = [f"--{f.name}={flags[f.name]}" for f in dataclasses.fields(Config)
+             if f.name in flags and flags[f.name] != f.default]
     return shlex.join(["python", script, *words])
-
-
-def settings(chain):
-    """{stage: [the command that made it, its settings]} for what is there, or is being made."""
-    found = {stage: chain.ckpts[stage]["config"] if stage in chain.ckpts
-             else views.flags(chain.folder / f"{stage}.state") for stage in SCRIPTS}
-    return {stage: [command(*SCRIPTS[stage], config), config]
-            for stage, config in found.items() if config}
 
 
 # ---- the page -------------------------------------------------------------------------------
@@ -102,10 +95,10 @@ def make(config, rt):
     folder = Path(config.folder)
     board = read_board(folder / "scoreboard.json")
     chain = views.Chain(folder, rt)
-    found, logs = settings(chain), views.logs(folder)
-    commands = {stage: line for stage, (line, _) in found.items()}
+    logs, runs = views.logs(folder), chain.runs
+    commands = {stage: command(stage, flags) for stage, flags in runs.items()}
     commands |= dict(tokenizer="python tokenizer.py", board="python evaluate.py")
-    rules = vars(rlhf_ppo.Config()) | dict(found.get("ppo", [0, {}])[1])
+    rules = vars(rlhf_ppo.Config()) | runs.get("ppo", {})
     over = read_log(folder / "experiments/free.jsonl")
     if over:
         commands["over"] = "python -m lab.experiments --what=overoptimise"
@@ -113,7 +106,7 @@ def make(config, rt):
         over = logs["ppo"]
     data = dict(
         scoreboard=board, board=scoreboard(board), logs=logs, bpe=views.merges(chain),
-        mask=views.loss_mask(chain), rank=views.rankings(chain), over=over, settings=found,
+        mask=views.loss_mask(chain), rank=views.rankings(chain), over=over, settings=runs,
         next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
         along=views.along(chain, config.contrasts), commands=commands, rules=rules)
     parts = {name: diagram(name) for name in ("chain", "ppo")}

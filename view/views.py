@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from answer import answer_text, complete
-from checkpoint import load, load_checkpoint, read_log
+from checkpoint import load, read_log
 from common import note_once
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
 from evaluate import first_line, model_input
@@ -20,18 +20,19 @@ STAGES = ["pretrain", "sft", "reward", "ppo"]
 
 
 class Chain:
-    """The checkpoints of a folder: ckpts {stage: dict}, models {stage: GPT}, reward, tok."""
+    """The checkpoints of a folder: models {stage: GPT}, reward, tok; and runs {stage: the flags of
+    the run that made it, or is making it}."""
 
     def __init__(self, folder, rt):
-        self.folder, self.rt, self.ckpts, self.tok = Path(folder), rt, {}, None
+        self.folder, self.rt, self.models, self.tok = Path(folder), rt, {}, None
         for stage in STAGES:
-            path = self.folder / f"{stage}.pt"
-            if path.exists():
-                self.ckpts[stage] = load_checkpoint(path, stage, self.tok)
-                self.ckpts[stage]["model"].to(rt.device).eval()
-                self.tok = self.ckpts[stage]["tokenizer"]
-        self.models = {stage: ckpt["model"] for stage, ckpt in self.ckpts.items()}
+            if (path := self.folder / f"{stage}.pt").exists():
+                model, self.tok, _ = load(path, rt, stage, self.tok)
+                self.models[stage] = model.eval()
         self.reward = self.models.pop("reward", None)
+        files = {stage: self.folder / f"{stage}.state" for stage in [*STAGES, "comparisons"]}
+        self.runs = {stage: found for stage, path in files.items()
+                     if (found := flags(path.with_suffix(".pt")) or flags(path))}
 
     def piece(self, id):
         """A token as a reader sees it; special tokens by name."""
@@ -39,7 +40,7 @@ class Chain:
 
     def read(self, stage, field, reader):
         """The rows that a stage read, if its checkpoint and their file are there."""
-        path = self.ckpts[stage]["config"].get(field, "") if stage in self.ckpts else ""
+        path = self.runs.get(stage, {}).get(field)
         return reader(path) if path and all(Path(p).exists() for p in path.split(",")) else None
 
 
@@ -64,9 +65,9 @@ def merges(chain):
 def loss_mask(chain):
     """The first rows that SFT reads: [[token, 1 if learned, 1 if special]], and the padding."""
     rows = chain.read("sft", "data", read_demonstrations)
-    if not rows:
+    if not rows or "sft" not in chain.models:
         return None
-    T, seed = chain.models["sft"].config.block_size, chain.ckpts["sft"]["config"]["seed"]
+    T, seed = chain.models["sft"].config.block_size, chain.runs["sft"]["seed"]
     dialogues, cut, dropped = encode_dialogues(split(rows, "messages")[0], chain.tok, T)
     packed = pack([len(ids) for ids, _ in dialogues], T, 3, np.random.default_rng(seed))
     special = set(chain.tok.specials.values())
@@ -127,7 +128,7 @@ def rankings(chain):
     path = chain.folder / "comparisons.jsonl"
     if not chain.reward or not path.exists():
         return None
-    share = chain.ckpts["reward"]["config"].get("held_out", 0.05)
+    share = chain.runs["reward"]["held_out"]
     _, rows = split(read_comparisons(path), share=share)
     most = max(len(row["responses"]) for row in rows)
     items, T = [], chain.reward.gpt.config.block_size
@@ -140,7 +141,7 @@ def rankings(chain):
             columns["grades"] = row["grades"]
         items.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"],
                           **{name: [column[i] for i in order] for name, column in columns.items()}))
-    return dict(items=items, agreement=flags(chain.folder / "comparisons.state").get("agreement"))
+    return dict(items=items, agreement=chain.runs.get("comparisons", {}).get("agreement"))
 
 
 def flags(path):
@@ -159,10 +160,9 @@ def along(chain, path):
     if not chain.reward or not Path(path).exists():
         return None
     models = dict(ours=chain.reward)
-    for name in ("reward_textbook.pt", "experiments/reward_textbook.pt"):
-        textbook = chain.folder / name
-        if textbook.exists():
-            models["textbook"], *_ = load(textbook, chain.rt, "reward", chain.tok)
+    textbook = chain.folder / "textbook.pt"
+    if textbook.exists():
+        models["textbook"], *_ = load(textbook, chain.rt, "reward", chain.tok)
     items, T = [], chain.reward.config.block_size
     for row in first_of_kinds(read_comparisons(path), 3):
         answers = []
