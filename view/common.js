@@ -17,7 +17,7 @@ function el(tag, attributes = {}, ...children) {
 }
 /** A text in both languages; the style sheet shows one of them. */
 const t = (en, zh) => [el("span", { lang: "en" }, en), el("span", { lang: "zh" }, zh)];
-const num = (x, digits = 2) => x === null || x === undefined ? "–" : x.toFixed(digits).replace("-0.00", "0.00");
+const num = (x, digits = 2) => x === null || x === undefined ? "–" : x.toFixed(digits).replace(/^-(0\.0*)$/, "$1");
 const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}%`;
 /** Control characters, also those that change the direction of writing, become visible. */
 const visible = text => text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,

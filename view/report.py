@@ -98,7 +98,7 @@ def make(config, rt):
     logs, runs = views.logs(folder), chain.runs
     commands = {stage: command(stage, flags) for stage, flags in runs.items()}
     commands |= dict(tokenizer="python tokenizer.py", board="python evaluate.py")
-    rules = vars(rlhf_ppo.Config()) | runs.get("ppo", {})
+    rules = vars(rlhf_ppo.Config()) | (runs.get("ppo") or views.flags(folder / "ppo.state"))
     over = read_log(folder / "experiments/free.jsonl")
     if over:
         commands["over"] = "python -m lab.experiments --what=overoptimise"

@@ -20,19 +20,18 @@ STAGES = ["pretrain", "sft", "reward", "ppo"]
 
 
 class Chain:
-    """The checkpoints of a folder: models {stage: GPT}, reward, tok; and runs {stage: the flags of
-    the run that made it, or is making it}."""
+    """The checkpoints of a folder: models {stage: GPT}, reward, tok; and runs {stage: its flags}."""
 
     def __init__(self, folder, rt):
         self.folder, self.rt, self.models, self.tok = Path(folder), rt, {}, None
-        for stage in STAGES:
-            if (path := self.folder / f"{stage}.pt").exists():
+        paths = {stage: self.folder / f"{stage}.pt" for stage in STAGES}
+        for stage, path in paths.items():
+            if path.exists():
                 model, self.tok, _ = load(path, rt, stage, self.tok)
                 self.models[stage] = model.eval()
         self.reward = self.models.pop("reward", None)
-        files = {stage: self.folder / f"{stage}.state" for stage in [*STAGES, "comparisons"]}
-        self.runs = {stage: found for stage, path in files.items()
-                     if (found := flags(path.with_suffix(".pt")) or flags(path))}
+        paths["comparisons"] = self.folder / "comparisons.state"
+        self.runs = {stage: found for stage, path in paths.items() if (found := flags(path))}
 
     def piece(self, id):
         """A token as a reader sees it; special tokens by name."""
@@ -65,7 +64,7 @@ def merges(chain):
 def loss_mask(chain):
     """The first rows that SFT reads: [[token, 1 if learned, 1 if special]], and the padding."""
     rows = chain.read("sft", "data", read_demonstrations)
-    if not rows or "sft" not in chain.models:
+    if not rows:
         return None
     T, seed = chain.models["sft"].config.block_size, chain.runs["sft"]["seed"]
     dialogues, cut, dropped = encode_dialogues(split(rows, "messages")[0], chain.tok, T)
@@ -147,7 +146,8 @@ def rankings(chain):
 def flags(path):
     """The flags of the run that wrote a checkpoint or a state; {} if it is not there."""
     try:
-        return torch.load(path, weights_only=True)["run"] if path.exists() else {}
+        found = torch.load(path, weights_only=True) if path.exists() else dict(run={})
+        return found.get("config") or found["run"]
     except Exception:                                 # broken bytes can raise anything
         note_once(f"{path} is broken and left out")
         return {}
