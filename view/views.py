@@ -127,7 +127,7 @@ def rankings(chain):
     path = chain.folder / "comparisons.jsonl"
     if not chain.reward or not path.exists():
         return None
-    share = chain.runs["reward"]["held_out"]
+    share = chain.runs["reward"].get("held_out", 0.05)
     _, rows = split(read_comparisons(path), share=share)
     most = max(len(row["responses"]) for row in rows)
     items, T = [], chain.reward.gpt.config.block_size
