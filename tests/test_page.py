@@ -728,7 +728,8 @@ def test_text_stays_text(browser, site, class_file, tmp_path):
         tab.join(HOSTILE[:34])
         assert SHOWN in tab.text("#class .asked") and SHOWN in tab.text("#class .view")
         tab.rank([0, 1], 1)
-        tab.until(f"document.querySelector('#class').innerText.includes({json.dumps(HOSTILE[:34])})")
+        ranked = json.dumps(f"{HOSTILE[:34]} 1")      # the name, and how many answers it has ranked
+        tab.until(f"document.querySelector('#class').innerText.includes({ranked})")
         found = tab.script("return [typeof hacked, document.images.length]")
         assert found == ["undefined", 0] and tab.log() == []
         browser.get("about:blank")                    # it must not ask a server that has gone

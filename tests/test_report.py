@@ -15,7 +15,7 @@ from data.formats import read_comparisons, read_demonstrations, split
 from evaluate import Config, score_texts
 from rlhf_ppo import gae
 from sft import batch, encode_dialogues, pack
-from tiny import ROOT, run
+from tiny import ROOT, read_log, run, write
 from view import report
 
 HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc <|end|> \x1b[31m"
@@ -48,12 +48,8 @@ def press(page, selector, n=0):
     page(f"document.querySelectorAll({json.dumps(selector)})[{n}].click()")
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def log(folder):
-    return rows_of(folder / "out/ppo.jsonl")
+    return read_log(folder / "out/ppo.jsonl")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -213,13 +209,13 @@ def test_text_stays_text(browser, folder, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(folder / "out", out)
     for name in ("ppo.jsonl", "experiments/free.jsonl"):
-        rows = rows_of(out / name)
+        rows = read_log(out / name)
         for row in rows:
             for answer in row.get("answers") or []:
                 answer["prompt"] = [dict(role="user", content=HOSTILE)]
                 answer["tokens"][0] = HOSTILE
             row |= dict(samples=[[[dict(role="user", content=HOSTILE)], HOSTILE, 1.0]])
-        (out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write(out / name, *rows)
     board = json.loads((out / "scoreboard.json").read_text())
     board["models"][HOSTILE] = board["models"]["ppo"]
     (out / "scoreboard.json").write_text(json.dumps(board))

@@ -20,7 +20,7 @@ STAGES = ["pretrain", "sft", "reward", "ppo"]
 
 
 class Chain:
-    """The checkpoints of a folder: models {stage: GPT}, reward, tok; and runs {stage: its flags}."""
+    """The checkpoints of a folder: models {stage: GPT}, reward, tok; and runs {stage: flags}."""
 
     def __init__(self, folder, rt):
         self.folder, self.rt, self.models, self.tok = Path(folder), rt, {}, None
