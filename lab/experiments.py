@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from checkpoint import read_log
 from common import fail, parse_config, read_json
 from lab.seeds import Chains, check_finished, for_each_seed, show
-from view.views import held_out
 
 
 @dataclass
@@ -94,7 +93,7 @@ def right(model, *kinds, key="right"):
 
 def evaluations(path):
     """The evaluations in PPO's log."""
-    return held_out(read_log(path.with_suffix(".jsonl")))
+    return [row for row in read_log(path.with_suffix(".jsonl")) if "split" in row]
 
 
 # ---- the experiments: (seed, folder) -> {label: a row of the table} -------------------------

@@ -15,7 +15,7 @@ from data.formats import read_comparisons, read_demonstrations, split
 from evaluate import Config, score_texts
 from rlhf_ppo import gae
 from sft import batch, encode_dialogues, pack
-from tiny import ROOT, run
+from tiny import ROOT, read_log, run, write
 from view import report
 
 HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc <|end|> \x1b[31m"
@@ -48,12 +48,8 @@ def press(page, selector, n=0):
     page(f"document.querySelectorAll({json.dumps(selector)})[{n}].click()")
 
 
-def rows_of(path):
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def log(folder):
-    return rows_of(folder / "out/ppo.jsonl")
+    return read_log(folder / "out/ppo.jsonl")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -63,7 +59,7 @@ def test_every_view_is_filled_and_none_is_missing(page):
     views = page("""return [...document.querySelectorAll('.view')].map(view =>
         [view.closest('section').id, view.innerText.length,
          view.querySelector(':scope > .note.card') === null])""")
-    assert len(views) == 8
+    assert len(views) == 11
     assert all(length > 20 and there for _, length, there in views), views
     made = page("return [...document.querySelectorAll('code')].map(code => code.textContent)")
     assert sum(line.startswith("python rlhf_ppo.py") for line in made) > 5    # as in each figure
@@ -143,28 +139,24 @@ def test_scores_along_an_answer_end_with_the_score_of_the_whole_one(page, folder
                          [row["prompt"]] * 2, row["responses"], Runtime(Config(device="cpu")))
     last = [answer["scores"]["ours"][-1] for answer in item["answers"]]
     assert last == pytest.approx(scores.tolist(), abs=2e-3)
-    assert "reward_textbook.pt" in text_of(page, "along")
+    assert "--out=out/textbook.pt" in text_of(page, "along")
 
 
-def test_the_sum_of_gae_is_the_advantage_of_the_log(page, folder):
-    answers = [r for r in log(folder) if r.get("answers")]
+def test_the_sum_of_gae_is_that_of_ppo(page, folder):
+    [*_, last] = [r for r in log(folder) if r.get("answers")]
+    a = last["answers"][0]
     press(page, "#tokens .bar button")                # the first kind, at the last iteration
-    row, settings = page("return data.ppo"), page("return data.settings.ppo")
-    answer = [r for r in row["held_out"] + row["rows"] if r.get("answers")]
-    answer = max(answer, key=lambda r: r["step"])["answers"][0]
-    assert answer["logp"] == answers[-1]["answers"][0]["logp"]
     # each token pays for its distance, and the last one earns the score
-    kl = [-0.1 * (x - y) for x, y in zip(answer["logp"], answer["ref_logp"])]
-    assert answer["reward"] == pytest.approx([*kl[:-1], kl[-1] + answer["score"]], abs=1e-3)
-    for i in (0, len(answer["tokens"]) - 1):
+    reward = -0.1 * (torch.tensor([a["logp"]]) - torch.tensor([a["ref_logp"]]))
+    reward[0, -1] += a["score"]
+    advantages, returns = gae(reward, torch.tensor([a["values"]]), torch.ones_like(reward), 1, 0.95)
+    for i in (0, len(a["tokens"]) - 1):
         press(page, "#tokens .tokens button", i)
-        shown = float(page("return document.querySelector('#tokens .sum').innerText")[4:])
-        assert shown == pytest.approx(answer["advantage"][i], abs=2e-3)
-    reward, value = (torch.tensor([answer[k]]) for k in ("reward", "value"))
-    advantages, returns = gae(reward, value, torch.ones_like(reward), settings["gamma"],
-                              settings["lam"])
-    assert advantages[0].tolist() == pytest.approx(answer["advantage"], abs=2e-3)
-    assert returns[0].tolist() == pytest.approx(answer["returns"], abs=2e-3)
+        shown = page("""return [...document.querySelectorAll('#tokens .cols .card:first-child .n')]
+            .map(cell => +cell.innerText)""")
+        expected = [x[0, i].item() for x in (reward, advantages, returns)]
+        assert [shown[5], *shown[7:]] == pytest.approx(expected, abs=1e-3)
+        assert text_of(page, "tokens .sum").startswith(f"A = {expected[1]:.3f}"[:7])
 
 
 def test_the_log_has_answers_at_every_evaluation_and_ratios_at_every_iteration(folder):
@@ -198,14 +190,15 @@ def test_over_optimisation_shows_score_grade_and_answers(page, folder):
     assert log(folder)[1]["answers"][0]["prompt"][-1]["content"] in said
 
 
-def test_the_table_the_curves_and_the_settings_need_no_script(folder):
-    html = (folder / "out/report.html").read_text().partition("<script")[0]
+def test_the_table_shows_the_scoreboard_and_each_command_only_what_is_no_default(page, folder):
     board = json.loads((folder / "out/scoreboard.json").read_text())
-    assert f"{board['models']['ppo']['grade'][0]:.2f} <small>" in html
-    assert html.count("<figure>") == 6
-    line = next(part for part in html.split("<code>") if part.startswith("python rlhf_ppo.py"))
-    assert {"--steps=8", "--batch_size=64", "--lr=0.001"} <= set(line.partition("<")[0].split())
-    assert "--gamma" not in line.partition("<")[0]    # as by default
+    mean, low, high = board["models"]["ppo"]["grade"]
+    assert f"{mean:.2f}\n{low:.2f}–{high:.2f}" in text_of(page, "board")
+    assert f"{mean:.2f} after PPO" in text_of(page, "headline")
+    line = page("return data.commands.ppo")
+    assert {"--steps=8", "--batch_size=64", "--lr=0.001"} <= set(line.split())
+    assert "--gamma" not in line and line in text_of(page, "settings")
+    assert len(page("return [...document.querySelectorAll('#curves figure')]")) == 6
 
 
 # ---------------------------------------------------------------------------------------------
@@ -216,13 +209,13 @@ def test_text_stays_text(browser, folder, tmp_path):
     out = tmp_path / "out"
     shutil.copytree(folder / "out", out)
     for name in ("ppo.jsonl", "experiments/free.jsonl"):
-        rows = rows_of(out / name)
+        rows = read_log(out / name)
         for row in rows:
             for answer in row.get("answers") or []:
                 answer["prompt"] = [dict(role="user", content=HOSTILE)]
                 answer["tokens"][0] = HOSTILE
             row |= dict(samples=[[[dict(role="user", content=HOSTILE)], HOSTILE, 1.0]])
-        (out / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write(out / name, *rows)
     board = json.loads((out / "scoreboard.json").read_text())
     board["models"][HOSTILE] = board["models"]["ppo"]
     (out / "scoreboard.json").write_text(json.dumps(board))
@@ -292,20 +285,78 @@ def test_what_is_broken_or_not_finite_costs_the_report_only_that(tmp_path, capsy
     for text in (json.dumps(board), "", "\0" * 99, "[1]", '{"models'):
         (tmp_path / "scoreboard.json").write_text(text)
         assert run(tmp_path, "view/report", "--folder=.")[0] == 0
-        data = embedded(tmp_path / "report.html")["ppo"]
-        assert data["rows"] == [{"step": 1, "objective/score": None, "ratios": [1, None]}]
-        assert [row["kl"] for row in data["held_out"]] == [None, 0.25]
-        assert "nan" not in (tmp_path / "report.html").read_text("utf-8").partition("<script")[0]
+        data = embedded(tmp_path / "report.html")
+        first, *others = data["logs"]["ppo"]
+        assert first == {"step": 1, "objective/score": None, "ratios": [1, None]}
+        assert [row["kl"] for row in others] == [None, 0.25]
+        assert "nan" not in str([data["board"], data["commands"]])
     said = capsys.readouterr().err
     for file in ("ppo.jsonl: 2 broken lines", "comparisons.state is", "scoreboard.json is broken"):
         assert said.count(file) == 1
 
 
-def test_an_interval_and_a_command_are_written_as_a_reader_expects():
-    table = report.scoreboard(dict(models=dict(a=dict(grade=[1.234, 1, 2.5]), b=dict(score=0.5))))
-    assert "<td>1.23 <small>1.00–2.50</small></td><td>–</td>" in table
-    assert "<td>–</td><td>0.50</td>" in table
-    made = vars(sft.Config(steps=7, data="a.jsonl"))
-    assert report.command("sft.py", sft.Config, made) == "python sft.py --data=a.jsonl --steps=7"
-    made = vars(sft.Config(data="my $(file).jsonl"))
-    assert report.command("sft.py", sft.Config, made) == "python sft.py '--data=my $(file).jsonl'"
+@pytest.mark.parametrize("flags, line", [
+    (dict(steps=7, data="a.jsonl"), "python sft.py --data=a.jsonl --steps=7"),
+    (dict(data="my $(file).jsonl"), "python sft.py '--data=my $(file).jsonl'")])
+def test_a_command_can_be_pasted_into_a_shell(flags, line):
+    assert report.command("sft", vars(sft.Config(**flags))) == line
+
+
+# ---------------------------------------------------------------------------------------------
+# curves
+
+LOGS = dict.fromkeys(("pretrain", "sft", "reward", "ppo"), [])
+
+
+def figures(page, **logs):
+    """The texts of the panels that have a line."""
+    return page("""return curves(arguments[0], [], {sft: "python sft.py"}).flat().map(figure =>
+        [figure.textContent, figure.querySelectorAll("circle").length])""", LOGS | logs)
+
+
+def test_the_logs_that_exist_are_drawn(page):
+    sft, ppo, distance = figures(page, sft=[dict(step=1, loss=2)], ppo=[
+        dict(step=0, score=0.1, kl=-0.01, split="held out")])
+    assert "Supervised fine-tuning" in sft[0] and "training" in sft[0] and "held out" not in sft[0]
+    assert sft[1] == 1                                # a single point is seen, too
+    assert "python sft.py" in sft[0] and "python" not in ppo[0] + distance[0]
+
+
+def test_a_number_that_is_not_finite_is_left_out(page):
+    rows = [dict(step=1, split="held out", score=None, kl=1), dict(step=2, split="held out",
+                                                                    score=0.5, kl=None)]
+    panel, *others = figures(page, ppo=rows)
+    assert "学到的分数 0.500" in panel[0] and "与 SFT 的 KL 1.000" in panel[0]
+    assert "true grade" not in panel[0] and not others
+
+
+def draw(page, *lines):
+    """The points of each line on a panel of 440 by 260, their dashes, and the number of dots."""
+    return page("""const svg = document.body.appendChild(draw(arguments[0]));
+        const found = [[...svg.querySelectorAll("polyline")].map(line => [
+            line.getAttribute("points").split(" ").map(point => point.split(",").map(Number)),
+            getComputedStyle(line).strokeDasharray]), svg.querySelectorAll("circle").length];
+        svg.remove();
+        return found;""", lines)
+
+
+def test_a_line_fills_the_panel_and_keeps_its_proportions(page):
+    [[(a, b, c), _], [(d, e), _]], _ = draw(page, [[[1, 5], [2, 4], [3, 1]], "loss", ""],
+                                            [[[1, 1], [3, 5]], "text", ""])
+    assert (a, c) == ([52, 8], [416, 234]) and (d, e) == ([52, 234], [416, 8])
+    assert b == [234, 64.5]                           # half of the way, and a quarter
+
+
+@pytest.mark.parametrize("style, dashes, dots", [
+    ("", "none", 0), ("dashed", "7px, 4px", 0), ("dotted", "2px, 3px", 0), ("dots", "none", 2),
+    ("dashed dots", "7px, 4px", 2)])
+def test_a_style_is_a_line_with_or_without_dashes_and_dots(page, style, dashes, dots):
+    [[_, dash]], n = draw(page, [[[1, 5], [2, 4]], "loss", style])
+    assert (dash, n) == (dashes, dots)
+
+
+@pytest.mark.parametrize("low, high, expected", [
+    (1, 8, [2, 4, 6, 8]), (0.3, 4.7, [1, 2, 3, 4]), (0, 0.3, [0, 0.1, 0.2, 0.3]),
+    (-0.05, 0, [-0.05, -0.04, -0.03, -0.02, -0.01, 0]), (0, 3000, [0, 1000, 2000, 3000])])
+def test_the_marks_of_an_axis_are_round_numbers(page, low, high, expected):
+    assert page("return ticks(...arguments)", low, high) == expected

@@ -23,7 +23,7 @@ from unicodedata import normalize
 from answer import respond
 from chat import paint, safe
 from checkpoint import load
-from common import Runtime, check_writable, fail, parse_config, wilson
+from common import Runtime, check_writable, fail, parse_config, percent
 from compare import different
 from data.formats import DataError, read_comparisons, read_prompts
 from tools.rankings import agreement, key_of, ranked, read_rankings, save, shown
@@ -62,15 +62,6 @@ def parse_ranking(text, n):
 
 # ---- the terminal ---------------------------------------------------------------------------
 
-def ask(question):
-    """The line that the user types. The end of the input and Ctrl-C count as "q"."""
-    try:
-        return input(question).strip().lower()
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return "q"
-
-
 def show(title, prompt, responses):
     texts = [f"{turn['role']}: {turn['content']}" for turn in prompt] + [""]
     texts += [f"{number:4d}  {response}" for number, response in enumerate(responses, 1)]
@@ -79,14 +70,18 @@ def show(title, prompt, responses):
         print(safe(text).replace("\n", "\n      "))
 
 
-def ask_ranks(question, n):
-    """The ranks of n answers; [] for a skipped item; "u" for undo, "q" for quit."""
-    while (line := ask(question)) not in ("u", "q"):
+def ask_ranks(n):
+    """The ranks of n answers that the user types; [] for a skipped item; "u" for undo, "q" for
+    quit, which the end of the input and Ctrl-C are, too."""
+    while True:
         try:
-            return [] if line == "s" else parse_ranking(line, n)
+            line = input("best first, like 2>1=3; s skip, u undo, q quit: ").strip().lower()
+            return line if line in ("u", "q") else [] if line == "s" else parse_ranking(line, n)
         except ValueError as hint:
             print(hint)
-    return line
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return "q"
 
 
 def label(items, out):
@@ -94,23 +89,18 @@ def label(items, out):
     ranking is added to the file at once; a skipped item is asked again by the next command. The
     order on the screen depends on `out`: two people with two files see different ones."""
     past, todo = [], []           # items of this session, and those of them to be asked again
-    while True:
-        item = todo.pop() if todo else next(items, None)
-        if item:
-            title, row = item
-            responses = shown(out, key_of(row), row)
-            show(title, row["prompt"], responses)
-            answer = ask_ranks("best first, like 2>1=3; s skip, u undo, q quit: ", len(responses))
-        else:
-            answer = ask("\nThat was the last item. Enter to finish, u to undo: ")
-        if answer == "u":
-            todo.append(item)
-            if past:
-                todo.append(past.pop())
-                undone = out.stem, key_of(todo[-1][1])
-                save(out, {key: row for key, row in read_rankings(out).items() if key != undone})
-        elif not item or answer == "q":
+    while item := todo.pop() if todo else next(items, None):
+        title, row = item
+        responses = shown(out, key_of(row), row)
+        show(title, row["prompt"], responses)
+        answer = ask_ranks(len(responses))
+        if answer == "q":
             return
+        if answer == "u":
+            todo += [item, *past[-1:]]
+            undone = out.stem, key_of(todo[-1][1])
+            past = past[:-1]
+            save(out, {key: row for key, row in read_rankings(out).items() if key != undone})
         else:
             past.append(item)
             if answer:
@@ -124,12 +114,11 @@ def report_agreement(first, second):
     """One line: how often two files rank a pair the same way."""
     files = (read_comparisons(path, counts=Counter()) for path in (first, second))
     found = agreement(dict(enumerate(files)))
-    pairs, same, interval = found["pairs"], found["same"], found["interval"]
+    pairs, same, prompts = found["pairs"], found["same"], found["prompts"]
     if not pairs:
         raise DataError(f"{first} and {second} have no pair of answers that both have ranked")
-    return (f"both rank {pairs:,} pairs of answers (prompts: {found['prompts']:,}), {same:,} of "
-            f"them the same way: {same / pairs:.1%} [{interval[0]:.1%}, {interval[1]:.1%}]; chance "
-            f"is 50%")
+    return (f"both rank {pairs:,} pairs of answers (prompts: {prompts:,}), {same:,} of them the "
+            f"same way: {percent(same / pairs, prompts)}; chance is 50%")
 
 
 def report_wins(rows):
@@ -143,9 +132,8 @@ def report_wins(rows):
             if a != b:
                 wins[a] += 0.5 + 0.5 * ((i < j) - (i > j))
                 counts[a] += 1
-    return "\n".join(
-        f"{name}: preferred {wins[name] / n:.1%} [{{:.1%}}, {{:.1%}}] of {n:,} times".format(
-            *wilson(wins[name] / n, len(rows))) for name, n in counts.items())
+    return "\n".join(f"{name}: preferred {percent(wins[name] / n, len(rows))} of {n:,} times"
+                     for name, n in counts.items())
 
 
 # ---- the models' answers --------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import random
 import shlex
@@ -45,21 +46,18 @@ def verdicts(rows):
 
 
 def agreement(by):
-    """How often two people rank a pair of answers the same way: all together, and each person with
-    all others. by: {name: rows}. Pairs of one prompt are not independent, so the interval counts
-    prompts: it may be too wide, but never too narrow."""
-    given, votes = {who: verdicts(rows) for who, rows in by.items()}, {}
-    for found in given.values():
-        for pair, first in found.items():
+    """How often two people rank a pair of answers the same way. by: {name: rows}. Pairs of one
+    prompt are not independent, so the interval counts prompts: it may be too wide, but never too
+    narrow."""
+    votes = {}                                        # {pair: how many have it in which order}
+    for rows in by.values():
+        for pair, first in verdicts(rows).items():
             votes.setdefault(pair, Counter())[first] += 1
-    people = [dict(name=who, items=len(by[who]),
-                   pairs=sum(votes[pair].total() - 1 for pair in found),
-                   same=sum(votes[pair][first] - 1 for pair, first in found.items()))
-              for who, found in given.items()]
-    pairs, same = (sum(p[name] for p in people) // 2 for name in ("pairs", "same"))
+    pairs = sum(math.comb(seen.total(), 2) for seen in votes.values())
+    same = sum(math.comb(n, 2) for seen in votes.values() for n in seen.values())
     prompts = len({prompt for (prompt, *_), seen in votes.items() if seen.total() > 1})
-    return dict(people=people, pairs=pairs, same=same, prompts=prompts,
-                interval=wilson(same / pairs, prompts) if pairs else None)
+    return dict(people={who: len(rows) for who, rows in by.items()}, pairs=pairs, same=same,
+                prompts=prompts, interval=wilson(same / pairs, prompts) if pairs else None)
 
 
 def unless_known(read):
@@ -115,25 +113,22 @@ def save(path, rankings):
 
 
 class Rankings:
-    """The items, and the file with all rankings, which is the truth: what another program adds to
-    it is not lost. What is wrong raises a ValueError with one line."""
+    """The first comparisons of a folder, whose answers people rank, and the file with all rankings,
+    which is the truth: what another program adds to it is not lost. What is wrong raises a
+    ValueError with one line."""
 
     def __init__(self, folder):
-        """People rank the answers of its first comparisons."""
         self.folder, self.lock = Path(folder), threading.Lock()
         self.source, self.out = self.folder / "comparisons.jsonl", self.folder / "class.jsonl"
         read_items(self.source), read_rankings(self.out)
 
     def of(self, name):
-        """All items in this person's order, with the ranks that the person gave. Every ten are
-        shuffled among themselves: people who stop early have ranked the same ones nevertheless."""
-        items, rows, found = read_items(self.source), read_rankings(self.out), []
-        places = {key: (i // 10, random.Random(f"{name} {i}").random())
-                  for i, key in enumerate(items)}
-        for key in sorted(places, key=places.get):
-            row, responses = rows.get((name, key)), shown(name, key, items[key])
+        """All items, each with its answers in this person's order, and the ranks that they got."""
+        rows, found = read_rankings(self.out), []
+        for key, item in read_items(self.source).items():
+            row, responses = rows.get((name, key)), shown(name, key, item)
             ranks = row and dict(zip(row["responses"], row["ranks"]))
-            found.append(dict(key=key, prompt=items[key]["prompt"], responses=responses,
+            found.append(dict(key=key, prompt=item["prompt"], responses=responses,
                               ranks=ranks and [ranks[r] for r in responses]))
         return found
 
@@ -151,9 +146,6 @@ class Rankings:
             if len({name for name, _ in rows}) > MAX_PEOPLE:
                 raise ValueError(f"there are {MAX_PEOPLE} people already")
             save(self.out, rows)
-
-    def agreement(self):
-        return agreement_in(self.out)
 
     def command(self):
         """The command that trains a reward model on the file."""

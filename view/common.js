@@ -7,7 +7,7 @@ function put(node, ...children) {
 }
 /** An element of HTML or SVG: el("p", {class: "note"}, "text", otherElement, …) */
 function el(tag, attributes = {}, ...children) {
-  const space = /^(svg|rect|text)$/.test(tag) ? "2000/svg" : "1999/xhtml";
+  const space = /^(svg|rect|text|path|circle|polyline)$/.test(tag) ? "2000/svg" : "1999/xhtml";
   const node = document.createElementNS(`http://www.w3.org/${space}`, tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) node[name] = value;
@@ -17,7 +17,7 @@ function el(tag, attributes = {}, ...children) {
 }
 /** A text in both languages; the style sheet shows one of them. */
 const t = (en, zh) => [el("span", { lang: "en" }, en), el("span", { lang: "zh" }, zh)];
-const num = (x, digits = 2) => x === null || x === undefined ? "–" : x.toFixed(digits).replace("-0.00", "0.00");
+const num = (x, digits = 2) => x === null || x === undefined ? "–" : x.toFixed(digits).replace(/^-(0\.0*)$/, "$1");
 const percent = (x, digits = 1) => `${(100 * x).toFixed(digits)}%`;
 /** Control characters, also those that change the direction of writing, become visible. */
 const visible = text => text.replace(/[\u0000-\u0009\u000b-\u001f\u007f-\u009f\u200e\u200f\u202a-\u202e\u2066-\u2069]/g,
@@ -45,10 +45,74 @@ function choose(labels, act) {
 const table = (head, rows) => el("div", { class: "scroll" }, el("table", {},
   head && el("thead", {}, el("tr", {}, head.map(h => el("th", { scope: "col" }, h)))),
   el("tbody", {}, rows.map(row => el("tr", {}, row.map(c =>
-    el("td", typeof c === "string" && /^[-–+\d.%]/.test(c) ? { class: "n" } : {}, c)))))));
+    el("td", /^[-–+\d.%]/.test([c].flat()[0]) ? { class: "n" } : {}, c)))))));
 const meter = (share, colour = "model") =>
   el("span", { class: "meter", style: `--c:var(--${colour});width:${Math.max(1, Math.round(share * 90))}px` });
 const missing = (en, zh) => el("p", { class: "card note" }, t(en, zh));
+const madeBy = command => command ? note(t("made by", "生成命令"), " ", el("code", {}, command)) : null;
+/** One of the answers that a person ranks, in the order of the clicks: its place so far, and its text. */
+const ranked = (place, text) => [el("b", {}, place === undefined ? "·" : `${place + 1}`), " " + visible(text)];
+
+// ---- curves, for the report and for the live page ---------------------------------------------
+
+/** The panels: stage, title, and lines of [rows of a log, field, name, colour, style]. x is the field "step". */
+function panels({ pretrain, sft, reward, ppo }, best) {
+  const seen = ppo.filter(row => row.split), steps = ppo.filter(row => !row.split);
+  const byDistance = rows => rows.map(row => ({ ...row, step: row.kl === null ? null : Math.sqrt(Math.max(row.kl, 0)) }));
+  const losses = rows => [[rows, "loss", t("training", "训练"), "loss", "dotted"], [rows, "val_loss", t("held out", "留出"), "loss", "dots"],
+    [rows, "entropy", t("floor: the text's entropy", "下限：文本的熵"), "text", "dashed"]];
+  return [
+    ["pretrain", t("1 Pretraining: loss (nats per token)", "1 预训练：损失（每词元奈特）"), losses(pretrain)],
+    ["sft", t("2 Supervised fine-tuning: loss", "2 监督微调：损失"), losses(sft)],
+    ["reward", t("3 Reward model: accuracy on pairs", "3 奖励模型：配对准确率"), [
+      [reward, "val_accuracy", t("held out", "留出"), "reward", "dots"],
+      [reward, "ceiling", t("ceiling: the labels' noise", "上限：标注噪声"), "text", "dashed"]]],
+    ["ppo", t("4 PPO: held-out prompts", "4 PPO：留出的提问"), [
+      [seen, "score", t("learned score", "学到的分数"), "reward", "dots"],
+      [seen, "grade", t("true grade", "真实评分"), "checkpoint", "dots"],
+      [seen, "kl", t("KL from SFT", "与 SFT 的 KL"), "text", "dotted"]]],
+    ["ppo", t("PPO and best of n against √KL", "PPO 与 best-of-n，横轴 √KL"), [
+      [byDistance(seen), "score", t("PPO: score", "PPO：分数"), "reward", "dots"],
+      [byDistance(seen), "grade", t("PPO: grade", "PPO：评分"), "checkpoint", "dots"],
+      [byDistance(best), "score", t("best of n: score", "best-of-n：分数"), "reward", "dashed dots"],
+      [byDistance(best), "grade", t("best of n: grade", "best-of-n：评分"), "checkpoint", "dashed dots"]]],
+    ["ppo", t("PPO, each iteration", "PPO，每次迭代"), [
+      [steps, "ppo/val/explained_var", t("variance that the critic explains", "评论家解释的方差"), "model", ""],
+      [steps, "ppo/policy/clipfrac", t("clipped tokens", "被截断的词元"), "loss", ""]]],
+  ];
+}
+/** About five round numbers between low and high. */
+function ticks(low, high) {
+  const size = 10 ** Math.floor(Math.log10((high - low) / 5)), step = size * [1, 2, 5, 10].find(k => k * size >= (high - low) / 5);
+  const first = Math.ceil(low / step), count = Math.floor(high / step + 1e-6) - first + 1;
+  return Array.from({ length: count }, (_, i) => +((first + i) * step).toPrecision(6));
+}
+/** Lines of [points, colour, style] as SVG. Styles: dashed, dotted, dots (one at each point). */
+function draw(lines, W = 440, H = 260) {
+  const [[x0, x1], [y0, y1]] = [0, 1].map(axis => {
+    const values = lines.flatMap(([points]) => points.map(point => point[axis]));
+    const low = Math.min(...values), high = Math.max(...values);
+    return low < high ? [low, high] : [low - 0.5, high + 0.5];
+  });
+  const right = x => 52 + (x - x0) / (x1 - x0) * (W - 76), down = y => H - 26 - (y - y0) / (y1 - y0) * (H - 34);
+  const text = (x, y, anchor, value) => el("text", { x, y, "text-anchor": anchor, "font-size": 13, fill: "currentColor" }, `${value}`);
+  return el("svg", { viewBox: `0 0 ${W} ${H}`, role: "img" }, ticks(x0, x1).map(x => text(right(x), H - 6, "middle", x)),
+    ticks(y0, y1).map(y => [text(46, down(y) + 4, "end", y), el("path", { d: `M52,${down(y)}H${W - 24}`, stroke: "currentColor", opacity: 0.2 })]),
+    lines.map(([points, colour, style]) => [
+      el("polyline", { points: points.map(([x, y]) => `${right(x)},${down(y)}`).join(" "), class: style, stroke: `var(--${colour})` }),
+      style.includes("dots") || points.length === 1 ?
+        points.map(([x, y]) => el("circle", { cx: right(x), cy: down(y), r: 2.5, fill: `var(--${colour})` })) : null]));
+}
+/** The panels that have a line, each with the last number of its lines and the command that made it. */
+const curves = (logs, best = [], commands = {}) => panels(logs, best).map(([stage, title, lines]) => {
+  const found = lines.map(([rows, field, ...rest]) => [rows.map(row => [row.step, row[field]]).filter(point => point.every(Number.isFinite)), ...rest])
+    .filter(([points]) => points.length);
+  return found.length ? el("figure", {}, draw(found.map(([points, , colour, style]) => [points, colour, style])),
+    el("figcaption", {}, el("b", {}, title), el("ul", { class: "legend" }, found.map(([points, name, colour, style]) =>
+      el("li", { style: `--c:var(--${colour})`, class: style }, name, ` ${num(points.at(-1)[1], 3)}`))), madeBy(commands[stage]))) : [];
+});
+
+// ---- the sections ---------------------------------------------------------------------------
 
 /** Fill the navigation and the sections, in the browser's language; the button switches it. A view gets the data of
     its name; without them the section says which command makes them. */
@@ -56,10 +120,9 @@ function start(views) {
   for (const section of document.querySelectorAll("section")) {
     const { en, zh, made, needs } = section.dataset, box = el("div", { class: "view" }), found = data[section.id];
     document.getElementById("links").append(el("a", { href: `#${section.id}` }, t(en, zh)));
-    if (data.commands?.[made]) section.append(note(t("made by", "生成命令"), " ", el("code", {}, data.commands[made])));
-    if (!views[section.id]) continue;
-    section.append(box);
-    if (needs && !(found?.length ?? found)) put(box, missing(`\`${needs}\` makes this view.`, `运行 \`${needs}\` 后才有这个视图。`));
+    const absent = needs && !(found?.length ?? found);
+    section.append(...[absent ? null : madeBy(data.commands?.[made]), box].filter(Boolean));
+    if (absent) put(box, missing(`\`${needs}\` makes this view.`, `运行 \`${needs}\` 后才有这个视图。`));
     else views[section.id](box, found);
   }
   const speak = lang => { document.documentElement.dataset.lang = document.documentElement.lang = lang; };

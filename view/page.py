@@ -11,8 +11,6 @@ One thread generates, and all questions wait in one queue. Stop with Ctrl-C.
     python -m view.page --host=0.0.0.0 --token=SECRET     # for a class; the first line is the link
 """
 
-import asyncio
-import hashlib
 import hmac
 import ipaddress
 import os
@@ -28,10 +26,10 @@ from urllib.parse import urlsplit
 
 from common import Runtime, fail, parse_config, to_json
 from tokenizer import clean
-from tools.rankings import Rankings, stamp
+from tools.rankings import Rankings, agreement_in, stamp
 from tools.speakers import Job, Shelf, Worker
-from view.curves import curves
 from view.report import render
+from view.views import STAGES, logs
 
 try:
     import uvicorn
@@ -40,7 +38,6 @@ try:
     from fastapi.responses import (HTMLResponse, JSONResponse, PlainTextResponse,
                                    StreamingResponse)
     from pydantic import BaseModel, Field
-    from starlette.requests import ClientDisconnect
     from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
     fail(f"{error}: `pip install -r requirements.txt` brings FastAPI and uvicorn")
@@ -52,7 +49,6 @@ class Config:
     host: str = "127.0.0.1"        # another one lets other computers in, and needs --token
     port: int = 8000
     token: str = ""                # a secret of at least 8 letters and digits, part of the link
-    names: str = ""                # other names that lead here, as of a proxy: hub.example.org
     max_new_tokens: int = 64       # of one answer
     device: str = "auto"           # auto: cuda, else cpu; mps when asked
     dtype: str = "float32"         # small models: speed does not matter here
@@ -71,68 +67,34 @@ def is_local(host):
     return host in ("localhost", "127.0.0.1", "::1")
 
 
-class Guard:
-    """Lets through only what our own page asks, and with a --token only who knows it; limits what
-    a request may send; forbids the page to load or run anything that is not part of it."""
+def is_ours(host, config):
+    """Whether a Host is one of this server's. DNS rebinding gives a strange page's name the address
+    of this computer, so only names that we know will do. An address is no name."""
+    anywhere = not is_local(config.host)
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        if name == "localhost" or anywhere and name in (config.host, socket.gethostname().lower()):
+            return True
+        return ipaddress.ip_address(name).is_loopback or anywhere
+    except ValueError:
+        return False
 
-    def __init__(self, app, config):
-        self.app, self.config = app, config
-        self.names = list(filter(None, config.names.lower().split(",")))
 
-    def is_ours(self, host):
-        """Whether a Host is one of this server's. DNS rebinding gives a strange page's name the
-        address of this computer, so only names that we know will do. An address is no name."""
-        try:
-            name = urlsplit(f"//{host}").hostname
-            ours = "localhost", self.config.host.lower(), socket.gethostname().lower()
-            return name in self.names or name in ours[:2 + (not is_local(self.config.host))] or (
-                ipaddress.ip_address(name or "").is_loopback or not is_local(self.config.host))
-        except ValueError:
-            return False
-
-    def check(self, request):
-        get = request.headers.get
-        host, origin = get("host", ""), get("origin")
-        given = get("x-token") or request.query_params.get("token", "")
-        if not self.is_ours(host):
-            raise HTTPException(403, "wrong Host: --names=... of view.page allows another name")
-        # the page itself may be opened by a link elsewhere; only our page may do more
-        if (origin is not None and origin.partition("://")[2] not in (host, *self.names)
-                or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):
-            raise HTTPException(403, "wrong Origin")
-        if not hmac.compare_digest(given.encode(), self.config.token.encode()):
-            raise HTTPException(401, "the link is incomplete: it ends in ?token=...")
-
-    async def body(self, request):
-        body = bytearray()
-        async for part in request.stream():
-            body.extend(part)
-            if len(body) > MAX_BODY:
-                raise HTTPException(413, "this is too long")
-        return bytes(body)
-
-    async def __call__(self, scope, receive, send):
-        nonce, parts, app = secrets.token_urlsafe(16), [], self.app
-        scope["state"] = dict(nonce=nonce)
-
-        async def replay():
-            return dict(type="http.request", body=parts.pop()) if parts else await receive()
-
-        async def headed(message):
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *(
-                    (name.encode(), value.encode()) for name, value in headers(nonce).items())]
-            await send(message)
-
-        try:
-            request = Request(scope, receive)
-            self.check(request)
-            parts.append(await asyncio.wait_for(self.body(request), timeout=10))
-        except HTTPException as error:
-            app = PlainTextResponse(error.detail, error.status_code)
-        except (asyncio.TimeoutError, ClientDisconnect):
-            app = PlainTextResponse("this took too long", 408)
-        await app(scope, replay, headed)
+def check(request, config):
+    """Let through only what our own page asks, and with a --token only who knows it."""
+    get = request.headers.get
+    host, origin = get("host", ""), get("origin")
+    given = get("x-token") or request.query_params.get("token", "")
+    if not is_ours(host, config):
+        raise HTTPException(403, "wrong Host: this is not an address of view.page")
+    # the page itself may be opened by a link elsewhere; only our page may do more
+    if (origin is not None and origin.partition("://")[2] != host
+            or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):
+        raise HTTPException(403, "wrong Origin")
+    if not hmac.compare_digest(given.encode(), config.token.encode()):
+        raise HTTPException(401, "the link is incomplete: it ends in ?token=...")
+    if "transfer-encoding" in request.headers or int(get("content-length", 0)) > MAX_BODY:
+        raise HTTPException(413, "this is too long")
 
 
 class Connection(H11Protocol):
@@ -150,7 +112,8 @@ class Connection(H11Protocol):
 
     def look(self, before):
         """before: the request at the last look."""
-        if self.cycle is before and (before is None or before.response_complete):
+        if self.cycle is before and (before is None or before.response_complete
+                                     or before.more_body):
             self.transport.close()
         elif not self.transport.is_closing():
             self.loop.call_later(PATIENCE, self.look, self.cycle)
@@ -215,17 +178,22 @@ def make_app(config):
     shelf.refresh()
     worker = Worker(shelf, config)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Json)
-    app.add_middleware(Guard, config=config)
-    logs = [folder / f"{stage}.jsonl" for stage in ("pretrain", "sft", "reward", "ppo")]
+
+    @app.middleware("http")
+    async def guard(request, call_next):
+        request.state.nonce = secrets.token_urlsafe(16)
+        try:
+            check(request, config)
+            response = await call_next(request)
+        except HTTPException as error:
+            response = PlainTextResponse(error.detail, error.status_code)
+        response.headers.update(headers(request.state.nonce))
+        return response
 
     @app.exception_handler(RequestValidationError)
     def invalid(_, error):
         first = error.errors()[0]
         return PlainTextResponse(f"{first['loc'][-1]}: {first['msg']}", 422)
-
-    @app.exception_handler(HTTPException)
-    def refuse(_, error):
-        return PlainTextResponse(error.detail, error.status_code)
 
     @app.exception_handler(ValueError)
     @app.exception_handler(OSError)
@@ -241,11 +209,14 @@ def make_app(config):
     def state():
         """What there is; the page asks every two seconds, and for more when something changed."""
         return dict(models=shelf.names(), waiting=len(worker.waiting),
-                    curves=version(*logs), rankings=version(rankings.out))
+                    curves=[stamp(folder / f"{stage}.jsonl") for stage in STAGES],
+                    rankings=stamp(rankings.out))
 
     @app.get("/curves")
-    def drawn():
-        return HTMLResponse(curves(folder, {}, {}))
+    def curves():
+        """The logs without what is not drawn, such as samples."""
+        return {stage: [{name: value for name, value in row.items() if not isinstance(value, list)}
+                        for row in rows] for stage, rows in logs(folder).items()}
 
     @app.get("/items")
     def items(name: Name):
@@ -253,7 +224,7 @@ def make_app(config):
 
     @app.get("/agreement")
     def agreement():
-        return rankings.agreement() | dict(command=rankings.command())
+        return agreement_in(rankings.out) | dict(command=rankings.command())
 
     @app.post("/rank")
     def rank(answer: Ranking):
@@ -285,16 +256,11 @@ def make_app(config):
     return app, worker
 
 
-def version(*paths):
-    """Changes when one of the files does."""
-    return hashlib.sha256(repr([stamp(path) for path in paths]).encode()).hexdigest()[:12]
-
-
 def make_server(config):
     """A uvicorn server that listens already, on a socket of its own."""
-    if (config.names or not is_local(config.host)) and not config.token:
-        fail(f"--host={config.host} --names={config.names} lets other computers in, so it needs a "
-             f"secret, such as --token={secrets.token_urlsafe(12)}")
+    if not is_local(config.host) and not config.token:
+        fail(f"--host={config.host} lets other computers in, so it needs a secret, such as "
+             f"--token={secrets.token_urlsafe(12)}")
     if config.token and not re.fullmatch(r"[\w-]{8,100}", config.token, re.ASCII):
         fail("--token must be 8 to 100 letters, digits, - or _")
     if not Path(config.folder).is_dir():

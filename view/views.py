@@ -4,35 +4,34 @@ Each function gives the data of one view, or None if its files are not there (ye
 """
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 
 from answer import answer_text, complete
-from checkpoint import load, load_checkpoint, read_log
+from checkpoint import load, read_log
 from common import note_once
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
 from evaluate import first_line, model_input
 from reward import encode_answer, score, score_all
-from rlhf_ppo import Config as PPO
-from rlhf_ppo import gae
 from sft import encode_dialogues, pack
+
+STAGES = ["pretrain", "sft", "reward", "ppo"]
 
 
 class Chain:
-    """The checkpoints of a folder: ckpts {stage: dict}, models {stage: GPT}, reward, tok."""
+    """The checkpoints of a folder: models {stage: GPT}, reward, tok; and runs {stage: flags}."""
 
     def __init__(self, folder, rt):
-        self.folder, self.rt, self.ckpts, self.tok = Path(folder), rt, {}, None
-        for stage in ("pretrain", "sft", "reward", "ppo"):
-            path = self.folder / f"{stage}.pt"
+        self.folder, self.rt, self.models, self.tok = Path(folder), rt, {}, None
+        paths = {stage: self.folder / f"{stage}.pt" for stage in STAGES}
+        for stage, path in paths.items():
             if path.exists():
-                self.ckpts[stage] = load_checkpoint(path, stage, self.tok)
-                self.ckpts[stage]["model"].to(rt.device).eval()
-                self.tok = self.ckpts[stage]["tokenizer"]
-        self.models = {stage: ckpt["model"] for stage, ckpt in self.ckpts.items()}
+                model, self.tok, _ = load(path, rt, stage, self.tok)
+                self.models[stage] = model.eval()
         self.reward = self.models.pop("reward", None)
+        paths["comparisons"] = self.folder / "comparisons.state"
+        self.runs = {stage: found for stage, path in paths.items() if (found := flags(path))}
 
     def piece(self, id):
         """A token as a reader sees it; special tokens by name."""
@@ -40,7 +39,7 @@ class Chain:
 
     def read(self, stage, field, reader):
         """The rows that a stage read, if its checkpoint and their file are there."""
-        path = self.ckpts[stage]["config"].get(field, "") if stage in self.ckpts else ""
+        path = self.runs.get(stage, {}).get(field)
         return reader(path) if path and all(Path(p).exists() for p in path.split(",")) else None
 
 
@@ -67,7 +66,7 @@ def loss_mask(chain):
     rows = chain.read("sft", "data", read_demonstrations)
     if not rows:
         return None
-    T, seed = chain.models["sft"].config.block_size, chain.ckpts["sft"]["config"]["seed"]
+    T, seed = chain.models["sft"].config.block_size, chain.runs["sft"]["seed"]
     dialogues, cut, dropped = encode_dialogues(split(rows, "messages")[0], chain.tok, T)
     packed = pack([len(ids) for ids, _ in dialogues], T, 3, np.random.default_rng(seed))
     special = set(chain.tok.specials.values())
@@ -128,7 +127,7 @@ def rankings(chain):
     path = chain.folder / "comparisons.jsonl"
     if not chain.reward or not path.exists():
         return None
-    share = chain.ckpts["reward"]["config"].get("held_out", 0.05)
+    share = chain.runs["reward"].get("held_out", 0.05)
     _, rows = split(read_comparisons(path), share=share)
     most = max(len(row["responses"]) for row in rows)
     items, T = [], chain.reward.gpt.config.block_size
@@ -141,21 +140,17 @@ def rankings(chain):
             columns["grades"] = row["grades"]
         items.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"],
                           **{name: [column[i] for i in order] for name, column in columns.items()}))
-    return dict(items=items, agreement=comparing(chain.folder).get("agreement"))
+    return dict(items=items, agreement=chain.runs.get("comparisons", {}).get("agreement"))
 
 
 def flags(path):
     """The flags of the run that wrote a checkpoint or a state; {} if it is not there."""
     try:
-        return torch.load(path, weights_only=True)["run"] if path.exists() else {}
+        found = torch.load(path, weights_only=True) if path.exists() else dict(run={})
+        return found.get("config") or found["run"]
     except Exception:                                 # broken bytes can raise anything
         note_once(f"{path} is broken and left out")
         return {}
-
-
-def comparing(folder):
-    """The flags of compare.py, which it keeps beside its result."""
-    return flags(folder / "comparisons.state")
 
 
 @torch.no_grad()
@@ -165,10 +160,9 @@ def along(chain, path):
     if not chain.reward or not Path(path).exists():
         return None
     models = dict(ours=chain.reward)
-    for name in ("reward_textbook.pt", "experiments/reward_textbook.pt"):
-        textbook = chain.folder / name
-        if textbook.exists():
-            models["textbook"], *_ = load(textbook, chain.rt, "reward", chain.tok)
+    textbook = chain.folder / "textbook.pt"
+    if textbook.exists():
+        models["textbook"], *_ = load(textbook, chain.rt, "reward", chain.tok)
     items, T = [], chain.reward.config.block_size
     for row in first_of_kinds(read_comparisons(path), 3):
         answers = []
@@ -185,27 +179,9 @@ def along(chain, path):
     return dict(items=items, models=list(models))
 
 
-def held_out(log):
-    """The rows of PPO's log that are evaluations; the others are iterations."""
-    return [row for row in log if row.get("split") == "held out"]
-
-
-def iterations(folder, name="ppo"):
-    """PPO's log for the page: the iterations and the evaluations. The log has what the models said
-    of each token; reward, advantage and return follow from it."""
-    rows = read_log(folder / f"{name}.jsonl")
-    if not rows:
-        return None
-    known = flags(folder / f"{name}.pt") or flags(folder / f"{name}.state")
-    config = SimpleNamespace(**vars(PPO()) | known)
-    for answer in (a for row in rows for a in row.get("answers") or () if "values" in a):
-        logp, ref_logp, values = (torch.tensor([answer[k]]) for k in ("logp", "ref_logp", "values"))
-        rewards, mask = -config.kl_coef * (logp - ref_logp), torch.ones_like(logp)
-        rewards[0, -1] += answer["score"]
-        advantages, returns = gae(rewards, values, mask, config.gamma, config.lam)
-        found = dict(reward=rewards, value=values, advantage=advantages, returns=returns)
-        answer |= {name: x[0].tolist() for name, x in found.items()}
-    return dict(rows=[r for r in rows if "split" not in r], held_out=held_out(rows))
+def logs(folder):
+    """The logs of all stages: {stage: rows}. Of PPO's, those with a `split` are evaluations."""
+    return {stage: read_log(Path(folder, f"{stage}.jsonl")) for stage in STAGES}
 
 
 def prompts(chain, path):
