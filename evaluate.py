@@ -88,8 +88,7 @@ def model_input(model, base, tok, rows, examples, max_new_tokens):
     T = model.config.block_size
     if not base:
         return [prompt_ids(tok, row["prompt"], T, max_new_tokens) for row in rows]
-    room = T - min(max_new_tokens, T // 3)
-    return [few_shot(tok, row, examples, np.random.default_rng(i), room)
+    return [few_shot(tok, row, examples, np.random.default_rng(i), T - min(max_new_tokens, T // 3))
             for i, row in enumerate(rows)]
 
 
@@ -122,13 +121,13 @@ def distinct(texts):
 
 def measure(model, ref_model, tok, answers, rt, config):
     """Length, diversity, entropy; with a ref_model also the KL divergence from it."""
-    logp, count = response_logp(model, tok, answers.ids, answers.replies, rt, config.temperature)
+    written = tok, answers.ids, answers.replies, rt, config.temperature
+    logp, count = response_logp(model, *written)
     result = dict(ended=np.mean(answers.ended), distinct_2=distinct(answers.texts),
                   length=np.mean([len(tok.encode(text)) for text in answers.texts]),
                   entropy=-logp.sum() / max(1, count.sum()))
     if ref_model:
-        ref_logp, _ = response_logp(ref_model, tok, answers.ids, answers.replies, rt,
-                                    config.temperature)
+        ref_logp, _ = response_logp(ref_model, *written)
         result["kl"] = (logp - ref_logp).mean()
     return result
 

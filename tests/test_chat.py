@@ -64,7 +64,7 @@ def talk(folder, monkeypatch, run_script):
     return talk
 
 
-# the idea --------------------------------------------------------------------
+# ---- the idea -------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("said, room, kept", [
     ("SABCDE", 20, "SABCDE"), ("SABCDE", 19, "SCDE"), ("SABCDE", 13, "SE"), ("ABCDE", 16, "CDE"),
@@ -100,7 +100,7 @@ def test_a_model_cannot_control_the_terminal():
     assert "".join(pieces(ids)) == r"\x1b[2Jred\r\x07" + "\ufffd" + r"\x9b\x7f" + "\n\tend"
 
 
-# the script ------------------------------------------------------------------
+# ---- the script -----------------------------------------------------------------------------
 
 def test_a_dialogue_goes_on_until_quit_whatever_its_length(talk):
     typed = ["hi", "hi", "/new", "hi", "你好", LONG, *["more"] * 5, "", "/quit", "never read"]

@@ -33,8 +33,7 @@ def loud(model, seed=0):
     return tiny.loud(model, std=0.3, shift=1, seed=seed)
 
 
-# ---------------------------------------------------------------------------------------------
-# labelers
+# ---- labelers -------------------------------------------------------------------------------
 
 def places(grades, noise, labelers, seed=0):
     """The place that each of many labelers gives each answer: (labelers, answers)."""
@@ -82,8 +81,7 @@ def test_the_ceiling_is_how_often_the_true_order_and_a_labelers_agree():
     assert ceiling(differences / 2.0) == pytest.approx(np.mean(right), abs=0.01)
 
 
-# ---------------------------------------------------------------------------------------------
-# answers
+# ---- answers --------------------------------------------------------------------------------
 
 def test_left_padding_puts_the_last_tokens_under_each_other():
     idx, mask = left_pad([[1, 2, 3], [4], [5, 6]], 9, "cpu")
@@ -141,8 +139,7 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(model, tiny_tokenizer):
     assert first == second and first[0]
 
 
-# ---------------------------------------------------------------------------------------------
-# the script
+# ---- the script -----------------------------------------------------------------------------
 
 def test_answers_that_differ_by_a_space_are_one_answer():
     """As for the reader of what compare.py writes, which therefore drops none of its rows."""
@@ -181,8 +178,7 @@ def test_a_labeler_that_fails_is_told_after_the_first_answers_not_after_all(
     assert not (folder / "a.state").exists()          # it is saved after 8 of 96 answers
 
 
-# ---------------------------------------------------------------------------------------------
-# labels by hand: with --k=2 the answers are two, or nobody is asked
+# ---- labels by hand: with --k=2 the answers are two, or nobody is asked ---------------------
 
 HUMAN = ("--data=prompts.jsonl --init=sft.pt --k=2 --max_new_tokens=8 --out=mine.jsonl "
          "--dtype=float32").split()

@@ -1,17 +1,13 @@
-import shutil
-
 import numpy as np
 import pytest
 import torch
 
 import tiny
-from checkpoint import load_checkpoint
-from common import Runtime
 from lessons import lora
 from lessons.lora import Config, LoRA, add_lora, kept_for_backward, merge, prepare, renew
 from model import GPT, GPTConfig
+from tiny import ENV
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 FLAGS = ("--steps=6 --batch_size=2 --warmup=2 --methods=all:1,last1:1,lora2:2 "
          "--test=test.jsonl").split()
 
@@ -33,8 +29,7 @@ def disturb(model):
             torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(p.numel()))
 
 
-# ---------------------------------------------------------------------------------------------
-# the layer
+# ---- the layer ------------------------------------------------------------------------------
 
 def test_with_b_0_nothing_changes():
     model = small()
@@ -96,8 +91,7 @@ def test_the_change_has_rank_r():
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3
 
 
-# ---------------------------------------------------------------------------------------------
-# what is beside it
+# ---- what is beside it ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_tokens_that_pretraining_never_saw_get_new_embeddings(tied):
@@ -145,47 +139,3 @@ def test_fewer_layers_keep_fewer_activations():
     every = kept_for_backward(model, idx(), idx())
     model.freeze(1)
     assert kept_for_backward(model, idx(), idx()) < every
-
-
-# ---------------------------------------------------------------------------------------------
-# the script
-
-@pytest.fixture(scope="module")
-def folder(chain, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lora")
-    (folder / "out").mkdir()
-    for name in ("pretrain.pt", "tokenizer.json"):
-        shutil.copy(chain / "out" / name, folder / "out")
-    (folder / "data").symlink_to(chain / "data")
-    lines = (chain / "data/town/test.jsonl").read_text().splitlines(True)
-    (folder / "test.jsonl").write_text("".join(lines[:20]))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def printed(folder):
-    """The lines of a run that nothing interrupts."""
-    return tiny.printed(folder, "lessons/lora", *FLAGS, "--out=whole.pt")
-
-
-def test_it_ends_with_a_table_and_a_merged_checkpoint_that_chat_takes(folder, printed):
-    assert [sum(method in line and "[" in line for line in printed[-5:])
-            for method in ("all:1", "last1:1", "lora2:2")] == [1, 1, 1]
-    ckpt = load_checkpoint(folder / "whole.pt", "sft")
-    assert [entry["stage"] for entry in ckpt["history"]] == ["pretrain", "sft"]
-    assert tiny.run(folder, "chat", "--temperature=0", "--prompt=What is 2 + 3?",
-                    "--compare=whole.pt")[0] == 0
-
-
-def test_an_interrupted_run_ends_with_the_same_weights(folder, printed):
-    steps = (3, 6, 16, 18)                            # within a method, and where one ends
-    ends, most = tiny.often_interrupted(folder, "lessons/lora", steps, *FLAGS, "--out=parts.pt")
-    assert ends == [130] * 4 + [0] and most == 1
-    assert tiny.equal(*(torch.load(folder / f"{name}.pt", weights_only=True)["model"]
-                        for name in ("whole", "parts")))
-
-
-@pytest.mark.parametrize("method", ["lora", "first2:1", "all", "lora0:1", "last:1", "lora4:x"])
-def test_a_method_that_does_not_exist_is_refused(folder, method, capsys):
-    assert tiny.run(folder, "lessons/lora", f"--methods={method}", "--out=lora.pt")[0] == 1
-    assert capsys.readouterr().err.count("\n") == 1

@@ -55,8 +55,7 @@ def close(a, b, atol=1e-5):
     torch.testing.assert_close(a, b, rtol=0, atol=atol)
 
 
-# ---------------------------------------------------------------------------------------------
-# the forward pass
+# ---- the forward pass -----------------------------------------------------------------------
 
 def test_future_tokens_do_not_change_the_past(net):
     idx, changed = tokens(2, 12), tokens(2, 12)
@@ -161,8 +160,7 @@ def test_too_long_input_is_a_value_error(model):
         model(tokens(1, 25))
 
 
-# ---------------------------------------------------------------------------------------------
-# the cache and the padding
+# ---- the cache and the padding --------------------------------------------------------------
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("sizes", [(1,) * 12, (5, 4, 1, 2)], ids=str)
@@ -203,8 +201,7 @@ def test_what_else_is_in_the_batch_changes_nothing(net):
         close(together[i:i + 1], net(idx[i:i + 1]))
 
 
-# ---------------------------------------------------------------------------------------------
-# generation
+# ---- generation -----------------------------------------------------------------------------
 
 STOP = list(range(0, V, 7))     # several stop ids, so that rows end at different times
 
@@ -319,8 +316,7 @@ def test_logits_that_are_no_numbers_give_no_token(bad, options):
         sample(torch.tensor([[0.0, 1.0, 2.0], [0.0, bad, 2.0]]), **options)
 
 
-# ---------------------------------------------------------------------------------------------
-# the loss and its gradients
+# ---- the loss and its gradients -------------------------------------------------------------
 
 def test_the_loss_at_the_start_is_about_that_of_guessing(style):
     torch.manual_seed(0)
@@ -385,8 +381,7 @@ def test_gradients_equal_finite_differences(style, padded):
         ignore_index=-1))
 
 
-# ---------------------------------------------------------------------------------------------
-# parameters
+# ---- parameters -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_weights_are_one_tensor_and_untied_ones_two(style, tied):
@@ -436,8 +431,7 @@ def test_a_wrong_config_is_a_value_error_that_says_what_is_wrong(bad, message):
         GPTConfig(**bad)
 
 
-# ---------------------------------------------------------------------------------------------
-# the scalar head
+# ---- the scalar head ------------------------------------------------------------------------
 
 def test_scores_are_the_head_on_the_trunk_of_the_language_model_they_start_from(model):
     scalar, idx = loud(ScalarGPT(model.config), seed=5), tokens(2, 6)
@@ -511,8 +505,7 @@ def test_the_scalar_head_starts_with_scores_of_about_unit_size():
         assert 0.5 < model(tokens(16, 8)).std() < 2
 
 
-# ---------------------------------------------------------------------------------------------
-# memory
+# ---- memory ---------------------------------------------------------------------------------
 
 def gradients(model, recompute, n_frozen=0):
     model = loud(GPT(model.config)).double().train()  # so that rounding is not what differs

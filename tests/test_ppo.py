@@ -35,8 +35,7 @@ def close(a, b, atol=1e-5):
     torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=0, atol=atol)
 
 
-# ---------------------------------------------------------------------------------------------
-# advantages
+# ---- advantages -----------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def ragged():
@@ -89,8 +88,7 @@ def test_a_minibatch_takes_one_of_every_few_answers_of_similar_length():
     assert all(40 < first[i] < 95 for i in range(12))    # 200 / 3, in every order
 
 
-# ---------------------------------------------------------------------------------------------
-# losses
+# ---- losses ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("advantage, ratio, loss, slope", [
     (1, 1.0, -1.0, -1.0),     # the slope of -ratio A in log p is itself
@@ -133,8 +131,7 @@ def test_the_learning_rates_warm_up_for_one_iteration_and_fall_linearly_the_crit
     assert get_lrs(5, Config(steps=10, lr=1.0, critic_lr=2.0, decay=False)) == (1, 2)
 
 
-# ---------------------------------------------------------------------------------------------
-# log-probabilities
+# ---- log-probabilities ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
 def test_answers_are_sampled_from_the_distribution_that_log_probs_computes(model, temperature):
@@ -167,8 +164,7 @@ def test_the_approximate_kl_of_tokens_as_frequent_as_they_are_likely_is_the_kl()
     close(info["ppo/policy/approxkl"] / 20, (p * (p / q).log()).sum())
 
 
-# ---------------------------------------------------------------------------------------------
-# a bandit whose answer is known
+# ---- a bandit whose answer is known ---------------------------------------------------------
 
 def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
     """It is p(answer) ~ p_ref(answer) exp(score / beta). Answers are <end>, or a token and another,
@@ -223,8 +219,7 @@ def test_ppo_finds_the_distribution_that_maximises_score_minus_kl():
         assert distance() < 0.03                      # total variation; 0.01 with most seeds
 
 
-# ---------------------------------------------------------------------------------------------
-# the script
+# ---- the script -----------------------------------------------------------------------------
 
 SMALL = ("--data=prompts.jsonl --init=sft.pt --watch= --text= --ptx_coef=0 --steps=2 "
          "--batch_size=16 --minibatch=8 --micro_batch=4 --max_new_tokens=20 --eval_every=1 "
@@ -316,8 +311,7 @@ def test_a_prompt_that_just_fits_may_get_an_answer_without_an_end(folder, tiny_t
     assert train[0]["ended"] < 1
 
 
-# ---------------------------------------------------------------------------------------------
-# a rollout
+# ---- a rollout ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8])
 @pytest.mark.parametrize("lm", ["of both", "of the reward model", ""])

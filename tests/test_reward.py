@@ -31,8 +31,7 @@ def rows(tiny_tokenizer):
     return [[rng.randrange(256) for _ in range(n)] for n in (3, 24, 1, 10, 17, 2, 10)]
 
 
-# ---------------------------------------------------------------------------------------------
-# the loss
+# ---- the loss -------------------------------------------------------------------------------
 
 RANKINGS = [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 0, 1], [0, 1, 1, 2],
             [0, 0, 1, 1, 1], [2, 0, 1]]
@@ -65,8 +64,7 @@ def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more
     assert loss.item() == 1000 and scores.grad.tolist() == [-1, 1]
 
 
-# ---------------------------------------------------------------------------------------------
-# scores
+# ---- scores ---------------------------------------------------------------------------------
 
 def test_a_score_is_read_at_the_last_real_token_whatever_pads(model, rows, tiny_tokenizer):
     with torch.no_grad():
@@ -99,8 +97,7 @@ def test_right_padding_keeps_the_rows_and_tells_where_they_end(rows):
     assert (idx == -7).sum() == idx.numel() - sum(map(len, rows))
 
 
-# ---------------------------------------------------------------------------------------------
-# the sequence that is scored
+# ---- the sequence that is scored ------------------------------------------------------------
 
 def test_an_answer_is_encoded_as_the_dialogue_that_the_chat_format_makes(tiny_tokenizer):
     dialogue = QUESTION + [dict(role="assistant", content="12 + 30 = 42.")]
@@ -127,8 +124,7 @@ def test_whatever_is_cut_the_answers_start_and_the_end_remain(tiny_tokenizer, as
         assert len(ids) == T                          # no more is cut than has to be
 
 
-# ---------------------------------------------------------------------------------------------
-# evaluation
+# ---- evaluation -----------------------------------------------------------------------------
 
 def items(rng, graded):
     """Prompts with two to four answers; the labeler's grades, if they are known."""

@@ -53,8 +53,7 @@ def loaded(dialogues, tmp_path_factory, tiny_tokenizer):
             for rows in (plan[i:i + 10] for i in range(0, 40, 10))]
 
 
-# ---------------------------------------------------------------------------------------------
-# the mask
+# ---- the mask -------------------------------------------------------------------------------
 
 def test_what_is_learned_is_what_the_assistants_say_and_their_ends(loaded, dialogues,
                                                                    tiny_tokenizer):
@@ -102,8 +101,7 @@ def test_a_dialogue_is_kept_as_soon_as_one_token_of_an_answer_fits(tiny_tokenize
     assert len(kept) == (room > 0)
 
 
-# ---------------------------------------------------------------------------------------------
-# packing
+# ---- packing --------------------------------------------------------------------------------
 
 LENGTHS = random.Random(1).choices(range(5, T + 2), k=70)
 
@@ -150,8 +148,7 @@ def test_the_same_seed_packs_the_same_rows():
     assert first == second != other
 
 
-# ---------------------------------------------------------------------------------------------
-# evaluation
+# ---- evaluation -----------------------------------------------------------------------------
 
 def test_evaluation_equals_a_loop_over_tokens(dialogues, tiny_tokenizer):
     encoded, _, _ = encode_dialogues([dict(messages=turns) for turns in dialogues[:11]],
@@ -168,8 +165,7 @@ def test_evaluation_equals_a_loop_over_tokens(dialogues, tiny_tokenizer):
     assert got == pytest.approx((np.mean(nats), np.mean(right)), rel=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------
-# the script
+# ---- the script -----------------------------------------------------------------------------
 
 @pytest.fixture
 def script(tmp_path, tiny_tokenizer, capsys):
