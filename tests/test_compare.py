@@ -18,13 +18,13 @@ import compare
 import tiny
 from answer import left_pad, respond
 from checkpoint import load
-from common import Runtime, safe
-from compare import Config, agreement, ceiling, find_noise, rank
+from common import safe
+from compare import agreement, ceiling, find_noise, rank
 from data.formats import read_comparisons
 from model import GPT, GPTConfig
+from tiny import ENV
 from tools import label
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 GRADES = [6.5, 4.0, 3.5, 3.5, 1.0]
 
 
@@ -104,20 +104,13 @@ def prompts():
     return [[dict(role="user", content=" ".join(rng.choices(bag, k=k % 9 + 1)))] for k in range(24)]
 
 
-def by_hand(model, tok, prompt, n):
-    """The likeliest token again and again, each from a whole forward pass."""
-    ids = tok.encode_chat(prompt, reply=True)[0]
-    answer = []
-    while len(answer) < n and tok.end not in answer:
-        answer.append(model(torch.tensor([ids + answer]))[0, -1].argmax().item())
-    ended = tok.end in answer
-    return tok.decode(answer[:-1] if ended else answer), ended
-
-
 def test_greedy_answers_are_those_of_one_prompt_at_a_time(model, tiny_tokenizer, prompts):
-    expected = [by_hand(model, tiny_tokenizer, prompt, 12) for prompt in prompts]
+    tok, expected = tiny_tokenizer, []
+    for prompt in prompts:
+        said = tiny.greedy(model, tok.encode_chat(prompt, reply=True)[0], 12, [tok.end])
+        expected.append((tok.decode(said).removesuffix("<|end|>"), tok.end in said))
     assert len(set(expected)) > 4 and {ended for _, ended in expected} == {True, False}
-    assert respond(model, tiny_tokenizer, prompts, ENV, 12, temperature=0, batch_size=7) == expected
+    assert respond(model, tok, prompts, ENV, 12, temperature=0, batch_size=7) == expected
 
 
 def test_the_same_seed_gives_the_same_answers_and_another_others(model, tiny_tokenizer, prompts):

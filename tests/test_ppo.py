@@ -10,12 +10,11 @@ import torch.nn.functional as F
 
 import tiny
 from answer import answer_mask, complete, log_probs, right_pad
-from common import Runtime
 from model import GPT, GPTConfig, ScalarGPT
 from rlhf_ppo import (Config, Rollout, assess, gae, get_lrs, minibatches, policy_loss, ppo_loss,
                       value_loss, whiten)
+from tiny import ENV, close
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 V = 20
 PROMPTS = [[3], [4, 5, 6, 7], [8, 9], [10, 11, 12]]
 RESPONSES = [[5, 6, 1], [7], [9, 9, 9, 9, 1], [2, 1]]
@@ -29,10 +28,6 @@ def loud(model, seed=0):
 @pytest.fixture(scope="module")
 def model():
     return loud(GPT(GPTConfig(block_size=12, vocab_size=V, n_layer=2, n_embd=32, n_hidden=64)))
-
-
-def close(a, b, atol=1e-5):
-    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=0, atol=atol)
 
 
 # ---- advantages -----------------------------------------------------------------------------

@@ -8,12 +8,10 @@ import pytest
 import torch
 
 from answer import right_pad
-from common import Runtime
 from model import GPTConfig, ScalarGPT
-from reward import Config, encode_answer, evaluate, ranking_loss, score, score_all
-from tiny import loud
+from reward import encode_answer, evaluate, ranking_loss, score, score_all
+from tiny import ENV, loud
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 QUESTION = [dict(role="user", content="What is 12 + 30?")]
 
 

@@ -8,12 +8,11 @@ import torch
 
 import tiny
 from checkpoint import load_checkpoint
-from common import Runtime
 from data.formats import is_held_out, read_demonstrations
 from model import GPT, GPTConfig
-from sft import Config, batch, encode_dialogues, evaluate, pack
+from sft import batch, encode_dialogues, evaluate, pack
+from tiny import ENV
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 T = 48
 
 
