@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from answer import right_pad
 from model import GPTConfig, ScalarGPT
 from reward import encode_answer, evaluate, ranking_loss, score, score_all
 from tiny import ENV, loud
@@ -36,7 +35,7 @@ RANKINGS = [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 0, 1], [0, 1, 
 
 
 @pytest.mark.parametrize("ranks", RANKINGS)
-def test_the_loss_is_the_mean_over_all_pairs_of_a_prompt(ranks):
+def test_the_loss_is_the_mean_over_all_pairs_of_a_prompt_with_its_gradient(ranks):
     scores = torch.randn(len(ranks), generator=torch.Generator().manual_seed(0)) * 3
     losses = []
     for i, j in combinations(range(len(ranks)), 2):
@@ -46,13 +45,8 @@ def test_the_loss_is_the_mean_over_all_pairs_of_a_prompt(ranks):
             losses.append(-math.log(p))
     got = ranking_loss(scores, torch.tensor(ranks)).item()
     assert got == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-
-
-@pytest.mark.parametrize("ranks", RANKINGS)
-def test_the_gradient_of_the_loss_is_that_of_finite_differences(ranks):
-    scores = torch.randn(len(ranks), generator=torch.Generator().manual_seed(1)).double()
     assert torch.autograd.gradcheck(lambda s: ranking_loss(s, torch.tensor(ranks)),
-                                    scores.requires_grad_())
+                                    scores.double().requires_grad_())
 
 
 def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more():
@@ -87,12 +81,6 @@ def test_many_scores_come_back_in_the_order_of_their_rows(model, rows, tiny_toke
         expected = torch.cat([score(model, [row], tiny_tokenizer, ENV) for row in many])
     torch.testing.assert_close(score_all(model, many, tiny_tokenizer, ENV, batch_size=5), expected,
                                rtol=0, atol=1e-5)
-
-
-def test_right_padding_keeps_the_rows_and_tells_where_they_end(rows):
-    idx, last = right_pad(rows, -7, "cpu")
-    assert [line[:end + 1] for line, end in zip(idx.tolist(), last.tolist())] == rows
-    assert (idx == -7).sum() == idx.numel() - sum(map(len, rows))
 
 
 # ---- the sequence that is scored ------------------------------------------------------------
