@@ -14,7 +14,7 @@ while tuning: validation prompts  python evaluate.py --data=data/town/val.jsonl
 
 import math
 import re
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from pathlib import Path
@@ -54,13 +54,9 @@ class Config(Basic):
 
 # ---- the answers ----------------------------------------------------------------------------
 
-@dataclass
-class Answers:
-    """One model's answers; every list has one entry per prompt."""
-    ids: list        # the tokens that the model read
-    replies: list    # the tokens that it wrote
-    texts: list      # the reply as text
-    ended: list      # did the model end the reply itself?
+# One model's answers, a list each: the ids that it read before each of them, the ids that it wrote,
+# these as text, and whether it ended the answer itself.
+Answers = namedtuple("Answers", "ids replies texts ended")
 
 
 # What the pretraining text writes before a question and before an answer.
@@ -272,9 +268,8 @@ def show_reward(board):
         return ", ".join(f"{name} {cell(share)}" for name, share in by_name)
 
     if r := board.get("reward_model"):
-        top = ""
-        if r["accuracy"] and r.get("ceiling"):        # None: was not finite
-            top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
+        known = r["accuracy"] and r.get("ceiling")    # None: was not finite
+        top = f", {r['accuracy'] / known:.1%} of the ceiling {known:.3f}" if known else ""
         print(f"\nreward model: accuracy {cell(r['accuracy'], '{:.3f}')} on {r['pairs']:,} "
               f"held-out pairs{top}\n    predicted and observed preference, by quarter of margin: "
               + shares((cell(b["predicted"]), b["accuracy"]) for b in r["by_margin"]))

@@ -31,13 +31,6 @@ def disturb(model):
 
 # ---- the layer ------------------------------------------------------------------------------
 
-def test_with_b_0_nothing_changes():
-    model = small()
-    before = model(idx())
-    add_lora(model, 3, 16.0)
-    assert torch.equal(model(idx()), before)
-
-
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_layer_is_a_sum_of_outer_products(bias):
     torch.manual_seed(0)
@@ -51,44 +44,32 @@ def test_the_layer_is_a_sum_of_outer_products(bias):
 
 @pytest.mark.parametrize("changes", [{}, dict(bias=True), dict(mlp="swiglu", n_kv_head=1)],
                          ids=["laptop", "biases", "swiglu and fewer keys"])
-def test_merged_is_unmerged(changes):
-    model = small(**changes)
-    names = list(model.state_dict())
-    before = model(idx())
+def test_merged_is_unmerged_a_change_of_rank_r_and_none_where_b_is_0(changes):
+    model, before = small(**changes), small(**changes)
     add_lora(model, 3, 16.0)
+    assert torch.equal(model(idx()), before(idx()))
     disturb(model)
     unmerged = model(idx())
     merge(model)
-    assert list(model.state_dict()) == names
+    assert list(model.state_dict()) == list(before.state_dict())
     assert torch.allclose(model(idx()), unmerged, atol=1e-4)
-    assert not torch.allclose(unmerged, before, atol=1e-2)
+    assert not torch.allclose(unmerged, before(idx()), atol=1e-2)
+    change = model.blocks[1].mlp.fc.weight - before.blocks[1].mlp.fc.weight
+    assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3
 
 
-def test_only_a_and_b_get_gradients_and_both_do():
-    model = small()
-    add_lora(model, 3, 16.0)
-    disturb(model)
-    model(idx(), idx()).backward()
-    for name, p in model.named_parameters():
-        reached = p.grad is not None and bool(p.grad.abs().sum() > 0)
-        assert reached == name.endswith((".A", ".B")), name
-
-
-def test_every_matrix_of_the_blocks_trains_r_weights_per_row_and_column():
+def test_every_matrix_of_the_blocks_learns_r_weights_per_row_and_column_and_nothing_else_does():
     model = small()
     shapes = [p.shape for p in model.blocks.parameters() if p.dim() == 2]
     add_lora(model, 3, 16.0)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert len(shapes) == 8 and trained == 3 * sum(rows + columns for rows, columns in shapes)
-
-
-def test_the_change_has_rank_r():
-    model, before = small(), small()
-    add_lora(model, 3, 16.0)
     disturb(model)
-    merge(model)
-    change = model.blocks[1].mlp.fc.weight - before.blocks[1].mlp.fc.weight
-    assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3
+    model(idx(), idx()).backward()
+    reached = {name: p for name, p in model.named_parameters()
+               if p.grad is not None and p.grad.abs().sum() > 0}
+    assert all(p.requires_grad == (name in reached) == name.endswith((".A", ".B"))
+               for name, p in model.named_parameters())
+    trained = sum(p.numel() for p in reached.values())
+    assert len(shapes) == 8 and trained == 3 * sum(rows + columns for rows, columns in shapes)
 
 
 # ---- what is beside it ----------------------------------------------------------------------

@@ -6,7 +6,6 @@ import itertools
 import json
 import os
 import random
-import runpy
 import subprocess
 import sys
 import time
@@ -339,41 +338,29 @@ def test_for_another_file_or_none_the_error_names_it_and_the_command_to_run(tmp_
 
 # ---- the command line -----------------------------------------------------------------------
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*flags):
-        monkeypatch.setattr(sys, "argv", ["tokenizer.py", *flags])
-        monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-        runpy.run_path(str(ROOT / "tokenizer.py"), run_name="__main__")
-        return capsys.readouterr().out
-    return run
-
-
-def test_show_works_without_any_data(run, tmp_path):
-    shown = run(f"--out={tmp_path}/none.json", "--show=hello\n <|end|>")
+def test_show_works_without_any_data(run_script):
+    _, shown, _ = run_script("tokenizer", "--out=none.json", "--show=hello\n <|end|>")
     pieces = regex.findall(r"\x1b\[30;\d+m(.*?)\x1b\[0m", shown)
     assert len(pieces) == len(shown.split("\x1b[0m")[-1].split()) > 1
     assert "".join(pieces) == "hello\\n <|end|>"
 
 
-def test_show_merges_a_word_step_by_step_until_its_tokens(run, tmp_path):
+def test_show_merges_a_word_step_by_step_until_its_tokens(run_script):
     tok = Tokenizer.train(TEXT, 700, "digits")
-    tok.save(tmp_path / "t.json")
-    *steps, _ = run(f"--out={tmp_path}/t.json", "--show= tokenizers").splitlines()
+    tok.save("t.json")
+    *steps, _ = run_script("tokenizer", "--out=t.json", "--show= tokenizers")[1].splitlines()
     ids = tok.encode(" tokenizers")
     assert steps[-1].split(maxsplit=1)[1] == " ".join(map(tok.show, ids))
     assert len(steps) == 1 + len(" tokenizers") - len(ids)
 
 
-def test_the_command_line_trains_on_a_file(run, tmp_path):
-    (tmp_path / "book.txt").write_text(TEXT, encoding="utf-8")
-    printed = run(f"--data={tmp_path}/book.txt", f"--out={tmp_path}/t.json", "--vocab_size=400")
-    assert "vocabulary       400" in printed
-    assert Tokenizer.load(tmp_path / "t.json").pattern == PATTERNS["digits"]
+def test_the_command_line_trains_on_a_file(run_script):
+    Path("book.txt").write_text(TEXT, encoding="utf-8")
+    status, printed, _ = run_script("tokenizer", "--data=book.txt", "--out=t.json",
+                                    "--vocab_size=400")
+    assert status == 0 and "vocabulary       400" in printed
+    assert Tokenizer.load("t.json").pattern == PATTERNS["digits"]
 
 
-def test_without_the_town_the_error_names_its_command(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        run(f"--out={tmp_path}/t.json")
-    assert "python data/town.py" in capsys.readouterr().err
+def test_without_the_town_the_error_names_its_command(refused):
+    assert "python data/town.py" in refused("tokenizer", "--out=t.json")
