@@ -82,9 +82,9 @@ def has_colours():
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
 
 
-def paint(text, code, colours=None):
+def paint(text, code):
     """The text in a colour or in bold, where there are colours. code: 1 bold, 2 dim, 36 cyan."""
-    return f"\033[{code}m{text}\033[0m" if (has_colours() if colours is None else colours) else text
+    return f"\033[{code}m{text}\033[0m" if has_colours() else text
 
 
 def note(text):

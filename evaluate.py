@@ -14,7 +14,7 @@ while tuning: validation prompts  python evaluate.py --data=data/town/val.jsonl
 
 import math
 import re
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from dataclasses import dataclass
 from itertools import pairwise, repeat
 from pathlib import Path
@@ -54,13 +54,9 @@ class Config(Basic):
 
 # ---- the answers ----------------------------------------------------------------------------
 
-@dataclass
-class Answers:
-    """One model's answers; every list has one entry per prompt."""
-    ids: list        # the tokens that the model read
-    replies: list    # the tokens that it wrote
-    texts: list      # the reply as text
-    ended: list      # did the model end the reply itself?
+# One model's answers, a list each: the ids that it read before each of them, the ids that it wrote,
+# these as text, and whether it ended the answer itself.
+Answers = namedtuple("Answers", "ids replies texts ended")
 
 
 # What the pretraining text writes before a question and before an answer.
@@ -88,8 +84,7 @@ def model_input(model, base, tok, rows, examples, max_new_tokens):
     T = model.config.block_size
     if not base:
         return [prompt_ids(tok, row["prompt"], T, max_new_tokens) for row in rows]
-    room = T - min(max_new_tokens, T // 3)
-    return [few_shot(tok, row, examples, np.random.default_rng(i), room)
+    return [few_shot(tok, row, examples, np.random.default_rng(i), T - min(max_new_tokens, T // 3))
             for i, row in enumerate(rows)]
 
 
@@ -122,13 +117,13 @@ def distinct(texts):
 
 def measure(model, ref_model, tok, answers, rt, config):
     """Length, diversity, entropy; with a ref_model also the KL divergence from it."""
-    logp, count = response_logp(model, tok, answers.ids, answers.replies, rt, config.temperature)
+    written = tok, answers.ids, answers.replies, rt, config.temperature
+    logp, count = response_logp(model, *written)
     result = dict(ended=np.mean(answers.ended), distinct_2=distinct(answers.texts),
                   length=np.mean([len(tok.encode(text)) for text in answers.texts]),
                   entropy=-logp.sum() / max(1, count.sum()))
     if ref_model:
-        ref_logp, _ = response_logp(ref_model, tok, answers.ids, answers.replies, rt,
-                                    config.temperature)
+        ref_logp, _ = response_logp(ref_model, *written)
         result["kl"] = (logp - ref_logp).mean()
     return result
 
@@ -273,9 +268,8 @@ def show_reward(board):
         return ", ".join(f"{name} {cell(share)}" for name, share in by_name)
 
     if r := board.get("reward_model"):
-        top = ""
-        if r["accuracy"] and r.get("ceiling"):        # None: was not finite
-            top = f", {r['accuracy'] / r['ceiling']:.1%} of the ceiling {r['ceiling']:.3f}"
+        known = r["accuracy"] and r.get("ceiling")    # None: was not finite
+        top = f", {r['accuracy'] / known:.1%} of the ceiling {known:.3f}" if known else ""
         print(f"\nreward model: accuracy {cell(r['accuracy'], '{:.3f}')} on {r['pairs']:,} "
               f"held-out pairs{top}\n    predicted and observed preference, by quarter of margin: "
               + shares((cell(b["predicted"]), b["accuracy"]) for b in r["by_margin"]))

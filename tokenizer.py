@@ -7,8 +7,7 @@ Ids: the 256 bytes, then the merges in the order learned, then the special token
 
     python tokenizer.py                                     # learn from the town's text
     python tokenizer.py --data=book.txt --vocab_size=8192   # or from your own
-    python tokenizer.py --show="What is 12 + 30?"           # see its tokens
-    python tokenizer.py --explain=" tokenizer"              # see how a word is merged
+    python tokenizer.py --show="What is 12 + 30?"           # see its words merged, and its tokens
 """
 
 import codecs
@@ -266,8 +265,7 @@ class Config:
     vocab_size: int = 1024           # bytes, merges and special tokens
     pattern: str = "digits"          # one token per digit, for sums; or gpt4, gpt2, your own regex
     out: str = "out/tokenizer.json"  # and out/tokenizer.vocab, for people
-    show: str = ""                   # a text: print its tokens instead of learning
-    explain: str = ""                # a word: print its merges instead of learning
+    show: str = ""                   # a text: print its merges and tokens instead of learning
     debug: bool = False              # show tracebacks
 
 
@@ -275,23 +273,23 @@ if __name__ == "__main__":
     from data.formats import read_texts
 
     config = parse_config(Config, __doc__)
-    if config.show or config.explain:
+    if config.show:
         if Path(config.out).exists():
             tok = Tokenizer.load(config.out)
         else:
             print(f"{config.out} is missing: these tokens were learned from tokenizer.py itself")
             tok = Tokenizer.train(Path(__file__).read_text(encoding="utf-8"), 768)
-        if ids := tok.encode(config.show):
-            colored = (f"\033[30;{46 - i % 2 * 3}m{tok.show(id)[1:-1]}\033[0m"
-                       for i, id in enumerate(ids))
-            print("".join(colored), *ids)
-        for match in tok.split(clean(config.explain)):
+        for match in tok.split(clean(config.show)):
             ids = [tok.byte_ids[byte] for byte in match[0].encode()]
             print(" bytes ", *map(tok.show, ids))
             for pair, new in tok.merges.items():
                 if pair in zip(ids, ids[1:]):
                     ids = replace(ids, pair, new)
                     print(f"{new:>6} ", *map(tok.show, ids))
+        ids = tok.encode(config.show)
+        print(*(f"\033[30;{46 - i % 2 * 3}m{tok.show(id)[1:-1]}\033[0m"
+                for i, id in enumerate(ids)), sep="", end=" ")
+        print(*ids)
     elif config.data == Config.data and not Path("data/town").exists():
         fail("data/town is missing: `python data/town.py` makes it")
     else:
@@ -302,9 +300,7 @@ if __name__ == "__main__":
         sample = islice(read_texts(config.data, Counter()), 0, None, 10)
         sizes = [(len(text.encode()), len(tok.encode(text))) for _, text, _ in sample]
         n_bytes, n_tokens = map(sum, zip(*sizes))
-        learned = [text if len(text) < 40 else text[:38] + "…]"
-                   for text in map(tok.show, tok.merges.values())]
+        learned = map(tok.show, islice(tok.merges.values(), 10))
         print(f"vocabulary       {tok.vocab_size:,}, in {config.out}")
         print(f"bytes per token  {n_bytes / n_tokens:.2f}")
-        print("first merges    ", *learned[:10])
-        print("longest tokens  ", *sorted(learned, key=len)[:-11:-1])
+        print("first merges    ", *learned)

@@ -10,10 +10,9 @@ import torch
 import answer
 import chat
 from checkpoint import load_checkpoint
-from common import Runtime
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score_all
-from tiny import store
+from tiny import ENV, store
 from tokenizer import Tokenizer
 
 TOK = Tokenizer.train("the cat and the dog, 你好", 270)
@@ -64,7 +63,7 @@ def talk(folder, monkeypatch, run_script):
     return talk
 
 
-# the idea --------------------------------------------------------------------
+# ---- the idea -------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("said, room, kept", [
     ("SABCDE", 20, "SABCDE"), ("SABCDE", 19, "SCDE"), ("SABCDE", 13, "SE"), ("ABCDE", 16, "CDE"),
@@ -80,27 +79,20 @@ def test_a_base_model_gets_plain_text():
     assert chat.as_text(TOK, [system("Hi"), user("you")], "?") == [TOK.eot, *TOK.encode("Hi\nyou?")]
 
 
-def pieces(ids):
-    """What is shown of a model that writes these ids. All up to the end are kept."""
-    rt, said = Runtime(chat.Config(device="cpu")), []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat, "stream", lambda *_, **__: (torch.tensor([i]) for i in ids))
-        found = [p for p in chat.answer(None, TOK, [0], rt, chat.Config(), 0, said) if p]
-    assert said == list(ids[:ids.index(TOK.end) + 1] if TOK.end in list(ids) else ids)
-    return found
+@pytest.mark.parametrize("written, shown", [
+    ("é🙂x 你\u3000می\u200cخ👩\u200d👧".encode(), [*"é🙂x 你\u3000می\u200cخ👩\u200d👧"]),
+    (b"\x1b[2J\r\x07", [r"\x1b", "[", "2", "J", r"\r", r"\x07"]),
+    (b"\x9b" + "\x9b\x7f\n\tend".encode(), ["\ufffd", r"\x9b", r"\x7f", "\n", "\t", *"end"])],
+    ids=["a wide space and two joiners", "control characters", "0x9b alone is not UTF-8"])
+def test_text_arrives_in_whole_characters_until_the_end_and_cannot_control_the_terminal(
+        monkeypatch, written, shown):
+    ids, said = [*written, TOK.end, 65], []
+    monkeypatch.setattr(chat, "stream", lambda *_, **__: (torch.tensor([i]) for i in ids))
+    assert [p for p in chat.answer(None, TOK, [0], ENV, chat.Config(), 0, said) if p] == shown
+    assert said == ids[:-1]
 
 
-def test_text_arrives_in_whole_characters_until_the_end():
-    text = "é🙂x 你\u3000می\u200cخ👩\u200d👧"                 # with a wide space and two joiners
-    assert pieces([*text.encode(), TOK.end, 65]) == list(text)
-
-
-def test_a_model_cannot_control_the_terminal():
-    ids = b"\x1b[2Jred\r\x07\x9b" + "\x9b\x7f\n\tend".encode()        # 0x9b alone is not UTF-8
-    assert "".join(pieces(ids)) == r"\x1b[2Jred\r\x07" + "\ufffd" + r"\x9b\x7f" + "\n\tend"
-
-
-# the script ------------------------------------------------------------------
+# ---- the script -----------------------------------------------------------------------------
 
 def test_a_dialogue_goes_on_until_quit_whatever_its_length(talk):
     typed = ["hi", "hi", "/new", "hi", "你好", LONG, *["more"] * 5, "", "/quit", "never read"]
@@ -139,8 +131,7 @@ def test_compare_shows_the_score_of_every_answer(talk, folder):
     reward_model.load_state_dict(load_checkpoint(folder / "scores.pt")["model"].state_dict())
     asked = ["hi"] * 3 + ["ho"] * 3
     answers = [encode_answer(TOK, [user(q)], row[3], 64) for q, row in zip(asked, rows)]
-    rt = Runtime(chat.Config(device="cpu", dtype="float32"))
-    scores = score_all(reward_model, answers, TOK, rt)
+    scores = score_all(reward_model, answers, TOK, ENV)
     assert [float(row[2]) for row in rows] == pytest.approx(scores.tolist(), abs=0.006)
 
 

@@ -16,15 +16,15 @@ import torch
 
 import compare
 import tiny
-from answer import left_pad, respond
+from answer import respond
 from checkpoint import load
-from common import Runtime, safe
-from compare import Config, agreement, ceiling, find_noise, rank
+from common import safe
+from compare import agreement, ceiling, find_noise, rank
 from data.formats import read_comparisons
 from model import GPT, GPTConfig
+from tiny import ENV
 from tools import label
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 GRADES = [6.5, 4.0, 3.5, 3.5, 1.0]
 
 
@@ -33,8 +33,7 @@ def loud(model, seed=0):
     return tiny.loud(model, std=0.3, shift=1, seed=seed)
 
 
-# ---------------------------------------------------------------------------------------------
-# labelers
+# ---- labelers -------------------------------------------------------------------------------
 
 def places(grades, noise, labelers, seed=0):
     """The place that each of many labelers gives each answer: (labelers, answers)."""
@@ -82,14 +81,7 @@ def test_the_ceiling_is_how_often_the_true_order_and_a_labelers_agree():
     assert ceiling(differences / 2.0) == pytest.approx(np.mean(right), abs=0.01)
 
 
-# ---------------------------------------------------------------------------------------------
-# answers
-
-def test_left_padding_puts_the_last_tokens_under_each_other():
-    idx, mask = left_pad([[1, 2, 3], [4], [5, 6]], 9, "cpu")
-    assert idx.tolist() == [[1, 2, 3], [9, 9, 4], [9, 5, 6]]
-    assert mask.tolist() == [[1, 1, 1], [0, 0, 1], [0, 1, 1]]
-
+# ---- answers --------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def model(tiny_tokenizer):
@@ -106,31 +98,19 @@ def prompts():
     return [[dict(role="user", content=" ".join(rng.choices(bag, k=k % 9 + 1)))] for k in range(24)]
 
 
-def by_hand(model, tok, prompt, n):
-    """The likeliest token again and again, each from a whole forward pass."""
-    ids = tok.encode_chat(prompt, reply=True)[0]
-    answer = []
-    while len(answer) < n and tok.end not in answer:
-        answer.append(model(torch.tensor([ids + answer]))[0, -1].argmax().item())
-    ended = tok.end in answer
-    return tok.decode(answer[:-1] if ended else answer), ended
-
-
 def test_greedy_answers_are_those_of_one_prompt_at_a_time(model, tiny_tokenizer, prompts):
-    expected = [by_hand(model, tiny_tokenizer, prompt, 12) for prompt in prompts]
+    tok, expected = tiny_tokenizer, []
+    for prompt in prompts:
+        said = tiny.greedy(model, tok.encode_chat(prompt, reply=True)[0], 12, [tok.end])
+        expected.append((tok.decode(said).removesuffix("<|end|>"), tok.end in said))
     assert len(set(expected)) > 4 and {ended for _, ended in expected} == {True, False}
-    assert respond(model, tiny_tokenizer, prompts, ENV, 12, temperature=0, batch_size=7) == expected
+    assert respond(model, tok, prompts, ENV, 12, temperature=0, batch_size=7) == expected
 
 
-def test_the_same_seed_gives_the_same_answers_and_another_others(model, tiny_tokenizer, prompts):
-    first, again, other = (respond(model, tiny_tokenizer, prompts, ENV, 12, seed=seed)
-                           for seed in (0, 0, 1))
-    assert first == again != other
-
-
-def test_one_prompt_asked_twice_is_answered_in_two_ways(model, tiny_tokenizer, prompts):
-    answers = respond(model, tiny_tokenizer, [prompts[3]] * 20, ENV, 12, batch_size=5)
-    assert len(set(answers)) > 10
+def test_one_prompt_is_answered_in_many_ways_which_the_seed_fixes(model, tiny_tokenizer, prompts):
+    first, again, other = (respond(model, tiny_tokenizer, [prompts[3]] * 20, ENV, 12, batch_size=5,
+                                   seed=seed) for seed in (0, 0, 1))
+    assert first == again != other and len(set(first)) > 10
 
 
 def test_of_a_prompt_that_is_too_long_the_end_is_read(model, tiny_tokenizer):
@@ -141,8 +121,7 @@ def test_of_a_prompt_that_is_too_long_the_end_is_read(model, tiny_tokenizer):
     assert first == second and first[0]
 
 
-# ---------------------------------------------------------------------------------------------
-# the script
+# ---- the script -----------------------------------------------------------------------------
 
 def test_answers_that_differ_by_a_space_are_one_answer():
     """As for the reader of what compare.py writes, which therefore drops none of its rows."""
@@ -181,8 +160,7 @@ def test_a_labeler_that_fails_is_told_after_the_first_answers_not_after_all(
     assert not (folder / "a.state").exists()          # it is saved after 8 of 96 answers
 
 
-# ---------------------------------------------------------------------------------------------
-# labels by hand: with --k=2 the answers are two, or nobody is asked
+# ---- labels by hand: with --k=2 the answers are two, or nobody is asked ---------------------
 
 HUMAN = ("--data=prompts.jsonl --init=sft.pt --k=2 --max_new_tokens=8 --out=mine.jsonl "
          "--dtype=float32").split()

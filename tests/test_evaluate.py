@@ -9,33 +9,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 import evaluate
 import tiny
 from answer import complete, response_logp
-from common import Runtime
 from data import town
 from data.formats import is_held_out, read_comparisons, read_prompts
 from evaluate import best_of, compared, distinct, examine_reward, first_line, groups_of, interval
 from lab.seeds import show
-from model import GPT, GPTConfig, ScalarGPT
+from model import ScalarGPT
 from reward import encode_answer, score
-from rlhf_ppo import Config
-from tiny import loud
+from tiny import ENV, logp_by_hand
 from tokenizer import Tokenizer
-
-RT = Runtime(Config(device="cpu", dtype="float32"))
-
-
-@pytest.fixture(scope="module")
-def config(tiny_tokenizer):
-    return GPTConfig(block_size=64, vocab_size=tiny_tokenizer.vocab_size, n_layer=2, n_embd=32)
-
-
-@pytest.fixture(scope="module")
-def reward_model(config):
-    return loud(ScalarGPT(config))
 
 
 def test_the_interval_of_groups_is_that_of_a_bootstrap_written_out():
@@ -83,19 +68,15 @@ def test_the_kl_of_best_of_n_is_that_of_its_distribution():
         (p * np.log(p * N)).sum(), abs=1e-4)
 
 
-def test_log_probabilities_of_answers_equal_a_loop_over_tokens(config, tiny_tokenizer):
-    tok, model = tiny_tokenizer, loud(GPT(config))
+def test_log_probabilities_of_answers_equal_a_loop_over_tokens(tiny_tokenizer):
+    tok, model = tiny_tokenizer, tiny.model(tiny_tokenizer.vocab_size, block_size=64)
     prompts = [[dict(role="user", content=t)] for t in ("Who?", "What is 12 + 30?", "Ada lives")]
     # tokens as sampled, which encoding their text may not give: 42 as two tokens, half an emoji
     replies = [tok.encode("Ada Ashton") + [tok.end], list(b"42"), [0xf0, 0x9f], [tok.end], []]
     ids = [tok.encode_chat(p, reply=True)[0] for p in prompts + prompts[:2]]
-    total, count = response_logp(model, tok, ids, replies, RT, temperature=0.7, batch_size=2)
-    for i, reply in enumerate(replies):
-        expected = 0.0
-        for t in range(len(reply)):
-            logits = model(torch.tensor([ids[i] + reply[:t]]))[0, -1]
-            expected += F.log_softmax(logits / 0.7, -1)[reply[t]].item()
-        assert total[i] == pytest.approx(expected, abs=1e-4) and count[i] == len(reply)
+    total, count = response_logp(model, tok, ids, replies, ENV, temperature=0.7, batch_size=2)
+    expected = [sum(logp_by_hand(model, *pair, 0.7)) for pair in zip(ids, replies)]
+    assert total == pytest.approx(expected, abs=1e-4) and count.tolist() == [*map(len, replies)]
 
 
 def test_a_base_models_answer_ends_at_the_first_line_break(tiny_tokenizer):
@@ -105,8 +86,9 @@ def test_a_base_models_answer_ends_at_the_first_line_break(tiny_tokenizer):
     assert first_line(tok, ids[:3]) == ids[:3]
 
 
-def test_the_reward_model_is_examined_pair_by_pair(reward_model, tiny_tokenizer):
+def test_the_reward_model_is_examined_pair_by_pair(tiny_tokenizer):
     rng, rows = random.Random(0), []
+    reward_model = tiny.model(tiny_tokenizer.vocab_size, ScalarGPT, block_size=64)
     for i, noise in enumerate((0.5, 2.0) * 10):       # two rounds of comparisons
         texts = list({" ".join(rng.choices("Ada cat fox 42 Mill".split(), k=rng.randint(1, 6)))
                       for _ in range(4)})
@@ -116,14 +98,14 @@ def test_the_reward_model_is_examined_pair_by_pair(reward_model, tiny_tokenizer)
     right, allowed, longer, kinds = [], [], [], []
     for row in rows:
         ids = [encode_answer(tiny_tokenizer, row["prompt"], t, 64) for t in row["responses"]]
-        scores = [score(reward_model, [i], tiny_tokenizer, RT).item() for i in ids]
+        scores = [score(reward_model, [i], tiny_tokenizer, ENV).item() for i in ids]
         for a, b in combinations(range(len(ids)), 2):
             right.append(scores[a] > scores[b])
             longer.append(len(ids[a]) > len(ids[b]))
             kinds.append(row["kind"])
             gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
             allowed.append(1 / (1 + math.exp(-gap)))
-    found = examine_reward(reward_model, tiny_tokenizer, rows, RT)
+    found = examine_reward(reward_model, tiny_tokenizer, rows, ENV)
     assert found["pairs"] == len(right) and found["accuracy"] == pytest.approx(np.mean(right))
     assert found["ceiling"] == pytest.approx(np.mean(allowed))
     assert found["by_length"]["longer was preferred"] == pytest.approx(
@@ -156,7 +138,7 @@ def test_each_quarter_of_the_margins_has_what_is_predicted_and_what_was_observed
                          for t in texts)
         pairs.append((first - second).item() * (1 if rows[-1]["ranks"] == [0, 1] else -1))
     pairs.sort(key=abs)
-    found = examine_reward(judge, tiny_tokenizer, rows, RT, std=0.6)["by_margin"]
+    found = examine_reward(judge, tiny_tokenizer, rows, ENV, std=0.6)["by_margin"]
     assert len(found) == 4 and 0.2 < np.mean([m > 0 for m in pairs]) < 0.8
     for quarter, start in zip(found, range(0, 40, 10)):
         mine = pairs[start:start + 10]
@@ -197,10 +179,10 @@ def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer
     ids = [tok.encode_chat(p, reply=True)[0] for p in prompts]
     models, reward = names["models"], names["reward"]
     for name in ("sft", "ppo"):
-        greedy, sampled = (complete(models[name], tok, ids, RT, 6, t) for t in (0, 0.9))
+        greedy, sampled = (complete(models[name], tok, ids, ENV, 6, t) for t in (0, 0.9))
         texts = [[tok.decode([i for i in reply if i != tok.end]) for reply in replies]
                  for replies in (greedy, sampled)]
-        logp, ref_logp = (response_logp(models[m], tok, ids, sampled, RT, 0.9)[0]
+        logp, ref_logp = (response_logp(models[m], tok, ids, sampled, ENV, 0.9)[0]
                           for m in (name, "sft"))
         first, second = ([verdict["judge"](p, t) for p, t in zip(prompts, said)] for said in texts)
         got, grades = board["models"][name], [v["grade"] for v in second]
@@ -209,7 +191,7 @@ def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer
         assert got.get("kl", 0) == pytest.approx(np.mean(logp - ref_logp), abs=1e-4)
         assert got["entropy"] == pytest.approx(-logp.sum() / sum(map(len, sampled)), rel=1e-4)
         assert got["score"] == pytest.approx(np.mean(
-            [score(reward, [encode_answer(tok, p, t, 32)], tok, RT).item()
+            [score(reward, [encode_answer(tok, p, t, 32)], tok, ENV).item()
              for p, t in zip(prompts, texts[1])]), abs=1e-4)
         for k, kind in enumerate("ab"):
             assert got["by_kind"][kind] == pytest.approx(dict(
@@ -223,7 +205,7 @@ def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer
               if is_held_out(row["prompt"], 0.3)]
     assert 5 < len(unseen) < 40
     assert board["reward_model"] == json.loads(json.dumps(examine_reward(
-        reward, tok, unseen, RT, 0.5), default=float))
+        reward, tok, unseen, ENV, 0.5), default=float))
 
 
 @pytest.mark.parametrize("flag", ["--text=none", "--comparisons=length.py", "--contrasts=length.py",

@@ -5,28 +5,16 @@ import torch
 
 import tiny
 from answer import answer_text
-from common import Runtime
 from lessons.best_of_n import Config, best_answers
-from model import GPT, GPTConfig
+from tiny import ENV
 
-RT = Runtime(Config(device="cpu", dtype="float32"))
 FLAGS = ("--data=prompts.jsonl --init=sft.pt --watch=length.py:longer --batch_size=8 --best_of=4 "
          "--minibatch=4 --max_new_tokens=6 --n_eval=4").split()
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    return tiny.build(tmp_path_factory.mktemp("best"), tiny_tokenizer)
-
-
-@pytest.fixture(scope="module")
 def policy(tiny_tokenizer):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=48, vocab_size=tiny_tokenizer.vocab_size, n_layer=1,
-                          n_embd=32))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model
+    return tiny.model(tiny_tokenizer.vocab_size)
 
 
 def letters(prompts, texts):
@@ -43,7 +31,7 @@ def rows(tok, n):
 def test_the_kept_answer_is_the_one_with_the_highest_score(policy, tiny_tokenizer):
     asked = rows(tiny_tokenizer, 9)
     config = Config(best_of=5, max_new_tokens=4, missing_end=0)
-    best, scores, _ = best_answers(policy, letters, asked, 0, tiny_tokenizer, RT, config)
+    best, scores, _ = best_answers(policy, letters, asked, 0, tiny_tokenizer, ENV, config)
     texts = [answer_text(tiny_tokenizer, reply) for reply in best]
     assert scores.shape == (9, 5) and len(scores.unique()) > 20
     assert letters([r["prompt"] for r in asked], texts) == pytest.approx(scores.amax(1).tolist())
@@ -64,7 +52,7 @@ def test_the_score_of_the_best_of_n_is_that_of_the_closed_form(policy, tiny_toke
     chance = (below ** n).diff()
     mean = (chance * values).sum()
     error = ((chance * (values - mean) ** 2).sum() / many).sqrt()
-    _, scores, _ = best_answers(policy, letters, asked, 0, tok, RT, config)
+    _, scores, _ = best_answers(policy, letters, asked, 0, tok, ENV, config)
     assert abs(scores.amax(1).mean() - mean) < 4 * error
     assert mean - (p[order] * values).sum() > 8 * error                # not one sample's
 
@@ -72,29 +60,13 @@ def test_the_score_of_the_best_of_n_is_that_of_the_closed_form(policy, tiny_toke
 def test_an_answer_without_an_end_scores_less(policy, tiny_tokenizer):
     asked, plain = rows(tiny_tokenizer, 8), dict(best_of=4, max_new_tokens=3)
     (_, free, _), (_, paid, _) = (
-        best_answers(policy, letters, asked, 0, tiny_tokenizer, RT, Config(**plain, missing_end=m))
+        best_answers(policy, letters, asked, 0, tiny_tokenizer, ENV, Config(**plain, missing_end=m))
         for m in (0, 2))
     assert set((free - paid).round(decimals=3).flatten().tolist()) == {2.0}
 
 
 def test_one_answer_scores_more_after_every_round(folder):
-    status, _ = tiny.run(folder, "lessons/best_of_n", *FLAGS, "--reward=length.py:longer",
-                         "--batch_size=32", "--best_of=8", "--steps=10", "--lr=2e-2",
-                         "--out=longer.pt")
-    assert status == 0
-    log = [row for row in tiny.read_log(folder / "longer.jsonl") if "split" in row]
+    log = tiny.watched(folder, "best_of_n", *FLAGS, "--reward=length.py:longer",
+                       "--batch_size=32", "--best_of=8", "--steps=10", "--lr=2e-2")
     assert log[0]["kl"] == 0 and log[-1]["kl"] > 0
     assert log[-1]["score"] > log[0]["score"] + 0.5
-
-
-def test_an_interrupted_run_ends_with_the_same_weights(folder):
-    assert tiny.ends_alike(folder, "best_of_n", 2, *FLAGS, "--reward=reward.pt", "--steps=3")[
-        "stage"] == "ppo"
-
-
-@pytest.mark.parametrize("flag", ["--best_of=1", "--minibatch=3", "--temperature=0",
-                                  "--reward=sft.pt"])
-def test_a_flag_that_can_not_work_is_refused_in_one_line(folder, flag, capsys):
-    assert tiny.run(folder, "lessons/best_of_n", *FLAGS, flag, "--out=refused.pt")[0] == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and not (folder / "refused.pt").exists()

@@ -8,12 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import tiny
-from common import Runtime
 from lessons import calculator
-from lessons.calculator import Config, answer, demonstrations, encode_call, held_out_sums, result
+from lessons.calculator import answer, demonstrations, encode_call, held_out_sums, result
+from tiny import ENV
 
-RT = Runtime(Config(device="cpu", dtype="float32"))
 FLAGS = ("--data=sft.jsonl --text=text.jsonl --ptx=0.25 --init=sft.pt --n_demos=60 --n_eval=4 "
          "--batch_size=4 --warmup=2 --max_new_tokens=30 --steps=4").split()
 
@@ -29,15 +27,11 @@ def by_hand(text):
 
 
 def test_every_call_gives_pythons_sum():
+    """With leading zeros, and of the largest numbers, too."""
     rng = random.Random(0)
-    for _ in range(500):
-        x, y = (rng.randrange(10 ** rng.randint(1, 9)) for _ in "xy")
-        assert result(f"Let me see! <call>{x}+{y}=") == f"{x + y}</call>"
-
-
-def test_leading_zeros_and_the_largest_numbers_are_sums_too():
-    assert result("<call>007+08=") == "15</call>"
-    assert result("<call>999999999+999999999=") == "1999999998</call>"
+    numbers = [[str(rng.randrange(10 ** rng.randint(1, 9))) for _ in "xy"] for _ in range(500)]
+    for x, y in [*numbers, ("007", "08"), ("9" * 9, "9" * 9)]:
+        assert result(f"Let me see! <call>{x}+{y}=") == f"{int(x) + int(y)}</call>"
 
 
 HOSTILE = [
@@ -75,8 +69,7 @@ def test_the_lesson_evaluates_no_code():
     assert not names & {"eval", "exec", "compile", "__import__", "literal_eval", "getattr"}
 
 
-# ---------------------------------------------------------------------------------------------
-# a model that follows a script
+# ---- a model that follows a script ----------------------------------------------------------
 
 class Scripted:
     """Continues each reply as says(reply so far) tells, token by token, then <|end|>."""
@@ -110,7 +103,7 @@ def scripted(monkeypatch):
 def reply(tok, says, question="What is 1 + 2?", max_new_tokens=60, max_calls=2):
     prompt = tok.encode_chat(question, reply=True)[0]
     model = Scripted(tok, prompt, says)
-    text, = answer(model, tok, [prompt], RT, max_new_tokens, max_calls)
+    text, = answer(model, tok, [prompt], ENV, max_new_tokens, max_calls)
     return text, model
 
 
@@ -127,22 +120,17 @@ def script(*parts):
     return says
 
 
-def test_the_model_goes_on_after_the_programs_result(tiny_tokenizer):
-    text, model = reply(tiny_tokenizer, script("<call>12+30=", " 12 + 30 = 42."))
-    assert text == "<call>12+30=42</call> 12 + 30 = 42."
-    assert model.calls == 2
-
-
-def test_two_calls_are_answered_and_a_third_stays_text(tiny_tokenizer):
-    text, _ = reply(tiny_tokenizer, script("<call>1+2=", "<call>3+4=", "<call>5+6="))
-    assert text == "<call>1+2=3</call><call>3+4=7</call><call>5+6="
-
-
-@pytest.mark.parametrize("said", ["<call>1-2=3.", "<call>1+2 = 3", "No call = no result.",
-                                  "<call>1+2", "a=b=c=d"])
-def test_malformed_calls_end_as_plain_text(tiny_tokenizer, said):
-    text, _ = reply(tiny_tokenizer, lambda done: said[len(done):])
-    assert text == said
+@pytest.mark.parametrize("parts, calls, expected", [
+    (["<call>12+30=", " 12 + 30 = 42."], 2, "<call>12+30=42</call> 12 + 30 = 42."),
+    (["<call>1+2=", "<call>3+4=", "<call>5+6="], 3,
+     "<call>1+2=3</call><call>3+4=7</call><call>5+6="),
+    *(([said], None, said) for said in ("<call>1-2=3.", "<call>1+2 = 3", "No call = no result.",
+                                        "<call>1+2", "a=b=c=d"))],
+    ids=lambda value: value if isinstance(value, str) else "")
+def test_the_model_goes_on_after_two_results_and_what_is_no_call_or_a_third_stays_text(
+        tiny_tokenizer, parts, calls, expected):
+    text, model = reply(tiny_tokenizer, script(*parts))
+    assert text == expected and model.calls == (calls or model.calls)
 
 
 @pytest.mark.parametrize("max_calls", [0, 1, 3])
@@ -160,8 +148,7 @@ def test_a_call_that_the_user_wrote_is_not_computed(tiny_tokenizer):
     assert text == "=3."
 
 
-# ---------------------------------------------------------------------------------------------
-# what is learned
+# ---- what is learned ------------------------------------------------------------------------
 
 def test_the_mask_is_0_on_the_question_and_on_what_the_program_adds(tiny_tokenizer):
     tok = tiny_tokenizer
@@ -187,7 +174,7 @@ def test_a_model_that_has_learned_a_demonstration_repeats_its_tokens(tiny_tokeni
             end = next(i for i in range(len(seen), len(ids)) if ids[i] in stop)
             return torch.tensor([ids[:end + 1]])
 
-    text, = answer(Learned(tok, prompt, None), tok, [prompt], RT, 60, 2)
+    text, = answer(Learned(tok, prompt, None), tok, [prompt], ENV, 60, 2)
     assert text == "<call>7+88=95</call> 7 + 88 = 95."
 
 
@@ -199,19 +186,3 @@ def test_no_held_out_sum_is_demonstrated_in_either_order():
     assert not {(x, y) for _, x, y in found} & (pairs | {(y, x) for x, y in pairs})
     assert all(f"{x} + {y}" in question and x < 1000 > y for question, x, y in found)
     assert all(len(str(n)) == digits for digits, part in held_out.items() for p in part for n in p)
-
-
-# ---------------------------------------------------------------------------------------------
-# the script
-
-@pytest.fixture(scope="module")
-def folder(folder, tiny_tokenizer):
-    tiny.save(folder / "sft.pt", "sft", tiny_tokenizer, block_size=128)
-    return folder
-
-
-def test_an_interrupted_run_ends_with_the_same_weights_and_table(folder, capsys):
-    whole = tiny.ends_alike(folder, "calculator", 2, *FLAGS)
-    assert "calls, computed by the program" in capsys.readouterr().out
-    assert whole["stage"] == "sft"
-    assert all(list(right) == [2, 3, 4] for right in whole["metrics"]["table"].values())

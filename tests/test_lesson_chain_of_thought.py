@@ -1,11 +1,7 @@
 import random
-import shutil
 
 import pytest
-import torch
 
-import tiny
-from checkpoint import load_checkpoint
 from lessons.chain_of_thought import (Config, at_once, by_steps, demonstration, draw, next_batch,
                                       result, vote)
 
@@ -18,8 +14,7 @@ def some_numbers(n=200, held_out=False):
     return [draw(rng, 2 + i % 4, held_out) for i in range(n)]
 
 
-# ---------------------------------------------------------------------------------------------
-# questions and answers
+# ---- questions and answers ------------------------------------------------------------------
 
 @pytest.mark.parametrize("write", [at_once, by_steps])
 def test_every_equation_that_is_written_is_true(write):
@@ -57,8 +52,7 @@ def test_no_question_of_the_test_has_the_numbers_of_a_demonstration_in_any_order
     assert len(learned) > 300 and len(asked) > 100 and not learned & asked
 
 
-# ---------------------------------------------------------------------------------------------
-# equal tokens
+# ---- equal tokens ---------------------------------------------------------------------------
 
 @pytest.mark.parametrize("write", [at_once, by_steps])
 def test_every_batch_has_exactly_so_many_tokens_to_learn_from(tiny_tokenizer, write):
@@ -91,8 +85,7 @@ def test_both_models_are_asked_the_same(tiny_tokenizer):
     assert len(set(map(tuple, questions))) > 40
 
 
-# ---------------------------------------------------------------------------------------------
-# voting
+# ---- voting ---------------------------------------------------------------------------------
 
 def test_a_vote_equals_counting():
     rng = random.Random(0)
@@ -106,38 +99,3 @@ def test_a_vote_equals_counting():
 
 def test_of_equally_frequent_results_the_first_wins():
     assert vote([None, 5, 4, 4, 5, None, None]) == 5
-
-
-# ---------------------------------------------------------------------------------------------
-# the script
-
-@pytest.fixture(scope="module")
-def folder(chain, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cot")
-    (folder / "out").mkdir()
-    shutil.copy(chain / "out/sft.pt", folder / "out")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def printed(folder):
-    """The lines of a run that nothing interrupts."""
-    return tiny.printed(folder, "lessons/chain_of_thought", *FLAGS, "--out=whole.pt")
-
-
-def test_it_ends_with_a_table_and_a_checkpoint_that_chat_takes(folder, printed):
-    assert [line.count("[") for line in printed[-8:-1]] == [2] * 7
-    ckpt = load_checkpoint(folder / "whole.pt", "sft")
-    assert [entry["stage"] for entry in ckpt["history"]] == ["pretrain", "sft", "sft"]
-    assert tiny.run(folder, "chat", "--temperature=0", "--prompt=What is 2 + 3 + 4?",
-                    "--compare=whole.pt")[0] == 0
-
-
-def test_an_interrupted_run_ends_with_the_same_weights_and_figures(folder, printed):
-    steps = (3, 6, 10, 12)                            # within a model, and where one ends
-    ends, most = tiny.often_interrupted(folder, "lessons/chain_of_thought", steps, *FLAGS,
-                                        "--out=parts.pt")
-    assert ends == [130] * 4 + [0] and most == 1
-    whole, parts = (torch.load(folder / f"{name}.pt", weights_only=True)
-                    for name in ("whole", "parts"))
-    assert tiny.equal(whole["model"], parts["model"]) and whole["metrics"] == parts["metrics"]

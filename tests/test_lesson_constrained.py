@@ -10,13 +10,11 @@ import torch
 import tiny
 from answer import generate
 from checkpoint import load_checkpoint
-from common import Runtime
 from data.town import VALUES, World
-from lessons.constrained import Config, allowed, check, sentence_form, trie, walk, word_form, write
-from model import GPT, GPTConfig
+from lessons.constrained import allowed, check, sentence_form, trie, walk, word_form, write
+from tiny import ENV
 from tokenizer import Tokenizer
 
-RT = Runtime(Config(device="cpu", dtype="float32"))
 FLAGS = ("--text=text.jsonl --init=sft.pt --n_demos=50 --batch_size=4 --warmup=2 --eval_every=2 "
          "--n_eval=12 --max_new_tokens=4").split()
 
@@ -32,12 +30,8 @@ def json_tokenizer():
     return tok
 
 
-def random_model(tok, block_size=80):
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=1, n_embd=32))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.5)
-    return model
+def random_model(tok):
+    return tiny.model(tok.vocab_size, block_size=80)
 
 
 def two_values():
@@ -119,7 +113,7 @@ def test_a_trie_goes_on_into_another_one_and_ends():
 def test_what_a_random_model_writes_under_the_mask_is_allowed(json_tokenizer, temperature):
     tok, (root, strings) = json_tokenizer, two_values()
     prompts = [tok.encode_chat(text, reply=True)[0] for text in ("Hi", "Ada", "Who are you?")] * 4
-    texts = write(random_model(tok), tok, prompts, [root] * 12, RT, 50, temperature)
+    texts = write(random_model(tok), tok, prompts, [root] * 12, ENV, 50, temperature)
     assert set(texts) <= set(strings)
     assert temperature == 0 or len(set(texts)) > 1
 
@@ -128,18 +122,18 @@ def test_under_the_mask_probabilities_are_the_models_divided_by_what_is_allowed(
     tok, model = tiny_tokenizer, random_model(tiny_tokenizer)
     root = trie(["a", "b", "c"], {})
     prompt = tok.encode_chat("Hi", reply=True)[0]
-    texts = write(model, tok, [prompt] * 4000, [root] * 4000, RT, 1, 1.0)
-    logits = model.eval()(torch.tensor([prompt]))[0, -1]
+    texts = write(model, tok, [prompt] * 4000, [root] * 4000, ENV, 1, 1.0)
+    logits = model(torch.tensor([prompt]))[0, -1]
     p = logits[[tok.ranks[byte] for byte in (b"a", b"b", b"c")]].softmax(0)
     shares = torch.tensor([texts.count(text) / 4000 for text in "abc"])
     assert 0.02 < p.max() < 0.999 and torch.allclose(shares, p, atol=0.04)
 
 
 def test_without_a_mask_it_writes_what_generate_writes_each_row_by_itself(tiny_tokenizer):
-    tok, model = tiny_tokenizer, random_model(tiny_tokenizer).eval()
+    tok, model = tiny_tokenizer, random_model(tiny_tokenizer)
     prompts = [tok.encode_chat(text, reply=True)[0] for text in ("Hi", "Who lives here?", "Ada")]
     forms = [None, trie(["yes", "no"], {}), None]
-    texts = write(model, tok, prompts, forms, RT, 8)
+    texts = write(model, tok, prompts, forms, ENV, 8)
     assert texts[1] in ("yes", "no")
     for i in (0, 2):
         ids = generate(model, torch.tensor([prompts[i]]), 8, temperature=0, stop=[tok.end])[0]
@@ -168,21 +162,10 @@ def test_only_what_is_in_the_form_is_valid_and_only_the_truth_is_right():
         assert check(text, shape, name, "job", question, facts) == expected, text
 
 
-# ---------------------------------------------------------------------------------------------
-# the script
+# ---- the script -----------------------------------------------------------------------------
 
-@pytest.fixture(scope="module")
-def folder(folder, tiny_tokenizer):
+def test_the_mask_makes_every_answer_of_an_untrained_model_valid(folder, tiny_tokenizer, capsys):
     tiny.save(folder / "sft.pt", "sft", tiny_tokenizer, block_size=128)
-    return folder
-
-
-def test_an_interrupted_run_ends_with_the_same_weights_and_table(folder):
-    whole = tiny.ends_alike(folder, "constrained", 2, *FLAGS, "--steps=3")
-    assert whole["stage"] == "sft" and list(whole["metrics"]["table"]) == [0, 2, 3]
-
-
-def test_the_mask_makes_every_answer_of_an_untrained_model_valid(folder, capsys):
     status, _ = tiny.run(folder, "lessons/constrained", *FLAGS[:-1], "--max_new_tokens=64",
                          "--steps=1", "--out=valid.pt")
     assert status == 0

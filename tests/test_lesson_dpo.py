@@ -8,12 +8,10 @@ import pytest
 import torch
 
 import tiny
-from common import Runtime
-from lessons.dpo import Config, answer_logp, dpo_loss
-from model import GPT, GPTConfig
+from lessons.dpo import answer_logp, dpo_loss
 from reward import encode_answer
+from tiny import ENV, logp_by_hand
 
-RT = Runtime(Config(device="cpu", dtype="float32"))
 FLAGS = ("--data=comparisons.jsonl --prompts=prompts.jsonl --init=sft.pt --watch=length.py:longer "
          "--batch_size=4 --warmup=2 --eval_every=4 --n_eval=2 --max_new_tokens=6").split()
 
@@ -72,36 +70,20 @@ def test_on_a_bandit_the_minimum_is_the_policy_that_ppo_looks_for():
 
 
 def test_the_log_probability_of_an_answer_counts_its_tokens_and_no_others(tiny_tokenizer):
-    tok, temperature = tiny_tokenizer, 0.7
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=48, vocab_size=tok.vocab_size, n_layer=2, n_embd=32))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
+    tok, model = tiny_tokenizer, tiny.model(tiny_tokenizer.vocab_size)
     prompt = [dict(role="user", content="Hi"), dict(role="assistant", content="Yes"),
               dict(role="user", content="Who lives on Mill Street?")]
     rows = [encode_answer(tok, prompt, text, 48) for text in ("Ada", "", "Ada Ashton. A cat.")]
-    found = answer_logp(model, rows, tok, RT, temperature)
     asked = len(tok.encode_chat(prompt, reply=True)[0])
-    for ids, logp in zip(rows, found.tolist()):
-        total = 0.0
-        for t in range(asked, len(ids)):              # one by one, without padding
-            logits = model(torch.tensor([ids[:t]]))
-            total += (logits[0, -1] / temperature).log_softmax(0)[ids[t]].item()
-        assert logp == pytest.approx(total, abs=1e-3)
+    expected = [sum(logp_by_hand(model, ids[:asked], ids[asked:], 0.7)) for ids in rows]
+    assert answer_logp(model, rows, tok, ENV, 0.7).tolist() == pytest.approx(expected, abs=1e-3)
 
 
 def test_it_learns_to_order_answers_to_prompts_that_it_has_not_seen(folder):
-    status, _ = tiny.run(folder, "lessons/dpo", *FLAGS, "--steps=60", "--lr=1e-2",
-                         "--out=learned.pt")
-    assert status == 0
-    log = [row for row in tiny.read_log(folder / "learned.jsonl") if "split" in row]
+    log = tiny.watched(folder, "dpo", *FLAGS, "--steps=60", "--lr=1e-2")
     assert log[0]["val_loss"] == pytest.approx(math.log(2), abs=1e-4) and log[0]["kl"] == 0
     assert log[-1]["val_accuracy"] > 0.9 and log[-1]["val_loss"] < 0.5
     assert log[-1]["better"] > log[-1]["worse"]
-
-
-def test_an_interrupted_run_ends_with_the_same_weights(folder):
-    assert tiny.ends_alike(folder, "dpo", 3, *FLAGS, "--steps=6")["stage"] == "ppo"
 
 
 def test_the_scoreboard_takes_the_result(folder):
@@ -110,10 +92,3 @@ def test_the_scoreboard_takes_the_result(folder):
     assert tiny.run(folder, "evaluate", "--models=sft.pt,short.pt", "--data=prompts.jsonl",
                     "--reward=", "--judge=", "--text=", "--out=board.json")[0] == 0
     assert json.loads((folder / "board.json").read_text())["models"]["short"]["kl"] > 0
-
-
-@pytest.mark.parametrize("flag", ["--beta=0", "--temperature=0", "--batch_size=400"])
-def test_a_flag_that_can_not_work_is_refused_in_one_line(folder, flag, capsys):
-    assert tiny.run(folder, "lessons/dpo", *FLAGS, flag, "--out=refused.pt")[0] == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and not (folder / "refused.pt").exists()

@@ -12,8 +12,7 @@ from lessons.few_shot import choose, document, share_right
 PAIRS = [(f"What is {k} + 1?", f"{k} + 1 = {k + 1}.") for k in range(6)]
 
 
-# ---------------------------------------------------------------------------------------------
-# the prompt
+# ---- the prompt -----------------------------------------------------------------------------
 
 def test_a_thread_looks_like_the_forum():
     assert document("thread", PAIRS[2:4], "What is 7 + 1?") == """\
@@ -46,8 +45,7 @@ def test_examples_are_different_and_never_the_question_itself():
     assert min(seen.values()) > 80                    # of 120 expected
 
 
-# ---------------------------------------------------------------------------------------------
-# the table
+# ---- the table ------------------------------------------------------------------------------
 
 def test_the_share_is_that_of_the_kind():
     rows = [dict(kind=kind, prompt=[dict(role="user", content=question)]) for kind, question in (

@@ -7,18 +7,14 @@ import torch
 
 import tiny
 from answer import answer_mask, right_pad
-from common import Runtime
 from lessons.grpo import Config, group_advantages, grpo_loss, token_logps, token_weights
-from model import GPT, GPTConfig
+from tiny import ENV, close, logp_by_hand
 
-RT = Runtime(Config(device="cpu", dtype="float32"))
 FLAGS = ("--data=prompts.jsonl --init=sft.pt --watch=length.py:longer --batch_size=16 --k=4 "
          "--minibatch=8 --max_new_tokens=6 --eval_every=2 --n_eval=4").split()
-OWN = "--reward=length.py:longer"
 
 
-# ---------------------------------------------------------------------------------------------
-# advantages
+# ---- advantages -----------------------------------------------------------------------------
 
 def test_an_advantage_is_the_distance_from_the_mean_of_the_group_in_standard_deviations():
     torch.manual_seed(0)
@@ -46,8 +42,7 @@ def test_the_weights_of_an_answers_tokens(normalise, sums):
     assert weights.sum(1).tolist() == sums and not weights[~mask].any()
 
 
-# ---------------------------------------------------------------------------------------------
-# the loss
+# ---- the loss -------------------------------------------------------------------------------
 
 def test_the_gradient_is_that_of_finite_differences():
     torch.manual_seed(0)
@@ -90,44 +85,22 @@ def test_the_expected_gradient_raises_the_score_and_lowers_the_kl_of_the_referen
 
 
 def test_log_probabilities_do_not_depend_on_padding_or_minibatches():
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(block_size=12, vocab_size=20, n_layer=2, n_embd=32, n_hidden=64))
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
+    model = tiny.model(20, block_size=12)
     prompts, replies = [[3], [4, 5, 6], [8, 9]], [[7], [5, 6, 1], [9, 9, 9, 9, 1]]
     ids, _ = right_pad([p + r for p, r in zip(prompts, replies)], 0, "cpu")
     mask = answer_mask(prompts, replies, "cpu")
-    found = token_logps(model, ids, mask, RT, Config(minibatch=2, temperature=0.7))
+    found = token_logps(model, ids, mask, ENV, Config(minibatch=2, temperature=0.7))
     assert not found[~mask].any()
-    for i, (p, r) in enumerate(zip(prompts, replies)):
-        for t, token in enumerate(r):
-            logits = model(torch.tensor([p + r[:t]]))
-            logp = (logits[0, -1] / 0.7).log_softmax(0)[token].item()
-            assert found[i, len(p) + t].item() == pytest.approx(logp, abs=1e-4)
+    for row, p, r in zip(found, prompts, replies):
+        close(row[len(p):len(p) + len(r)], logp_by_hand(model, p, r, 0.7), atol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------
-# the script
+# ---- the script -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("normalise", ["true", "false"])
 def test_it_raises_a_reward_of_ones_own_on_held_out_prompts(folder, normalise):
-    status, _ = tiny.run(folder, "lessons/grpo", *FLAGS, OWN, f"--normalise={normalise}",
-                         "--batch_size=64", "--k=8", "--steps=15", "--lr=1e-2", "--kl_coef=0.01",
-                         f"--out=longer_{normalise}.pt")
-    assert status == 0
-    log = [row for row in tiny.read_log(folder / f"longer_{normalise}.jsonl") if "split" in row]
+    log = tiny.watched(folder, "grpo", *FLAGS, "--reward=length.py:longer", "--batch_size=64",
+                       "--k=8", "--steps=15", "--lr=1e-2", "--kl_coef=0.01",
+                       f"--normalise={normalise}")
     assert log[0]["kl"] == 0 and log[-1]["kl"] > 0
     assert log[-1]["score"] > log[0]["score"] + 0.5
-
-
-def test_an_interrupted_run_ends_with_the_same_weights(folder):
-    assert tiny.ends_alike(folder, "grpo", 2, *FLAGS, "--reward=reward.pt", "--steps=4")[
-        "stage"] == "ppo"
-
-
-@pytest.mark.parametrize("flag", ["--k=1", "--k=5", "--minibatch=5", "--temperature=0",
-                                  "--max_new_tokens=30", "--reward=sft.pt"])
-def test_a_flag_that_can_not_work_is_refused_in_one_line(folder, flag, capsys):
-    assert tiny.run(folder, "lessons/grpo", *FLAGS, OWN, flag, "--out=refused.pt")[0] == 1
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and not (folder / "refused.pt").exists()

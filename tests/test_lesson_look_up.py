@@ -8,7 +8,6 @@ from collections import Counter
 import pytest
 
 import lessons.look_up
-import tiny
 from data.town import SAYS, VALUES, Dice, World, ask, find, judge, sentences, understand
 from lessons.look_up import (Library, bm25, demonstrations, examine, held_out, newcomers, words,
                              write)
@@ -32,8 +31,7 @@ def written(article):
     return {attr: slots["v"] for attr, slots in found}
 
 
-# ---------------------------------------------------------------------------------------------
-# the search
+# ---- the search -----------------------------------------------------------------------------
 
 def test_bm25_is_its_formula():
     rng, k, b = random.Random(0), 1.2, 0.6
@@ -75,8 +73,7 @@ def test_most_questions_find_the_article_about_their_person_and_with_but_none_do
     assert hits > 90
 
 
-# ---------------------------------------------------------------------------------------------
-# the task
+# ---- the task -------------------------------------------------------------------------------
 
 def test_nobody_has_heard_of_the_newcomers():
     known = {*WORLD.people, *sum(WORLD.strangers_of.values(), WORLD.visitors)}
@@ -175,14 +172,3 @@ def test_who_only_reads_is_right_with_a_right_article_and_fooled_by_a_wrong_one(
         right, article, memory, unsure = table[f"{who}, a wrong article"]
         assert right == memory < 0.3 and article > 0.4 and unsure == 0
     assert set(first) == set(table)
-
-
-# ---------------------------------------------------------------------------------------------
-# the script
-
-def test_an_interrupted_run_ends_with_the_same_weights_and_table(tmp_path, tiny_tokenizer, capsys):
-    folder = tiny.build(tmp_path, tiny_tokenizer)
-    tiny.save(folder / "sft.pt", "sft", tiny_tokenizer, block_size=512)
-    whole = tiny.ends_alike(folder, "look_up", 2, *FLAGS)
-    assert "BM25 finds the right article for" in capsys.readouterr().out
-    assert whole["stage"] == "sft" and list(whole["metrics"]["tables"]) == ["before", "after"]

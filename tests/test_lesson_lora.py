@@ -1,17 +1,13 @@
-import shutil
-
 import numpy as np
 import pytest
 import torch
 
 import tiny
-from checkpoint import load_checkpoint
-from common import Runtime
 from lessons import lora
 from lessons.lora import Config, LoRA, add_lora, kept_for_backward, merge, prepare, renew
 from model import GPT, GPTConfig
+from tiny import ENV
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 FLAGS = ("--steps=6 --batch_size=2 --warmup=2 --methods=all:1,last1:1,lora2:2 "
          "--test=test.jsonl").split()
 
@@ -33,15 +29,7 @@ def disturb(model):
             torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(p.numel()))
 
 
-# ---------------------------------------------------------------------------------------------
-# the layer
-
-def test_with_b_0_nothing_changes():
-    model = small()
-    before = model(idx())
-    add_lora(model, 3, 16.0)
-    assert torch.equal(model(idx()), before)
-
+# ---- the layer ------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_layer_is_a_sum_of_outer_products(bias):
@@ -56,48 +44,35 @@ def test_the_layer_is_a_sum_of_outer_products(bias):
 
 @pytest.mark.parametrize("changes", [{}, dict(bias=True), dict(mlp="swiglu", n_kv_head=1)],
                          ids=["laptop", "biases", "swiglu and fewer keys"])
-def test_merged_is_unmerged(changes):
-    model = small(**changes)
-    names = list(model.state_dict())
-    before = model(idx())
+def test_merged_is_unmerged_a_change_of_rank_r_and_none_where_b_is_0(changes):
+    model, before = small(**changes), small(**changes)
     add_lora(model, 3, 16.0)
+    assert torch.equal(model(idx()), before(idx()))
     disturb(model)
     unmerged = model(idx())
     merge(model)
-    assert list(model.state_dict()) == names
+    assert list(model.state_dict()) == list(before.state_dict())
     assert torch.allclose(model(idx()), unmerged, atol=1e-4)
-    assert not torch.allclose(unmerged, before, atol=1e-2)
-
-
-def test_only_a_and_b_get_gradients_and_both_do():
-    model = small()
-    add_lora(model, 3, 16.0)
-    disturb(model)
-    model(idx(), idx()).backward()
-    for name, p in model.named_parameters():
-        reached = p.grad is not None and bool(p.grad.abs().sum() > 0)
-        assert reached == name.endswith((".A", ".B")), name
-
-
-def test_every_matrix_of_the_blocks_trains_r_weights_per_row_and_column():
-    model = small()
-    shapes = [p.shape for p in model.blocks.parameters() if p.dim() == 2]
-    add_lora(model, 3, 16.0)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    assert len(shapes) == 8 and trained == 3 * sum(rows + columns for rows, columns in shapes)
-
-
-def test_the_change_has_rank_r():
-    model, before = small(), small()
-    add_lora(model, 3, 16.0)
-    disturb(model)
-    merge(model)
+    assert not torch.allclose(unmerged, before(idx()), atol=1e-2)
     change = model.blocks[1].mlp.fc.weight - before.blocks[1].mlp.fc.weight
     assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3
 
 
-# ---------------------------------------------------------------------------------------------
-# what is beside it
+def test_every_matrix_of_the_blocks_learns_r_weights_per_row_and_column_and_nothing_else_does():
+    model = small()
+    shapes = [p.shape for p in model.blocks.parameters() if p.dim() == 2]
+    add_lora(model, 3, 16.0)
+    disturb(model)
+    model(idx(), idx()).backward()
+    reached = {name: p for name, p in model.named_parameters()
+               if p.grad is not None and p.grad.abs().sum() > 0}
+    assert all(p.requires_grad == (name in reached) == name.endswith((".A", ".B"))
+               for name, p in model.named_parameters())
+    trained = sum(p.numel() for p in reached.values())
+    assert len(shapes) == 8 and trained == 3 * sum(rows + columns for rows, columns in shapes)
+
+
+# ---- what is beside it ----------------------------------------------------------------------
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_only_tokens_that_pretraining_never_saw_get_new_embeddings(tied):
@@ -145,47 +120,3 @@ def test_fewer_layers_keep_fewer_activations():
     every = kept_for_backward(model, idx(), idx())
     model.freeze(1)
     assert kept_for_backward(model, idx(), idx()) < every
-
-
-# ---------------------------------------------------------------------------------------------
-# the script
-
-@pytest.fixture(scope="module")
-def folder(chain, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("lora")
-    (folder / "out").mkdir()
-    for name in ("pretrain.pt", "tokenizer.json"):
-        shutil.copy(chain / "out" / name, folder / "out")
-    (folder / "data").symlink_to(chain / "data")
-    lines = (chain / "data/town/test.jsonl").read_text().splitlines(True)
-    (folder / "test.jsonl").write_text("".join(lines[:20]))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def printed(folder):
-    """The lines of a run that nothing interrupts."""
-    return tiny.printed(folder, "lessons/lora", *FLAGS, "--out=whole.pt")
-
-
-def test_it_ends_with_a_table_and_a_merged_checkpoint_that_chat_takes(folder, printed):
-    assert [sum(method in line and "[" in line for line in printed[-5:])
-            for method in ("all:1", "last1:1", "lora2:2")] == [1, 1, 1]
-    ckpt = load_checkpoint(folder / "whole.pt", "sft")
-    assert [entry["stage"] for entry in ckpt["history"]] == ["pretrain", "sft"]
-    assert tiny.run(folder, "chat", "--temperature=0", "--prompt=What is 2 + 3?",
-                    "--compare=whole.pt")[0] == 0
-
-
-def test_an_interrupted_run_ends_with_the_same_weights(folder, printed):
-    steps = (3, 6, 16, 18)                            # within a method, and where one ends
-    ends, most = tiny.often_interrupted(folder, "lessons/lora", steps, *FLAGS, "--out=parts.pt")
-    assert ends == [130] * 4 + [0] and most == 1
-    assert tiny.equal(*(torch.load(folder / f"{name}.pt", weights_only=True)["model"]
-                        for name in ("whole", "parts")))
-
-
-@pytest.mark.parametrize("method", ["lora", "first2:1", "all", "lora0:1", "last:1", "lora4:x"])
-def test_a_method_that_does_not_exist_is_refused(folder, method, capsys):
-    assert tiny.run(folder, "lessons/lora", f"--methods={method}", "--out=lora.pt")[0] == 1
-    assert capsys.readouterr().err.count("\n") == 1

@@ -11,7 +11,7 @@ from answer import generate, left_pad, log_probs, sample
 from checkpoint import build_model, freeze_all
 from model import GPT, STYLES, GPTConfig, KVCache, ScalarGPT, rotary_turns, rotate
 from optim import adamw
-from tiny import awake, loud
+from tiny import awake, close, greedy, loud
 
 V = 40
 SIZES = {
@@ -51,12 +51,7 @@ def tokens(*shape, seed=0):
 PROMPTS = [tokens(n, seed=n).tolist() for n in (5, 9, 1, 6)]
 
 
-def close(a, b, atol=1e-5):
-    torch.testing.assert_close(a, b, rtol=0, atol=atol)
-
-
-# ---------------------------------------------------------------------------------------------
-# the forward pass
+# ---- the forward pass -----------------------------------------------------------------------
 
 def test_future_tokens_do_not_change_the_past(net):
     idx, changed = tokens(2, 12), tokens(2, 12)
@@ -66,19 +61,14 @@ def test_future_tokens_do_not_change_the_past(net):
     assert not torch.allclose(before[:, 7:], after[:, 7:])
 
 
-def test_every_past_token_can_change_the_present(model):
+def test_every_past_token_and_their_order_can_change_the_present(model):
     idx = tokens(1, 8)
-    last = model(idx)[0, -1]
+    last, swapped = model(idx)[0, -1], idx[:, [1, 0, 2, 3, 4, 5, 6, 7]]
+    assert not torch.allclose(last, model(swapped)[0, -1], atol=1e-3)
     for t in range(8):
         changed = idx.clone()
         changed[0, t] = (idx[0, t] + 1) % V
         assert (model(changed)[0, -1] - last).abs().max() > 1e-3, f"token {t} is not seen"
-
-
-def test_the_order_of_the_past_matters(model):
-    idx = tokens(1, 8)
-    swapped = idx[:, [1, 0, 2, 3, 4, 5, 6, 7]]
-    assert not torch.allclose(model(idx)[0, -1], model(swapped)[0, -1], atol=1e-3)
 
 
 def test_attention_equals_the_formula_written_as_loops(model):
@@ -161,8 +151,7 @@ def test_too_long_input_is_a_value_error(model):
         model(tokens(1, 25))
 
 
-# ---------------------------------------------------------------------------------------------
-# the cache and the padding
+# ---- the cache and the padding --------------------------------------------------------------
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("sizes", [(1,) * 12, (5, 4, 1, 2)], ids=str)
@@ -203,27 +192,16 @@ def test_what_else_is_in_the_batch_changes_nothing(net):
         close(together[i:i + 1], net(idx[i:i + 1]))
 
 
-# ---------------------------------------------------------------------------------------------
-# generation
+# ---- generation -----------------------------------------------------------------------------
 
 STOP = list(range(0, V, 7))     # several stop ids, so that rows end at different times
-
-
-def greedy_by_hand(model, prompt, n, stop=()):
-    """One row, no cache, no padding: the answer without the prompt."""
-    ids = list(prompt)
-    for _ in range(n):
-        ids.append(model(torch.tensor([ids]))[0, -1].argmax().item())
-        if ids[-1] in stop:
-            break
-    return ids[len(prompt):]
 
 
 def test_generation_in_a_batch_equals_generating_each_row_alone(model):
     prompts = [tokens(1 + i % 5, seed=i).tolist() for i in range(24)]
     idx, mask = left_pad(prompts, 0, "cpu")
     batch = generate(model, idx, 12, mask=mask, temperature=0, stop=STOP, pad=V - 1)[:, 5:].tolist()
-    alone = [greedy_by_hand(model, p, 12, STOP) for p in prompts]
+    alone = [greedy(model, p, 12, STOP) for p in prompts]
     assert len({len(a) for a in alone}) >= 3, "the test needs rows that end at different times"
     assert batch == [a + [V - 1] * (len(batch[0]) - len(a)) for a in alone]
 
@@ -299,17 +277,13 @@ def test_rows_have_distributions_of_their_own_and_forbidden_tokens_are_never_sam
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-40, 1e-12])
-def test_a_temperature_of_nearly_0_takes_the_most_probable_token(temperature):
+def test_at_a_temperature_of_nearly_0_the_most_probable_token_has_probability_1(model, temperature):
     logits = torch.tensor([[0.3, 90.0, -7.0], [2.0, 1.0, 1.9]])
     assert sample(logits, temperature).tolist() == [1, 0]
-
-
-def test_at_a_temperature_of_nearly_0_the_most_probable_tokens_have_probability_1(model):
     idx = tokens(2, 6)
     likely, mask = model(idx[:, :-1]).argmax(-1), torch.arange(6).expand(2, 6) > 0
-    for temperature in (0.0, 1e-40):
-        logp, _ = log_probs(model, idx, mask, temperature)
-        assert logp.isfinite().all() and ((logp == 0) == (likely == idx[:, 1:]).flatten()).all()
+    logp, _ = log_probs(model, idx, mask, temperature)
+    assert logp.isfinite().all() and ((logp == 0) == (likely == idx[:, 1:]).flatten()).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -319,8 +293,7 @@ def test_logits_that_are_no_numbers_give_no_token(bad, options):
         sample(torch.tensor([[0.0, 1.0, 2.0], [0.0, bad, 2.0]]), **options)
 
 
-# ---------------------------------------------------------------------------------------------
-# the loss and its gradients
+# ---- the loss and its gradients -------------------------------------------------------------
 
 def test_the_loss_at_the_start_is_about_that_of_guessing(style):
     torch.manual_seed(0)
@@ -385,14 +358,12 @@ def test_gradients_equal_finite_differences(style, padded):
         ignore_index=-1))
 
 
-# ---------------------------------------------------------------------------------------------
-# parameters
+# ---- parameters -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_tied_weights_are_one_tensor_and_untied_ones_two(style, tied):
     model = GPT(config(style, tied=tied))
     assert (model.lm_head.weight is model.wte.weight) == tied
-    assert (model.lm_head.weight.data_ptr() == model.wte.weight.data_ptr()) == tied
 
 
 def test_biases_are_there_when_asked_for_and_only_then(style):
@@ -436,8 +407,7 @@ def test_a_wrong_config_is_a_value_error_that_says_what_is_wrong(bad, message):
         GPTConfig(**bad)
 
 
-# ---------------------------------------------------------------------------------------------
-# the scalar head
+# ---- the scalar head ------------------------------------------------------------------------
 
 def test_scores_are_the_head_on_the_trunk_of_the_language_model_they_start_from(model):
     scalar, idx = loud(ScalarGPT(model.config), seed=5), tokens(2, 6)
@@ -466,7 +436,7 @@ def test_the_log_probability_of_each_token_is_that_given_those_before_it(model):
             assert found[b, t].item() == pytest.approx(math.log(alone[idx[b, t]].item()), abs=1e-4)
 
 
-def test_what_the_frozen_language_model_finds_probable_changes_the_score(style):
+def test_what_the_language_model_finds_probable_changes_the_score_but_gives_it_no_gradient(style):
     scalar, idx = loud(ScalarGPT(config(style), lm=True)), tokens(2, 6)
     extra = scalar.surprise(scalar.lm.token_logp(idx)[..., None])
     by_hand = scalar.head(scalar.gpt.hidden(idx, extra=extra))[..., 0]
@@ -474,11 +444,7 @@ def test_what_the_frozen_language_model_finds_probable_changes_the_score(style):
     close(own, by_hand, atol=0)
     loud(scalar.lm)
     assert not torch.allclose(scalar(idx), own)
-
-
-def test_the_language_model_that_is_read_gets_no_gradient(style):
-    scalar = loud(ScalarGPT(config(style), lm=True))
-    scalar(tokens(2, 6)).sum().backward()
+    scalar(idx).sum().backward()
     assert all(p.grad is None for p in scalar.lm.parameters())
     assert all(p.grad.abs().sum() > 0 for p in (scalar.surprise.weight, scalar.head.weight))
 
@@ -511,8 +477,7 @@ def test_the_scalar_head_starts_with_scores_of_about_unit_size():
         assert 0.5 < model(tokens(16, 8)).std() < 2
 
 
-# ---------------------------------------------------------------------------------------------
-# memory
+# ---- memory ---------------------------------------------------------------------------------
 
 def gradients(model, recompute, n_frozen=0):
     model = loud(GPT(model.config)).double().train()  # so that rounding is not what differs

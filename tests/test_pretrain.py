@@ -4,13 +4,11 @@ from collections import defaultdict
 import pytest
 import torch
 
-from common import Runtime
 from model import GPT, GPTConfig
 from optim import Muon, get_lr, orthogonalize
 from pretrain import Config, evaluate, show_sample
-from tiny import FLAGS, run, write
+from tiny import ENV, FLAGS, run, write
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -24,24 +22,14 @@ def model(tiny_tokenizer):
     return model
 
 
-def test_the_learning_rate_rises_linearly_to_its_peak():
-    config = Config(lr=2.0, warmup=10, steps=100)
-    assert [get_lr(step, config) for step in range(11)] == pytest.approx(
-        [0.2 * step for step in range(1, 11)] + [2.0])
-
-
-def test_the_learning_rate_then_falls_by_equal_steps_to_0():
-    config = Config(lr=2.0, warmup=10, steps=110)
-    assert [get_lr(step, config) for step in range(10, 111)] == pytest.approx(
-        [0.02 * left for left in range(100, -1, -1)])
-
-
-def test_the_learning_rate_without_warmup_starts_at_its_peak():
-    assert get_lr(0, Config(lr=2.0, warmup=0, steps=10)) == 2
-
-
-def test_a_run_that_ends_in_its_warmup_has_a_learning_rate():
-    assert [get_lr(step, Config(lr=1.0, warmup=100, steps=2)) for step in range(2)] == [0.01, 0.02]
+@pytest.mark.parametrize("warmup, steps, expected", [
+    (10, 110, [0.2 * step for step in range(1, 11)] + [0.02 * k for k in range(100, -1, -1)]),
+    (0, 10, [0.2 * left for left in range(10, -1, -1)]), (100, 2, [0.02, 0.04])],
+    ids=["with a warmup", "without", "of a run that ends in its warmup"])
+def test_the_learning_rate_rises_linearly_to_its_peak_then_falls_by_equal_steps_to_0(
+        warmup, steps, expected):
+    config = Config(lr=2.0, warmup=warmup, steps=steps)
+    assert [get_lr(step, config) for step in range(len(expected))] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("rounds", [1, 3])

@@ -7,13 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from answer import right_pad
-from common import Runtime
 from model import GPTConfig, ScalarGPT
-from reward import Config, encode_answer, evaluate, ranking_loss, score, score_all
-from tiny import loud
+from reward import encode_answer, evaluate, ranking_loss, score, score_all
+from tiny import ENV, loud
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 QUESTION = [dict(role="user", content="What is 12 + 30?")]
 
 
@@ -31,15 +28,14 @@ def rows(tiny_tokenizer):
     return [[rng.randrange(256) for _ in range(n)] for n in (3, 24, 1, 10, 17, 2, 10)]
 
 
-# ---------------------------------------------------------------------------------------------
-# the loss
+# ---- the loss -------------------------------------------------------------------------------
 
 RANKINGS = [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 0, 1], [0, 1, 1, 2],
             [0, 0, 1, 1, 1], [2, 0, 1]]
 
 
 @pytest.mark.parametrize("ranks", RANKINGS)
-def test_the_loss_is_the_mean_over_all_pairs_of_a_prompt(ranks):
+def test_the_loss_is_the_mean_over_all_pairs_of_a_prompt_with_its_gradient(ranks):
     scores = torch.randn(len(ranks), generator=torch.Generator().manual_seed(0)) * 3
     losses = []
     for i, j in combinations(range(len(ranks)), 2):
@@ -49,13 +45,8 @@ def test_the_loss_is_the_mean_over_all_pairs_of_a_prompt(ranks):
             losses.append(-math.log(p))
     got = ranking_loss(scores, torch.tensor(ranks)).item()
     assert got == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-
-
-@pytest.mark.parametrize("ranks", RANKINGS)
-def test_the_gradient_of_the_loss_is_that_of_finite_differences(ranks):
-    scores = torch.randn(len(ranks), generator=torch.Generator().manual_seed(1)).double()
     assert torch.autograd.gradcheck(lambda s: ranking_loss(s, torch.tensor(ranks)),
-                                    scores.requires_grad_())
+                                    scores.double().requires_grad_())
 
 
 def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more():
@@ -65,8 +56,7 @@ def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more
     assert loss.item() == 1000 and scores.grad.tolist() == [-1, 1]
 
 
-# ---------------------------------------------------------------------------------------------
-# scores
+# ---- scores ---------------------------------------------------------------------------------
 
 def test_a_score_is_read_at_the_last_real_token_whatever_pads(model, rows, tiny_tokenizer):
     with torch.no_grad():
@@ -93,14 +83,7 @@ def test_many_scores_come_back_in_the_order_of_their_rows(model, rows, tiny_toke
                                rtol=0, atol=1e-5)
 
 
-def test_right_padding_keeps_the_rows_and_tells_where_they_end(rows):
-    idx, last = right_pad(rows, -7, "cpu")
-    assert [line[:end + 1] for line, end in zip(idx.tolist(), last.tolist())] == rows
-    assert (idx == -7).sum() == idx.numel() - sum(map(len, rows))
-
-
-# ---------------------------------------------------------------------------------------------
-# the sequence that is scored
+# ---- the sequence that is scored ------------------------------------------------------------
 
 def test_an_answer_is_encoded_as_the_dialogue_that_the_chat_format_makes(tiny_tokenizer):
     dialogue = QUESTION + [dict(role="assistant", content="12 + 30 = 42.")]
@@ -127,8 +110,7 @@ def test_whatever_is_cut_the_answers_start_and_the_end_remain(tiny_tokenizer, as
         assert len(ids) == T                          # no more is cut than has to be
 
 
-# ---------------------------------------------------------------------------------------------
-# evaluation
+# ---- evaluation -----------------------------------------------------------------------------
 
 def items(rng, graded):
     """Prompts with two to four answers; the labeler's grades, if they are known."""

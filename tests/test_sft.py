@@ -8,12 +8,11 @@ import torch
 
 import tiny
 from checkpoint import load_checkpoint
-from common import Runtime
 from data.formats import is_held_out, read_demonstrations
 from model import GPT, GPTConfig
-from sft import Config, batch, encode_dialogues, evaluate, pack
+from sft import batch, encode_dialogues, evaluate, pack
+from tiny import ENV
 
-ENV = Runtime(Config(device="cpu", dtype="float32"))
 T = 48
 
 
@@ -53,8 +52,7 @@ def loaded(dialogues, tmp_path_factory, tiny_tokenizer):
             for rows in (plan[i:i + 10] for i in range(0, 40, 10))]
 
 
-# ---------------------------------------------------------------------------------------------
-# the mask
+# ---- the mask -------------------------------------------------------------------------------
 
 def test_what_is_learned_is_what_the_assistants_say_and_their_ends(loaded, dialogues,
                                                                    tiny_tokenizer):
@@ -79,31 +77,17 @@ def test_rows_are_the_dialogues_one_after_the_other_then_padding(loaded, dialogu
             assert ids == (joined + padding)[:len(ids)]
 
 
-def test_a_dialogue_that_is_too_long_is_cut_and_counted(tiny_tokenizer):
-    turns = [dict(role="user", content="Hi"),
-             dict(role="assistant", content="Ada has a cat. " * 20)]
-    (ids, mask), = encode_dialogues([dict(messages=turns)], tiny_tokenizer, T)[0]
-    whole, whole_mask = tiny_tokenizer.encode_chat(turns)
-    assert (ids, mask) == (whole[:T + 1], whole_mask[:T + 1])
-    assert encode_dialogues([dict(messages=turns)], tiny_tokenizer, T)[1:] == (1, 0)
-
-
-def test_a_dialogue_of_which_no_answer_would_remain_is_dropped_and_counted(tiny_tokenizer):
-    turns = [dict(role="user", content="Ada has a cat. " * 20),
-             dict(role="assistant", content="Yes")]
-    assert encode_dialogues([dict(messages=turns)], tiny_tokenizer, T) == ([], 0, 1)
-
-
 @pytest.mark.parametrize("room", range(-1, 3))
-def test_a_dialogue_is_kept_as_soon_as_one_token_of_an_answer_fits(tiny_tokenizer, room):
-    turns = [dict(role="user", content="Hi"), dict(role="assistant", content="Yes")]
+def test_a_dialogue_is_cut_and_counted_or_dropped_where_no_token_of_an_answer_fits(tiny_tokenizer,
+                                                                                    room):
+    turns = [dict(role="user", content="Hi"), dict(role="assistant", content="Ada has a cat.")]
     asked = len(tiny_tokenizer.encode_chat(turns[:1], reply=True)[0])
-    kept, _, _ = encode_dialogues([dict(messages=turns)], tiny_tokenizer, asked - 1 + room)
-    assert len(kept) == (room > 0)
+    whole, mask = (part[:asked + room] for part in tiny_tokenizer.encode_chat(turns))
+    found = encode_dialogues([dict(messages=turns)], tiny_tokenizer, asked - 1 + room)
+    assert found == (([(whole, mask)], 1, 0) if room > 0 else ([], 0, 1))
 
 
-# ---------------------------------------------------------------------------------------------
-# packing
+# ---- packing --------------------------------------------------------------------------------
 
 LENGTHS = random.Random(1).choices(range(5, T + 2), k=70)
 
@@ -150,8 +134,7 @@ def test_the_same_seed_packs_the_same_rows():
     assert first == second != other
 
 
-# ---------------------------------------------------------------------------------------------
-# evaluation
+# ---- evaluation -----------------------------------------------------------------------------
 
 def test_evaluation_equals_a_loop_over_tokens(dialogues, tiny_tokenizer):
     encoded, _, _ = encode_dialogues([dict(messages=turns) for turns in dialogues[:11]],
@@ -168,8 +151,7 @@ def test_evaluation_equals_a_loop_over_tokens(dialogues, tiny_tokenizer):
     assert got == pytest.approx((np.mean(nats), np.mean(right)), rel=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------
-# the script
+# ---- the script -----------------------------------------------------------------------------
 
 @pytest.fixture
 def script(tmp_path, tiny_tokenizer, capsys):

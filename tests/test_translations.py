@@ -109,101 +109,57 @@ def test_chinese_text_has_spaces_around_latin_words_and_wide_punctuation(name):
     assert not found
 
 
-# ---- the comparison itself, on a text in which one thing is changed ---------------------------
+# ---- the comparison itself ------------------------------------------------------------------
 
-ENGLISH = """# A town
-
-A hundred people, 5.9 of 7. See [the course](course.md) and `python chat.py`.
-
-```bash
-python sft.py --steps=1     # 3,000 demonstrations
-```
-
-## Results
-
-![a picture](docs/ppo.svg)
-
-    loss = -mean log p    on the answer
-
-```
-arithmetic   loss 0.458
-sft.py       learn to answer
-```
-
-| what | before | after |
-|---|---|---|
-| loss | 1.89 | 1.63 |
-| grade | 4.1 | 8.2 |
-"""
-CHINESE = """# 小镇
-
-一百个人，满分 7 分，得 5.9 分。见[课程](course.zh.md)和 `python chat.py`。
-
-```bash
-python sft.py --steps=1     # 3,000 段示范
-```
-
-## 结果
-
-![一幅图](docs/ppo.zh.svg)
-
-    loss = -mean log p    在回答上
-
-```
-arithmetic   loss 0.458
-sft.py       学会回答
-```
-
-| 内容 | 之前 | 之后 |
-|---|---|---|
-| 损失 | 1.89 | 1.63 |
-| 评分 | 4.1 | 8.2 |
-
-<!-- checksums
-CHECKSUMS
--->
-""".replace("CHECKSUMS", "\n".join(checksums(ENGLISH)))
+# English, Chinese, what is said of them; "" where they are faithful
+PAIRS = [
+    ("5.9 of 7", "满分 7 分，得 5.9 分", ""),
+    ("5.9 of 7", "满分 7 分，得 6.9 分", "figures: only in English 5.9; only in Chinese 6.9"),
+    ("`chat.py`", "`page.py`", "in `backticks`: only in English chat.py; only in Chinese page.py"),
+    ("[a](ppo.svg)", "[图](ppo.zh.svg)", ""),
+    ("[a](ppo.svg)", "[图](a.zh.svg)", "links: only in English ppo.svg; only in Chinese a.svg"),
+    ("```bash\nls  # 3,000\n```\n", "```bash\nls  # 3,000 个\n```\n", ""),
+    ("```bash\nls  # 3,000\n```\n", "```bash\nls  # 300 个\n```\n",
+     "figures: only in English 3,000; only in Chinese 300"),
+    ("```bash\nls -l\n```\n", "```bash\nls\n```\n",
+     "command 1: 'ls -l' in English, 'ls' in Chinese"),
+    ("```\nsft.py  learn\n```\n", "```\nsft.py  学\n```\n", ""),
+    ("```\nsft.py  learn\n```\n", "```\nppo.py  学\n```\n",
+     "line of output or formulas 1: 'sft.py  learn' in English, 'ppo.py  学' in Chinese"),
+    ("```\nloss\n```\n", "```\nlosses\n```\n",
+     "line of output or formulas 1: 'loss' in English, 'losses' in Chinese"),
+    ("```\nlearn\n```\n", "```\n学\n多余\n```\n",
+     "line of output or formulas 2: '' in English, '多余' in Chinese"),
+    ("    -mean log p  on it", "    -sum log p  在它上",
+     "line of output or formulas 1: '    -mean log p  on it' in English, "
+     "'    -sum log p  在它上' in Chinese"),
+    ("| loss | 4.1 | 8.2 |\n", "| 损失 | 4.1 | 8.2 |\n", ""),
+    ("| loss | 4.1 |\n| x | 8.2 |\n", "| 损失 | 8.2 |\n| x | 4.1 |\n",
+     "table row 1: (2, '4.1') in English, (2, '8.2') in Chinese; "
+     "table row 2: (2, '8.2') in English, (2, '4.1') in Chinese"),
+    ("| a | b |\n", "", "table row 1: (2,) in English, '' in Chinese"),
+    ("## Results", "### 结果", "heading's level 1: 2 in English, 3 in Chinese")]
 
 
-def test_a_faithful_text_has_no_differences():
-    assert differences(ENGLISH, CHINESE) == []
+@pytest.mark.parametrize("english, chinese, message", PAIRS)
+def test_what_differs_is_reported_with_both_values(english, chinese, message):
+    assert "; ".join(section_differences(english, chinese)) == message
 
 
-def test_wrapping_the_english_anew_is_no_difference():
-    assert differences(ENGLISH.replace("people, 5.9", "people,\n5.9"), CHINESE) == []
+ENGLISH = "# A town\n\nA hundred people.\n\n## Results\n\nThe `loss` is\nlow.\n"
+CHINESE = "# 小镇\n\n一百个人。\n\n## 结果\n\n`loss` 很低。\n\n<!-- checksums\n{}\n-->\n".format(
+    "\n".join(checksums(ENGLISH)))
 
 
-@pytest.mark.parametrize("right, wrong, message", [
-    ("得 5.9 分", "得 6.9 分", "A town: figures: only in English 5.9; only in Chinese 6.9"),
-    ("# 3,000", "# 300", "A town: figures: only in English 3,000; only in Chinese 300"),
-    ("python sft.py", "python pretrain.py", "A town: command 1: 'python sft.py --steps=1' in "
-     "English, 'python pretrain.py --steps=1' in Chinese"),
-    ("chat.py`", "page.py`", "A town: in `backticks`: only in English python chat.py; "
-     "only in Chinese python page.py"),
-    ("ppo.zh.svg", "chain.zh.svg", "Results: links: only in English docs/ppo.svg; "
-     "only in Chinese docs/chain.svg"),
-    ("-mean log p ", "-sum log p ", "Results: line of output or formulas 3: "
-     "'    loss = -mean log p    on the answer' in English, '    loss = -sum log p    在回答上' in "
-     "Chinese"),
-    ("arithmetic ", "arithmetics ", "Results: line of output or formulas 1: 'arithmetic   loss "
-     "0.458' in English, 'arithmetics   loss 0.458' in Chinese"),
-    ("sft.py       学", "ppo.py       学", "Results: line of output or formulas 2: 'sft.py       "
-     "learn to answer' in English, 'ppo.py       学会回答' in Chinese"),
-    ("| 评分 | 4.1 | 8.2 |\n", "", "Results: table row 4: (3, '4.1', '8.2') in English, '' in "
-     "Chinese"),
-    ("学会回答", "学会回答\n多余", "Results: line of output or formulas 4: '' in English, "
-     "'    loss = -mean log p    在回答上' in Chinese"),
-    ("1.63 |\n| 评分 | 4.1", "4.1 |\n| 评分 | 1.63", "Results: table row 3: (3, '1.63', '1.89') in "
-     "English, (3, '1.89', '4.1') in Chinese"),
-    ("## 结果", "### 结果", "Results: heading's level 1: 2 in English, 3 in Chinese"),
-    ("## 结果", "结果", "2 sections in English, 1 in Chinese")])
-def test_a_difference_is_reported_with_its_section(right, wrong, message):
-    assert right in CHINESE
-    assert message in differences(ENGLISH, CHINESE.replace(right, wrong))
+def test_a_difference_is_reported_with_its_section_and_a_missing_section():
+    assert differences(ENGLISH, CHINESE.replace("`loss`", "`lr`")) == [
+        "Results: in `backticks`: only in English loss; only in Chinese lr"]
+    assert differences(ENGLISH, "# 小镇\n") == ["2 sections in English, 1 in Chinese"]
 
 
-def test_new_english_words_are_reported_with_the_checksum_to_write():
-    changed = ENGLISH.replace("on the answer", "on the assistant's words")
+def test_new_english_words_are_reported_with_the_checksum_to_write_but_no_other_wrapping():
+    assert differences(ENGLISH.replace("is\nlow", "is low"), CHINESE) == []
+    changed = ENGLISH.replace("low", "very low")
     message, = differences(changed, CHINESE)
     assert message.startswith("Results: the English has changed")
     line = message.partition("comment at its end: ")[2]

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -22,11 +22,13 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import Run, save_checkpoint
+from common import Runtime
 from data.formats import is_held_out
 from model import GPT, GPTConfig, ScalarGPT
 from pretrain import Config
 
 ROOT = Path(__file__).resolve().parents[1]
+ENV = Runtime(Config(device="cpu", dtype="float32"))
 WORDS = "Ada Ashton lives on Mill Street and has a cat. 12 + 30 = 42 A fox by the river.".split()
 
 # The shortest run of each stage that has more than one of everything.
@@ -186,36 +188,44 @@ def awake(model):
     return model
 
 
-def interrupted(folder, script, step, *flags):
-    """Like run, with a Ctrl-C in the given step: its exit status."""
-    save_state = Run.save_state
-
-    def stop(self, done):
-        self.interrupted = done == step
-        save_state(self, done)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "save_state", stop)
-        return run(folder, script, *flags)[0]
+def model(vocab_size, kind=GPT, **sizes):
+    """A small model with random weights: every token that it reads matters."""
+    sizes = dict(block_size=48, n_layer=2, n_embd=32, vocab_size=vocab_size) | sizes
+    return loud(kind(GPTConfig(**sizes)), std=0.3)
 
 
-def ends_alike(folder, lesson, step, *flags):
-    """A lesson that gets a Ctrl-C in the given step ends with the weights and figures of one that
-    gets none, and not with the weights of its start: the checkpoint."""
-    halves, script = [*flags, "--out=halves.pt"], f"lessons/{lesson}"
-    assert run(folder, script, *flags, "--out=whole.pt")[0] == 0
-    assert interrupted(folder, script, step, *halves) == 130
-    assert run(folder, script, *halves)[0] == 0
-    whole, halves, start = (torch.load(folder / f"{name}.pt", weights_only=True)
-                            for name in ("whole", "halves", "sft"))
-    assert equal(whole["model"], halves["model"]) and equal(whole["metrics"], halves["metrics"])
-    assert not equal(whole["model"], start["model"])
-    return whole
+# ---- what a model says, without cache, padding and batches ----------------------------------
+
+def greedy(model, ids, n, stop=()):
+    """The n likeliest tokens after ids, or as many as end with one of `stop`."""
+    said = []
+    while len(said) < n and not {*said} & {*stop}:
+        said.append(model(torch.tensor([ids + said]))[0, -1].argmax().item())
+    return said
 
 
-def often_interrupted(folder, script, steps, *flags):
-    """Run to the end, with a Ctrl-C in each of the steps: the exit statuses, and how often the step
-    that was done most often was done."""
+@torch.no_grad()
+def logp_by_hand(model, ids, said, temperature=1.0):
+    """log p of each token that was said after ids."""
+    logits = [model(torch.tensor([ids + said[:t]]))[0, -1] / temperature for t in range(len(said))]
+    return [row.log_softmax(0)[token].item() for row, token in zip(logits, said)]
+
+
+def close(a, b, atol=1e-5):
+    torch.testing.assert_close(torch.as_tensor(a), torch.as_tensor(b), rtol=0, atol=atol)
+
+
+def watched(folder, lesson, *flags):
+    """The rows about held-out prompts in the log of a lesson's run."""
+    assert run(folder, f"lessons/{lesson}", *flags, "--out=watched.pt", "--fresh")[0] == 0
+    return [row for row in read_log(folder / "watched.jsonl") if "split" in row]
+
+
+# ---- runs that are interrupted --------------------------------------------------------------
+
+@contextmanager
+def ctrl_c_in(*steps):
+    """Runs get a Ctrl-C in each of these steps. Gives {step: how often it was done}."""
     done, save_state = Counter(), Run.save_state
 
     def stop(self, step):
@@ -225,8 +235,30 @@ def often_interrupted(folder, script, steps, *flags):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "save_state", stop)
-        ends = [run(folder, script, *flags)[0] for _ in range(len(steps) + 1)]
-    return ends, max(done.values())
+        yield done
+
+
+def interrupted(folder, script, step, *flags):
+    """Like run, with a Ctrl-C in the given step: its exit status."""
+    with ctrl_c_in(step):
+        return run(folder, script, *flags)[0]
+
+
+def ends_alike(folder, lesson, steps, *flags, start="sft.pt"):
+    """A lesson that gets a Ctrl-C in each of the steps ends with the weights and figures of
+    whole.pt, which is made where it is missing, and does no step twice. The weights are not those
+    of the start. Gives whole.pt."""
+    script, whole, parts = f"lessons/{lesson}", folder / "whole.pt", folder / "parts.pt"
+    if not whole.exists():
+        assert run(folder, script, *flags, "--out=whole.pt")[0] == 0
+    with ctrl_c_in(*steps) as done:
+        ends = [run(folder, script, *flags, "--out=parts.pt")[0] for _ in (*steps, "the rest")]
+    assert ends == [130] * len(steps) + [0] and max(done.values()) == 1
+    whole, parts, start = (torch.load(path, weights_only=True)
+                           for path in (whole, parts, folder / start))
+    assert equal(whole["model"], parts["model"]) and equal(whole["metrics"], parts["metrics"])
+    assert not equal(whole["model"], start["model"])
+    return whole
 
 
 def torchrun(folder, *arguments, **environment):
