@@ -68,7 +68,8 @@ if __name__ == "__main__":
         found.append(figures(folder))
         spent.append(sum(flops(folder, folder / "ppo.pt").values()) / 1e12)
     grades = [rows["grade after PPO"][1] for rows in found]
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True,
+                            encoding="utf-8")
     print(*(broken(found) or ["the rule is kept"]), sep="\n")
     print(f"| {datetime.date.today()} | {clock(median(seconds))} | {median(spent):.0f} | "
           f"{spread(grades, '{:.2f}')} | {config.what} | {commit.stdout.strip()} | {cpu()} |")
