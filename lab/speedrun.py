@@ -29,9 +29,9 @@ class Config(Basic):
 
 
 # What the seeds must reach: at least so much by their median, and by the worst of them.
-RULE = {"grade after PPO": (6.50, 6.40), "SFT: facts nobody asked about in SFT": (0.95, 0.90),
-        "SFT: sums not seen in SFT": (0.95, 0.90),
-        "reward model: accuracy / ceiling": (0.95, 0.90)}
+RULE = {"grade after PPO": (6.60, 6.50), "SFT: facts nobody asked about in SFT": (0.95, 0.90),
+        "SFT: sums not seen in SFT": (0.98, 0.95),
+        "reward model: accuracy / ceiling": (0.92, 0.85)}
 
 
 def broken(found):
