@@ -14,7 +14,7 @@ import tiny
 from checkpoint import load_checkpoint
 from data.formats import read_prompts
 from data.town import grade
-from lab import compare_methods
+from lab import chains, compare_methods
 from lab.compare_methods import cost, ppo_flops
 
 RL = ("--data=prompts.jsonl --init=out/seed0/sft.pt --reward=out/seed0/reward.pt "
@@ -52,7 +52,7 @@ def test_every_method_has_its_row_and_sft_ties_with_itself(compared):
 def test_the_best_of_16_by_the_true_grade_is_better_than_one_answer(seed0, monkeypatch):
     monkeypatch.chdir(seed0)
     monkeypatch.setattr(compare_methods, "load_reward", lambda *_: grade)
-    found = compare_methods.best_answers(seed0 / "out/seed0")
+    found = compare_methods.best_answers(chains.Chain(chains.Config(), 0))
     once = json.loads((seed0 / "out/seed0/scoreboard.json").read_text())["models"]["sft"]
     assert found["grade"][0] > once["grade"][0] + 0.3 and found["better"] > found["worse"]
     assert found["kl"] == pytest.approx(1.84, abs=0.005)              # log 16 - 15/16
@@ -116,7 +116,7 @@ def test_only_dpo_and_sft_do_without_the_reward_models_cost(tmp_path, monkeypatc
     monkeypatch.setattr(compare_methods, "flops", lambda *_: {"reward model": 100, "PPO": 7})
     tiny.write(tmp_path / "run.jsonl", *(dict(step=i, flops=10) for i in range(3)))
     tiny.write(tmp_path / "sft.jsonl", dict(step=1, loss=2))
-    spent = {m: cost(m, tmp_path, tmp_path / name) for m, name in {
+    spent = {m: cost(tmp_path, m, tmp_path / name) for m, name in {
         "SFT": "sft.pt", "best of n": "sft.pt", "rejection sampling": "run.pt", "DPO": "run.pt",
         "GRPO": "run.pt", "PPO, no text": "run.pt"}.items()}
     assert spent == {"SFT": 0, "best of n": 100, "rejection sampling": 130, "DPO": 30,
