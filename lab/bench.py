@@ -32,7 +32,7 @@ import torch
 
 from answer import generate
 from checkpoint import read_log, save_checkpoint
-from common import DTYPES, Runtime, fail, parse_config
+from common import DTYPES, Runtime, parse_config
 from data.formats import read_texts
 from lab.chains import chosen
 from model import GPT, STYLES, GPTConfig, ScalarGPT

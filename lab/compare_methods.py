@@ -169,17 +169,17 @@ if __name__ == "__main__":
 
     # ---- the trials, with seed 0, judged by the validation people ----------------------------
 
-    first, highest, best = found[0], {}, {}
     jobs = [(method, flags) for method in TRIALS for flags in TRIALS[method][:config.trials]]
-    paths = for_each(jobs, lambda job: train(first, *job), config.jobs)
+    paths = for_each(jobs, lambda job: train(found[0], *job), config.jobs)
     print("\ntrials: the grade on prompts about the validation people, seed 0")
+    highest, best = dict.fromkeys(TRIALS, 0), {}
     for (method, flags), path in zip(jobs, paths):
-        _, (_, model) = first.examine(f"{path.stem}.val", first / "sft.pt", path, reward="",
-                                      text="", data="data/town/val.jsonl")
-        value = model["grade"][0]
-        print(f"    {method:20} {value:.3f}  KL {model['kl']:.2f}  "
-              + (" ".join(f"{k}={v}" for k, v in flags.items()) or "as shipped"), flush=True)
-        if value > highest.get(method, 0):
+        _, (_, model) = found[0].examine(f"{path.stem}.val", found[0] / "sft.pt", path, reward="",
+                                         text="", data="data/town/val.jsonl")
+        value, shown = model["grade"][0], " ".join(f"{k}={v}" for k, v in flags.items())
+        print(f"    {method:20} {value:.3f}  KL {model['kl']:.2f}  {shown or 'as shipped'}",
+              flush=True)
+        if value > highest[method]:
             highest[method], best[method] = value, flags
 
     # ---- the best of each, with all seeds -----------------------------------------------------

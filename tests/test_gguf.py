@@ -283,17 +283,15 @@ def test_a_split_pattern_that_llama_cpp_lacks_is_refused(refused, monkeypatch):
     assert os.listdir() == ["sft.pt"]
 
 
-def test_a_model_that_llama_cpp_lacks_is_refused(refused):
-    save("sft.pt", "laptop")
-    assert "--style=llama" in refused("export", "sft.pt", "x.gguf")
-    assert os.listdir() == ["sft.pt"]
-
-
-def test_a_file_that_exists_and_f16_for_a_folder_are_refused(refused):
-    save("sft.pt", "llama")
-    Path("x.gguf").touch()
-    assert "x.gguf is there already" in refused("export", "sft.pt", "x.gguf")
-    assert "--f16 is for GGUF" in refused("export", "sft.pt", "there", "--f16")
+@pytest.mark.parametrize("variant, words, reason", [
+    ("laptop", ["new.gguf"], "--style=llama"), ("llama", ["old.gguf"], "old.gguf is there already"),
+    ("llama", ["there", "--f16"], "--f16 is for GGUF")])
+def test_what_llama_cpp_lacks_a_file_that_exists_and_f16_for_a_folder_are_refused(
+        variant, words, reason, refused):
+    save("sft.pt", variant)
+    Path("old.gguf").touch()
+    assert reason in refused("export", "sft.pt", *words)
+    assert sorted(os.listdir()) == ["old.gguf", "sft.pt"]
 
 
 # ---------------------------------------------------------------------------------------------
