@@ -77,7 +77,8 @@ def over_chains(chains):
 def run_chain(chain):
     flags = dict(os.environ, OUT=str(chain.folder), SEED=str(chain.seed))
     if subprocess.run(["bash", "run.sh"], env=flags).returncode:
-        fail(f"seed {chain.seed} stopped; the same command continues there")
+        fail(f"seed {chain.seed} stopped: `OUT={chain.folder} SEED={chain.seed} bash run.sh` "
+             f"continues there")
 
 
 if __name__ == "__main__":
