@@ -21,7 +21,7 @@ import tempfile
 import time
 import timeit
 import warnings
-from contextlib import contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice, product
@@ -32,9 +32,9 @@ import torch
 
 from answer import generate
 from checkpoint import read_log, save_checkpoint
-from common import DTYPES, Runtime, fail, parse_config
+from common import DTYPES, Runtime, parse_config
 from data.formats import read_texts
-from lab.experiments import chosen
+from lab.chains import chosen
 from model import GPT, STYLES, GPTConfig, ScalarGPT
 from optim import adamw
 from tokenizer import GPT4, Tokenizer
@@ -338,32 +338,24 @@ def busy(config):
     ways = {"free cores": [], f"{n} threads": ["-c", FIXED]}
     print(f"\n{'short stages, seconds':24}" + "".join(f"{way:>30}" for way in ways)
           + f"{'the lost share':>26}")
-    with tempfile.TemporaryDirectory() as folder:
-        def seconds(script, start):
-            command = [sys.executable, *start, script, f"--out={folder}/{script}.pt",
-                       "--fresh=true", *SHORT[script].split()]
-            begin = time.perf_counter()
-            ended = subprocess.run(command, capture_output=True, encoding="utf-8")
-            if ended.returncode:
-                fail(ended.stderr.strip())
-            return time.perf_counter() - begin
+    for script, others in product(SHORT, range(3)):
+        with tempfile.TemporaryDirectory() as folder, ExitStack() as programs:
+            def seconds(start):
+                return timeit.timeit(number=1, stmt=lambda: subprocess.run(
+                    [sys.executable, *start, script, f"--out={folder}/new.pt", "--fresh=true",
+                     *SHORT[script].split()], check=True, stdout=subprocess.DEVNULL))
 
-        for script, others in product(SHORT, range(3)):
             if not others:
-                seconds(script, [])                   # the first one fills caches
-            programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
-                        for _ in range(others)]
-            try:
-                turns = [[seconds(script, start) for start in ways.values()]
-                         for _ in range(config.runs)]
-            finally:
-                for program in programs:
-                    program.kill()
-            times = [median(t) for t in zip(*turns)]
-            alone = alone if others else min(times)   # both ways do the same there
-            print(f"{f'{script} beside {others}':24}"
-                  + "".join(f"{t:20.1f} s {t / alone:6.2f} x" for t in times)
-                  + f"{(n + others) / n:17.2f} x", flush=True)
+                seconds([])                           # the first one fills caches
+            for _ in range(others):
+                other = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+                programs.callback(other.kill)
+            turns = [[*map(seconds, ways.values())] for _ in range(config.runs)]
+        times = [median(t) for t in zip(*turns)]
+        alone = alone if others else min(times)       # both ways do the same there
+        print(f"{f'{script} beside {others}':24}"
+              + "".join(f"{t:20.1f} s {t / alone:6.2f} x" for t in times)
+              + f"{(n + others) / n:17.2f} x", flush=True)
 
 
 if __name__ == "__main__":

@@ -25,43 +25,51 @@ from common import parse_config, read_json
 from compare import agreement, ceiling
 from data.formats import read_comparisons, read_demonstrations
 from data.town import RUDE, write_jsonl
-from lab import experiments
+from lab import chains, experiments
+from lab.chains import chosen, finished, for_each, right, spread
 from lab.compare_methods import flops
-from lab.experiments import chosen, examined, right, run, scoreboard
-from lab.seeds import Chains, check_finished, for_each_seed, spread
 
 
 @dataclass
-class Config(Chains):
+class Config(chains.Config):
     what: str = ("compute,completes,few_shot,unlocks,few_good,rating,ranks,agree,comparisons,"
                  "starts,stages,constraint,entropy,ptx,part")         # which rows
 
 
+CLAIMS = {}                    # {name: (function, format, rule)}
+
+
+def claim(form, rule):
+    """The docstring is the claim. The function gives its figures for one chain, {label: figure};
+    rule(*figures) says whether it holds there."""
+    def add(figures):
+        CLAIMS[figures.__name__] = figures, form, rule
+        return figures
+    return add
+
+
+def rising(*figures):
+    return all(a < b for a, b in pairwise(figures))
+
+
 # ---- what the claims share ------------------------------------------------------------------
 
-def board_of(folder):
-    """The chain's own scoreboard, and what it says of pretrain, sft and ppo."""
-    board = read_json(folder / "scoreboard.json")
-    return board, *board["models"].values()
-
-
-def answers(folder, name, *models, **flags):
-    """What the scoreboard says of other models: a list."""
-    return examined(folder, name, *models, **dict(reward="", text="") | flags)
-
-
-def fine_tune(seed, folder, name, **flags):
+def fine_tune(chain, name, **flags):
     """SFT from the pretrained model: the checkpoint, and what the scoreboard says of it."""
-    out = run("sft.py", folder, f"{name}.pt", seed=seed, **flags)
-    return out, *answers(folder, name, out)
+    out = chain.run("sft.py", f"{name}.pt", **flags)
+    return out, *answers(chain, name, out)
 
 
-def accuracy(seed, folder, name, **data):
+def answers(chain, name, *models):
+    """What the scoreboard says of models, without reward model and text."""
+    return chain.examine(name, *models, reward="", text="")[1]
+
+
+def accuracy(chain, name, **data):
     """Train a reward model, with all comparisons unless `data` has others. Its accuracy on the
     chain's held-out pairs. (Not the chain's own: rows compare what one machine has trained.)"""
-    out = run("reward.py", folder, f"{name}.pt", seed=seed, **data)
-    board = scoreboard(folder, name, folder / "sft.pt", reward=out, n_prompts=1, text="",
-                       contrasts="")
+    out = chain.run("reward.py", f"{name}.pt", **data)
+    board, _ = chain.examine(name, chain / "sft.pt", reward=out, n_prompts=1, text="", contrasts="")
     return board["reward_model"]["accuracy"]
 
 
@@ -70,9 +78,9 @@ def grades(models):
     return {label: model["grade"][0] for label, model in models.items()}
 
 
-def stored(folder, name, rows):
+def stored(chain, name, rows):
     """A file with these rows among the runs: its path."""
-    path = folder / "experiments" / f"{name}.jsonl"
+    path = chain / "experiments" / f"{name}.jsonl"
     write_jsonl(path, rows)
     return path
 
@@ -116,198 +124,193 @@ def rated(rows, by_one, seed):
     return found
 
 
-# ---- the claims: (seed, folder) -> {label: figure}, their format, whether it holds ----------
+# ---- the claims -----------------------------------------------------------------------------
 
-def compute(seed, folder):
+@claim("{:.1%}", lambda pretraining, *others: pretraining >= 0.98)
+def compute(chain):
     """Pretraining is 98 to 99% of the compute (State of GPT; InstructGPT, 5.1: GPT-3 took 3,640
     petaflop/s-days, SFT 4.9, PPO 60). Shares of all FLOPs. Holds from 98% on."""
-    spent = flops(folder, folder / "ppo.pt")
-    shares = {stage: n / sum(spent.values()) for stage, n in spent.items()}
-    return shares, "{:.1%}", shares["pretraining"] >= 0.98
+    spent = flops(chain, chain / "ppo.pt")
+    return {stage: n / sum(spent.values()) for stage, n in spent.items()}
 
 
-def prompted(folder):
+def prompted(chain):
     """The table of lessons/few_shot.py: {form of the prompt: {kind: the share that is right}}."""
-    out = run("-m lessons.few_shot", folder, "few_shot.json", shots="0,4")
+    out = chain.run("-m lessons.few_shot", "few_shot.json", shots="0,4")
     return {form: {kind: share for kind, (share, _) in shares.items()}
             for form, shares in read_json(out).items()}
 
 
-def completes(seed, folder):
+@claim("{:.1%}", lambda base, sft: base < 0.1 and sft > 0.9)
+def completes(chain):
     """A base model completes documents, it does not answer (State of GPT). Questions about people,
     greedy answers that are right. Holds if these are below 10%, and after SFT above 90%."""
-    found = prompted(folder)
-    base, sft = (found[form]["fact"] for form in ("bare, 0 examples", "SFT, no examples"))
-    return {"pretrained, the bare question": base, "SFT": sft}, "{:.1%}", base < 0.1 and sft > 0.9
+    found = prompted(chain)
+    return {"pretrained, the bare question": found["bare, 0 examples"]["fact"],
+            "SFT": found["SFT, no examples"]["fact"]}
 
 
-def few_shot(seed, folder):
+@claim("{:.1%}", lambda bare, bare_4, thread, thread_4, sft: bare_4 > bare and thread_4 > thread)
+def few_shot(chain):
     """Examples in the prompt make a base model answer (State of GPT; Brown et al. 2020). Facts,
     sums, unknown people and wishes, greedy answers that are right, the mean of the four shares.
     Holds if examples help both the bare question and the one in the form of a forum's thread."""
-    found = {form: np.mean(list(shares.values())) for form, shares in prompted(folder).items()}
-    return found, "{:.1%}", all(found[f"{form}, 4 examples"] > found[f"{form}, 0 examples"]
-                                for form in ("bare", "thread"))
+    return {form: np.mean(list(shares.values())) for form, shares in prompted(chain).items()}
 
 
-def unlocks(seed, folder):
+@claim("{:.1%}", lambda knows, guesses: knows > 0.9 and guesses < 0.1)
+def unlocks(chain):
     """Fine-tuning unlocks what pretraining has learned (State of GPT; Zhou et al. 2023). Facts
     about people of whom no demonstration speaks, greedy answers that are right. Holds if SFT is
     above 90%, and SFT from random weights below 10%."""
-    _, scratch = fine_tune(seed, folder, "scratch", init="")
-    knows, guesses = right(board_of(folder)[2], "fact"), right(scratch, "fact")
-    found = {"pretraining, then SFT": knows, "SFT from random weights": guesses}
-    return found, "{:.1%}", knows > 0.9 and guesses < 0.1
+    _, sft, _ = chain.models
+    _, scratch = fine_tune(chain, "scratch", init="")
+    return {"pretraining, then SFT": right(sft, "fact"),
+            "SFT from random weights": right(scratch, "fact")}
 
 
-def few_good(seed, folder):
+@claim("{:.2f}", lambda few, mixed, good: few > mixed)
+def few_good(chain):
     """Few good demonstrations beat many mixed ones (State of GPT; Zhou et al. 2023). The grade of
     sampled answers after 800 steps of SFT. Holds if 500 of the labelers' are better than all 3,000
     with half of the answers as bad as the forum's worst."""
     rows = read_demonstrations("data/town/sft.jsonl")
-    few = stored(folder, "demos_good", rows[:500])
-    many = stored(folder, "demos_mixed", mixed(rows, seed))
-    found = grades({"500 good": fine_tune(seed, folder, "sft_good", data=few)[1],
-                    "3,000 mixed": fine_tune(seed, folder, "sft_mixed", data=many)[1],
-                    "3,000 good": board_of(folder)[2]})
-    return found, "{:.2f}", found["500 good"] > found["3,000 mixed"]
+    few = stored(chain, "demos_good", rows[:500])
+    many = stored(chain, "demos_mixed", mixed(rows, chain.seed))
+    return grades({"500 good": fine_tune(chain, "sft_good", data=few)[1],
+                   "3,000 mixed": fine_tune(chain, "sft_mixed", data=many)[1],
+                   "3,000 good": chain.models[1]})
 
 
-def rating(seed, folder):
+@claim("{:.3f}", lambda rankings, one, many: rankings > many)
+def rating(chain):
     """Comparing is easier than rating (Christiano et al. 2017; State of GPT: than writing). Each of
     the same answers is judged once, with the same noise. Ratings from 1 to 7 are by 40 labelers
     with own shifts (deviation 1) and scales (from .6 to 1.8), and become ranks. The reward model's
     accuracy on held-out rankings. Holds if rankings beat ratings by different labelers."""
-    rows = read_comparisons(folder / "comparisons.jsonl")
-    found = {"rankings": accuracy(seed, folder, "reward_all")}
-    for by, each in (("one", "a prompt"), ("many", "an answer")):
-        data = stored(folder, f"ratings_{by}", rated(rows, by == "one", seed))
-        found[f"ratings, one labeler {each}"] = accuracy(seed, folder, f"reward_{by}", data=data)
-    return found, "{:.3f}", found["rankings"] > found["ratings, one labeler an answer"]
+    rows = read_comparisons(chain / "comparisons.jsonl")
+    one, many = (stored(chain, f"ratings_{by}", rated(rows, by == "one", chain.seed))
+                 for by in ("one", "many"))
+    return {"rankings": accuracy(chain, "reward_all"),
+            "ratings, one labeler a prompt": accuracy(chain, "reward_one", data=one),
+            "ratings, one labeler an answer": accuracy(chain, "reward_many", data=many)}
 
 
-def ranks(seed, folder):
+@claim("{:.3f}", rising)
+def ranks(chain):
     """K answers ranked at once give K (K - 1) / 2 pairs (InstructGPT, 3.5: K = 4 to 9). The reward
     model's accuracy after 1,500 labeled prompts. Holds if each larger K gives more."""
-    found = {}
-    for k in (2, 4, 9):
-        data = run("compare.py", folder, f"compared_{k}.jsonl", k=k, n_prompts=1500, seed=seed)
-        found[f"K = {k}"] = accuracy(seed, folder, f"reward_k{k}", data=data)
-    return found, "{:.3f}", all(a < b for a, b in pairwise(found.values()))
+    data = {k: chain.run("compare.py", f"compared_{k}.jsonl", k=k, n_prompts=1500)
+            for k in (2, 4, 9)}
+    return {f"K = {k}": accuracy(chain, f"reward_k{k}", data=path) for k, path in data.items()}
 
 
-def agree(seed, folder):
+@claim("{:.3f}", lambda labelers, model, ceiling: model >= labelers)
+def agree(chain):
     """Two labelers agree on 73% of the pairs (InstructGPT, 3.4; here the noise is set so), and the
     reward model agrees with them as often (4.1: 72.4%). Holds if it does so at least as often. A
     perfect reward model reaches the ceiling."""
-    rows = read_comparisons(folder / "comparisons.jsonl")
-    gaps = np.array([(a - b) / row["noise"] for row in rows
+    gaps = np.array([(a - b) / row["noise"] for row in read_comparisons(chain / "comparisons.jsonl")
                      for a, b in combinations(row["grades"], 2)])
-    found = {"two labelers": agreement(gaps, 1),
-             "reward model": board_of(folder)[0]["reward_model"]["accuracy"],
-             "ceiling": ceiling(gaps)}
-    return found, "{:.3f}", found["reward model"] >= found["two labelers"]
+    return {"two labelers": agreement(gaps, 1),
+            "reward model": chain.board["reward_model"]["accuracy"], "ceiling": ceiling(gaps)}
 
 
-def comparisons(seed, folder):
+@claim("{:.3f}", lambda *found: all(b - a >= 0.01 for a, b in pairwise(found)))
+def comparisons(chain):
     """More comparisons make a better reward model (Stiennon et al. 2020, 4.3: +1.1 points each time
     they double). Accuracy, by the number of prompts. Holds if each doubling adds .01 or more: the
     same training on another CPU differs by up to .007."""
-    rows, found = read_comparisons(folder / "comparisons.jsonl"), {}
-    for part in (8, 4, 2):
-        data = stored(folder, f"comparisons_{part}", rows[:len(rows) // part])
-        found[f"1/{part} of the prompts"] = accuracy(seed, folder, f"reward_{part}", data=data)
-    found["all of the prompts"] = accuracy(seed, folder, "reward_all")
-    return found, "{:.3f}", all(b - a >= 0.01 for a, b in pairwise(found.values()))
+    rows = read_comparisons(chain / "comparisons.jsonl")
+    data = {part: stored(chain, f"comparisons_{part}", rows[:len(rows) // part])
+            for part in (8, 4, 2)}
+    return {f"1/{part} of the prompts": accuracy(chain, f"reward_{part}", data=path)
+            for part, path in data.items()} | {
+                "all of the prompts": accuracy(chain, "reward_all")}
 
 
-def starts(seed, folder):
+@claim("{:.3f}", lambda sft, pretrained, *others: abs(sft - pretrained) <= 0.02)
+def starts(chain):
     """It matters little whether the reward model starts from the pretrained or from the SFT model
     (InstructGPT, C.2). Accuracy. Holds if they are at most .02 apart."""
     labels = "SFT", "pretrained", "random weights", "SFT, no log-probabilities"
-    rows = experiments.starts(seed, folder).values()
-    found = {label: row[0] for label, row in zip(labels, rows)}
-    return found, "{:.3f}", abs(found["SFT"] - found["pretrained"]) <= 0.02
+    return {label: row[0] for label, row in zip(labels, experiments.starts(chain).values())}
 
 
-def stages(seed, folder):
+@claim("{:.2f}", lambda *found: found[-1] > max(found[:-1]))
+def stages(chain):
     """Any stage can be skipped, all three do best (State of GPT: RLHF is preferred to SFT, and SFT
     to base models). The grade of sampled answers; the pretrained model has 4 examples before the
     question. Holds if all three beat every other combination."""
     # a learning rate of 0 leaves random weights
-    random, nothing = fine_tune(seed, folder, "random", init="", ptx=0, lr=0, steps=1)
-    raw, only_sft = fine_tune(seed, folder, "scratch", init="")
+    random, nothing = fine_tune(chain, "random", init="", ptx=0, lr=0, steps=1)
+    raw, only_sft = fine_tune(chain, "scratch", init="")
     policies = dict(random=random, scratch=raw, base="pretrain.pt")
-    trained = [run("rlhf_ppo.py", folder, f"ppo_{name}.pt", init=init, seed=seed)
-               for name, init in policies.items()]
-    only_ppo, no_pretraining, no_sft = answers(folder, "stages", *trained)
-    _, base, sft, all_three = board_of(folder)
-    found = grades({
+    only_ppo, no_pretraining, no_sft = answers(chain, "stages", *(
+        chain.run("rlhf_ppo.py", f"ppo_{name}.pt", init=init) for name, init in policies.items()))
+    base, sft, all_three = chain.models
+    return grades({
         "none": nothing, "PPO": only_ppo, "SFT": only_sft, "SFT, PPO": no_pretraining,
         "pretraining": base, "pretraining, PPO": no_sft, "pretraining, SFT": sft,
         "all three": all_three})
-    return found, "{:.2f}", max(found, key=found.get) == "all three"
 
 
-def constraint(seed, folder):
+@claim("{:.2f}", lambda grade, score, last_grade, last_score: (
+    last_score > score and last_grade <= grade - 0.2))
+def constraint(chain):
     """Without the KL penalty the policy exploits the reward model (InstructGPT, 3.5; Gao et al.
     2022). 60 iterations with --kl_coef=0, held-out prompts. Holds if at the end the score is higher
     than where the grade was best, and the grade at least .2 lower."""
-    rows = experiments.free(seed, folder)
-    best, last = max(rows, key=lambda row: row["grade"]), rows[-1]
-    found = {"grade, at its best": best["grade"], "score, then": best["score"],
-             "grade, at the end": last["grade"], "score, at the end": last["score"]}
-    return found, "{:.2f}", last["score"] > best["score"] and last["grade"] <= best["grade"] - 0.2
+    rows = [row[1:] for row in experiments.overoptimise(chain).values()]
+    (score, grade), (last_score, last_grade) = max(rows, key=lambda row: row[1]), rows[-1]
+    return {"grade, at its best": grade, "score, then": score,
+            "grade, at the end": last_grade, "score, at the end": last_score}
 
 
-def entropy(seed, folder):
+@claim("{:.3f}", lambda pretrained, sft, ppo: pretrained > sft > ppo)
+def entropy(chain):
     """RLHF loses entropy, base models are more diverse (State of GPT). Answers at temperature .7,
     nats per token. Holds if it falls from the pretrained to the SFT model, and again with PPO."""
-    pretrained, sft, ppo = (model["entropy"] for model in board_of(folder)[1:])
-    return dict(pretrained=pretrained, SFT=sft, PPO=ppo), "{:.3f}", pretrained > sft > ppo
+    return {label: model["entropy"]
+            for label, model in zip(("pretrained", "SFT", "PPO"), chain.models)}
 
 
-def size(seed, folder):
+@claim("{:.2f}", lambda large, base, ppo: ppo > large > base)
+def size(chain):
     """A small model with RLHF is preferred to a larger base model (InstructGPT, 4.1: 1.3B to 175B).
     The grade of sampled answers. The larger one has ten times the weights, 4 examples before the
     question, and half of the learning rate (not tuned). Holds if PPO's grade is higher, and the
     larger base model better than the small one: else its size says nothing."""
-    big = run("pretrain.py", folder, "big.pt", n_layer=7, n_head=5, n_embd=320, lr=4e-3, seed=seed)
-    _, base, _, small = board_of(folder)
-    large = "base, ten times as large"
-    found = grades({large: answers(folder, "big", big)[0], "base": base, "PPO": small})
-    return found, "{:.2f}", found["PPO"] > found[large] > found["base"]
+    path = chain.run("pretrain.py", "big.pt", n_layer=7, n_head=5, n_embd=320, lr=4e-3)
+    base, _, ppo = chain.models
+    large, = answers(chain, "big", path)
+    return grades({"base, ten times as large": large, "base": base, "PPO": ppo})
 
 
-def ptx(seed, folder):
+@claim("{:+.1%}", lambda without, shipped: 0 < without and shipped < without / 2)
+def ptx(chain):
     """Pretraining text in PPO undoes the alignment tax (InstructGPT, 4.2 and eq. 2). The change of
     the loss on held-out text, against SFT. Holds if it rises without that text, and less than half
     as much with it."""
-    out = run("rlhf_ppo.py", folder, "no_ptx.pt", ptx_coef=0, seed=seed)
-    before, without = answers(folder, "no_ptx", folder / "sft.pt", out, n_prompts=100,
-                              text="data/town/pretrain")
-    _, _, sft, shipped = board_of(folder)
-    found = {"--ptx_coef=0": without["text_loss"] / before["text_loss"] - 1,
-             "--ptx_coef=1": shipped["text_loss"] / sft["text_loss"] - 1}
-    tax, left = found.values()
-    return found, "{:+.1%}", 0 < tax and left < tax / 2
+    out = chain.run("rlhf_ppo.py", "no_ptx.pt", ptx_coef=0)
+    _, (before, without) = chain.examine("no_ptx", chain / "sft.pt", out, n_prompts=100, reward="",
+                                         text="data/town/pretrain")
+    _, sft, shipped = chain.models
+    return {"--ptx_coef=0": without["text_loss"] / before["text_loss"] - 1,
+            "--ptx_coef=1": shipped["text_loss"] / sft["text_loss"] - 1}
 
 
-def part(seed, folder):
+@claim("{:.1%}", lambda full, last, lora: lora >= full - 0.05)
+def part(chain):
     """A small part of the weights learns nearly as well as all (State of GPT; Hu et al. 2021). 200
     steps of SFT, greedy answers that are right, all kinds of prompt. Holds if LoRA of rank 4 is at
     most 5 points below all weights."""
-    methods, found = {"all weights": "all:0.5", "last layer": "last1:1", "LoRA": "lora4:4"}, {}
-    for label, method in methods.items():
-        out = run("-m lessons.lora", folder, f"part_{method.partition(':')[0]}.pt", seed=seed,
-                  methods=method)
-        found[label] = right(*answers(folder, out.stem, out))
-    return found, "{:.1%}", found["LoRA"] >= found["all weights"] - 0.05
-
-
-CLAIMS = {claim.__name__: claim for claim in (
-    compute, completes, few_shot, unlocks, few_good, rating, ranks, agree, comparisons, starts,
-    stages, constraint, entropy, size, ptx, part)}
+    found = {}
+    for label, method in {"all weights": "all:0.5", "last layer": "last1:1",
+                          "LoRA": "lora4:4"}.items():
+        out = chain.run("-m lessons.lora", f"part_{method.partition(':')[0]}.pt", methods=method)
+        found[label] = right(*answers(chain, out.stem, out))
+    return found
 
 
 # ---- the table ------------------------------------------------------------------------------
@@ -318,20 +321,21 @@ def verdict(held):
             f"MIXED: in {sum(held)} of {len(held)} seeds")
 
 
-def show(name, claim, found):
-    """Print a row. found: for each seed, what the claim returned."""
-    figures, forms, held = zip(*found)
-    cells = [f"{label:32}{spread([f[label] for f in figures], forms[0])}" for label in figures[0]]
+def show(name, found):
+    """Print a row. found: for each seed, {label: figure}."""
+    claim, form, rule = CLAIMS[name]
+    cells = [f"{label:32}{spread([figures[label] for figures in found], form)}"
+             for label in found[0]]
     left = [*wrap(" ".join(claim.__doc__.split()), 60), f"$ python -m lab.claims --what={name}"]
-    for a, b in zip_longest(left, [*cells, verdict([bool(h) for h in held])], fillvalue=""):
+    held = verdict([bool(rule(*figures.values())) for figures in found])
+    for a, b in zip_longest(left, [*cells, held], fillvalue=""):
         print(f"{a:62}{b}".rstrip())
     print(flush=True)
 
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    names = chosen(config.what, CLAIMS)
-    check_finished(config)
+    names, found = chosen(config.what, CLAIMS), finished(config)
     print(f"{'claim':62}{'figure':32}median [least, most]\n")
     for name in names:
-        show(name, CLAIMS[name], for_each_seed(config, CLAIMS[name]))
+        show(name, for_each(found, CLAIMS[name][0], config.jobs))

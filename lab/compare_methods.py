@@ -20,7 +20,6 @@ test people, of whom no trial has heard: the median over the seeds [least, most]
 """
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -32,13 +31,13 @@ from common import Runtime, fail, parse_config
 from data.formats import prompts_that_fit, read_comparisons, split
 from data.town import grade, judge
 from evaluate import compared
-from lab.experiments import examined, right, run
-from lab.seeds import Chains, check_finished, folders, for_each_seed, show
+from lab import chains
+from lab.chains import finished, for_each, right, show
 from lessons import best_of_n
 
 
 @dataclass
-class Config(Chains):
+class Config(chains.Config):
     trials: int = 7            # how many of TRIALS; 1: the defaults
 
 
@@ -58,30 +57,30 @@ TRIALS = {
 }
 
 
-def train(seed, folder, method, flags):
+def train(chain, method, flags):
     """The checkpoint of a run, which is made unless it is there. PPO's first trial is the chain's
     own."""
     if method == "PPO" and not flags:
-        return folder / "ppo.pt"
+        return chain / "ppo.pt"
     script = SCRIPTS[method]
     name = script.removesuffix(".py").rpartition(".")[2]
     name = "-".join([name, *(f"{k}={v}" for k, v in flags.items())])
-    return run(script, folder, f"{name}.pt", seed=seed, **flags)
+    return chain.run(script, f"{name}.pt", **flags)
 
 
 # ---- what the runs cost ---------------------------------------------------------------------
 
-def flops(folder, ppo):
+def flops(chain, ppo):
     """{stage: FLOPs} of a chain, with this run of PPO: 2 for each weight and token that is read, 6
     where it is trained, and attention. It leaves out the prompts whose answers were all equal."""
-    ckpts = {stage: load_checkpoint(folder / f"{stage}.pt", stage)
+    ckpts = {stage: load_checkpoint(chain / f"{stage}.pt", stage)
              for stage in ("pretrain", "sft", "reward")}
     model, tok = ckpts["sft"]["model"], ckpts["sft"]["tokenizer"]
     T, found = model.config.block_size, {}
     for stage, name in (("pretrain", "pretraining"), ("sft", "SFT")):
         c = ckpts[stage]["config"]
         found[name] = c["steps"] * c["batch_size"] * T * model.flops_per_token(T)
-    rows = read_comparisons(folder / "comparisons.jsonl")
+    rows = read_comparisons(chain / "comparisons.jsonl")
     forward = model.flops_per_token(32) / 3           # the usual length of prompt and answer
     prompt = np.mean([len(tok.encode_chat(row["prompt"], reply=True)[0]) for row in rows])
     answer = np.mean([len(tok.encode(a)) + 1 for row in rows for a in row["responses"]])
@@ -106,9 +105,9 @@ def ppo_flops(path, prompt, forward, T):
     return passes * forward
 
 
-def cost(method, folder, path):
+def cost(chain, method, path):
     """FLOPs of a method: its run's, and the reward model's where it needs one."""
-    spent = flops(folder, path if "PPO" in method else folder / "ppo.pt")
+    spent = flops(chain, path if "PPO" in method else chain / "ppo.pt")
     own = spent["PPO"] if "PPO" in method else sum(
         row.get("flops", 0) for row in read_log(path.with_suffix(".jsonl")))
     return own + (method not in ("SFT", "DPO")) * spent["reward model"]
@@ -116,42 +115,49 @@ def cost(method, folder, path):
 
 # ---- what their answers are worth -----------------------------------------------------------
 
-def best_answers(folder):
+def best_answers(chain):
     """What the scoreboard would say of the best of 16 answers of the SFT model."""
     config = best_of_n.Config()
-    rt = Runtime(config)
-    policy, tok, _ = load(folder / "sft.pt", rt, "sft")
-    reward = load_reward(f"{folder}/reward.pt", tok, rt)
+    rt, n = Runtime(config), config.best_of
+    policy, tok, _ = load(chain / "sft.pt", rt, "sft")
+    reward = load_reward(str(chain / "reward.pt"), tok, rt)
     rows = sum(prompts_that_fit("data/town/test.jsonl", tok, policy.config.block_size,
                                 config.max_new_tokens), [])
-    prompts, n = [row["prompt"] for row in rows], config.best_of
+    prompts = [row["prompt"] for row in rows]
     replies, *_ = best_of_n.best_answers(policy, reward, rows, 0, tok, rt, config)
     texts = [answer_text(tok, reply) for reply in replies]
     once = [text for text, _ in respond(policy, tok, prompts, rt, config.max_new_tokens,
                                         config.temperature)]
     verdicts = [judge(prompt, text) for prompt, text in zip(prompts, texts)]
     grades = [verdict["grade"] for verdict in verdicts]
-    all_kinds = dict(right_sampled=np.mean([v["right"] for v in verdicts]), n=len(verdicts))
-    return dict(compared(grades, grade(prompts, once)), by_kind=dict(all=all_kinds),
+    shares = dict(right_sampled=np.mean([v["right"] for v in verdicts]), n=len(verdicts))
+    return dict(compared(grades, grade(prompts, once)), by_kind=dict(all=shares),
                 grade=[np.mean(grades)], kl=math.log(n) - (n - 1) / n,
                 length=np.mean([len(tok.encode(text)) for text in texts]))
 
 
-def compare(best, seed, folder):
+def compare(best, chain):
     """The rows of the tables: {method: (grade, better, right, KL, length, loss on text, TFLOP)}.
     best: {method: flags}."""
-    found, sft = {}, folder / "sft.pt"
-    paths = {method: train(seed, folder, method, flags) for method, flags in best.items()}
-    boards = {method: examined(folder, f"{path.stem}.test", sft, path, reward="")
-              for method, path in paths.items()}
-    start = boards["PPO"][0]
-    models = {"SFT": start, "best of n": dict(start, **best_answers(folder)),
-              **{method: board[1] for method, board in boards.items()}}
-    for method, m in models.items():
-        found[method] = (m["grade"][0], m.get("better", 0), right(m, key="right_sampled"),
-                         m.get("kl", 0), m["length"], m["text_loss"],
-                         cost(method, folder, paths.get(method, sft)) / 1e12)
-    return found
+    sft = chain / "sft.pt"
+    paths = {method: train(chain, method, flags) for method, flags in best.items()}
+    found = {method: chain.examine(f"{path.stem}.test", sft, path, reward="")[1]
+             for method, path in paths.items()}
+    start = found["PPO"][0]
+    models = {"SFT": start, "best of n": start | best_answers(chain),
+              **{method: model for method, (_, model) in found.items()}}
+    return {method: (m["grade"][0], m.get("better", 0), right(m, key="right_sampled"),
+                     m.get("kl", 0), m["length"], m["text_loss"],
+                     cost(chain, method, paths.get(method, sft)) / 1e12)
+            for method, m in models.items()}
+
+
+TABLES = {
+    "answers to prompts about the test people": {
+        "grade": "{:.2f}", "better than SFT": "{:.1%}", "right": "{:.1%}", "KL": "{:.2f}"},
+    "and the rest; the cost includes the reward model's training where one is needed": {
+        "length, tokens": "{:.1f}", "loss on text": "{:.3f}", "TFLOP": "{:.1f}"},
+}
 
 
 if __name__ == "__main__":
@@ -159,34 +165,28 @@ if __name__ == "__main__":
     most = min(map(len, TRIALS.values()))
     if not 1 <= config.trials <= most:
         fail(f"--trials must be 1 to {most}")
-    check_finished(config)
+    found = finished(config)
 
     # ---- the trials, with seed 0, judged by the validation people ----------------------------
 
-    first, highest, best = folders(config)[0], {}, {}
     jobs = [(method, flags) for method in TRIALS for flags in TRIALS[method][:config.trials]]
-    with ThreadPoolExecutor(config.jobs) as pool:
-        paths = list(pool.map(lambda job: train(0, first, *job), jobs))
+    paths = for_each(jobs, lambda job: train(found[0], *job), config.jobs)
     print("\ntrials: the grade on prompts about the validation people, seed 0")
+    highest, best = dict.fromkeys(TRIALS, 0), {}
     for (method, flags), path in zip(jobs, paths):
-        _, found = examined(first, f"{path.stem}.val", first / "sft.pt", path, reward="", text="",
-                            data="data/town/val.jsonl")
-        value = found["grade"][0]
-        print(f"    {method:20} {value:.3f}  KL {found['kl']:.2f}  "
-              + (" ".join(f"{k}={v}" for k, v in flags.items()) or "as shipped"), flush=True)
-        if value > highest.get(method, 0):
+        _, (_, model) = found[0].examine(f"{path.stem}.val", found[0] / "sft.pt", path, reward="",
+                                         text="", data="data/town/val.jsonl")
+        value, shown = model["grade"][0], " ".join(f"{k}={v}" for k, v in flags.items())
+        print(f"    {method:20} {value:.3f}  KL {model['kl']:.2f}  {shown or 'as shipped'}",
+              flush=True)
+        if value > highest[method]:
             highest[method], best[method] = value, flags
 
     # ---- the best of each, with all seeds -----------------------------------------------------
 
     best["PPO, no text"] = best["PPO"] | dict(ptx_coef=0)
-    found = for_each_seed(config, partial(compare, best))
-    for title, columns, part in (
-            (f"answers to prompts about the test people, seeds 0 to {config.seeds - 1}",
-             {"grade": "{:.2f}", "better than SFT": "{:.1%}", "right": "{:.1%}", "KL": "{:.2f}"},
-             slice(4)),
-            ("and the rest; the cost includes the reward model's training where one is needed",
-             {"length, tokens": "{:.1f}", "loss on text": "{:.3f}", "TFLOP": "{:.1f}"},
-             slice(4, None))):
-        show(title, columns, [{method: row[part] for method, row in rows.items()}
-                              for rows in found])
+    rows, place = for_each(found, partial(compare, best), config.jobs), 0
+    for title, columns in TABLES.items():
+        part = slice(place, place := place + len(columns))
+        show(f"{title}, seeds 0 to {config.seeds - 1}", columns, [
+            {method: row[part] for method, row in seed.items()} for seed in rows])

@@ -16,8 +16,10 @@ from pathlib import Path
 
 import evaluate
 from common import parse_config, read_json, to_json, writing
-from lab.experiments import TABLES, rehearsed
-from lab.seeds import over_chains, over_seeds, print_rows
+from lab import chains
+from lab.chains import finished, over_seeds, print_rows
+from lab.experiments import TABLES
+from lab.seeds import over_chains
 
 
 @dataclass
@@ -28,11 +30,11 @@ class Config:
     debug: bool = False                # show tracebacks
 
 
-def measured(folders):
+def measured(found):
     """{file: {label: cells}} of finished chains; a cell is [format, the value of each seed …]."""
-    _, _, columns = TABLES["rehearsal"]
-    found = [rehearsed(read_json(folder / "experiments/rehearsal.json")) for folder in folders]
-    return dict(seeds=over_chains(folders), rehearsal=over_seeds(found, columns.values()))
+    rehearsal, _, columns = TABLES["rehearsal"]
+    return dict(seeds=over_chains(found),
+                rehearsal=over_seeds([rehearsal(chain) for chain in found], columns.values()))
 
 
 def times(minutes):
@@ -72,10 +74,11 @@ def renewed(page):
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     page = Path(config.page)
-    folders = [Path(f"{config.chains}{seed}") for seed in range(config.seeds)]
-    for name, rows in (measured(folders) if config.chains else {}).items():
-        with writing(page.with_suffix("") / f"{name}.json") as f:
-            f.write(to_json(rows).replace("]], ", "]],\n ") + "\n")
+    if config.chains:
+        found = finished(chains.Config(seeds=config.seeds, folder=config.chains))
+        for name, rows in measured(found).items():
+            with writing(page.with_suffix("") / f"{name}.json") as f:
+                f.write(to_json(rows).replace("]], ", "]],\n ") + "\n")
     text = renewed(page)
     with writing(page) as f:
         f.write(text)

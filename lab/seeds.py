@@ -8,80 +8,23 @@ One run can be luck. A claim needs the spread over seeds.
 
 import os
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from statistics import median
 
 from checkpoint import read_log
-from common import fail, parse_config, read_json
+from common import fail, parse_config
+from lab import chains
+from lab.chains import Chain, print_rows
 
 
 @dataclass
-class Config:
+class Config(chains.Config):
     seeds: int = 5             # how many: 0, 1, …
-    folder: str = "out/seed"   # the folders' names, without the number
-    debug: bool = False        # show tracebacks
 
 
-@dataclass
-class Chains(Config):
-    """The flags of all that reads finished chains."""
-    seeds: int = 3
-    jobs: int = 1              # runs at a time, each with its share of the cores
-
-
-# ---- for all of the lab ---------------------------------------------------------------------
-
-def folders(config):
-    return [Path(f"{config.folder}{seed}") for seed in range(config.seeds)]
-
-
-def check_finished(config):
-    for folder in folders(config):
-        if not (folder / "scoreboard.json").exists():
-            fail(f"--folder={config.folder}: {folder} has no scoreboard.json: `python -m "
-                 f"lab.seeds --seeds={config.seeds}` makes it")
-
-
-def for_each_seed(config, function):
-    """[function(seed, folder)], config.jobs at a time."""
-    if config.jobs > 1:
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, os.cpu_count() // config.jobs)))
-    with ThreadPoolExecutor(config.jobs) as pool:
-        return list(pool.map(function, range(config.seeds), folders(config)))
-
-
-def spread(values, form):
-    """The median [least, most] over the seeds; a single value stands alone."""
-    text = form.format(median(values))
-    return text + f" [{form}, {form}]".format(min(values), max(values)) * (len(values) > 1)
-
-
-def over_seeds(found, forms):
-    """For each seed {label: a row of values} -> {label: [[format, the value of each seed …] …]}."""
-    return {label: [list(cell) for cell in zip(forms, *(rows[label] for rows in found))]
-            for label in found[0]}
-
-
-def print_rows(rows, width=44):
-    for label, cells in rows.items():
-        print(f"{label:{width}}", *(f"{spread(v, form):>25}" for form, *v in cells), sep="")
-
-
-def show(title, columns, found):
-    """Print a table. columns: {name: format}; found: for each seed {label: a row of values}."""
-    width = max(map(len, found[0])) + 1
-    print(f"\n{title}\n{'':{width}}" + "".join(f"{name:>25}" for name in columns))
-    print_rows(over_seeds(found, columns.values()), width)
-
-
-# ---- what a chain has reached ---------------------------------------------------------------
-
-def figures(folder):
+def figures(chain):
     """{label: (format, value)} from a chain's scoreboard and its log of pretraining."""
-    board, log = read_json(folder / "scoreboard.json"), read_log(folder / "pretrain.jsonl")
-    pretrained, sft, ppo = (board["models"][name] for name in ("pretrain", "sft", "ppo"))
+    board, log = chain.board, read_log(chain / "pretrain.jsonl")
+    pretrained, sft, ppo = chain.models
     rm, apart = board["reward_model"], board["contrasts"]
     before, after = sft["by_kind"], ppo["by_kind"]
     no_worse = sum(after[kind]["grade"] >= before[kind]["grade"] for kind in before)
@@ -124,19 +67,25 @@ def figures(folder):
     }
 
 
-def over_chains(folders):
+def over_chains(chains):
     """{label: [[format, the value of each seed …]]}"""
-    found = [figures(folder) for folder in folders]
+    found = [figures(chain) for chain in chains]
     return {label: [[form, *(rows[label][1] for rows in found)]]
             for label, (form, _) in found[0].items()}
 
 
+def run_chain(chain):
+    flags = dict(os.environ, OUT=str(chain.folder), SEED=str(chain.seed))
+    if subprocess.run(["bash", "run.sh"], env=flags).returncode:
+        fail(f"seed {chain.seed} stopped: `OUT={chain.folder} SEED={chain.seed} bash run.sh` "
+             f"continues there")
+
+
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    for seed, folder in enumerate(folders(config)):
-        flags = dict(os.environ, OUT=str(folder), SEED=str(seed))
-        if not (folder / "scoreboard.json").exists():
-            if subprocess.run(["bash", "run.sh"], env=flags).returncode:
-                fail(f"seed {seed} stopped; the same command continues there")
+    found = [Chain(config, seed) for seed in range(config.seeds)]
+    for chain in found:
+        if not (chain / "scoreboard.json").exists():
+            run_chain(chain)
     print(f"\nseeds 0 to {config.seeds - 1}, the median [least, most]")
-    print_rows(over_chains(folders(config)))
+    print_rows(over_chains(found))

@@ -17,8 +17,9 @@ from statistics import median
 import torch
 
 from common import Basic, Runtime, clock, fail, parse_config
+from lab.chains import Chain, spread
 from lab.compare_methods import flops
-from lab.seeds import figures, folders, spread
+from lab.seeds import figures, run_chain
 
 
 @dataclass
@@ -54,19 +55,18 @@ def cpu():
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    for folder in folders(config):
-        if folder.exists():
-            fail(f"{folder} is there already, and a record starts from nothing: remove it, or "
-                 f"choose another --folder")
-    seconds, found, spent = [], [], []
-    for seed, folder in enumerate(folders(config)):
+    chains = [Chain(config, seed) for seed in range(config.seeds)]
+    for chain in chains:
+        if chain.folder.exists():
+            fail(f"{chain.folder} is there already, and a record starts from nothing: remove it, "
+                 f"or choose another --folder")
+    seconds = []
+    for chain in chains:
         began = time.monotonic()
-        flags = dict(os.environ, OUT=str(folder), SEED=str(seed))
-        if subprocess.run(["bash", "run.sh"], env=flags).returncode:
-            fail(f"seed {seed} stopped")
+        run_chain(chain)
         seconds.append(time.monotonic() - began)
-        found.append(figures(folder))
-        spent.append(sum(flops(folder, folder / "ppo.pt").values()) / 1e12)
+    found = [figures(chain) for chain in chains]
+    spent = [sum(flops(chain, chain / "ppo.pt").values()) / 1e12 for chain in chains]
     grades = [rows["grade after PPO"][1] for rows in found]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True,
                             encoding="utf-8")

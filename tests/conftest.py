@@ -18,10 +18,8 @@ os.environ.setdefault("DTYPE", "float32")
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-torch.set_num_threads(1)    # where torch was imported before, as in lab/mutants.py
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -97,23 +95,22 @@ def own_chain(chain, tmp_path_factory):
 def seed0(chain, tmp_path_factory):
     """A folder with what lab/seeds.py leaves of one seed, from the tiny chain. What the lab runs
     there is short, and runs in copies of this process."""
-    from lab import experiments
+    from lab import chains
     from tiny import ROOT, SHORT, as_copy, run
-    folder, real = tmp_path_factory.mktemp("seeds"), experiments.run
+    folder, real = tmp_path_factory.mktemp("seeds"), chains.Chain.run
     shutil.copytree(chain / "out", folder / "out/seed0")
     (folder / "data").mkdir()
     (folder / "data/town").symlink_to(chain / "data/town")
     for script in ("data/town.py", *(script.name for script in ROOT.glob("*.py"))):
         (folder / script).symlink_to(ROOT / script)
-    flags = [f"--{flag}={value}" for flag, value in SHORT["evaluate.py"].items()]
-    assert run(folder, "evaluate", *flags, *(
-        f"--{flag}=out/seed0/{name}" for flag, name in experiments.READS["evaluate.py"].items()),
-        "--models=out/seed0/pretrain.pt,out/seed0/sft.pt,out/seed0/ppo.pt",
-        "--out=out/seed0/scoreboard.json")[0] == 0
+    at, flags = "out/seed0", [f"--{k}={v}" for k, v in SHORT["evaluate.py"].items()]
+    assert run(folder, "evaluate", *flags, f"--reward={at}/reward.pt",
+               f"--comparisons={at}/comparisons.jsonl", f"--out={at}/scoreboard.json",
+               f"--models={at}/pretrain.pt,{at}/sft.pt,{at}/ppo.pt")[0] == 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(experiments, "subprocess", SimpleNamespace(run=as_copy))
-        patch.setattr(experiments, "run", lambda script, *where, **flags: real(
-            script, *where, **flags | SHORT.get(script, {})))
+        patch.setattr(chains, "subprocess", SimpleNamespace(run=as_copy))
+        patch.setattr(chains.Chain, "run", lambda chain, script, name, **flags: real(
+            chain, script, name, **flags | SHORT.get(script, {})))
         yield folder
 
 

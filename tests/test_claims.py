@@ -13,7 +13,7 @@ import tiny
 from checkpoint import load_checkpoint
 from data.formats import read_comparisons
 from data.town import Dice, World, demonstrate, judge, make_prompt, write_jsonl
-from lab import claims, compare_methods, experiments
+from lab import chains, claims, compare_methods, experiments
 
 
 @pytest.fixture
@@ -77,17 +77,35 @@ def test_half_of_the_mixed_demonstrations_are_bad_and_the_others_stay():
 # ---------------------------------------------------------------------------------------------
 # the figures and the rules
 
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """made(sft=…, ppo=…) is a chain whose scoreboard says this of its models; `examined` is what it
+    says of others."""
+    def made(*examined, **board):
+        chain = chains.Chain(chains.Config(folder=str(tmp_path / "seed")), 0)
+        chain.folder.mkdir()
+        chain.board = board
+        monkeypatch.setattr(chain, "run", lambda *args, **flags: None, raising=False)
+        monkeypatch.setattr(chain, "examine", lambda *args, **flags: ({}, examined), raising=False)
+        return chain
+    return made
+
+
+def holds(name, figures):
+    return claims.CLAIMS[name][2](*figures.values())
+
+
 def test_the_flops_of_training_are_those_counted_by_hand(seed0):
-    folder = seed0 / "out/seed0"
-    found = compare_methods.flops(folder, folder / "ppo.pt")
-    c = load_checkpoint(folder / "pretrain.pt")["model_config"]
+    chain = chains.Chain(chains.Config(folder=f"{seed0}/out/seed"), 0)
+    found = compare_methods.flops(chain, chain / "ppo.pt")
+    c = load_checkpoint(chain / "pretrain.pt")["model_config"]
     L, C, V, T = 2, 64, c["vocab_size"], 128
     weights = L * 12 * C * C + V * C                  # the embedding is the output layer
     token = 6 * weights + 12 * L * C * T              # attention: q k^T and the sum over values
     assert found["pretraining"] == 160 * 4 * T * token
     assert found["SFT"] == 90 * 4 * T * token
     # of each answer, a forward pass at about 32 tokens to sample, and 4 to train the reward model
-    rows = read_comparisons(folder / "comparisons.jsonl")
+    rows = read_comparisons(chain / "comparisons.jsonl")
     longest = max(len(r) for row in rows for r in row["responses"])
     answers = found["comparisons"] / ((6 * weights + 12 * L * C * 32) / 3) / len(rows) / 4
     assert 4 < answers < longest + 40 and len(rows) > 300
@@ -97,54 +115,55 @@ def test_the_flops_of_training_are_those_counted_by_hand(seed0):
 def test_the_share_of_right_answers_counts_prompts_not_kinds():
     model = dict(by_kind=dict(fact=dict(right=1.0, n=30), sum=dict(right=0.5, n=10),
                               wish=dict(right=0.0, n=10)))
-    assert experiments.right(model) == 35 / 50
-    assert experiments.right(model, "sum", "wish") == 5 / 20
-    assert experiments.right(model, "fact") == 1
+    assert chains.right(model) == 35 / 50
+    assert chains.right(model, "sum", "wish") == 5 / 20
+    assert chains.right(model, "fact") == 1
 
 
-def test_agreement_and_ceiling_are_means_over_the_pairs(tmp_path, monkeypatch):
-    rows = [dict(prompt="a?", responses=["x", "y"], grades=[5.0, 4.0], noise=0.5),
-            dict(prompt="b?", responses=["x", "y", "z"], grades=[6.0, 3.0, 3.5], noise=0.5)]
-    tiny.write(tmp_path / "comparisons.jsonl", *rows)
-    monkeypatch.setattr(claims, "board_of", lambda folder: [dict(reward_model=dict(accuracy=0.7))])
+def test_agreement_and_ceiling_are_means_over_the_pairs(made):
+    chain = made(reward_model=dict(accuracy=0.7))
+    tiny.write(chain / "comparisons.jsonl",
+               dict(prompt="a?", responses=["x", "y"], grades=[5.0, 4.0], noise=0.5),
+               dict(prompt="b?", responses=["x", "y", "z"], grades=[6.0, 3.0, 3.5], noise=0.5))
     p = [1 / (1 + math.exp(-gap / 0.5)) for gap in (1, 3, 2.5, -0.5)]
-    found, _, held = claims.agree(0, tmp_path)
+    found = claims.agree(chain)
     assert found["two labelers"] == pytest.approx(sum(q * q + (1 - q) ** 2 for q in p) / 4)
     assert found["ceiling"] == pytest.approx(sum(max(q, 1 - q) for q in p) / 4)
-    assert held == (0.7 >= found["two labelers"])
+    assert holds("agree", found) == (0.7 >= found["two labelers"])
 
 
-@pytest.mark.parametrize("score, grade, holds", [
+@pytest.mark.parametrize("score, grade, held", [
     (2.0, 5.0, True), (2.0, 5.9, False), (0.5, 5.0, False)])
-def test_exploited_means_a_higher_score_and_a_lower_grade(monkeypatch, score, grade, holds):
-    rows = [dict(score=0.0, grade=5.5), dict(score=1.0, grade=6.0), dict(score=score, grade=grade)]
-    monkeypatch.setattr(experiments, "free", lambda seed, folder: rows)
-    found, _, held = claims.constraint(0, None)
-    assert held == holds and list(found.values()) == [6.0, 1.0, grade, score]
+def test_exploited_means_a_higher_score_and_a_lower_grade(monkeypatch, score, grade, held):
+    rows = [(0.0, 0.0, 5.5), (1.0, 1.0, 6.0), (2.0, score, grade)]   # sqrt(KL), score, grade
+    monkeypatch.setattr(experiments, "overoptimise", lambda chain: dict(enumerate(rows)))
+    found = claims.constraint(None)
+    assert list(found.values()) == [6.0, 1.0, grade, score]
+    assert holds("constraint", found) == held
 
 
-@pytest.mark.parametrize("without, shipped, holds", [
+@pytest.mark.parametrize("without, shipped, held", [
     (0.60, 0.50, True), (0.60, 0.56, False), (0.49, 0.48, False)])
-def test_pretraining_text_must_halve_the_tax(monkeypatch, without, shipped, holds):
+def test_pretraining_text_must_halve_the_tax(made, without, shipped, held):
     sft = dict(text_loss=0.5)
-    monkeypatch.setattr(claims, "run", lambda *args, **flags: None)
-    monkeypatch.setattr(claims, "answers", lambda *args, **flags: [sft, dict(text_loss=without)])
-    monkeypatch.setattr(claims, "board_of", lambda folder: (
-        None, None, sft, dict(text_loss=shipped)))
-    found, _, held = claims.ptx(0, tiny.ROOT)
-    assert held == holds and found["--ptx_coef=0"] == pytest.approx(without / 0.5 - 1)
+    chain = made(sft, dict(text_loss=without),
+                 models=dict(pretrain=None, sft=sft, ppo=dict(text_loss=shipped)))
+    found = claims.ptx(chain)
+    assert found["--ptx_coef=0"] == pytest.approx(without / 0.5 - 1)
+    assert holds("ptx", found) == held
 
 
 @pytest.mark.parametrize("figures, verdict", [
     ((3.0, 4.0, 5.0), "HOLDS"), ((1.0, 0.0, 0.5), "DOES NOT HOLD"),
     ((3.0, 1.0, 2.0), "MIXED: in 2 of 3 seeds")])
 def test_a_row_has_the_claim_the_medians_and_whether_it_holds_in_every_seed(
-        capsys, figures, verdict):
-    def claim():
+        capsys, monkeypatch, figures, verdict):
+    def name(chain):
         """A claim of somebody
         (2023)."""
 
-    claims.show("name", claim, [({"a figure": v}, "{:.1f}", v > 1) for v in figures])
+    monkeypatch.setitem(claims.CLAIMS, "name", (name, "{:.1f}", lambda v: v > 1))
+    claims.show("name", [{"a figure": v} for v in figures])
     low, middle, high = sorted(figures)
     assert [re.split(r"\s{2,}", row) for row in capsys.readouterr().out.strip().splitlines()] == [
         ["A claim of somebody (2023).", "a figure", f"{middle} [{low}, {high}]"],
@@ -152,7 +171,7 @@ def test_a_row_has_the_claim_the_medians_and_whether_it_holds_in_every_seed(
 
 
 def test_every_claim_names_its_source_and_says_when_it_holds():
-    for claim in claims.CLAIMS.values():
+    for claim, *_ in claims.CLAIMS.values():
         assert re.search(r"State of GPT|InstructGPT|et al\.", claim.__doc__)
         assert "Holds" in claim.__doc__
 
@@ -164,15 +183,18 @@ def test_a_finished_run_is_not_repeated_and_a_failed_one_says_where_to_look(
         seed0, tmp_path, monkeypatch):
     script = tmp_path / "stage.py"
     script.write_text("import sys\nfor a in sys.argv[1:]: print(a)\n"
-                      "open(sys.argv[1][6:], 'a').write('x')\nsys.exit('3' in sys.argv[2])\n")
-    monkeypatch.setitem(experiments.READS, str(script), {})
-    out = tmp_path / "experiments/new.json"
+                      "open(sys.argv[1][6:], 'a').write('x')\nsys.exit('3' in sys.argv[3])\n")
+    monkeypatch.setitem(chains.READS, str(script), {})
+    (tmp_path / "seed7").mkdir()
+    chain = chains.Chain(chains.Config(folder=str(tmp_path / "seed")), 7)
+    out = chain / "experiments/new.json"
     for _ in range(2):
-        assert experiments.run(str(script), tmp_path, "new.json", steps=2) == out
+        assert chain.run(str(script), "new.json", steps=2) == out
     assert out.read_text() == "x"
-    assert out.with_suffix(".txt").read_text().splitlines() == [f"--out={out}", "--steps=2"]
+    assert out.with_suffix(".txt").read_text().splitlines() == [
+        f"--out={out}", "--seed=7", "--steps=2"]
     with pytest.raises(ValueError, match="other.txt says why"):
-        experiments.run(str(script), tmp_path, "other.json", steps=3)
+        chain.run(str(script), "other.json", steps=3)
 
 
 def test_the_cheap_rows_on_the_tiny_chain(seed0, table):

@@ -14,7 +14,7 @@ import tiny
 from checkpoint import load_checkpoint
 from data.formats import read_prompts
 from data.town import grade
-from lab import compare_methods
+from lab import chains, compare_methods
 from lab.compare_methods import cost, ppo_flops
 
 RL = ("--data=prompts.jsonl --init=out/seed0/sft.pt --reward=out/seed0/reward.pt "
@@ -52,7 +52,7 @@ def test_every_method_has_its_row_and_sft_ties_with_itself(compared):
 def test_the_best_of_16_by_the_true_grade_is_better_than_one_answer(seed0, monkeypatch):
     monkeypatch.chdir(seed0)
     monkeypatch.setattr(compare_methods, "load_reward", lambda *_: grade)
-    found = compare_methods.best_answers(seed0 / "out/seed0")
+    found = compare_methods.best_answers(chains.Chain(chains.Config(), 0))
     once = json.loads((seed0 / "out/seed0/scoreboard.json").read_text())["models"]["sft"]
     assert found["grade"][0] > once["grade"][0] + 0.3 and found["better"] > found["worse"]
     assert found["kl"] == pytest.approx(1.84, abs=0.005)              # log 16 - 15/16
@@ -85,29 +85,27 @@ def counted(folder, script, *flags):
     return counter.get_total_flops()
 
 
-def test_the_flops_of_ppo_are_about_those_that_pytorch_counts(seed0, prompts):
-    """Two runs that differ in one iteration. Ours count no padding, but the logits at every token,
-    which are computed for answers only."""
-    one, two = (counted(seed0, "rlhf_ppo", *RL, "--eval_every=100", f"--steps={n}",
-                        f"--out=out/ppo{n}.pt") for n in (1, 2))
-    sft = load_checkpoint(seed0 / "out/seed0/sft.pt")
-    n = [len(sft["tokenizer"].encode_chat(row["prompt"], reply=True)[0]) for row in prompts]
-    ours = [ppo_flops(seed0 / f"out/ppo{i}.pt", np.mean(n), sft["model"].flops_per_token(32) / 3,
-                      128) for i in (1, 2)]
-    assert ours[1] - ours[0] == pytest.approx(two - one, rel=0.25)
-
-
-@pytest.mark.parametrize("lesson", ["dpo", "grpo", "best_of_n"])
-def test_the_flops_in_a_lessons_log_are_about_those_that_pytorch_counts(seed0, prompts, lesson):
-    flags = RL + ["--best_of=4"] * (lesson == "best_of_n")
-    if lesson == "dpo":
+@pytest.mark.parametrize("script", ["rlhf_ppo", "lessons/dpo", "lessons/grpo", "lessons/best_of_n"])
+def test_the_flops_are_about_those_that_pytorch_counts(seed0, prompts, script):
+    """Two runs that differ in one step. Ours count no padding, but the logits at every token, which
+    are computed for answers only."""
+    flags = RL + {"lessons/best_of_n": ["--best_of=4"], "rlhf_ppo": ["--eval_every=100"]}.get(
+        script, [])
+    if script == "lessons/dpo":
         flags = ["--data=out/seed0/comparisons.jsonl", "--prompts=prompts.jsonl",
                  "--init=out/seed0/sft.pt", "--batch_size=32", "--max_new_tokens=12", "--n_eval=1"]
-    one, more = (counted(seed0, f"lessons/{lesson}", *flags, f"--steps={n}",
-                         f"--out=out/{lesson}{n}.pt") for n in (1, 2))
-    ours = [sum(row.get("flops", 0) for row in tiny.read_log(seed0 / f"out/{lesson}{n}.jsonl"))
-            for n in (1, 2)]
-    if lesson == "dpo":        # the reference reads all answers once, however few steps follow
+    paths = [seed0 / f"out/{script.rpartition('/')[2]}{n}.pt" for n in (1, 2)]
+    one, more = (counted(seed0, script, *flags, f"--steps={n}", f"--out={path}")
+                 for n, path in enumerate(paths, start=1))
+    if script == "rlhf_ppo":
+        sft = load_checkpoint(seed0 / "out/seed0/sft.pt")
+        n = [len(sft["tokenizer"].encode_chat(row["prompt"], reply=True)[0]) for row in prompts]
+        ours = [ppo_flops(path, np.mean(n), sft["model"].flops_per_token(32) / 3, 128)
+                for path in paths]
+    else:
+        ours = [sum(row.get("flops", 0) for row in tiny.read_log(path.with_suffix(".jsonl")))
+                for path in paths]
+    if script == "lessons/dpo":    # the reference reads all answers once, however few steps follow
         ours = [n * 3 / 4 for n in ours]
     assert ours[1] - ours[0] == pytest.approx(more - one, rel=0.25)
 
@@ -116,7 +114,7 @@ def test_only_dpo_and_sft_do_without_the_reward_models_cost(tmp_path, monkeypatc
     monkeypatch.setattr(compare_methods, "flops", lambda *_: {"reward model": 100, "PPO": 7})
     tiny.write(tmp_path / "run.jsonl", *(dict(step=i, flops=10) for i in range(3)))
     tiny.write(tmp_path / "sft.jsonl", dict(step=1, loss=2))
-    spent = {m: cost(m, tmp_path, tmp_path / name) for m, name in {
+    spent = {m: cost(tmp_path, m, tmp_path / name) for m, name in {
         "SFT": "sft.pt", "best of n": "sft.pt", "rejection sampling": "run.pt", "DPO": "run.pt",
         "GRPO": "run.pt", "PPO, no text": "run.pt"}.items()}
     assert spent == {"SFT": 0, "best of n": 100, "rejection sampling": 130, "DPO": 30,

@@ -16,7 +16,7 @@ from answer import complete, response_logp
 from data import town
 from data.formats import is_held_out, read_comparisons, read_prompts
 from evaluate import best_of, compared, distinct, examine_reward, first_line, groups_of, interval
-from lab.seeds import show
+from lab.chains import show
 from model import ScalarGPT
 from reward import encode_answer, score
 from tiny import ENV, logp_by_hand

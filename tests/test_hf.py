@@ -265,14 +265,6 @@ def gpt2():
     return imported(dict(model=model, pre_tokenizer=level()))[0]
 
 
-def test_gpt2s_vocabulary_gives_gpt2s_ids(gpt2):
-    for text, ids in {
-            "hello world": [31373, 995], "Hello, world!": [15496, 11, 995, 0], " the": [262],
-            "The quick brown fox jumps over the lazy dog":
-            [464, 2068, 7586, 21831, 18045, 625, 262, 16931, 3290]}.items():
-        assert gpt2.encode(text) == ids and gpt2.decode(ids) == text
-
-
 def test_gpt2s_end_of_text_keeps_its_id_and_the_other_special_tokens_follow(gpt2):
     assert [gpt2.specials[name] for name in SPECIALS] == [*range(50256, 50262)]
     assert gpt2.vocab_size == 50262
@@ -451,13 +443,12 @@ def settings(more="", base={}, **wrong):
     ("n_kv_head=3 must divide", LLAMA_CONFIG | dict(num_key_value_heads=3), {}),
     # weights
     ("transformer.h.1.ln_2.bias is missing", {}, {"transformer.h.1.ln_2.bias": None}),
-    ("transformer.extra is unknown", {}, dict(extra=torch.ones(1))),
+    ("transformer.extra is (1,), but none expected", {}, dict(extra=torch.ones(1))),
     ("transformer.wpe.weight is (31, 16), but (32, 16)", {}, {WPE: torch.ones(31, C)}),
-    ("lm_head.weight is unknown", {}, {"lm_head.weight": torch.ones(V, C)}),
+    ("lm_head.weight is (400, 16), but none expected", {}, {"lm_head.weight": torch.ones(V, C)}),
     ("395 ids, but the embedding 390 rows", dict(vocab_size=390), {WTE: torch.ones(390, C)}),
-    ("wte.weight holds NaN or infinity", {}, {WTE: torch.full((V, C), math.nan)}),
-    ("wte.weight holds torch.int32", {}, {WTE: torch.ones(V, C).int()}),
-    ("holds NaN or infinity", {}, {WTE: torch.ones(V, C).double() * 1e300})],
+    *(("wte.weight must hold finite floats", {}, {WTE: wrong}) for wrong in (
+        torch.full((V, C), math.nan), torch.ones(V, C).int(), torch.ones(V, C).double() * 1e300))],
     ids=lambda value: value if isinstance(value, str) else "")
 def test_what_does_not_fit_our_model_is_refused_by_name(reason, config, weights, refused):
     folder = write("odd", GPT2_CONFIG | config, changed(**weights))
@@ -491,19 +482,15 @@ def test_whatever_is_missing_or_of_a_wrong_kind_is_refused_in_one_line(name, sav
                 status == 1 and said.count("\n") == 1 and "--debug" not in said), (way, last, wrong)
 
 
-@pytest.mark.parametrize("name, reason", [
+@pytest.mark.parametrize("name, missing", [
     ("config.json", "config.json is missing"), ("tokenizer.json", "tokenizer.json is missing"),
     ("model.safetensors", "has no model.safetensors")])
-def test_a_missing_file_is_named(name, reason, folder, refused):
-    (folder / name).unlink()
-    assert reason in refused("import", folder, "p.pt")
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-def test_a_damaged_file_is_named(name, folder, refused):
+def test_a_damaged_or_a_missing_file_is_named(name, missing, folder, refused):
     for content in (b"", b"{", b"[1]", b"\xff\0", b'{"model": {"vocab": 5}}', b"\xff" * 100):
         (folder / name).write_bytes(content)
         assert name in refused("import", folder, "p.pt") and os.listdir() == ["gpt2"]
+    (folder / name).unlink()
+    assert missing in refused("import", folder, "p.pt")
 
 
 def test_an_existing_checkpoint_is_replaced_only_with_fresh(folder, refused, run):
@@ -669,10 +656,9 @@ def test_the_imported_model_gives_the_logits_of_transformers(name, sizes, size, 
     close(take("there")[0], theirs)
 
 
-def test_settings_that_are_missing_or_older_have_the_same_meaning(tmp_path):
+def test_settings_that_are_missing_or_older_have_the_same_meaning():
     def read(config, **changes):
-        (tmp_path / "config.json").write_text(json.dumps(config | changes))
-        return hf.read_config(tmp_path / "config.json")[1]
+        return hf.read_config(config | changes)[1]
 
     llama, newer = read(LLAMA_CONFIG), dict(rope_theta=5e5, rope_type="default")
     assert read(GPT2_CONFIG).tied and not llama.tied

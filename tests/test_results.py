@@ -91,6 +91,8 @@ def test_new_chains_are_measured_first(tmp_path):
         (folder / "experiments").mkdir(parents=True)
         for name in ("scoreboard", "experiments/rehearsal"):
             (folder / f"{name}.json").write_text(json.dumps(board))
+        for i in range(5):
+            (folder / f"experiments/rehearsal_{i}.pt").touch()
         tiny.write(folder / "pretrain.jsonl", dict(step=9, val_loss=1.1, entropy=1.0))
     (tmp_path / "results").mkdir()
     (tmp_path / "results.md").write_text("<!-- seeds -->\n```\n```\n")

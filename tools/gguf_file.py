@@ -78,12 +78,11 @@ def read_config(settings, tensors):
             for name, value in settings.items() if name.startswith(f"{kind}.")}
     said = {names["n_kv_head"]: said[names["n_head"]], names["rope_theta"]: 1e4,
             names["vocab_size"]: int(wte.shape[1])} | said
-    unknown = said.keys() - names.values()
+    head = ("rope.dimension_count", "attention.key_length", "attention.value_length")
+    fixed = (dict.fromkeys(said.keys() - names.values()) | {f"{kind}.rope.scaling.type": "none"}
+             | {f"{kind}.{name}": ... for name in head})
     said["tied"] = np.array_equal(tensors.get("output.weight", wte).data, wte.data)
-    return (arch, said, names | dict(tied="tied"),
-            dict.fromkeys(unknown) | {f"{kind}.rope.scaling.type": "none"},
-            [f"{kind}.{name}" for name in ("rope.dimension_count", "attention.key_length",
-                                           "attention.value_length")])
+    return arch, said, names | dict(tied="tied"), fixed
 
 
 def read_tokenizer(settings):

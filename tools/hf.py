@@ -22,7 +22,6 @@ import dataclasses
 import json
 import math
 import re
-import shutil
 import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -148,9 +147,8 @@ def to_theirs(arch, config, weights, names=None):
 def from_theirs(arch, config, theirs, path, gguf=False):
     """The inverse of to_theirs(). Fails if a tensor is missing, unknown, of another shape, or holds
     no numbers."""
-    # a config may ask for millions of layers: the first that the file lacks is enough to refuse it
-    layers = {found[1] for name in theirs if (found := re.search(r"\.(\d+)\.", name))}
-    size = dataclasses.replace(config, n_layer=min(config.n_layer, len(layers) + 1))
+    # a config may ask for millions of layers: one more than there are tensors is enough to refuse it
+    size = dataclasses.replace(config, n_layer=min(config.n_layer, len(theirs) + 1))
     names = gguf_file.names_of(arch, size.n_layer) if gguf else None
     with naming(path), torch.device("meta"):          # only shapes, no memory
         blank = GPT(size).state_dict()
@@ -158,16 +156,13 @@ def from_theirs(arch, config, theirs, path, gguf=False):
     wte, head = (their_names(arch, f"{part}.weight", names)[0] for part in ("wte", "lm_head"))
     if config.tied and head in theirs and torch.equal(theirs.get(wte, theirs[head]), theirs[head]):
         theirs[wte] = theirs.pop(head)                # one matrix, saved under either name or both
+    there, here = ({name: tuple(w.shape) for name, w in part.items()} for part in (theirs, expected))
     for name in [*expected, *theirs]:
-        if name not in theirs or name not in expected:
-            fail(f"{path}: the tensor {name} is {'missing' if name in expected else 'unknown'}")
-        there, here = tuple(theirs[name].shape), tuple(expected[name].shape)
-        if there != here:
-            fail(f"{path}: the tensor {name} is {there}, but {here} expected")
-        if not theirs[name].is_floating_point():
-            fail(f"{path}: the tensor {name} holds {theirs[name].dtype}, but floats expected")
-        if not theirs[name].float().isfinite().all():
-            fail(f"{path}: the tensor {name} holds NaN or infinity")
+        if there.get(name) != here.get(name):
+            fail(f"{path}: the tensor {name} is {there.get(name, 'missing')}, but "
+                 f"{here.get(name, 'none')} expected")
+        if not (theirs[name].is_floating_point() and theirs[name].float().isfinite().all()):
+            fail(f"{path}: the tensor {name} must hold finite floats")
     ours = {name: torch.zeros(w.shape) for name, w in blank.items()}
     for name, w in ours.items():                      # to_theirs() shows where each number stands
         places = torch.arange(w.numel()).view(w.shape)
@@ -176,9 +171,9 @@ def from_theirs(arch, config, theirs, path, gguf=False):
     return ours
 
 
-def our_config(arch, theirs, names, fixed, per_head):
-    """What a file says -> our GPTConfig. names: {our setting: theirs}. fixed: the settings that
-    must have these values, if they are there; per_head: those that must be the width of a head."""
+def our_config(arch, theirs, names, fixed):
+    """What a file says -> our GPTConfig. names: {our setting: theirs}. fixed: {their setting: the
+    value that it must have, if it is there, or ... for the width of a head}."""
     values = {ours: theirs[name] for ours, name in names.items()}
     for name, value in values.items():
         kind = type(getattr(GPTConfig, name))
@@ -187,7 +182,8 @@ def our_config(arch, theirs, names, fixed, per_head):
             raise ValueError(f"{names[name]}={value!r} should be a {kind.__name__}")
     config = GPTConfig(**dict(n_kv_head=values["n_head"], bias=True, mlp=next(iter(MLPS[arch])))
                        | values | PARTS[arch])
-    for name, known in (fixed | dict.fromkeys(per_head, config.n_embd // config.n_head)).items():
+    for name, known in fixed.items():
+        known = config.n_embd // config.n_head if known is ... else known
         if theirs.get(name, known) != known:
             raise ValueError(f"{name}={theirs[name]!r} is not supported, only {known!r} is")
     return config
@@ -234,34 +230,28 @@ def find(source):
         fail(f"{source} is no folder, and the download from huggingface.co failed: {brief(error)}")
 
 
-def read_json(path):
-    with naming(path):
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
-def read_config(path):
-    """config.json -> the architecture and our GPTConfig. Fails for settings that model.py lacks."""
-    theirs = {key: value for key, value in read_json(path).items() if value is not None}
+def read_config(theirs):
+    """What config.json says -> the architecture and our GPTConfig. Raises errors for settings that
+    model.py lacks."""
+    theirs = {key: value for key, value in theirs.items() if value is not None}
     arch = next((arch for arch in (GPT_2, LLAMA) if theirs.get("architectures") == [arch]), None)
     if arch is None:
-        fail(f"{path}: architectures={theirs.get('architectures')!r} is not supported, only "
-             f"[{GPT_2!r}] and [{LLAMA!r}] are")
-    with naming(path):
-        # Missing settings have defaults. Newer files keep the settings of RoPE in a dict.
-        rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
-        wide = theirs.get("n_embd")
-        theirs = dict(
-            tie_word_embeddings=arch == GPT_2, n_inner=wide and 4 * wide, rope_theta=1e4,
-            num_key_value_heads=theirs.get("num_attention_heads"),
-            activation_function="gelu_new", hidden_act="silu") | theirs
-        theirs["rope_theta"] = rope.pop("rope_theta", theirs["rope_theta"])
-        theirs["rope_scaling"] = None if rope in ({}, {"rope_type": "default"}) else rope
-        mlp, mlps = FIELDS[arch]["mlp"], {act: ours for ours, act in MLPS[arch].items()}
-        if theirs[mlp] not in mlps:
-            raise ValueError(f"{mlp}={theirs[mlp]!r} is not supported, only {' and '.join(mlps)}")
-        theirs[mlp] = mlps[theirs[mlp]]
-        fixed = FIXED[arch] | dict(partial_rotary_factor=1.0, quantization_config=None)
-        return arch, our_config(arch, theirs, FIELDS[arch], fixed, ["head_dim"])
+        raise ValueError(f"architectures={theirs.get('architectures')!r} is not supported, only "
+                         f"[{GPT_2!r}] and [{LLAMA!r}] are")
+    # Missing settings have defaults. Newer files keep the settings of RoPE in a dict.
+    rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
+    wide, mlp = theirs.get("n_embd"), FIELDS[arch]["mlp"]
+    theirs = dict(tie_word_embeddings=arch == GPT_2, n_inner=wide and 4 * wide, rope_theta=1e4,
+                  num_key_value_heads=theirs.get("num_attention_heads"),
+                  activation_function="gelu_new", hidden_act="silu") | theirs
+    theirs["rope_theta"] = rope.pop("rope_theta", theirs["rope_theta"])
+    theirs["rope_scaling"] = None if rope in ({}, {"rope_type": "default"}) else rope
+    ours = {act: name for name, act in MLPS[arch].items()}
+    if theirs[mlp] not in ours:
+        raise ValueError(f"{mlp}={theirs[mlp]!r} is not supported, only {' and '.join(ours)}")
+    theirs[mlp] = ours[theirs[mlp]]
+    return arch, our_config(arch, theirs, FIELDS[arch], FIXED[arch] | dict(
+        partial_rotary_factor=1.0, quantization_config=None, head_dim=...))
 
 
 def read_weights(folder, arch):
@@ -290,23 +280,19 @@ BYTE_CHARS = [chr(b) if 33 <= b < 127 or 161 <= b != 173 else next(others) for b
 def tokenizer_from_hf(saved):
     """The content of a tokenizer.json -> our Tokenizer and the number of their ids: our new ids
     follow them. Raises ValueError if ours would give other ids for some texts."""
-    model, added, merges = saved["model"], saved.get("added_tokens") or [], {}
+    model, added = saved["model"], saved.get("added_tokens") or []
     vocab = model["vocab"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
         raise ValueError("only byte-level BPE is supported, not SentencePiece (LLaMA 2, TinyLlama) "
                          "or other tokenizers")
-    for pair in model["merges"]:
-        a, b = pair.split(" ") if isinstance(pair, str) else pair
-        merges[vocab[a], vocab[b]] = vocab[a + b]
-
+    pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
+    merges = {(vocab[a], vocab[b]): vocab[a + b] for a, b in pairs}
     given = [*vocab.values(), *(token["id"] for token in added)]
     if any(type(id) is not int or id < 0 for id in given) or len({*vocab.values()}) < len(vocab):
         raise ValueError("its ids are not different whole numbers")
 
     # SmolLM has no tokens for some rare bytes and drops them. Here they get new ids.
-    names = vocab | {token["content"]: token["id"] for token in added}
-    known = max(names.values()) + 1
-    lacking = [char for char in BYTE_CHARS if char not in vocab]
+    known, lacking = max(given) + 1, [char for char in BYTE_CHARS if char not in vocab]
     ids = vocab | {char: known + i for i, char in enumerate(lacking)}
     byte_ids = [ids[char] for char in BYTE_CHARS]
     made = {*byte_ids, *merges.values()}              # the ids in a text; all others are special
@@ -315,7 +301,7 @@ def tokenizer_from_hf(saved):
                            "end_of_word_suffix", "normalizer") if (model | saved).get(key)]
     odd += [f"the added token {token['content']!r}, which is also an ordinary one,"
             for token in added if token["id"] in made]
-    if len(merges) < len(model["merges"]) or [*merges.values()] != sorted({*merges.values()}):
+    if len(merges) < len(pairs) or [*merges.values()] != sorted({*merges.values()}):
         odd.append("an order of merges that differs from the order of their ids,")
     if odd:
         raise ValueError(f"{odd[0]} is not supported")
@@ -324,6 +310,7 @@ def tokenizer_from_hf(saved):
                          'texts contain none of them, set "special": true for each of these in '
                          "a copy of the folder, and import the copy")
     # chat models end a message with <|im_end|>; under our name for it they know when to stop
+    names = vocab | {token["content"]: token["id"] for token in added}
     ours = {} if "<|end|>" in names else {"<|im_end|>": "<|end|>"}
     specials = {ours.get(name, name): id for name, id in names.items() if id not in made}
     return Tokenizer(split_pattern(saved.get("pre_tokenizer")), byte_ids, merges, specials), known
@@ -340,10 +327,10 @@ def split_pattern(steps):
             return GPT2
         if gpt2 and kinds == ["Digits"] and cuts[0]["individual_digits"]:
             return gguf_file.SMOLLM
-        cut = dict(cuts[0]) if kinds == ["Split"] else {}
-        if not gpt2 and cut.get("behavior") == "Isolated" and not cut.get("invert"):
+        if not gpt2 and kinds == ["Split"] and cuts[0].get("behavior") == "Isolated" and (
+                not cuts[0].get("invert")):
             with suppress(ValueError):
-                check_pattern(pattern := cut["pattern"].get("Regex", ""))
+                check_pattern(pattern := cuts[0]["pattern"].get("Regex", ""))
                 return pattern
     raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
 
@@ -375,11 +362,14 @@ def new_rows(w, known, size):
 
 def read_folder(source):
     """-> the architecture, our GPTConfig, our Tokenizer, the number of their ids, our weights"""
-    folder = find(source)
-    arch, config = read_config(folder / "config.json")
-    with naming(folder / "tokenizer.json"):
-        tok, known = tokenizer_from_hf(read_json(folder / "tokenizer.json"))
-    return arch, config, tok, known, from_theirs(arch, config, read_weights(folder, arch), folder)
+    folder, said = find(source), {}
+    for name, understand in (("config", read_config), ("tokenizer", tokenizer_from_hf)):
+        with naming(folder / f"{name}.json"):
+            text = (folder / f"{name}.json").read_text(encoding="utf-8")
+            said[name] = understand(dict(json.loads(text)))
+    arch, config = said["config"]
+    weights = from_theirs(arch, config, read_weights(folder, arch), folder)
+    return arch, config, *said["tokenizer"], weights
 
 
 def read_gguf(path):
@@ -389,9 +379,9 @@ def read_gguf(path):
         settings, tensors = gguf_file.open_gguf(path)
         arch, *said = gguf_file.read_config(settings, tensors)
         config = our_config(arch, *said)
-        tok, known = tokenizer_from_hf(gguf_file.read_tokenizer(settings))
+        tokenizer = tokenizer_from_hf(gguf_file.read_tokenizer(settings))
         weights = gguf_file.read_weights(tensors)
-    return arch, config, tok, known, from_theirs(arch, config, weights, path, gguf=True)
+    return arch, config, *tokenizer, from_theirs(arch, config, weights, path, gguf=True)
 
 
 def import_model(config):
@@ -467,10 +457,6 @@ def export_model(config):
                pad_token_id=tok.pad)
     chat = dict(chat_template=CHAT) if talks else {}
     out.parent.mkdir(parents=True, exist_ok=True)
-    size = sum(w.nbytes for w in weights.values()) // (1 + config.f16)
-    if size > (free := shutil.disk_usage(out.parent).free):
-        fail(f"{out.parent} has {free / 1e9:.1f} GB left, but {size / 1e9:.1f} GB will be written: "
-             f"make room there, or choose another name")
     with named(out), TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
         whole = Path(tmp, "whole")                    # renamed when it is complete
         write = partial(gguf_file.write_gguf, f16=config.f16) if gguf else write_folder
