@@ -111,7 +111,7 @@ def check_out(config):
         fail(f"--out={config.out} should end in {Path(default).suffix or 'the name of a folder'}")
     written = [out] + [out.with_suffix(end) for end in (".jsonl", ".state") if out.suffix == ".pt"]
     read = [value.split(",") for name, value in vars(config).items()
-            if isinstance(value, str) and name not in ("out", "folder")]
+            if isinstance(value, str) and name not in ("out", "folder", "agree")]
     for part in filter(None, map(str.strip, sum(read, []))):
         for file in written:
             if file.resolve().is_relative_to(Path(part).resolve()):

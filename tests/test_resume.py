@@ -59,7 +59,7 @@ def texts(tmp_path):
     (lambda f: (f / "._a.txt").write_bytes(b"\0"), True),
     (lambda f: (f / "notes.md").write_bytes(b"\0"), True),
     (lambda f: shutil.copytree(f, f / ".cache"), True),
-    pytest.param(lambda f: (f / os.fsdecode(b"caf\xe9.txt")).write_text("a name not in UTF-8"), False,
+    pytest.param(lambda f: (f / os.fsdecode(b"caf\xe9.txt")).write_text("not UTF-8"), False,
                  marks=pytest.mark.skipif(sys.platform != "linux", reason="has no such names"))],
     ids="content size new gone renamed .DS_Store ._a.txt unread .cache not-utf8".split())
 def test_a_folders_fingerprint_changes_with_the_files_that_are_read(texts, change, same):
