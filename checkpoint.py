@@ -51,15 +51,11 @@ def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenize
     weights = model if isinstance(model, dict) else model.state_dict()
     atomic_save({
         "stage": stage, "step": step, "metrics": metrics,
-        "model": {plain(k): v.detach().float().cpu() for k, v in weights.items()},
+        "model": {k.replace("_orig_mod.", "").removeprefix("module."): v.detach().float().cpu()
+                  for k, v in weights.items()},       # as before torch.compile and DDP
         "model_config": dataclasses.asdict(model_config), "tokenizer": tokenizer.to_dict(),
         "config": config, "history": history + [dict(stage=stage, config=config, metrics=metrics)],
         **run}, path)
-
-
-def plain(name):
-    """A weight's name without what torch.compile and DDP put before it."""
-    return name.replace("_orig_mod.", "").removeprefix("module.")
 
 
 def flags_of(config):
@@ -156,18 +152,16 @@ class FullStateDict:
     (Every rank must call it.)"""
 
     def __init__(self, model, part):
-        from torch.distributed.checkpoint import state_dict as lib     # not in every build of torch
-        self.parts, self.options = [model], lib.StateDictOptions
-        self.get, self.set = lib.get_model_state_dict, lib.set_model_state_dict
-        if part is not model:
-            self.parts.append(part)
-            self.get, self.set = lib.get_optimizer_state_dict, lib.set_optimizer_state_dict
+        from torch.distributed.checkpoint import state_dict as lib
+        self.parts, kind = ([model], "model") if part is model else ([model, part], "optimizer")
+        self.get, self.set = (getattr(lib, f"{do}_{kind}_state_dict") for do in ("get", "set"))
+        self.options = lib.StateDictOptions(full_state_dict=True, cpu_offload=True)
 
     def state_dict(self):
-        return self.get(*self.parts, options=self.options(full_state_dict=True, cpu_offload=True))
+        return self.get(*self.parts, options=self.options)
 
     def load_state_dict(self, state):
-        self.set(*self.parts, state, options=self.options(full_state_dict=True))
+        self.set(*self.parts, state, options=self.options)
 
 
 # ---- a run of one stage: its log, and its state, from which the same command goes on --------
@@ -198,38 +192,33 @@ class Run:
 
     def __init__(self, config, rt, inputs=()):
         self.config, self.rt, self.total = config, rt, vars(config).get("steps")
-        self.seconds = float(os.environ.get("SAVE_SECONDS", 20))      # tests save at every step
         self.out = Path(config.out)
         self.state_file, self.log_file, self.nan_file = (
             self.out.with_suffix(s) for s in (".state", ".jsonl", ".nan.pt"))
-        for read in (part.strip() for i in inputs for part in str(i).split(",") if part.strip()):
-            for file in (self.out, self.log_file, self.state_file):
-                if file.resolve().is_relative_to(Path(read).resolve()):
-                    fail(f"--out={config.out} would write {file}, but {read} is read here: choose "
-                         f"another --out")
-        if rt.main and self.log_file != self.out and not is_log(self.log_file):
-            fail(f"{self.log_file} is there already and is no log: choose another --out")
         for file in (self.out, self.log_file, self.state_file):
             check_writable(file)
+        with suppress(FileNotFoundError), open(self.log_file, "rb") as f:
+            start = f.read(2**20).strip(b"\0\n")      # a power cut leaves zeros
+            if start and self.log_file != self.out and b'{"step": ' not in start:
+                fail(f"{self.log_file} is there already and is no log: choose another --out")
         if rt.main:
             self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}
         self.flags = {name: self.known(value) for name, value in flags_of(config).items()}
         self.flags |= dict(out="", dtype=str(rt.dtype)[6:], processes=rt.world_size)
-        self.state, finished = self.resume()
+        self.state = self.resume()
         self.start = self.step = self.last = self.logged = self.state["step"] if self.state else 0
-        at = -1 if finished else self.start
-        if rt.sum(at)[0] != at * rt.world_size:
+        if rt.sum(self.start)[0] != self.start * rt.world_size:
             fail(f"the processes do not continue from the same step, since their machines have "
                  f"different files: copy {self.out.parent} from the first to the others, or use "
                  f"--fresh on all")
-        if finished:
+        if self.start < 0:
             print(f"{self.out} is finished; --fresh makes it again")
             rt.close()
             raise SystemExit(0)
         self.saved = self.began = self.clock = time.monotonic()
         self.cost = 0                                 # seconds that the last save took
-        self.interrupted = self.trimmed = False
+        self.interrupted = False
         self.bar = tqdm(disable=True)
         self.sums, self.tracked = {}, {}
         self.metrics = self.state.get("metrics", {}) if self.state else {}
@@ -237,8 +226,8 @@ class Run:
         # a cluster wants its machine back; a terminal closes, unless nohup lets it. (torchrun ends
         # all processes with SIGTERM when one has failed: these have nobody to go on with)
         for name in ("SIGTERM", "SIGHUP") if rt.world_size == 1 else ():
-            number = getattr(signal, name, None)      # Windows has only one of them
-            if number and signal.getsignal(number) != signal.SIG_IGN:
+            number = getattr(signal, name, signal.SIGINT)     # Windows has only one of them
+            if signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self.interrupt)
 
     def lock(self):
@@ -248,10 +237,9 @@ class Run:
         try:
             if lockf:
                 lockf(self.locked, LOCK_EX | LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            fail(f"another run is writing {self.out}: wait for it, or choose another --out")
-        except OSError:                               # some network disks have no locks
-            pass
+        except OSError as error:                      # some network disks have no locks
+            if isinstance(error, (BlockingIOError, PermissionError)):
+                fail(f"another run is writing {self.out}: wait for it, or choose another --out")
 
     def known(self, value):
         """A flag's value as runs are compared: a file that is read counts by its name and by what
@@ -260,18 +248,17 @@ class Run:
         return f"{Path(path).name} {self.inputs[path]}{value[len(path):]}" if path else value
 
     def resume(self):
-        """(the state to continue from, or None; whether the run is finished). Refuses a run with
+        """The state to continue from; its step is -1 if the run is finished. Refuses a run with
         other flags or inputs."""
         path = self.state_file if self.state_file.exists() else self.out
         if self.config.fresh or not path.exists():
-            return None, False
+            return None
         if path == self.out and path.suffix != ".pt":
             fail(f"{path} is there already, but not from this script; --fresh replaces it")
         state = load_dict(path, f"python {Path(sys.argv[0]).name} --fresh")
-        finished = path == self.out or "finished" in state
-        if not self.out.exists() and finished:
-            return None, False
-        before = state.get("run", {})
+        finished, before = path == self.out or "finished" in state, state.get("run", {})
+        if finished and not self.out.exists():
+            return None
         dtype = before.get("dtype")
         if self.config.dtype == "auto" and dtype in DTYPES:           # continue in the same dtype
             self.flags["dtype"], self.rt.dtype = dtype, DTYPES[dtype]
@@ -284,10 +271,9 @@ class Run:
             fail(f"{path} is from another run ({'; '.join(changed[:3])}): --fresh starts over, "
                  f"--out=... keeps both")
         if finished:
-            return None, True
-        of = f" of {self.total}" if self.total else ""
-        print(f"resuming from {state['step']}{of} ({path})")
-        return state, False
+            return dict(step=-1)
+        print(f"resuming from step {state['step']} ({path})")
+        return state
 
     def track(self, **parts):
         """What the state is made of: modules, optimizers, lists, dicts. They take what is there."""
@@ -313,6 +299,13 @@ class Run:
         self.total = total or self.config.steps
         self.bar = tqdm(total=self.total, initial=self.start, unit=unit, leave=False,
                         dynamic_ncols=True, disable=not (self.rt.main and sys.stderr.isatty()))
+        if self.rt.main and self.log_file != self.out:
+            # drop the lines that will be written again: those of later steps, and PPO's evaluation
+            # at this step, which comes before it
+            rows = read_log(self.log_file) if self.start else []
+            with writing(self.log_file) as f:
+                f.writelines(to_json(row) + "\n" for row in rows
+                             if row["step"] + ("split" in row) <= self.start)
         for step in range(self.start, self.total, by):
             self.step = min(step + by, self.total)    # so many are done when this one is
             self.rt.seed(self.config.seed, step)
@@ -357,12 +350,10 @@ class Run:
         atomic_save(dict(step=step, grad_norm=float(grad_norm), **batch), name)
         self.rt.barrier()                             # until all have saved theirs
         self.bar.close()
-        its_batch = f" (its batch: {self.nan_file})" if batch else ""
-        go_on = f"the same command goes on from step {self.last}"
-        # what led to a figure that is not finite is unknown here
-        go_on = f"with a smaller --lr {go_on}" if batch else f"{go_on}, also with another --lr"
-        fail(f"{what} is {float(grad_norm)} at step {step + 1}{its_batch}; {go_on}, with --fresh "
-             f"from the beginning")
+        # what led to a figure that is not finite is unknown without a batch
+        cause = f" (its batch: {self.nan_file}); with a smaller --lr" if batch else ";"
+        fail(f"{what} is {float(grad_norm)} at step {step + 1}{cause} the same command goes on "
+             f"from step {self.last}, with --fresh from the beginning")
 
     def interrupt(self, number, _):
         if self.interrupted and number == signal.SIGINT:      # a second Ctrl-C does not wait
@@ -372,11 +363,10 @@ class Run:
     def save_state(self, step):
         """Called after every step. Writes every 20 seconds, and after Ctrl-C (SIGTERM, SIGHUP),
         which ends the run."""
-        self.trim_log()
         # a large model takes seconds to write: saving less often keeps this at 2% of the time
-        pause = self.seconds * max(1, 2.5 * self.cost)
+        pause = float(os.environ.get("SAVE_SECONDS", 20)) * max(1, 2.5 * self.cost)
         due = self.rt.main and time.monotonic() - self.saved > pause
-        due, self.interrupted = self.rt.any(due, self.interrupted)    # all stop at the same step
+        due, self.interrupted = map(bool, self.rt.sum(due, self.interrupted))     # on any rank
         if due or self.interrupted:
             began = time.monotonic()
             state = {name: part if isinstance(part, (list, dict)) else part.state_dict()
@@ -410,19 +400,8 @@ class Run:
                 file.unlink()
             self.locked.close()
             print(f"saved {self.out} after {clock(time.monotonic() - self.began)}"
-                  + self.rt.peak_memory())
+                  f", peak memory {self.rt.peak_memory() / 1e9:.1f} GB")
         self.rt.close()
-
-    def trim_log(self):
-        """Drop the lines that the resumed run will write again: those of later steps, and PPO's
-        evaluation at this step, which comes before it. Called when there is a line to write: a run
-        that is refused changes nothing."""
-        if self.trimmed or not self.rt.main or self.log_file == self.out:
-            return
-        self.trimmed, rows = True, read_log(self.log_file) if self.start else []
-        with writing(self.log_file) as f:
-            f.writelines(to_json(row) + "\n" for row in rows
-                         if row["step"] + ("split" in row) <= self.start)
 
     def log(self, step, values, **more):
         """Print values as one line; write them and `more` as one line of out/<stage>.jsonl. If one
@@ -432,7 +411,6 @@ class Run:
                 self.check(step - 1, value, name)
         if not self.rt.main:
             return
-        self.trim_log()
         with named(self.log_file), open(self.log_file, "a", encoding="utf-8") as f:
             f.write(to_json(dict(step=step, **values, **more)) + "\n")
         done = max(step - self.start, 1)
@@ -442,9 +420,7 @@ class Run:
                   if v is not None and name != "seconds"]
         say(" | ".join(cells + [f"eta {clock(left)}"]))
 
-    def say(self, text):
-        if self.rt.main:
-            say(text)
+    say = staticmethod(say)                           # the other ranks' stdout is closed
 
 
 def read_rows(path):
@@ -465,13 +441,3 @@ def read_rows(path):
 def read_log(path):
     """The rows of out/<stage>.jsonl."""
     return [row for row in read_rows(path) if isinstance(row.get("step"), int)]
-
-
-def is_log(path):
-    """Whether the file is a log, maybe a damaged one, or missing. out/sft.jsonl could be a user's
-    demonstrations."""
-    start = b'{"step": '
-    with suppress(FileNotFoundError, NotADirectoryError), open(path, "rb") as f:
-        first = f.read(2**20).strip(b"\0\r\n")
-        return start.startswith(first[:9]) or b"\n" + start in first
-    return True

@@ -8,9 +8,7 @@ import atexit
 import ctypes
 import dataclasses
 import difflib
-import errno
 import hashlib
-import importlib.util
 import inspect
 import io
 import json
@@ -18,6 +16,7 @@ import math
 import os
 import platform
 import re
+import runpy
 import sys
 import time
 from contextlib import contextmanager, nullcontext, suppress
@@ -70,11 +69,8 @@ def parse_config(Config, doc, argv=None, words="", several=False):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
     field that collects positional arguments, joined by commas; without it they are refused.
     several: whether the script shares its work among processes."""
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        stream = getattr(sys, name)
-        if stream is None:                            # closed, as under pythonw
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
-        elif isinstance(stream, io.TextIOWrapper):    # a wrong byte, or a character that the
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):      # a wrong byte, or a character that the
             stream.reconfigure(errors="replace")      # terminal does not have, must not stop a run
     atexit.register(flush)
     sys.excepthook = one_line
@@ -89,8 +85,7 @@ def parse_config(Config, doc, argv=None, words="", several=False):
     flags = {f"--{field.name}": field for field in dataclasses.fields(Config)}
     for flag, field in flags.items():
         alone = dict(nargs="?", const=True) if isinstance(field.default, bool) else {}
-        parser.add_argument(*{flag, "--" + flag[2:].replace("_", "-")}, dest=field.name,
-                            type=partial(parse_value, field), **alone)
+        parser.add_argument(flag, type=partial(parse_value, field), **alone)
     found, others = parser.parse_known_args(argv)
     unknown = [word for word in others if not words or word.startswith("-")]
     if unknown:
@@ -109,20 +104,20 @@ def parse_config(Config, doc, argv=None, words="", several=False):
 
 
 def check_out(config):
-    """--out must be of its default's kind, and no file that another flag names."""
+    """--out must be of its default's kind, and neither it nor what a run writes beside it may be
+    read, or lie in a folder that is."""
     out, default = Path(config.out), type(config).out
     if default and not config.out or Path(default).suffix not in ("", out.suffix):
         fail(f"--out={config.out} should end in {Path(default).suffix or 'the name of a folder'}")
-    others = [part.strip() for name, value in vars(config).items() if name != "out"
-              for part in str(value).split(",")]
-    for part in filter(None, others if out.is_file() else ()):
-        if os.path.realpath(part) == os.path.realpath(out):
-            fail(f"--out={config.out} would write {out}, but {part} is read here: choose another "
-                 f"--out")
+    written = [out] + [out.with_suffix(end) for end in (".jsonl", ".state") if out.suffix == ".pt"]
+    read = [value.split(",") for name, value in vars(config).items()
+            if isinstance(value, str) and name not in ("out", "folder", "agree")]
+    for part in filter(None, map(str.strip, sum(read, []))):
+        for file in written:
+            if file.resolve().is_relative_to(Path(part).resolve()):
+                fail(f"--out={out} would write {file}, but {part} is read here: choose another "
+                     f"--out")
 
-
-# The flags that are neither numbers nor files: in these, ~/ is what it is.
-TEXTS = "prompt", "system", "show", "explain", "pattern"
 
 # The smallest and largest value of a flag, in every script. Its default is always allowed.
 BOUNDS = [
@@ -142,9 +137,7 @@ def parse_value(field, text):
     """The text as the field's str, bool, int (2e3 is one, too) or float."""
     kind, name = type(field.default), field.name
     if kind is str:                                   # shells know --out ~/a.pt, not --out=~/a.pt
-        parts = [part if name in TEXTS or part[:2] != "~/" else os.path.expanduser(part)
-                 for part in text.split(",")]
-        return ",".join(parts)
+        return os.path.expanduser(text) if text.startswith("~/") else text
     try:
         if kind is bool:
             return SWITCH[text.lower()]
@@ -170,12 +163,8 @@ def safe(text):
 def say(text):
     """Print what may come from data or a model, without tearing the progress bar. A full disk or a
     lost terminal stops no run."""
-    try:
+    with suppress(OSError):
         tqdm.write(safe(text))
-    except BrokenPipeError:
-        raise
-    except OSError:
-        silence()
 
 
 @cache
@@ -189,11 +178,7 @@ def flush():
     try:
         sys.stdout.flush()
     except OSError:
-        silence()
-
-
-def silence():
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(kind, error, trace):
@@ -203,8 +188,6 @@ def one_line(kind, error, trace):
     text = " ".join(str(error).split()) or kind.__name__
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
-    if isinstance(error, OSError) and error.errno in FULL:
-        text += f": make room {'there' if error.filename else 'where this command writes'}"
     known = isinstance(error, (ValueError, OSError))
     gone = isinstance(error, RuntimeError) and re.search("gloo|NCCL|peer", text)
     tell(text if known else f"{kind.__name__}: {text} (--debug=true shows where)", bool(gone))
@@ -212,14 +195,9 @@ def one_line(kind, error, trace):
 
 # ---- devices and ranks ----------------------------------------------------------------------
 
-def launched():
-    """Whether torchrun has started this process. RANK alone may be left over in an environment."""
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
 def ranks():
-    """(rank, world_size)"""
-    if not launched():
+    """(rank, world_size). RANK alone may be left over in an environment."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
         return 0, 1
     return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
@@ -228,14 +206,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def cpu_seconds():
-    """Summed over the cores that this process may use: the seconds that passed, that all programs
-    computed, and that this one computed, since some time in the past."""
+    """Summed over the cores that this process may use, since some time in the past: the seconds
+    that passed, and those that other programs computed."""
     cores = {f"cpu{n}" for n in os.sched_getaffinity(0)}
     with open("/proc/stat", encoding="utf-8") as f:   # of each core: user nice system idle …
         rows = [[int(n) for n in line.split()[1:9]] for line in f if line.split()[0] in cores]
+    busy = sum(sum(row) - row[3] - row[4] for row in rows)
     ticks = os.sysconf("SC_CLK_TCK")
-    passed, idle = sum(map(sum, rows)) / ticks, sum(row[3] + row[4] for row in rows) / ticks
-    return passed, passed - idle, time.process_time()
+    return sum(map(sum, rows)) / ticks, busy / ticks - time.process_time()
 
 
 class Cores:
@@ -261,9 +239,9 @@ class Cores:
         if self.most == 1 or time.monotonic() < self.again:
             return
         now = cpu_seconds()
-        passed, computed, ours = (b - a for a, b in zip(self.before, now))
+        passed, others = now[0] - self.before[0], now[1] - self.before[1]
         self.looks, self.again, self.before = self.looks + 1, time.monotonic() + 1, now
-        free = len(os.sched_getaffinity(0)) * (1 - (computed - ours) / max(passed, 1e-9))
+        free = len(os.sched_getaffinity(0)) * (1 - others / max(passed, 1e-9))
         n = max(1, min(self.most, round(free)))
         if n < self.most:
             note_once(f"other programs are busy: computing with {n} of {self.most} threads until "
@@ -278,7 +256,7 @@ class Runtime:
 
     def __init__(self, config):
         self.rank, self.world_size = ranks()
-        self.ddp, self.main, self.sharded = launched(), self.rank == 0, False
+        self.ddp, self.main, self.sharded = self.world_size > 1, self.rank == 0, False
         self.local_main = not self.ddp or os.environ["LOCAL_RANK"] == "0"     # of this machine
         device = config.device
         if device == "auto":
@@ -367,17 +345,14 @@ class Runtime:
             yield slice(start, start + size)
 
     def peak_memory(self):
-        """", peak memory 1.2 GB": the most that this process has held, on its GPU if it has one."""
+        """The most bytes that this process has held, on its GPU if it has one."""
         if self.device.type == "cuda":
-            size = torch.cuda.max_memory_allocated(self.device)
-        else:
-            try:
-                import resource
-            except ImportError:                       # Windows does not tell
-                return ""
-            size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            size *= 1 if sys.platform == "darwin" else 1024
-        return f", peak memory {size / 1e9:.1f} GB"
+            return torch.cuda.max_memory_allocated(self.device)
+        if sys.platform == "win32":                   # it does not tell
+            return 0
+        import resource
+        size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return size if sys.platform == "darwin" else size * 1024
 
     def rows_per_step(self, config):
         """How many rows this process takes in every step, and in every forward pass."""
@@ -394,10 +369,6 @@ class Runtime:
         if self.ddp:
             dist.all_reduce(t)
         return t.tolist()
-
-    def any(self, *flags):
-        """For each flag, whether it is set on any rank. (Every rank must call it.)"""
-        return [n > 0 for n in self.sum(*flags)]
 
     def average(self, *values):
         """The means over all ranks of some numbers. (Every rank must call it.)"""
@@ -429,14 +400,12 @@ def pick_dtype(name, device):
 
 
 def native_bf16(device):
-    """GPUs since Ampere; x86 with AMX or AVX512_BF16; ARM with BF16, where PyTorch can use it."""
+    """GPUs since Ampere; x86 with AMX or AVX512_BF16; ARM with BF16."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    if platform.machine().lower() in ("x86_64", "amd64"):
-        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    x86 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    arm = platform.machine() == "aarch64" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return device.type == "cpu" and (x86 or arm)
 
 
 # ---- files ----------------------------------------------------------------------------------
@@ -457,11 +426,8 @@ def check_writable(path):
             fail(f"{place} is read-only: allow writing (chmod u+w), or choose another --out")
 
 
-FULL = errno.ENOSPC, errno.EDQUOT       # the disk, or what a user may use of it
-
-
 @contextmanager
-def named(path, kept=""):
+def named(path):
     """with named(path): an error of the system while the file is written names it, and the way out.
     (Of a file that is read meanwhile the system names another.)"""
     try:
@@ -472,8 +438,8 @@ def named(path, kept=""):
         place = str(getattr(reason, "filename", None) or path)
         if not isinstance(reason, OSError) or not place.startswith(str(path)):
             raise
-        room = "make room there, or " if reason.errno in FULL else ""
-        raise OSError(f"{path} could not be written ({reason.strerror or reason}){kept}: {room}"
+        why = reason.strerror or reason
+        raise OSError(f"{path} could not be written ({why}): make room if the disk is full, or "
                       f"choose another --out; the same command goes on") from error
 
 
@@ -485,40 +451,21 @@ def writing(path, mode="w"):
     path = Path(os.path.realpath(path) if Path(path).is_symlink() else path)
     check_writable(path)
     tmp = path.with_name(path.name + ".tmp")
-    with named(path, " and is as it was"):
+    with named(path):
         try:
             with open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:
                 yield f
                 f.flush()
-                sync(f)
+                os.fsync(f.fileno())                  # else its name may be on the disk first
             os.replace(tmp, path)
         except BaseException:
-            with suppress(OSError):
-                tmp.unlink()
-            raise
-
-
-def sync(file):
-    """Wait until the disk has the file; else its name may be there first. Some network disks can't
-    tell."""
-    try:
-        os.fsync(file.fileno())
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            tmp.unlink(missing_ok=True)
             raise
 
 
 def to_json(value, **options):
-    """JSON as browsers read it: numbers that are not finite become null."""
-    def finite(value):
-        if isinstance(value, dict):
-            return {name: finite(part) for name, part in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [finite(part) for part in value]
-        if isinstance(value, (str, int, type(None))):
-            return value
-        return float(value) if math.isfinite(value) else None         # NumPy's numbers, too
-    return json.dumps(finite(value), allow_nan=False, **options)
+    """JSON as browsers read it: numbers that are not finite become null, NumPy's become floats."""
+    return json.dumps(from_json(json.dumps(value, default=float)), **options)
 
 
 def from_json(text):
@@ -578,81 +525,44 @@ def load_function(spec):
     prompts of a copy are the same object."""
     file = function_file(spec)
     path, name = Path(file).resolve(), spec[len(file) + 1:]
-    if not file or not name:
-        fail(f"{spec}: give a function as FILE.py:name")
-    if not path.is_file():
-        fail(f"{spec}: give a function as FILE.py:name; there is no file {file}")
-    module = load_module(path)
-    if not callable(getattr(module, name, None)):
+    if not name or not path.is_file():
+        fail(f"{spec!r} is no function: give one as FILE.py:name, of a file that is there")
+    sys.path.insert(0, str(path.parent))              # it may import what stands beside it
+    function = runpy.run_path(str(path), run_name=path.stem).get(name)
+    sys.path.remove(str(path.parent))
+    if not callable(function):
         fail(f"{file} has no function named {name}")
-    return lambda *arguments: getattr(module, name)(*json.loads(json.dumps(arguments)))
-
-
-def load_module(path):
-    """Run a Python file. It may import what stands beside it, as a script may, even where other
-    modules have these names; these are back afterwards."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module, before = importlib.util.module_from_spec(spec), dict(sys.modules)
-    beside = {p.stem for p in path.parent.glob("*.py")} - {*sys.stdlib_module_names}
-    beside |= {p.parent.name for p in path.parent.glob("*/__init__.py")}
-    if path.parent == Path(__file__).resolve().parent:                # they are the project's
-        beside.clear()
-    for name in before:
-        if name.partition(".")[0] in beside:
-            del sys.modules[name]
-    sys.modules[path.stem] = module                   # where dataclasses look for it
-    sys.path.insert(0, str(path.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(path.parent))
-        sys.modules.update(before)
-    return module
+    return lambda *arguments: function(*json.loads(json.dumps(arguments)))
 
 
 def get_scores(function, prompts, responses, name):
-    """Call a user's function -> (N,). If it fails, the error names the first answer it fails on."""
+    """Call a user's function -> (N,): one finite number per answer. If it fails, the error names
+    the first answer it fails on."""
     try:
-        scores = function(prompts, responses)
+        scores = torch.as_tensor(function(prompts, responses), dtype=torch.float32).cpu()
+        if scores.shape != (len(responses),):
+            raise ValueError(f"gave {tuple(scores.shape)} scores for {len(responses)} responses")
+        if not scores.isfinite().all():
+            raise ValueError(f"gave {scores[~scores.isfinite()][0].item()}")
+        return scores
     except Exception as error:
         if len(responses) > 1:                        # one by one, until it fails again
             for prompt, response in zip(prompts, responses):
                 get_scores(function, [prompt], [response], name)
-        where = in_words(prompts[0], responses[0]) if len(responses) == 1 else ""
-        raise ValueError(f"{name}: {type(error).__name__}: {error} (--debug=true shows where)"
-                         f"{where}") from error
-    return check_scores(scores, prompts, responses, name)
-
-
-def in_words(prompt, response):
-    return f" for the prompt {prompt[-1]['content']!r} and the response {response!r}"
-
-
-def check_scores(scores, prompts, responses, name):
-    """Check that a user's function gave one finite number per answer."""
-    try:
-        scores = torch.as_tensor(scores, dtype=torch.float32).cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} gave {type(scores).__name__}, not numbers: {error}") from error
-    if scores.shape != (len(responses),):
-        raise ValueError(f"{name} gave scores of shape {tuple(scores.shape)} for {len(responses)} "
-                         f"responses; it should give one number each")
-    bad = torch.nonzero(~scores.isfinite()).flatten().tolist()
-    if bad:
-        raise ValueError(f"{name} gave {scores[bad[0]].item()}"
-                         f"{in_words(prompts[bad[0]], responses[bad[0]])}")
-    return scores
+        prompt, response = prompts[0][-1]["content"], responses[0]
+        where = f" for the prompt {prompt!r} and the response {response!r}"
+        raise ValueError(f"{name}: {type(error).__name__}: {error}{where * (len(responses) == 1)} "
+                         f"(--debug=true shows where)") from error
 
 
 def verdicts_of(judge, prompts, responses, name):
     """Call a judge on each pair: [{"grade", "right", "unsure", "refusal"}]."""
     verdicts = []
+
+    def grade(prompt, response):
+        verdicts.append(judge(prompt[0], response[0]))
+        return [float(verdicts[-1][key]) for key in ("grade", "right", "unsure", "refusal")][:1]
+
     for prompt, response in zip(prompts, responses):
-        try:
-            verdicts.append(judge(prompt, response))
-            [float(verdicts[-1][key]) for key in ("grade", "right", "unsure", "refusal")]
-        except Exception as error:
-            raise ValueError(f"{name}: {type(error).__name__}: {error}"
-                             f"{in_words(prompt, response)}") from error
-    check_scores([verdict["grade"] for verdict in verdicts], prompts, responses, name)
+        get_scores(grade, [prompt], [response], name)
     return verdicts

@@ -7,6 +7,7 @@ interrupted run can continue where it stopped.
 """
 
 import hashlib
+import os
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import named, sync
+from common import named
 from data.formats import hold_out, read_texts
 
 PIECE = 16_000     # characters; longer documents are cut, so that even one book can be split
@@ -190,7 +191,7 @@ def encode(paths, tok, cache):
         cache.mkdir(exist_ok=True)
         for name in ("tokens.bin", "docs.npz"):
             with open(Path(tmp, name), "rb+") as f:
-                sync(f)
+                os.fsync(f.fileno())
             with suppress(PermissionError):           # Windows: another run reads its own copy
                 Path(tmp, name).replace(cache / name)
 

@@ -103,6 +103,6 @@ def test_ctrl_c_saves_and_the_same_command_goes_on_as_if_nothing_had_happened(fo
     assert process.returncode == 130
     assert f"stopped after step {step}; the same command continues" in printed
     assert interrupted(folder, "sft", step + 2, *flags, "--out=out/stopped.pt") == 130
-    assert f"resuming from {step} of 5000" in capsys.readouterr().out
+    assert f"resuming from step {step}" in capsys.readouterr().out
     assert interrupted(folder, "sft", step + 2, *flags, "--out=out/whole.pt") == 130
     assert equal(*(torch.load(state, weights_only=True)["model"] for state in (stopped, whole)))

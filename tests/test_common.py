@@ -55,7 +55,7 @@ def undo(monkeypatch):
     ("--fresh=true", "fresh", True), ("--fresh true", "fresh", True), ("--fresh=1", "fresh", True),
     ("--fresh=False", "fresh", False), ("--fresh=no", "fresh", False),
     ("--fresh=0", "fresh", False), ("--fresh false", "fresh", False),
-    ("--batch-size=4", "batch_size", 4), ("--batch_size=4", "batch_size", 4),
+    ("--batch_size=4", "batch_size", 4),
     ("--steps=1 --steps=2", "steps", 2), ("", "steps", 10)])
 def test_a_flag_sets_its_field_alone_and_keeps_its_type(line, name, value):
     config = parse_config(Config, "", line.split())
@@ -109,8 +109,7 @@ def test_every_script_starts_and_shows_its_help(script, run_script):
 @pytest.mark.parametrize("error, said", [
     (ValueError("line 3:\n  not JSON"), "line 3: not JSON"), (OSError("disk full"), "disk full"),
     (KeyError("model"), "KeyError: 'model' (--debug=true shows where)"),
-    (OSError(errno.ENOSPC, "full"), "full: make room where this command writes"),
-    (OSError(errno.ENOSPC, "full", "a.txt"), "a.txt: full: make room there"),
+    (OSError(errno.ENOSPC, "full", "a.txt"), "a.txt: full"),
     (OSError(errno.EIO, "broken", "a.txt"), "a.txt: broken"),
     (KeyboardInterrupt(), "KeyboardInterrupt (--debug=true shows where)")])
 def test_an_uncaught_error_is_shown_in_one_line(error, said, capsys):
@@ -131,20 +130,16 @@ def test_debug_shows_tracebacks_again():
 
 @pytest.mark.parametrize("machine, amx, avx512_bf16, arm, native", [
     ("x86_64", True, True, False, True), ("AMD64", False, True, False, True),
-    ("x86_64", False, False, True, False), ("aarch64", False, False, True, True),
-    ("arm64", True, True, False, False)])
+    ("x86_64", False, False, True, False), ("aarch64", False, False, True, True)])
 def test_auto_is_bf16_where_the_cpu_multiplies_it(monkeypatch, machine, amx, avx512_bf16, arm,
                                                   native):
     monkeypatch.delenv("DTYPE", raising=False)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: True)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: avx512_bf16)
     monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: arm)
     picked = pick_dtype("auto", torch.device("cpu"))
     assert picked == (torch.bfloat16 if native else torch.float32)
-    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    assert pick_dtype("auto", torch.device("cpu")) == torch.float32
 
 
 def test_the_environment_says_what_auto_is(monkeypatch, refused):
@@ -221,13 +216,11 @@ def test_a_file_that_is_read_only_is_not_replaced(tmp_path, refused):
     assert f"{file} is read-only" in refused(write) and file.read_text() == "old"
 
 
-@pytest.mark.parametrize("reason, way", [
-    (OSError(errno.ENOSPC, "full"), "(full) and is as it was: make room there, or choose"),
-    (OSError(errno.ENOENT, "gone"), "(gone) and is as it was: choose another --out")])
-def test_a_write_that_fails_says_why_and_only_a_full_disk_asks_for_room(tmp_path, reason, way):
+def test_a_write_that_fails_says_why_and_what_to_do(tmp_path):
     with pytest.raises(OSError) as error, writing(tmp_path / "a"):
-        raise reason
-    assert f"{tmp_path}/a could not be written {way}" in str(error.value)
+        raise OSError(errno.ENOSPC, "full")
+    assert (f"{tmp_path}/a could not be written (full): make room if the disk is full, or choose "
+            f"another --out") in str(error.value)
 
 
 def test_an_error_of_another_file_meanwhile_keeps_its_name(tmp_path):
@@ -269,12 +262,10 @@ def test_a_character_that_the_terminal_lacks_stops_nothing(encoding, monkeypatch
     assert terminal.buffer.getvalue().count(b"caf") == 20000
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="closes streams in a shell")
-@pytest.mark.parametrize("command, closed", [
-    *((f"-c '{PRINTER}'", closed) for closed in (">&-", "2>&-", "<&- >&- 2>&-", "| head -c 1")),
-    ("sft.py -h", "| head -c 1")])
-def test_closed_streams_and_readers_that_have_gone_stop_nothing(command, closed):
-    done = subprocess.run(["bash", "-c", f"{sys.executable} {command} {closed}"], cwd=ROOT,
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+@pytest.mark.parametrize("command", [f"-c '{PRINTER}'", "sft.py -h"])
+def test_a_reader_that_has_gone_stops_nothing(command):
+    done = subprocess.run(["bash", "-c", f"{sys.executable} {command} | head -c 1"], cwd=ROOT,
                           capture_output=True)
     assert done.returncode == 0 and done.stderr.strip() in (b"", b"done")
 
@@ -282,7 +273,7 @@ def test_closed_streams_and_readers_that_have_gone_stop_nothing(command, closed)
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_disk_for_the_output_stops_no_run(unbuffered):
-    printer = PRINTER.replace("print(", "from common import say; say(", 1) + "print('end')\n"
+    printer = PRINTER.replace("print(", "from common import say; say(", 1) + "say('end')\n"
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", printer], cwd=ROOT, stdout=full,
                               stderr=subprocess.PIPE,
@@ -298,22 +289,6 @@ def test_a_full_disk_for_the_output_stops_no_run(unbuffered):
     (0.0, "0.000"), (-2.25, "-2.250"), (123456, "123.5k"), (math.nan, "nan")])
 def test_a_number_is_short_whatever_its_size(value, text):
     assert number(value).strip() == text
-
-
-WITHOUT = """
-import runpy, sys
-for name in ("torch.distributed.fsdp", "torch.distributed.checkpoint"):
-    sys.modules[name] = None
-sys.path.insert(0, ".")
-sys.argv = ["sft.py", "--init=nowhere.pt", "--data=README.md", "--text=", "--out=" + sys.argv[1]]
-runpy.run_path("sft.py", run_name="__main__")
-"""
-
-
-def test_a_build_of_torch_without_sharding_runs_the_stages(tmp_path):
-    done = subprocess.run([sys.executable, "-c", WITHOUT, tmp_path / "new.pt"], cwd=ROOT,
-                          capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith("sft.py: nowhere.pt is missing")
 
 
 @pytest.mark.parametrize("seconds, text", [(0, "0:00"), (61.7, "1:01"), (3600, "60:00")])
@@ -354,13 +329,13 @@ def machine(monkeypatch):
     monkeypatch.setattr(common.torch, "set_num_threads", lambda n: vars(machine).update(threads=n))
     monkeypatch.setattr(common.time, "monotonic", lambda: machine.second)
     monkeypatch.setattr(common, "cpu_seconds", lambda: (
-        4 * machine.second, (3 + machine.others) * machine.second, 3 * machine.second))
+        4 * machine.second, machine.others * machine.second))
     return machine
 
 
 def threads(machine, cores, second, others):
     """How many there are at that second, if others have used so many cores until then."""
-    machine.second, machine.others, cores.before = second, others, (0, 0, 0)
+    machine.second, machine.others, cores.before = second, others, (0, 0)
     cores.share()
     return machine.threads
 
@@ -396,9 +371,9 @@ def test_one_thread_stays_one(machine, monkeypatch):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc/stat")
-def test_seconds_of_the_cores_grow_and_contain_ours():
+def test_seconds_of_the_cores_grow_and_do_not_contain_ours():
     before, done = common.cpu_seconds(), time.process_time()
     while time.process_time() < done + 0.1:
         pass
-    passed, computed, ours = (b - a for a, b in zip(before, common.cpu_seconds()))
-    assert passed >= 0 and ours >= 0.1 and computed <= passed + 0.1
+    passed, others = (b - a for a, b in zip(before, common.cpu_seconds()))
+    assert passed >= 0 and others <= passed

@@ -1,13 +1,11 @@
 """Functions of one's own: what they may be, and how it is said what is wrong with them."""
 
 import math
-import sys
 
 import pytest
 import torch
 
-from common import check_scores, function_file, get_scores, load_function, verdicts_of
-from data import town            # noqa: F401 (a module whose name a neighbour may have)
+from common import function_file, get_scores, load_function, verdicts_of
 
 MINE = """
 X = 1
@@ -52,9 +50,10 @@ def test_what_names_a_function_is_told_from_a_path_by_its_end(spec, file):
 
 
 @pytest.mark.parametrize("spec, reason", [
-    ("missing.py:f", "no file missing.py"), ("mine.py:g", "no function named g"),
-    ("mine.py", "FILE.py:name"), ("mine.py:X", "no function named X"),
-    ("notes.txt:f", "FILE.py:name")])
+    ("mine.py:g", "mine.py has no function named g"),
+    ("mine.py:X", "mine.py has no function named X"), *(
+        (spec, f"{spec!r} is no function: give one as FILE.py:name, of a file that is there")
+        for spec in ("missing.py:f", "mine.py", "notes.txt:f", ""))])
 def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, write, refused):
     write("mine.py", MINE), write("notes.txt", "f")
     assert reason in refused(load_function, spec)
@@ -62,7 +61,6 @@ def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, write, refuse
 
 def test_a_file_may_hold_dataclasses_with_annotations_that_are_text(write):
     path = write("mine.py", """from __future__ import annotations
-from common import check_scores, get_scores, load_function, verdicts_of
 from dataclasses import dataclass
 @dataclass
 class Rule:
@@ -86,35 +84,11 @@ def test_what_a_function_does_to_its_arguments_is_done_to_copies(write, change):
     assert prompts == [[dict(role="user", content="Hi")]] * 2 and responses == ["a", "b"]
 
 
-NEIGHBOUR = "import {0}\ndef f(p, r): return {0}.NAME\n"
-
-
-@pytest.mark.parametrize("name, file", [
-    ("neighbour", "neighbour.py"), ("model", "model.py"), ("common", "common.py"),
-    ("data", "data.py"), ("data.town", "data/town.py")])
-def test_a_function_finds_its_neighbours_and_the_project_its_own_modules(write, name, file):
-    before = sys.modules["common"], sys.modules["data.town"]
-    write(f"a/{file}", "NAME = 'theirs'")
-    if "/" in file:
-        write("a/data/__init__.py", "")
-    f = load_function(f"{write('a/mine.py', NEIGHBOUR.format(name))}:f")
-    assert f([], []) == f([], []) == "theirs"
-    assert (sys.modules["common"], sys.modules["data.town"]) == before
-
-
-def test_two_functions_may_have_neighbours_of_one_name(write):
-    found = []
-    for folder in ("a", "b"):
-        write(f"{folder}/neighbour.py", f"NAME = {folder!r}")
-        path = write(f"{folder}/mine.py", NEIGHBOUR.format("neighbour"))
-        found.append(load_function(f"{path}:f"))
-    assert [f([], []) for f in found] == ["a", "b"]
-
-
-def test_a_file_may_have_the_name_of_one_of_the_projects(write):
-    text = "import common\ndef f(p, r): return common.__file__"
-    path = write("a/common.py", text)
-    assert load_function(f"{path}:f")([], []) == str(path)
+def test_a_function_finds_its_neighbours(write):
+    write("a/neighbour.py", "NAME = 'theirs'")
+    path = write("a/mine.py", "import neighbour as n\ndef f(): return n.NAME")
+    f = load_function(f"{path}:f")
+    assert f() == f() == "theirs"
 
 
 def test_a_judge_is_asked_about_each_answer():
@@ -134,20 +108,18 @@ def test_a_judge_that_fails_is_named_with_the_answer(judge, reason):
         verdicts_of(judge, *PAIR, "mine.py:j")
 
 
-@pytest.mark.parametrize("scores", [[1.0], 1.0, [[1.0], [2.0]], [1, 2, 3], [], None, ["a", "b"],
-                                    [1.0, None], [[1.0, 2.0]]])
-def test_scores_that_are_not_one_number_per_answer_are_refused(scores):
-    with pytest.raises(ValueError, match="mine.py:f"):
-        check_scores(scores, *PAIR, "mine.py:f")
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_a_score_that_is_not_finite_is_refused_with_its_pair(bad):
-    with pytest.raises(ValueError, match="mine.py:f.*'Where\\?'.*'here'"):
-        check_scores([1.0, bad], *PAIR, "mine.py:f")
+@pytest.mark.parametrize("scores, reason", [
+    *((scores, "mine.py:f") for scores in (
+        [1.0], 1.0, [[1.0], [2.0]], [1, 2, 3], [], None, ["a", "b"], [1.0, None], [[1.0, 2.0]])),
+    *((lambda p, r, bad=bad: [bad if text == "here" else 1.0 for text in r],
+       f"mine.py:f.*gave {bad}.*'Where\\?'.*'here'") for bad in (math.nan, math.inf, -math.inf))])
+def test_scores_that_are_not_one_finite_number_per_answer_are_refused(scores, reason):
+    function = scores if callable(scores) else lambda prompts, responses: scores
+    with pytest.raises(ValueError, match=reason):
+        get_scores(function, *PAIR, "mine.py:f")
 
 
 @pytest.mark.parametrize("scores", [[1, 2], (1.0, 2.0), torch.tensor([1.0, 2.0]).double()])
 def test_good_scores_become_a_tensor_of_floats(scores):
-    found = check_scores(scores, *PAIR, "mine.py:f")
+    found = get_scores(lambda prompts, responses: scores, *PAIR, "mine.py:f")
     assert found.dtype == torch.float32 and found.tolist() == [1.0, 2.0]
