@@ -7,13 +7,12 @@
 
 Rows are JSON lines, a JSON list, or a JSON object with one list; dialects.py knows their fields,
 and all others (a kind, an id) are kept. A malformed row raises a DataError with its place and
-reason. A row with nothing to learn from is left out, one that can be mended is mended; this is
-counted, and printed or added to `counts`, {what: rows}.
+reason. A row with nothing to learn from is left out, one that can be mended is mended; both are
+counted, and told once.
 """
 
 import hashlib
 import json
-import sys
 from collections import Counter, namedtuple
 from functools import partial
 from pathlib import Path
@@ -117,7 +116,7 @@ def split_documents(file):
         yield rest.strip("\n")
 
 
-def read_rows(path, convert, counts=None, malformed=None):
+def read_rows(path, convert, malformed=None):
     """Yield convert(row, notes) for every row. A malformed row raises a DataError, or is added to
     the list `malformed` (tools/check.py)."""
     total, dropped, mended = 0, Counter(), Counter()  # of rows
@@ -145,10 +144,8 @@ def read_rows(path, convert, counts=None, malformed=None):
     told = f"{path}: " + "; ".join(f"{n:,} of {total:,} rows {what}" for what, n in found.items())
     if dropped.total() == total:
         raise DataError(told)
-    if counts is not None:
-        counts.update(found)
-    elif found:
-        print(told, file=sys.stderr)
+    if found:
+        note_once(told)
 
 
 def lacks_a_cell(row):
@@ -160,15 +157,15 @@ def lacks_a_cell(row):
 
 # ---- rows -> what a script reads ------------------------------------------------------------
 
-def read_all(convert, paths, counts=None):
-    return [row for path in list_files(paths) for row in read_rows(path, convert, counts)]
+def read_all(convert, paths):
+    return [row for path in list_files(paths) for row in read_rows(path, convert)]
 
 
-def read_texts(paths, counts=None):
+def read_texts(paths):
     """Yield the documents of files and folders. A JSON row has a `text`, or is a demonstration: a
     tokenizer learns from its messages as well."""
     for path in list_files(paths):
-        for text, logp in read_rows(path, text_and_logp, counts):
+        for text, logp in read_rows(path, text_and_logp):
             yield Document(path.stem, text, logp)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import tiny
+from common import note_once
 from data.corpus import Corpus
 from data.formats import is_held_out
 from tools import check
@@ -37,6 +38,7 @@ def report(capsys):
     """report(path, …) -> what check.py prints about the files, in words and lines, and with what
     reading tells; with stops=True it must refuse them: (what it prints, the last line on stderr)."""
     def report(*paths, stops=False, **flags):
+        note_once.cache_clear()                       # which may have told it before
         try:
             check.main(check.Config(data=",".join(paths), **flags))
             status = 0

@@ -173,9 +173,7 @@ def look(path, config, tok, T, malformed):
     print(f"\n{path}: {kind} ({', '.join(name for name in fields if name in CONTENT)})\n")
     if others := [f"{n:,} {name!r}" for name, n in fields.items() if name not in CONTENT]:
         fact("other fields", safe(", ".join(others)))
-    # what Corpus leaves out it tells itself
-    rows = [row for file in files for row in read_rows(
-        file, KINDS[kind][0], Counter() if kind == "text" else None, malformed)]
+    rows = [row for file in files for row in read_rows(file, KINDS[kind][0], malformed)]
     if kind == "text" and len(malformed) == sound:    # else Corpus would refuse the file
         return look_at_text(path, tok, T)
     if kind != "text" and rows:
