@@ -37,8 +37,8 @@ def list_files(paths):
     """The files of comma-separated names and folders. A wrong name is reported before the first
     file is read, not an hour later."""
     files = []
-    for path in (Path(name.strip()) for name in str(paths).split(",")):
-        files += path.name and path.is_dir() and text_files(path) or [path]
+    for name in map(str.strip, str(paths).split(",")):
+        files += name and text_files(name) or [Path(name)]
     for file in files:
         if not file.is_file():                        # a pipe can't be read again
             raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl files")
