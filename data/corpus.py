@@ -45,15 +45,15 @@ class Corpus:
             raise OSError(f"the tokens in {cache} are not complete, or can't be read: choose "
                           f"another --out")
         self.sources, self.starts, self.source = docs["sources"], docs["starts"], docs["source"]
-        self.logp, self.n_bytes = docs["logp"], docs["n_bytes"]
+        self.logp, self.n_bytes, self.hashes = docs["logp"], docs["n_bytes"], docs["hash"]
         self.tokens = np.memmap(cache / "tokens.bin", dtype=id_type(tok), mode="r")
         self.lengths = np.diff(self.starts)
-        if len({*docs["hash"].tolist()}) < 2:
+        if len({*self.hashes.tolist()}) < 2:
             copies = f", {len(self.lengths):,} times," * (len(self.lengths) > 1)
             raise ValueError(f"{paths}: a single short document{copies} can't be split into text "
                              f"to learn from and text to evaluate on: use more text")
         # the split goes by the text's hash, so two copies of a text are on the same side
-        self.held_out = hold_out(docs["hash"], val_share, self.lengths)
+        self.held_out = hold_out(self.hashes, val_share, self.lengths)
 
     def mixture(self, mix=""):
         """The probability that a document comes from each source, (n_sources,). mix "a=0.5,b=0.2"

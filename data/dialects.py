@@ -4,46 +4,39 @@
     responses   ["Hello", "What?"], the best first; one is a demonstration, none is a prompt
 
 The tables are the dialects: a new one is the names of its fields. formats.py says what becomes of
-the rows, and counts what is mended or not used here (`notes`).
+the rows; it counts the sentences in `notes`, a set, which say what was mended.
 """
 
 import json
 import re
 from contextlib import suppress
 
-# The question is the first of QUESTIONS that is present, the answer the last turn of the dialogue,
-# or the first of ANSWERS.
+# A row asks in the first of QUESTIONS that it has. It answers in the last turn of its dialogue, or
+# in the first of ANSWERS.
 DIALOGUES = ("messages", "conversations")             # OpenAI, UltraChat, ms-swift; ShareGPT
 QUESTIONS = (*DIALOGUES, "prompt",                    # TRL
              "instruction", "question", "input")      # Alpaca, Dolly; GSM8K, OpenOrca; LIMA
+CONTEXTS = ("input", "context")                       # more of the question: Alpaca; Dolly
+SYSTEMS = ("system", "system_prompt")                 # what comes first: Alpaca; OpenOrca
 ANSWERS = ("response", "completion", "output", "answer")       # Dolly; TRL; Alpaca; GSM8K
-# Beside a question stands more of it (Alpaca; Dolly), or what comes first (Alpaca; OpenOrca).
-CONTEXTS, SYSTEMS = ("input", "context"), ("system", "system_prompt")
-PAIR = ("chosen", "rejected")                         # TRL, Anthropic's HH, LLaMA-Factory
-COMPARED = ("responses", "ranks", *PAIR, "rejected_response")  # compare.py's; ms-swift
-# the fields that become prompt and responses; all other fields of a row are kept
-CONTENT = (*QUESTIONS, *ANSWERS, *CONTEXTS, *SYSTEMS, "history", *COMPARED)
+WORSE = ("rejected", "rejected_response")             # beside `chosen`, or an answer (ms-swift)
+COMPARED = ("responses", "ranks", "chosen", *WORSE)   # compare.py's; TRL, HH, LLaMA-Factory
+CONTENT = (*QUESTIONS, *CONTEXTS, *SYSTEMS, "history", *ANSWERS, *COMPARED, "text", "logp")
 
+TURN = (("role", "from"), ("content", "value"))       # OpenAI's, ShareGPT's
 ROLES = {"system": "system", "user": "user", "assistant": "assistant",
          "human": "user", "gpt": "assistant"}         # ShareGPT's, HH's
-TURN = (("role", "from"), ("content", "value"))       # OpenAI's, ShareGPT's
-LEARNED = ("weight", "train", "loss")                 # whether, and how much, a turn is learned
 
-# What a row says of its responses: score_chosen and score_rejected, chosen-rating, scores: [7, 5].
-# 1: the highest is the best.
-SCORES = {"score": 1, "rating": 1, "reward": 1, "grade": 1, "quality": 1, "avg_rating": 1,
-          "overall_score": 1, "reward_score": 1, "rm_score": 1, "rank": -1, "margin": 1}
-LABELS = ("label", "kto_tag")  # false: the answer is bad (TRL's and LLaMA-Factory's KTO)
-OPINIONS = (*LABELS, "noise", "labeler", "models")    # more of what belongs to given responses
-
-# All other fields: without these the text means something else, and the row is refused …
+# Without these the text means something else; and a turn whose answer is not to be learned.
 MEANINGFUL = ("image", "images", "video", "videos", "audio", "audios", "tools", "functions",
               "tool_calls", "function_call", "reasoning", "reasoning_content", "thinking")
-# … these say nothing about the text, and what is not here either is counted and told.
-HARMLESS = re.compile(r"(.*[-_])?(id|uuid|idx|index|source|origin|dataset|subset|split|url|path|"
-                      r"domain|category|kind|about|topic|type|tag|language|lang|model|generator|"
-                      r"metadata|meta|info|date|time|timestamp|license|version|hash|length|"
-                      r"count)s?")
+LEARNED = ("weight", "train", "loss")
+
+# What a row says of its responses: score_chosen, rejected-rating, scores, …; false labels are bad
+# answers (TRL's and LLaMA-Factory's KTO).
+SCORE = re.compile(r"(.*[-_])?(score|rating|reward)s?([-_](chosen|rejected))?")
+LABELS = ("label", "kto_tag")
+OPINIONS = (*LABELS, "grades", "noise", "labeler", "models")
 
 
 class DataError(ValueError):
@@ -51,7 +44,7 @@ class DataError(ValueError):
 
 
 class Drop(Exception):
-    """A well-formed row with nothing to learn from. The text follows a number: "2 without text"."""
+    """A well-formed row with nothing to learn from: "with an empty answer"."""
 
 
 # ---- fields ---------------------------------------------------------------------------------
@@ -77,12 +70,6 @@ def refuse_meaningful(fields):
                             "leave such rows out, or remove the field")
 
 
-def unknown(fields):
-    """What nothing reads, as it is counted in notes."""
-    return {("not used", repr(name)[:40]) for name in fields
-            if not HARMLESS.fullmatch(str(name).lower())}
-
-
 def string(value, name):
     """The value, if it is a string that UTF-8 can encode: not half an emoji, JSON's "\\ud83d"."""
     if not isinstance(value, str):
@@ -99,13 +86,9 @@ def are_numbers(values, count):
 # ---- messages -------------------------------------------------------------------------------
 
 def message(role, content):
-    role = role.lower() if isinstance(role, str) else role
-    if str(role) not in ROLES:
+    if str(role).lower() not in ROLES:
         raise DataError(f"a role must be system, user or assistant, not {role!r:.40}")
-    if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text"
-                                         for part in content):       # OpenAI's
-        content = "".join(string(part.get("text"), "text") for part in content)
-    return {"role": ROLES[role], "content": string(content, "content")}
+    return {"role": ROLES[role.lower()], "content": string(content, "content")}
 
 
 def is_dialogue(value):
@@ -114,41 +97,37 @@ def is_dialogue(value):
         isinstance(turn, dict) and first(turn, TURN[0]) for turn in value)
 
 
-def is_transcript(text):
-    """Whether a text is a dialogue of Human and Assistant, as in HH, rm-static and BELLE."""
-    return isinstance(text, str) and bool(re.match(
-        r"\n\n(Human|Assistant):|\s*Human:.*\n *Assistant:", text, re.DOTALL))
+def is_transcript(value):
+    """Whether it is a text such as Anthropic's: "\\n\\nHuman: Hi\\n\\nAssistant: Hello"."""
+    return isinstance(value, str) and value.startswith("\n\nHuman:")
 
 
 def deserialised(value):
-    r"""A dialogue that was written as a string: in JSON, as tables have it, or as a transcript.
-    "\n\nHuman: Hi\n\nAssistant: Hello" -> [user: Hi, assistant: Hello]. Other values stay."""
+    """The turns of a transcript, or of a dialogue in a JSON string; other values stay."""
     if is_transcript(value):
-        line = r"\n\n" if "\n\nAssistant:" in value else r"\n *"      # BELLE has no empty lines
-        _, *parts = re.split(line + "(Human|Assistant):", "\n\n" + value.strip())
+        _, *parts = re.split(r"\n\n(Human|Assistant):", value)
         return [message(who, said.strip()) for who, said in zip(parts[::2], parts[1::2])]
-    if isinstance(value, str) and value.lstrip().startswith("[{"):
+    if isinstance(value, str) and value.startswith("[{"):
         with suppress(ValueError, RecursionError):
             if is_dialogue(turns := json.loads(value)):
                 return turns
     return value
 
 
-def as_messages(prompt, notes):
+def as_messages(value):
     """"Hi" -> [{"role": "user", "content": "Hi"}]; a list is checked and copied."""
-    if isinstance(prompt, str):
-        return [message("user", prompt)]
-    if not (isinstance(prompt, list) and prompt and all(isinstance(turn, dict) for turn in prompt)):
-        raise DataError(f"expected a string or a list of messages, not {prompt!r:.40}")
+    if isinstance(value, str):
+        return [message("user", value)]
+    if not is_dialogue(value):
+        raise DataError(f"expected a string or a list of messages, not {value!r:.40}")
     messages = []
-    for turn in map(without_gaps, prompt):
+    for turn in map(without_gaps, value):
         refuse_meaningful(turn)
         messages.append(message(*(turn.get(first(turn, names)) for names in TURN)))
         for name in LEARNED:
             if messages[-1]["role"] == "assistant" and turn.get(name, 1) != 1:     # True == 1
                 raise DataError(f"an answer with {name}={turn[name]!r:.40} can't be learned as it "
                                 "is meant: leave such rows out")
-        notes.update(unknown(without(turn, (*sum(TURN, ()), *LEARNED))))
     return messages
 
 
@@ -162,9 +141,9 @@ def tidy(turns, notes):
     for turn in turns:
         if joined and joined[-1]["role"] == turn["role"]:
             add_to(joined, turn["content"])
-            notes["mended", "with turns of one role in a row, which were joined"] += 1
+            notes.add("mended: turns of one role in a row were joined")
         elif turn["role"] == "assistant" and not any(t["role"] == "user" for t in joined):
-            notes["mended", "that began with an answer, which was cut"] += 1
+            notes.add("mended: an answer before the first question was cut")
         else:
             joined.append(turn)
     return joined
@@ -175,42 +154,39 @@ def tidy(turns, notes):
 def standard(row, notes):
     """Any row as (prompt, responses)."""
     refuse_meaningful(row)
-    asks, pair, prompt = first(row, QUESTIONS), [row[name] for name in PAIR if name in row], []
-    if len(pair) == 1:
-        raise DataError("chosen and rejected must come together: add the missing one")
-    if not asks and not pair:
+    asks, answers, worse = (first(row, names) for names in (QUESTIONS, ANSWERS, WORSE))
+    if not asks and "chosen" not in row:
         raise DataError(f"needs one of {', '.join(QUESTIONS)}, as in "
                         '{"prompt": "Hi", "response": "Hello"}: data/README.md lists the formats')
-    answers = row.get("responses") or row.get(first(row, ANSWERS), [])
-    if asks:
-        prompt = question(row, asks, notes)
-        if asks in DIALOGUES and prompt and prompt[-1]["role"] == "assistant":
-            last = prompt.pop()["content"]
-            answers = row.get("responses") or [last]
-    if not isinstance(answers, list) or is_dialogue(answers):        # a list: LLaMA-Factory's
-        answers = [answers]
-    if "rejected_response" in row:                    # ms-swift: beside a demonstration
-        answers = [*answers[:1], row["rejected_response"]]
-    dialogues = [whole_dialogue(prompt, answer, notes) for answer in
-                 (map(deserialised, pair) if pair else answers)]
+    prompt = question(row, asks, notes) if asks else []
+    responses = [row[answers]] if answers else []
+    if asks in DIALOGUES and prompt and prompt[-1]["role"] == "assistant":
+        responses = [prompt.pop()["content"]]
+    if "chosen" in row or worse:
+        better = [row["chosen"]] if "chosen" in row else responses
+        if not better or not worse:
+            raise DataError("chosen and rejected must come together: add the missing one")
+        responses = [deserialised(answer) for answer in (*better, row[worse])]
+    elif not isinstance(responses := row.get("responses", responses), list):
+        raise DataError(f"responses must be a list, not {responses!r:.40}")
+    dialogues = [whole_dialogue(prompt, response) for response in responses]
     if any(dialogue[:-1] != dialogues[0][:-1] for dialogue in dialogues):
         raise Drop("whose dialogues differ before the last answer")
     prompt = dialogues[0][:-1] if dialogues else prompt
+    if not prompt or prompt[-1]["role"] != "user":
+        raise DataError("the prompt must end with a user turn, and the assistant answers next")
+    if not prompt[-1]["content"].strip():
+        raise Drop("with an empty question")
     responses = [dialogue[-1]["content"] for dialogue in dialogues]
-    if is_transcript(row.get(asks)):
-        responses = [response.strip() for response in responses]      # "Assistant: Hello"
-    # a row may ask or answer in two fields: the other one is told, if it says something else
-    text = "\n".join([*(turn["content"] for turn in prompt), *responses])
-    others = {*CONTENT} - {asks, *COMPARED, *(ANSWERS if first(row, COMPARED) else ())}
-    notes.update({("not used", repr(name)) for name in others
-                  if isinstance(row.get(name), str) and row[name].strip() not in text})
-    return ends_with_user(prompt), responses
+    if is_transcript(row.get(asks)):                  # the space in "Assistant: Hello"
+        responses = [response.strip() for response in responses]
+    return prompt, responses
 
 
 def question(row, name, notes):
     """The dialogue in the field of this name, with what stands before it or belongs to it."""
-    turns, pairs = as_messages(deserialised(row[name]), notes), row.get("history") or []
-    if turns[1:] and is_transcript(row[name]) and turns[-1] == message("assistant", ""):
+    turns, pairs = as_messages(deserialised(row[name])), row.get("history") or []
+    if is_transcript(row[name]) and turns[-1] == message("assistant", ""):
         turns.pop()                                   # "Assistant:", where the answer follows
     for more in CONTEXTS:
         if row.get(more) and more != name and name not in DIALOGUES:
@@ -222,55 +198,32 @@ def question(row, name, notes):
     return tidy([*(message(*turn) for turn in before), *turns], notes)
 
 
-def ends_with_user(prompt):
-    if not prompt or prompt[-1]["role"] != "user":
-        raise DataError("the prompt must end with a user turn, and the assistant answers next")
-    if not prompt[-1]["content"].strip():
-        raise Drop("with an empty question")
-    return prompt
-
-
-def whole_dialogue(prompt, answer, notes):
+def whole_dialogue(prompt, answer):
     """The prompt and an answer: text, a message, more turns, or the whole dialogue (TRL, HH)."""
-    if not isinstance(answer, (list, dict)):
-        return [*ends_with_user(prompt), message("assistant", string(answer, "a response"))]
-    turns = as_messages([answer] if isinstance(answer, dict) else answer, notes)
+    if isinstance(answer, (list, dict)):
+        turns = as_messages([answer] if isinstance(answer, dict) else answer)
+    else:
+        turns = [message("assistant", answer)]
     if turns[-1]["role"] != "assistant":
         raise Drop("whose dialogues don't end with an answer")
-    if turns[0]["role"] == "assistant":
-        return ends_with_user(prompt) + turns
-    if prompt and prompt[-1]["role"] != "user":
+    if turns[0]["role"] == "assistant" or not prompt or prompt[-1]["role"] == "system":
         return prompt + turns
-    # the dialogue may have a system message or early turns that the prompt lacks
-    if prompt and prompt[-1] not in turns:
+    if prompt[-1] not in turns:
         raise DataError("an answer of several turns must go on from the prompt, or contain it")
-    return turns
+    return turns                                      # perhaps with turns that the prompt lacks
 
 
 # ---- scores ---------------------------------------------------------------------------------
 
-def stem_of(name):
-    """"chosen-rating" -> "rating", "scores" -> "score" """
-    return re.sub("[-_]?(chosen|rejected)[-_]?|s$", "", name.lower())
-
-
 def unjudged(row):
     """The row without what was said of its responses, so that it can have others."""
-    return without(row, [name for name in row if stem_of(name) in SCORES or name in OPINIONS])
+    return {name: value for name, value in row.items()
+            if name not in OPINIONS and not SCORE.fullmatch(name.lower())}
 
 
-def scores_of(row, count):
-    """Yield ({names of fields}, which way, scores) for all that the row says of its responses."""
-    for name, value in without(row, CONTENT).items():
-        stem, twin, values = stem_of(name), name.replace("chosen", "rejected"), []
-        if stem not in SCORES or name == "grades" and "noise" in row:  # labelers differ from these
-            continue
-        if twin != name:
-            values = [value, row.get(twin)]
-        elif stem == "margin":                        # TRL's: chosen minus rejected
-            values = [value, 0]
-        # a list beside chosen and rejected may have another order: of these only ties are clear
-        elif isinstance(value, list) and ("responses" in row or value == value[:1] * count):
-            values = value
-        if are_numbers(values, count):
-            yield {name, twin}, SCORES[stem], values
+def scores_of(row):
+    """Yield (name, score of chosen, score of rejected); the higher the better."""
+    for name, score in row.items():
+        other = row.get(name.replace("chosen", "rejected"))
+        if "chosen" in name and SCORE.fullmatch(name.lower()) and are_numbers([score, other], 2):
+            yield name, score, other

@@ -5,118 +5,109 @@
     read_comparisons("pairs.jsonl")    [{"prompt": messages, "responses": [...], "ranks": [0, 1]}]
     read_prompts("prompts.jsonl")      [{"prompt": messages, the last of them the user's}, ...]
 
-Rows are JSON lines, a JSON list, or a JSON object with one list; dialects.py knows their fields.
-All others (a kind, an id) are kept. A malformed row raises a DataError with its place and reason. A
-row with nothing to learn from is dropped, one that can be mended is mended, a field that nothing
-reads is named: this is counted, and printed or added to `counts`, {("dropped", why): rows, …}.
+Rows are JSON lines, a JSON list, or a JSON object with one list; dialects.py knows their fields,
+and all others (a kind, an id) are kept. A malformed row raises a DataError with its place and
+reason. A row with nothing to learn from is left out, one that can be mended is mended; both are
+counted, and told once.
 """
 
 import hashlib
 import json
-import os
-import re
-import sys
 from collections import Counter, namedtuple
-from contextlib import contextmanager
 from functools import partial
-from itertools import accumulate, combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 
 from common import note_once
-from data.dialects import (ANSWERS, COMPARED, CONTENT, DIALOGUES, LABELS, PAIR, QUESTIONS,
+from data.dialects import (ANSWERS, COMPARED, CONTENT, DIALOGUES, LABELS, QUESTIONS, WORSE,
                            DataError, Drop, are_numbers, first, is_dialogue, message, scores_of,
-                           standard, string, unjudged, unknown, without, without_gaps)
+                           standard, string, unjudged, without, without_gaps)
 
 SEPARATOR = "<|endoftext|>"
-BLANK = b"\xef\xbb\xbf \t\r\n"  # what may stand before JSON: a BOM, white space
 LONGEST_DOCUMENT = 1 << 20  # characters; the rest of a longer document becomes the next one
 # source: the file's name without its suffix; logp: the text's exact log-probability in nats, or
 # None if its generator doesn't know it
 Document = namedtuple("Document", "source text logp")
 
 
+# ---- files ----------------------------------------------------------------------------------
+
+def list_files(paths):
+    """The files of comma-separated names and folders. A wrong name is reported before the first
+    file is read, not an hour later."""
+    files = []
+    for name in map(str.strip, str(paths).split(",")):
+        files += name and text_files(name) or [Path(name)]
+    for file in files:
+        if not file.is_file():                        # a pipe can't be read again
+            raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl files")
+    return files
+
+
+def text_files(folder):
+    """The .txt and .jsonl files in a folder and its subfolders. Others are told, but not hidden
+    ones, such as macOS's ._book.txt."""
+    files = [file for file in sorted(Path(folder).rglob("*"))
+             if (file.is_symlink() or not file.is_dir())
+             and not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    texts = [file for file in files if file.suffix.lower() in (".txt", ".jsonl")]
+    if others := Counter(file.suffix or file.name for file in files if file not in texts):
+        others = ", ".join(f"{count:,} {name}" for name, count in others.most_common())
+        note_once(f"{folder}: only .txt and .jsonl are read, not {others}")
+    return texts
+
+
 # ---- files -> rows --------------------------------------------------------------------------
 
-@contextmanager
-def open_text(path):
-    """Open a UTF-8 file; BOM and Windows line endings disappear. A bad file raises a DataError."""
+def parsed(text):
+    """The JSON value in a text, or a DataError, which read_rows raises or collects."""
     try:
-        with open(path, buffering=2**20, encoding="utf-8-sig") as file:
-            if not file.seekable():
-                raise DataError(f"{path}: is a pipe, but is read more than once: save it as a file")
-            start = file.buffer.peek()
-            if b"\0" in start:
-                raise DataError(f"{path}: has NUL bytes: unpack it, or save it as UTF-8 text")
-            if start.startswith(b"version https://git-lfs"):
-                raise DataError(f"{path}: is a pointer of Git LFS: `git lfs pull` gets the file")
-            try:
-                yield file
-            except UnicodeDecodeError as error:  # error.start counts within the last piece read
-                byte = file.buffer.tell() - len(error.object) + error.start
-                raise DataError(f"{path}: not UTF-8 at byte {byte:,}: save it as UTF-8") from None
-    except OSError as error:
-        raise DataError(f"{path or repr(path)}: {error.strerror}") from None
-
-
-def is_text(path):
-    """Whether a file is plain text. notes.md, or a name without a suffix, is text unless it begins
-    like JSON."""
-    suffix = Path(path).suffix.lower()
-    if suffix in (".txt", ".json", ".jsonl"):
-        return suffix == ".txt"
-    with open(path, "rb") as file:                    # not a link: [home](…), [[home]]
-        json_like = re.match(rb'[\s\[]*{\s*"', file.read(4096).lstrip(BLANK))
-    if not json_like and suffix not in ("", ".md", ".text"):
-        raise DataError(f"{path}: {suffix} files are not read: save it as text (.txt, .md) or as "
-                        'rows (.jsonl: {"prompt": "Hi", "response": "Hello"})')
-    return not json_like
-
-
-def is_one_value(start):
-    """Whether a file that begins so is one JSON value: a list, or an object over several lines,
-    such as {"data": [. In JSONL each line is an object, or a list in nanochat's files."""
-    line, _, rest = map(bytes.strip, start.lstrip(BLANK).partition(b"\n"))
-    if line.startswith(b"["):
-        return not rest or not line.endswith(b"]")
-    return rest and line.startswith(b"{") and line.endswith((b"{", b"[", b":", b","))
-
-
-def rows_of(text):
-    """The rows in a JSON text: one, a list, or an object with one list, such as {"data": [...]}.
-    Text that is not JSON is a DataError among them, which read_rows raises or collects."""
-    try:
-        value = json.loads(text)
+        return json.loads(text)
     except (ValueError, RecursionError) as error:     # RecursionError: [[[[[[...
-        return [DataError(f"not JSON: {error}".replace("line 1 column", "column"))]
-    if isinstance(value, dict) and not first(value, (*CONTENT, "text")):
+        return DataError(f"not JSON: {error}".replace("line 1 column", "column"))
+
+
+def rows_of(value):
+    """The rows in a JSON value: one, a list, or an object with one list, such as {"data": [...]}.
+    A dialogue may stand alone, as in nanochat's files. What is no row becomes a DataError."""
+    if isinstance(value, dict) and not first(value, CONTENT):
         lists = [v for v in value.values() if isinstance(v, list)]
         value = lists[0] if len(lists) == 1 else value
     rows = value if isinstance(value, list) and not is_dialogue(value) else [value]
-    return [{"messages": row} if is_dialogue(row) else row for row in rows]
+    rows = [{"messages": row} if is_dialogue(row) else row for row in rows]
+    return [row if isinstance(row, (dict, DataError)) else
+            DataError(f"a row must be an object {{...}}, not {row!r:.40}") for row in rows]
 
 
 def places_and_rows(path):
-    """Yield (place, row) for each document of a text, item of a JSON list or line of a JSONL."""
-    with open_text(path) as file:
-        if is_text(path):
-            for number, text in enumerate(split_documents(file), 1):
-                yield f"{path}, document {number:,}", {"text": text}
-        elif is_one_value(file.buffer.peek()):
-            for number, row in enumerate(rows_of(file.read()), 1):
-                yield f"{path}, record {number:,}", row
-        else:
-            for number, line in enumerate(file, 1):
-                if line := line.strip("\ufeff \t\r\n"):  # joined files have a BOM in the middle
-                    yield from ((f"{path}, line {number:,}", row) for row in rows_of(line))
+    """Yield (place, row) for each document of a text, each line of a .jsonl, and each record of a
+    .json, unless its first line is a row by itself."""
+    kind = Path(path).suffix.lower()
+    if kind in (".txt", ".md", ""):
+        try:
+            with open(path, encoding="utf-8-sig") as file:
+                for number, text in enumerate(split_documents(file), 1):
+                    yield f"{path}, document {number:,}", {"text": text}
+        except UnicodeDecodeError as error:
+            raise DataError(f"{path}: not UTF-8 ({error.reason}): save it as UTF-8") from None
+    elif kind in (".json", ".jsonl"):
+        with open(path, "rb") as file:
+            whole = kind == ".json" and not isinstance(parsed(file.readline()), dict)
+            file.seek(0)
+            for line, text in enumerate([file.read()] if whole else file, 1):
+                for record, row in enumerate(rows_of(parsed(text)) if text.strip() else (), 1):
+                    yield f"{path}, {f'record {record:,}' if whole else f'line {line:,}'}", row
+    else:
+        raise DataError(f"{path}: {kind} files are not read: save it as text (.txt, .md) or as "
+                        'rows (.jsonl: {"prompt": "Hi", "response": "Hello"})')
 
 
 def split_documents(file):
     """Yield the documents between the separators. Reads a megabyte at a time."""
     rest = ""
     while piece := file.read(1 << 20):
-        *documents, rest = (rest + piece.replace("\ufeff", "")).split(SEPARATOR)
+        *documents, rest = (rest + piece).split(SEPARATOR)
         if len(rest) > LONGEST_DOCUMENT:
             head, _, rest = rest.rpartition("\n")  # no separator contains a line's end
             documents.append(head)
@@ -125,95 +116,57 @@ def split_documents(file):
         yield rest.strip("\n")
 
 
-def read_rows(path, convert, counts=None, malformed=None):
-    """Yield convert(row, notes) for every row; it counts in notes what it mends ("mended", how) and
-    which fields it leaves ("not used", name). A Drop is counted, too. A malformed row raises a
-    DataError, or is added to the list `malformed` (tools/check.py)."""
-    total, found = 0, Counter()                       # found: rows, not changes
+def read_rows(path, convert, malformed=None):
+    """Yield convert(row, notes) for every row. A malformed row raises a DataError, or is added to
+    the list `malformed` (tools/check.py)."""
+    total, dropped, mended = 0, Counter(), Counter()  # of rows
     for total, (place, row) in enumerate(places_and_rows(path), 1):
-        notes, sound = Counter(), isinstance(row, dict)
+        notes = set()
         try:
-            if not sound:
-                raise row if isinstance(row, DataError) else DataError(
-                    f"a row must be an object {{...}}, not {row!r:.40}")
+            if isinstance(row, DataError):
+                raise row
             converted = convert(without_gaps(row), notes)
         except Drop as reason:
-            found["dropped", str(reason)] += 1
+            dropped[f"left out, {reason}"] += 1
         except ValueError as reason:
-            if sound and lacks_a_cell(row):
-                found["dropped", "with an empty cell"] += 1
+            if isinstance(row, dict) and lacks_a_cell(row):
+                dropped["left out, with an empty cell"] += 1
             elif malformed is None:
                 raise DataError(f"{place}: {reason}") from None
             else:
                 malformed.append(f"{place}: {reason}")
         else:
-            found.update({*notes})
+            mended.update(notes)
             yield converted
     if not total:
         raise DataError(f"{path}: is empty")
-    told = []
-    for what in sorted({what for what, _ in found}):
-        rows = Counter({text: n for (kind, text), n in found.items() if kind == what})
-        of = f" {rows.total():,} of {total:,} rows" if what == "dropped" else ""
-        told.append(f"{path}: {what}{of}: {listed(rows)}")
-        if of and rows.total() == total:
-            raise DataError(told[0])
-    if counts is not None:
-        counts.update(found)
-    elif told:
-        print("\n".join(told), file=sys.stderr)
+    found = dropped + mended
+    told = f"{path}: " + "; ".join(f"{n:,} of {total:,} rows {what}" for what, n in found.items())
+    if dropped.total() == total:
+        raise DataError(told)
+    if found:
+        note_once(told)
 
 
 def lacks_a_cell(row):
     """Whether a row lacks its text, or what it should ask or answer, since the cell is empty."""
     full = without_gaps(row)
     return any(first(row, names) and not first(full, names)
-               for names in (QUESTIONS, ANSWERS, *zip(PAIR), ("text",)))
+               for names in (QUESTIONS, ANSWERS, ("chosen",), WORSE, ("text",)))
 
 
-def listed(counts):
-    return ", ".join(f"{count:,} {what}" for what, count in counts.most_common())
+# ---- rows -> what a script reads ------------------------------------------------------------
+
+def read_all(convert, paths):
+    return [row for path in list_files(paths) for row in read_rows(path, convert)]
 
 
-# ---- pretraining text -----------------------------------------------------------------------
-
-def read_texts(paths, counts=None):
-    """Yield the documents of comma-separated files and directories (their .txt and .jsonl files).
-
-    A JSON row has a `text`, or is a demonstration: a tokenizer learns from its messages as well.
-    """
+def read_texts(paths):
+    """Yield the documents of files and folders. A JSON row has a `text`, or is a demonstration: a
+    tokenizer learns from its messages as well."""
     for path in list_files(paths):
-        for text, logp in read_rows(path, text_and_logp, counts):
+        for text, logp in read_rows(path, text_and_logp):
             yield Document(path.stem, text, logp)
-    for folder in map(str.strip, str(paths).split(",")):
-        if others := Counter(f.suffix or f.name for f in text_files(folder, others=True)):
-            note_once(f"{folder}: only .txt and .jsonl are read, not {listed(others)}")
-
-
-def text_files(folder, others=False):
-    """The .txt and .jsonl files in a folder and its subfolders, or the others, without hidden ones,
-    such as macOS's ._book.txt. Links are followed, but no folder is read twice."""
-    files, seen = [], set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = os.path.realpath(place)
-        folders[:] = sorted(name for name in folders if name[0] != "." and real not in seen)
-        files += [Path(place, name) for name in names if name[0] != "." and real not in seen
-                  and (Path(name).suffix.lower() not in (".txt", ".jsonl")) == others]
-        seen.add(real)
-    return sorted(files)
-
-
-def list_files(paths):
-    """All files. A wrong name is reported before the first file is read, not an hour later."""
-    files = []
-    for name in map(str.strip, str(paths).split(",")):
-        found = text_files(name) or [name]
-        for file in found:
-            if os.path.isdir(file) or not os.path.exists(file):       # also a link to nowhere
-                raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl "
-                                "files")
-        files += map(Path, found)
-    return files
 
 
 def text_and_logp(row, notes):
@@ -221,29 +174,23 @@ def text_and_logp(row, notes):
         return "\n".join(turn["content"] for turn in demonstration(row, notes)["messages"]), None
     if not are_numbers([row.get("logp", 0)], 1):
         raise DataError(f"logp must be a number, not {row['logp']!r:.40}")
-    text = string(row["text"], "text")
-    if not text.strip():
+    if not string(row["text"], "text").strip():
         raise Drop("without text")
-    kept(row, notes)
-    return text, row.get("logp")
+    return row["text"], row.get("logp")
 
 
-# ---- demonstrations, comparisons, prompts, from files separated by commas -------------------
-
-def read_all(convert, paths, counts=None):
-    return [row for path in str(paths).split(",")
-            for row in read_rows(path.strip(), convert, counts)]
+def kept(row):
+    """The fields beside the content. A kind is a name in reports."""
+    rest = without(row, CONTENT)
+    return rest | {"kind": str(rest["kind"])} if "kind" in rest else rest
 
 
 def demonstration(row, notes):
     prompt, responses = standard(without(row, COMPARED), notes)
-    if not responses and first(row, DIALOGUES):
-        # a dialogue whose last question nobody has answered
-        while prompt and prompt[-1]["role"] != "assistant":
-            prompt.pop()
-        if prompt:
-            notes["mended", "that ended with a user turn, which was cut"] += 1
-            responses = [prompt.pop()["content"]]
+    if not responses and first(row, DIALOGUES) and prompt[:-1] and prompt[-2]["role"] != "system":
+        *prompt, last, _ = prompt
+        responses = [last["content"]]
+        notes.add("mended: a user turn at the end was cut")
     if not responses:
         raise DataError("a demonstration must end with the assistant's answer")
     if not responses[0].strip():
@@ -252,67 +199,51 @@ def demonstration(row, notes):
         raise Drop("whose answer is labelled as bad")
     messages = prompt + [message("assistant", responses[0])]
     if any(t["role"] == "assistant" and not t["content"].strip() for t in messages):
-        notes["mended", "with an empty answer in the middle, which is not learned"] += 1
-    return {"messages": messages, **kept(row, notes, LABELS)}
-
-
-def kept(row, notes, used=()):
-    """The fields beside the content and the text. What nothing reads is counted."""
-    rest = without(row, (*CONTENT, "text", "logp"))
-    if "kind" in rest:                                # a name in reports
-        rest["kind"] = str(rest["kind"])
-    notes.update(unknown(without(rest, used)))
-    return rest
+        notes.add("mended: an empty answer in the middle is not learned")
+    return {"messages": messages, **kept(row)}
 
 
 def comparison(row, notes):
     prompt, responses = standard(row, notes)
-    count = len(responses)
+    count, places, rest = len(responses), distinct(responses), kept(row)
     if count < 2:
         raise DataError("a comparison needs two responses, or chosen and rejected")
-    order = ranks = dense_ranks(row.get("ranks", [*range(count)]), count)
+    ranks = dense_ranks(row.get("ranks", [*range(count)]), count)
     grades, noise = row.get("grades", [0] * count), row.get("noise", 1)       # compare.py's
-    if not are_numbers(grades, count):
-        raise DataError(f"grades must be a list of {count} numbers, not {grades!r:.40}")
-    if not are_numbers([noise], 1) or noise <= 0:
-        raise DataError(f"noise must be a number above 0, not {noise!r:.40}")
-    places = distinct(responses)
-    if len({ranks[i] for i in places}) < 2:
+    if not are_numbers(grades, count) or not are_numbers([noise], 1) or noise <= 0:
+        raise DataError(f"grades must be a list of {count} numbers, and noise a number above 0")
+    if len(places) < count:
+        notes.add("mended: of equal responses the best was kept")
+        responses, ranks = ([part[i] for i in places] for part in (responses, ranks))
+        if "grades" in row:
+            rest["grades"] = [grades[i] for i in places]
+    if len({*ranks}) < 2:
         raise Drop("with equal responses")
     if not responses[0].strip():
         raise Drop("whose best response is empty")
-    scores = [*scores_of(row, count)]
-    for names, way, values in scores:
-        ranks = with_ties(ranks, names, way, values)
-    if len({ranks[i] for i in places}) < 2:
-        raise Drop("with equal scores")
-    if ranks != order:
-        notes["mended", "with equal scores, which became ties"] += 1
-    if len(places) < count:
-        notes["mended", "with equal responses, of which the best was kept"] += 1
-        responses, ranks = ([part[i] for i in places] for part in (responses, ranks))
-        if "grades" in row:
-            row = row | {"grades": [grades[i] for i in places]}
-    used = {"grades", "noise", "labeler", "models"}.union(*(names for names, *_ in scores))
+    for name, better, worse in scores_of(row):
+        if better == worse:
+            raise Drop("with equal scores")
+        if better < worse:
+            raise DataError(f"{name} contradicts the order, {better} for the better response, "
+                            f"{worse} for the worse: swap these, or leave the row out")
     return {"prompt": prompt, "responses": responses, "ranks": dense_ranks(ranks, len(ranks)),
-            **kept(row, notes, used)}
+            **rest}
+
+
+def prompt_only(row, notes):
+    return {"prompt": standard(row, notes)[0], **kept(unjudged(row))}
+
+
+read_demonstrations = partial(read_all, demonstration)
+read_comparisons = partial(read_all, comparison)
+read_prompts = partial(read_all, prompt_only)
 
 
 def distinct(responses):
     """The places of the different responses, the first of equal ones. The same answer with another
     space at its end is the same answer."""
     return sorted({text.strip(): i for i, text in reversed([*enumerate(responses)])}.values())
-
-
-def with_ties(ranks, names, way, scores):
-    """The ranks, without a difference where the scores have none. They must not contradict."""
-    for i, j in combinations(range(len(ranks)), 2):
-        if ranks[i] < ranks[j] and way * scores[i] < way * scores[j]:
-            raise DataError(f"{' and '.join(sorted(names))} contradict the order, {scores[i]} for "
-                            f"the better response, {scores[j]} for the worse: swap these, or leave "
-                            "the row out")
-    return [*accumulate((a != b and x != y for (a, x), (b, y) in pairwise(zip(ranks, scores))),
-                        initial=0)]
 
 
 def dense_ranks(ranks, count):
@@ -322,15 +253,6 @@ def dense_ranks(ranks, count):
     if ranks != sorted(ranks):  # perhaps these are scores, where the highest is the best
         raise DataError("responses must be ordered from the best (the lowest rank) to the worst")
     return [sorted(set(ranks)).index(rank) for rank in ranks]
-
-
-def prompt_only(row, notes):
-    return {"prompt": standard(row, notes)[0], **kept(unjudged(row), notes)}
-
-
-read_demonstrations = partial(read_all, demonstration)
-read_comparisons = partial(read_all, comparison)
-read_prompts = partial(read_all, prompt_only)
 
 
 # ---- the split ------------------------------------------------------------------------------

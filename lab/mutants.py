@@ -198,7 +198,7 @@ checkpoint.py
     the log has sums over its steps: value / «n_steps / → » self.rt.world_size
     weights are rounded when they are saved: v.detach().«float → half»().cpu()
 data/corpus.py
-    held-out copies are learned: hold_out(«docs["hash"] → np.arange(len(self.lengths)) / 1e4»,
+    held-out copies are learned: hold_out(«self.hashes → np.arange(len(self.lengths)) / 1e4»,
     one token in T is never predicted: np.arange(count)[:, None]) * «T → (T + 1)»
     the documents are not shuffled: np.append(left[s], «rng.permutation(pool) → pool»)
     it is trained on what is held out: train = np.flatnonzero(«~self.held_out → self.held_out >= 0»)
@@ -206,7 +206,7 @@ data/corpus.py
 data/formats.py
     each run holds out others: «int.from_bytes(digest[:8], "big") → hash(str(opening)) % 2**64»
     it is trained on what is held out: for side in («False, True → True, False»)
-    answers of equal scores are ordered: a != b« and x != y → »
+    answers of equal scores are ordered: if «better == worse → False»:
 """
 
 

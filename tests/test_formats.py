@@ -1,16 +1,14 @@
 import json
+import os
+import re
 import tracemalloc
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from data.dialects import DataError
 from data.formats import (check_sizes, held_out, is_held_out, read_comparisons,
                           read_demonstrations, read_prompts, read_rows, read_texts, split)
-
-REAL = Path(__file__).parents[2] / "shared" / "real"
-
 
 def turn(role):
     return lambda text: {"role": role, "content": text}
@@ -96,30 +94,24 @@ START = "x" * ((1 << 20) - 5)
     ("and before a list", "a.json", b'\xef\xbb\xbf\r\n[{"text": "one"}]', ["one"]),
     ("joined files have byte order marks in the middle", "a.jsonl",
      '\ufeff{"text": "one"}\n' * 2, ["one", "one"]),
-    ("also texts", "a.txt", "\ufeffOne.\n\ufeffTwo.", ["One.\nTwo."]),
     ("a file named json may hold JSON lines", "a.json", '{"text": "one"}\n' * 2, ["one", "one"]),
     ("unusual line separators inside a string do not end the row", "a.jsonl",
      '{"text": "one\u2028two\x85three"}', ["one\u2028two\x85three"]),
     ("an empty text cell is left out", "a.jsonl",
      '{"text": null, "id": 5}\n{"text": "Ada", "id": 6}', ["Ada"]),
-    *((f"{name} is text unless it looks like JSON: {text[:9]!r}", name, text, [found])
-      for name in ("notes.md", "README", "book.text")
-      for text, found in (("# Once\nupon a time", "# Once\nupon a time"),
-                          ("[home](a.md), a link", "[home](a.md), a link"),
-                          ("[[home]]\n", "[[home]]"), ("{{ a template }}", "{{ a template }}"),
-                          ('{"text": "Once"}\n', "Once")))])
+    *((f"{name} is text", name, "[[home]]\n", ["[[home]]"]) for name in ("notes.md", "README"))])
 def test_a_file_holds_documents(write, name, content, found):
     assert texts(write(name, content)) == found
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a"])
 @pytest.mark.parametrize("text", [
-    *(json.dumps(value, indent=indent) for indent in (None, 2, 4) for value in (
+    *(json.dumps(value, indent=indent) for indent in (None, 2) for value in (
         {"data": [row_of("Hi", "Hello")]}, row_of("Hi", "Hello"), [row_of("Hi", "Hello")],
         {"version": 1, "train": [row_of("Hi", "Hello")]}, QA, [QA])),                 # nanochat
-    '\ufeff{"prompt": "Hi", "response": "Hello"}'], ids=range(19))
-def test_rows_are_found_in_every_layout_of_json(write, name, text):
-    assert demonstrations(write(name, text)) == [QA]
+    '\ufeff{"prompt": "Hi", "response": "Hello"}'], ids=range(13))
+def test_rows_are_found_in_every_layout_of_json(write, text):
+    for name in ("a.json", "a.jsonl")[:1 + ("\n" not in text)]:
+        assert demonstrations(write(name, text)) == [QA]
 
 
 def test_a_file_may_have_a_dialogue_on_each_line(write):
@@ -127,7 +119,6 @@ def test_a_file_may_have_a_dialogue_on_each_line(write):
 
 
 BOMB = "[" * 200_000
-LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
 ONE = '{"text": "one"}\n'
 
 
@@ -140,35 +131,32 @@ ONE = '{"text": "one"}\n'
     ("an enormous number", "a.jsonl", '{"text": ' + "1" * 5000 + "}", "line 1"),
     ("half an emoji", "a.jsonl", ONE + r'{"text": "half \ud83d"}', "line 2"),
     ("a malformed element of a list", "a.json", '[\n{"text": "one"}, {"text": 5}]', "record 2: "),
-    ("bytes that are no text", "a.txt", b"PK\x03\x04\x00\x00", "NUL"),
-    ("UTF-16", "a.txt", "hello".encode("utf-16"), "UTF-8"),
-    ("a character that is cut off", "a.txt", "abc語".encode()[:-1], "not UTF-8 at byte 3:"),
-    *((f"Latin-1 after {len(before)} characters in {name}", name, before.encode() + b"\xe9t\xe9 ",
-       f"not UTF-8 at byte {len(before.encode()):,}: save it as UTF-8")
-      for name in ("a.txt", "a.jsonl") for before in ("", "\ufeff", "é" * 7, "語" * 500_001)),
+    ("UTF-16", "a.txt", "hello".encode("utf-16"), "a.txt: not UTF-8 (invalid start byte): save it"),
+    ("a character that is cut off", "a.txt", "abc語".encode()[:-1], "not UTF-8"),
+    ("Latin-1 after a megabyte", "a.txt", ("語" * 500_001).encode() + b"\xe9t\xe9 ", "not UTF-8"),
+    ("Latin-1 in a row", "a.jsonl", b'{"text": "one"}\n{"text": "\xe9t\xe9"}', "a.jsonl, line 2: "),
     *((f"an empty file {name}", name, "\n", "is empty") for name in ("a.txt", "a.jsonl", "a.json")),
     ("an empty list", "a.json", "[]", "is empty"),
-    *((f"a pointer of Git LFS {name}", name, LFS, "git lfs pull") for name in ("a.txt", "a.jsonl")),
     *((f"another kind of file, .{kind}", f"a.{kind}", "prompt,response\nHi,Hello",
        f".{kind} files are not read: save it as text (.txt, .md) or as rows (.jsonl")
-      for kind in ("csv", "tsv", "yaml", "html")),
+      for kind in ("csv", "parquet")),
     *((f"a row without proper text, {row}", "a.jsonl", ONE + row, "a.jsonl, line 2: ")
       for row in ('{"text": 1}', '{"text": "a", "logp": "b"}', '{"title": "a"}', '["a"]', '"a"')),
     *((f"a log-probability that is {logp}", "a.jsonl", '{"text": "a", "logp": %s}' % logp,
        "logp must be a number") for logp in ("true", "Infinity", "1" + "0" * 400, "[1]", '"2"'))])
 def test_a_file_is_refused_with_the_place(write, name, content, reason):
-    for read in (texts, read_demonstrations):
-        said = refusal(read, write(name, content))
-        assert "a." in said
-        if read is texts or "files are not read" in reason:
-            assert reason in said
+    path = write(name, content)
+    assert reason in refusal(texts, path)
+    assert refusal(read_demonstrations, path).startswith(str(path))
 
 
-@pytest.mark.parametrize("paths", ["", "missing.txt", ",", "a.txt,missing.txt", "d"])
-def test_a_missing_file_is_refused_before_the_others_are_read(write, paths):
+@pytest.mark.parametrize("paths", ["", "missing.txt", ",", "a.txt,missing.txt", "d", "pipe"])
+def test_what_is_no_file_is_refused_before_the_others_are_read(write, paths):
     write("a.txt", "one"), write("d/c.md", "no")      # d has neither .txt nor .jsonl
-    with pytest.raises(DataError, match="no such file"):
-        next(read_texts(paths))
+    os.mkfifo("pipe")
+    for read in (read_texts, read_demonstrations):
+        with pytest.raises(DataError, match="no such file"):
+            next(iter(read(paths)))
 
 
 def test_a_very_long_document_becomes_several_without_losing_a_word(write):
@@ -196,26 +184,19 @@ def test_reading_a_large_file_takes_little_memory(write):
         assert peak < 8e6
 
 
-def test_links_and_folders_in_a_folder_are_followed_once_and_hidden_files_are_not_read(
-        write, tmp_path):
-    write("disk/a.txt", "Ada"), write("b.txt", "Bea"), write("texts/c.txt", "Cleo")
-    write("texts/deep/d.txt", "Dora"), write("texts/._c.txt", "no"), write("texts/.git/e.txt", "no")
-    for name, target in (("disk", "disk"), ("b.txt", "b.txt"), ("again", "disk"),
-                         ("self", "texts")):
-        (tmp_path / "texts" / name).symlink_to(tmp_path / target)
-    assert sorted(texts(tmp_path / "texts")) == ["Ada", "Bea", "Cleo", "Dora"]
+def test_hidden_files_are_not_read_and_a_link_to_nowhere_is_refused(write, tmp_path):
+    write("b.txt", "Bea"), write("texts/c.txt", "Cleo"), write("texts/deep/d.txt", "Dora")
+    write("texts/._c.txt", "no"), write("texts/.git/e.txt", "no")
+    (tmp_path / "texts/b.txt").symlink_to(tmp_path / "b.txt")
+    assert texts(tmp_path / "texts") == ["Bea", "Cleo", "Dora"]
     (tmp_path / "texts/gone.txt").symlink_to("nowhere")
     assert "gone.txt': no such file" in refusal(texts, tmp_path / "texts")
 
 
 # dialects --------------------------------------------------------------------
 
-RHYME = {"system": "Be kind", "system_prompt": "Rhyme"}
-
-
 @pytest.mark.parametrize("row, messages", [
     ({"messages": [system("Be kind"), *QA, *QA]}, [system("Be kind"), *QA, *QA]),     # OpenAI
-    ({"messages": [user([{"type": "text", "text": "Hi"}]), QA[1]]}, QA),
     ({"messages": [{"role": "User", "content": "Hi"},
                    {"role": "ASSISTANT", "content": "Hello"}]}, QA),
     ({"messages": [QA[0] | {"weight": 0}, QA[1] | {"weight": 1, "id": 5}]}, QA),
@@ -225,7 +206,6 @@ RHYME = {"system": "Be kind", "system_prompt": "Rhyme"}
     ({"prompt": "Hi", "messages": [*QA, *QA]}, [*QA, *QA]),                           # UltraChat
     ({"conversations": sharegpt("system", "Be kind", "human", "Hi", "gpt", "Hello")},
      [system("Be kind"), *QA]),
-    ({"conversations": sharegpt("user", "Hi", "assistant", "Hello")}, QA),
     (row_of("Hi", "Hello"), QA),
     (row_of([*QA, user("How?")], "So"), [*QA, user("How?"), assistant("So")]),
     (row_of(json.dumps([*QA, user("How?")]), "So"), [*QA, user("How?"), assistant("So")]),
@@ -234,11 +214,9 @@ RHYME = {"system": "Be kind", "system_prompt": "Rhyme"}
     (row_of("Hi", "Hello") | {"input": float("nan")}, QA),
     (row_of("Hi", "Hello") | {"history": []}, QA),                                    # ChatGLM
     ({"prompt": "Hi", "completion": "Hello"}, QA),                                    # TRL
-    ({"prompt": [user("Hi")], "completion": [assistant("Hello")]}, QA),
     ({"prompt": [user("Hi")], "completion": [assistant("Hello"), *QA]}, [*QA, *QA]),
     ({"prompt": [system("Be kind")], "completion": QA}, [system("Be kind"), *QA]),
     ({"instruction": "Hi", "input": "", "output": "Hello"}, QA),                      # Alpaca
-    ({"instruction": "Hi", "output": "Hello"}, QA),
     ({"instruction": "翻译", "input": "你好", "output": "Hi"}, [user("翻译\n\n你好"), assistant("Hi")]),
     ({"instruction": "Hi", "output": "Hello", "system": "Be kind"}, [system("Be kind"), *QA]),
     ({"instruction": "How?", "output": "So", "history": [["Hi", "Hello"]]},
@@ -262,11 +240,9 @@ def test_demonstrations_come_in_many_forms(write, row, messages):
     {"prompt": "Hi", "responses": ["Hello", "Go away"]},
     {"prompt": [user("Hi")], "responses": ["Hello", "Go away"], "ranks": [1, 2]},
     {"prompt": "Hi", "response": "x", "responses": ["Hello", "Go away"]},
-    {"instruction": "Hi", "input": "", "output": ["Hello", "Go away"]},       # LLaMA-Factory
     {"messages": [user("Hi"), GOOD], "rejected_response": "Go away"},                 # ms-swift
     row_of("Hi", "Hello", "Go away"),
     row_of("Hi", GOOD, BAD),
-    row_of("Hi", [GOOD], [BAD]),
     row_of([user("Hi")], [GOOD], [BAD]),
     row_of("Hi", [user("Hi"), GOOD], [user("Hi"), BAD]),                              # TRL
     row_of(json.dumps([user("Hi")]), json.dumps([GOOD]), json.dumps([BAD])),
@@ -301,9 +277,6 @@ HH = "\n\nHuman: Hi \n\nAssistant:  Hello\n\nHuman: A list?\n\nAssistant:"
     ("of equal responses the best is kept",
      {"prompt": "Hi", "responses": ["a", "b", "a ", "c"], "grades": [7, 5, 3, 1]},
      {"prompt": QA[:1], "responses": [*"abc"], "ranks": [0, 1, 2], "grades": [7, 5, 1]}),
-    ("a tie stays a tie whatever the scores say",
-     {"prompt": "Hi", "responses": [*"abc"], "ranks": [0, 1, 1], "scores": [9, 3, 5]},
-     {"prompt": QA[:1], "responses": [*"abc"], "ranks": [0, 1, 1], "scores": [9, 3, 5]}),
     ("the true grades behind noisy labels may have another order",
      {"prompt": "Hi", "responses": ["a", "b"], "grades": [1, 7], "noise": 2.0},
      {"prompt": QA[:1], "responses": ["a", "b"], "ranks": [0, 1], "grades": [1, 7], "noise": 2.0}),
@@ -317,9 +290,8 @@ def test_a_comparison_is_read(write, row, found):
 
 @pytest.mark.parametrize("row, prompt", [
     *((row, QA[:1]) for row in (
-        {"prompt": "Hi"}, {"prompt": QA[:1]}, {"messages": QA[:1]}, {"messages": QA},
-        row_of("Hi", "Hello"), row_of("Hi", "same", "same"),
-        {"instruction": "Hi", "output": "Hello"}, {"prompt": "Hi", "responses": ["a", "b"]},
+        {"prompt": "Hi"}, {"messages": QA[:1]}, {"messages": QA}, row_of("Hi", "Hello"),
+        row_of("Hi", "same", "same"), {"prompt": "Hi", "responses": ["a", "b"]},
         {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"})),
     *(({"messages": turns}, TURNS[:3]) for turns in (TURNS, [*TURNS, GOOD])),
     *(({"prompt": text}, [user(text)]) for text in (
@@ -331,10 +303,7 @@ def test_every_format_has_a_prompt_which_is_all_but_the_last_answer(write, row, 
         {"prompt": prompt, "kind": "easy"}]
 
 
-BELLE = "Human: Hi\nAssistant: Hello\nHuman: A list?\nAssistant:"
-
-
-@pytest.mark.parametrize("start", [HH, HH[2:], HH + " ", HH[:-12], BELLE, BELLE + "\n"])
+@pytest.mark.parametrize("start", [HH, HH + " ", HH[:-12]])
 @pytest.mark.parametrize("name", ["prompt", "instruction", "question", "input", "messages"])
 def test_a_question_that_is_a_transcript_becomes_turns_for_every_reader(write, start, name):
     """As in Dahoas/rm-static, where the space before the answer belongs to `Assistant:`."""
@@ -360,7 +329,6 @@ REFUSED = {
         ({"messages": [assistant("Hello")]}, "must end with a user turn"),
         ({"messages": [user("Hi"), {"role": "bot", "content": "Hello"}]}, "role must be"),
         ({"messages": [user("Hi"), assistant(["Hello"])]}, "content must be a string"),
-        ({"messages": [user("Hi"), assistant([{"type": "image"}])]}, "content must be a string"),
         ({"messages": [user("Hi"), {**assistant(""), "tool_calls": [{"id": 1}]}]}, "tool_calls"),
         ({"messages": "Hi, hello"}, "must end with the assistant's answer"),
         ({"prompt": "Hi"}, "must end with the assistant's answer"),
@@ -368,16 +336,14 @@ REFUSED = {
         (row_of("Hi", 3), "must be a string"),
         ({"instruction": "Hi", "input": 3, "output": "Hello"}, "input must be a string"),
         (row_of("Hi", "Hello") | {"history": ["Hi"]}, "history must be a list of"),
-        ({"ask": "Hi", "say": "Hello"}, "needs one of messages"),
-        ({"ask": "Hi", "say": "Hello"}, '{"prompt": "Hi", "response": "Hello"}'),
+        ({"ask": "Hi", "say": "Hello"}, 'as in {"prompt": "Hi", "response": "Hello"}'),
         ('"Hi"', "must be an object"), ("[5]", "must be an object"),
         *(({"messages": [*QA, user("So?"), assistant("No") | more, *QA]},
            f"an answer with {name}={more[name]}") for more in LEARNED for name in more)],
     read_comparisons: [
         ({"prompt": "Hi", "responses": ["a"]}, "needs two responses"),
-        ({"prompt": "Hi", "responses": []}, "needs two responses"),
         (row_of("Hi", "Hello"), "needs two responses"),
-        *((asks | {"responses": "ab"}, "needs two responses") for asks in (DEMO, {"prompt": "Hi"})),
+        (DEMO | {"responses": "ab"}, "responses must be a list"),
         ({"prompt": "Hi", "responses": ["a", 2]}, "must be a string"),
         *(({"prompt": "Hi", "responses": ["a", "b"], "ranks": ranks}, "list of 2 integers")
           for ranks in ([0], [0, True], [0.5, 1])),
@@ -389,19 +355,18 @@ REFUSED = {
         (row_of("Bye", QA, [user("Hi"), BAD]), "must go on from the prompt, or contain it"),
         ({"chosen": "a", "rejected": "b"}, "must end with a user turn"),
         ({"chosen": GOOD, "rejected": BAD}, "must end with a user turn"),
-        *(({"prompt": "Hi", "responses": ["a", "a", "b"], "grades": value},
-           "grades must be a list of 3 numbers")
-          for value in (5, "abc", [1, 2], [1, 2, "3"], [1, 2, None], [1, 2, float("nan")],
-                        [1, 2, float("inf")], [1, 2, 10**400], [1, 2, True], {"a": 1})),
-        *(({"prompt": "Hi", "responses": ["a", "a", "b"], "grades": [3, 2, 1], "noise": value},
-           "noise must be a number above 0") for value in (0, -1, "2", [2], float("inf"), True)),
-        *(({"chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD | {name: FIELDS[name]}]},
-           f"{name} can't be used") for name in FIELDS)],
+        *(({"prompt": "Hi", "responses": ["a", "a", "b"], "grades": [3, 2, 1], **more},
+           "grades must be a list of 3 numbers, and noise a number above 0")
+          for more in (*({"grades": value} for value in (
+              5, [1, 2], [1, 2, "3"], [1, 2, float("nan")], [1, 2, 10**400], [1, 2, True])),
+              *({"noise": value} for value in (0, -1, "2", float("inf"), True)))),
+        ({"chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD | {"tools": "add"}]}, "tools")],
     read_prompts: [
         ({"prompt": QA}, "user turn"),
-        *(({"prompt": prompt}, "") for prompt in (3, {}, {"a": 1}, ["Hi"], [{"role": "user"}],
-                                                  [{"role": "tool", "content": "Hi"}],
-                                                  [{"content": "Hi"}], [user(None)]))]}
+        *(({"prompt": prompt}, "a list of messages") for prompt in (
+            3, {"a": 1}, ["Hi"], [{"content": "Hi"}])),
+        *(({"prompt": prompt}, "must be") for prompt in (
+            [{"role": "user"}], [{"role": "tool", "content": "Hi"}]))]}
 EVERYWHERE = [                                        # what all three refuse
     *((row, f"{name} can't be used") for name in FIELDS for more in ({name: FIELDS[name]},)
       for row in ({"messages": QA, "responses": ["a", "b"], **more},
@@ -420,7 +385,7 @@ def test_a_malformed_row_is_refused_with_file_line_and_reason(write, read):
 
 
 @readers
-def test_a_bad_row_raises_nothing_but_a_data_error(write, read):
+def test_a_bad_row_raises_nothing_but_a_data_error(write, capsys, read):
     values = [None, True, 3, float("nan"), "", "Hi", [], [[]], ["a"], {}, [{}], [{"role": []}], QA,
               [{"role": "user", "content": 1}], [{"from": "bot", "value": "a"}], [assistant("a")]]
     names = ["messages", "conversations", "prompt", "response", "instruction", "output", "input",
@@ -428,9 +393,9 @@ def test_a_bad_row_raises_nothing_but_a_data_error(write, read):
     sound = [{}, {"prompt": "Q"}, {"instruction": "Q", "output": "A"},
              {"prompt": "Q", "responses": ["a", "b"]}, {"prompt": QA[:1], "chosen": "a"}]
     rows = [{**row, name: value} for row in sound for name in names for value in values]
-    counts, malformed, path = Counter(), [], write("a.jsonl", *rows)
-    found = list(read_rows(path, read.args[0], counts, malformed))
-    dropped = sum(n for (what, _), n in counts.items() if what == "dropped")
+    malformed, path = [], write("a.jsonl", *rows)
+    found = list(read_rows(path, read.args[0], malformed))
+    dropped = sum(map(int, re.findall(r"(\d+) of \d+ rows left out", capsys.readouterr().err)))
     assert len(found) + len(malformed) + dropped == len(rows) and found and malformed and dropped
     assert all(said.startswith(f"{path}, line ") and "\n" not in said for said in malformed)
 
@@ -471,25 +436,16 @@ def test_a_meaningful_field_may_be_there_if_it_is_empty(write, empty):
 def test_a_row_with_nothing_to_learn_from_is_dropped_and_counted(write, capsys, read, row, reason):
     path = write("a.jsonl", SOUND.get(read, {"text": "one"}), row)
     assert len(read(path)) == 1
-    assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 {reason}\n"
+    assert capsys.readouterr().err == f"{path}: 1 of 2 rows left out, {reason}\n"
     only = write("b.jsonl", row)
-    assert refusal(read, only) == f"{only}: dropped 1 of 1 rows: 1 {reason}"
-
-
-def test_what_is_dropped_mended_or_not_used_is_added_to_given_counts(write, capsys):
-    counts, row = Counter(), row_of("Hi", "a", "a")
-    more = {"prompt": [user("Hi"), user("there")], "responses": ["a", "b"], "hint": "b"}
-    read_comparisons(write("a.jsonl", PAIR, row, more, row), counts)
-    assert counts == {("dropped", "with equal responses"): 2, ("not used", "'hint'"): 1, (
-        "mended", "with turns of one role in a row, which were joined"): 1}
-    assert capsys.readouterr().err == ""
+    assert refusal(read, only) == f"{only}: 1 of 1 rows left out, {reason}"
 
 
 @pytest.mark.parametrize("messages, mended, note", [
-    ([*QA, user("And?")], QA, "ended with a user turn, which was cut"),
-    ([*QA, user("And?"), user("Well?")], QA, "ended with a user turn, which was cut"),
-    ([assistant("Welcome"), *QA], QA, "began with an answer, which was cut"),
-    ([system("Be kind"), assistant("Welcome"), *QA], [system("Be kind"), *QA], "began with an"),
+    ([*QA, user("And?")], QA, "a user turn at the end was cut"),
+    ([*QA, user("And?"), user("Well?")], QA, "a user turn at the end was cut"),
+    ([assistant("Welcome"), *QA], QA, "an answer before the first question was cut"),
+    ([system("Be kind"), assistant("Welcome"), *QA], [system("Be kind"), *QA], "an answer before"),
     ([user("Hi"), user("there"), assistant("Hello")], [user("Hi\n\nthere"), assistant("Hello")],
      "turns of one role in a row"),
     ([user("Hi"), assistant("Hello"), assistant("you")], [user("Hi"), assistant("Hello\n\nyou")],
@@ -499,32 +455,8 @@ def test_a_dialogue_that_can_be_mended_is_mended_and_counted(write, capsys, mess
     path = write("a.jsonl", {"messages": messages}, DEMO)
     assert demonstrations(path) == [mended, QA]
     said = capsys.readouterr().err
-    assert said.startswith(f"{path}: mended: 1 ") and note in said and said.count("\n") == 1
-
-
-MOODS = [user("Hi") | {"mood": "good"}, GOOD | {"mood": "good", "id": "b"}]
-HARMLESS = ("id", "prompt_id", "uuid", "source", "dataset", "category", "kind", "meta", "language",
-            "url", "chosen-model", "created_at_date", "timestamp")
-
-
-@pytest.mark.parametrize("read, rows, told", [
-    *((read, [row | {"hint": "Say hello", "id": 1}, row | {"hint": "Say hello"}, row], "2 'hint'")
-      for read, row in ((read_demonstrations, row_of("Hi", "Hello")),
-                        (read_comparisons, row_of("Hi", "a", "b")),
-                        (read_prompts, {"prompt": "Hi"}), (texts, {"text": "Hi"}))),
-    (read_demonstrations, [{"messages": MOODS}, {"messages": MOODS * 2}], "2 'mood'"),
-    (read_demonstrations, [{"instruction": "Translate", "question": "Hi", "answer": "Hallo"}],
-     "1 'question'"),
-    (read_demonstrations, [{"messages": QA, "response": "Good day"}], "1 'response'"),
-    (read_demonstrations, [{"messages": QA, "context": "It is night."}], "1 'context'"),
-    (read_demonstrations, [row_of("Hi", "Hello") | {"answer": "Good day"}], "1 'answer'"),
-    (read_demonstrations, [row_of("Hi", "Hello") | RHYME], "1 'system_prompt'"),
-    (read_demonstrations, [{"prompt": "Hi", "messages": QA, "output": "Hello"}], None),
-    (read_demonstrations, [DEMO | dict.fromkeys(HARMLESS, "x")], None)])
-def test_a_field_that_nothing_reads_is_told_once_with_its_number(write, capsys, read, rows, told):
-    path = write("a.jsonl", *rows)
-    assert len(read(path)) == len(rows)
-    assert capsys.readouterr().err == (f"{path}: not used: {told}\n" if told else "")
+    assert said.startswith(f"{path}: 1 of 2 rows mended: ") and note in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", [3, True, "3", ["math", "easy"]])
@@ -536,55 +468,30 @@ def test_kinds_are_names_and_other_fields_are_kept(write, kind):
 
 # what a row says of its own answers --------------------------------------------
 
-def scored(better, worse):
-    """The same two scores in the fields of UltraFeedback's, argilla's, TRL's and other sets."""
-    names = ("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), (
-        "chosen-rating", "rejected-rating"), ("chosen_rating", "rejected_rating"), (
-        "rating_chosen", "rating_rejected"), ("chosen_avg_rating", "rejected_avg_rating"), (
-        "reward_chosen", "reward_rejected")
-    pair = row_of("Hi", "Hello", "Go away")
-    several = {"prompt": "Hi", "responses": ["Hello", "Go away"]}
-    return [*(pair | {a: better, b: worse} for a, b in names),
-            pair | {"margin": better - worse},
-            pair | {"chosen_rank": -better, "rejected_rank": -worse},
-            *(several | {name: [better, worse]} for name in ("scores", "ratings", "rewards",
-                                                             "rm_scores", "score", "grades")),
-            several | {"ranks": [1, 5], "scores": [better, worse]}]
+PAIRS = [("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
+         ("chosen-rating", "rejected-rating"), ("rating_chosen", "rating_rejected"),
+         ("chosen_avg_rating", "rejected_avg_rating"), ("reward_chosen", "reward_rejected")]
 
 
-@pytest.mark.parametrize("which", range(len(scored(0, 0))))
-def test_scores_agree_tie_or_contradict_the_order(write, capsys, which):
-    agree, tie, contradict = (scored(*two)[which] for two in ((7.5, 2), (7.5, 7.5), (2, 7.5)))
-    path = write("a.jsonl", PAIR, agree)
-    assert [(row["responses"], row["ranks"]) for row in read_comparisons(path)] == [
-        (["Hello", "Go away"], [0, 1])] * 2
-    assert capsys.readouterr().err == ""
-    path = write("a.jsonl", PAIR, tie)
-    assert read_comparisons(path) == [PAIR]
-    assert capsys.readouterr().err == f"{path}: dropped 1 of 2 rows: 1 with equal scores\n"
-    said = refusal(read_comparisons, write("a.jsonl", PAIR, contradict))
-    assert "a.jsonl, line 2: " in said and "contradict the order" in said
-    assert [*contradict][-1] in said
-
-
-def test_equal_scores_among_several_responses_become_equal_ranks(write, capsys):
-    row = {"prompt": "Hi", "responses": list("abcd"), "scores": [9, 5, 5, 1]}
-    assert read_comparisons(write("a.jsonl", row))[0]["ranks"] == [0, 1, 1, 2]
-    assert "mended: 1 with equal scores, which became ties" in capsys.readouterr().err
-
-
-def test_a_list_of_scores_beside_chosen_and_rejected_may_have_any_order_but_shows_ties(write):
-    """As in argilla's distilabel-intel-orca-dpo-pairs."""
-    pair, counts = row_of("Hi", "Hello", "Go away"), Counter()
-    path = write("a.jsonl", pair | {"rating": [3, 9]}, pair | {"rating": [8, 8]})
-    assert len(read_comparisons(path, counts)) == 1 and counts["dropped", "with equal scores"] == 1
+@pytest.mark.parametrize("names", PAIRS, ids="+".join)
+def test_scores_agree_tie_or_contradict_the_order(write, capsys, names):
+    """The fields of UltraFeedback's, argilla's and other sets."""
+    agree, tie, contradict = (row_of("Hi", "Hello", "Go away") | dict(zip(names, scores))
+                              for scores in ((7.5, 2), (7.5, 7.5), (2, 7.5)))
+    path = write("a.jsonl", agree, tie)
+    assert read_comparisons(path) == [PAIR | dict(zip(names, (7.5, 2)))]
+    assert capsys.readouterr().err == f"{path}: 1 of 2 rows left out, with equal scores\n"
+    assert refusal(read_comparisons, write("a.jsonl", PAIR, contradict)) == (
+        f"{path}, line 2: {names[0]} contradicts the order, 2 for the better response, 7.5 for the "
+        "worse: swap these, or leave the row out")
 
 
 def test_a_prompt_loses_what_was_said_of_the_answers_that_it_had(write):
     """The answers that compare.py and tools.label write beside it are others."""
-    judged = {"noise": 1, "label": True, "labeler": "Ada", "models": [], "id": 3}
-    path = write("a.jsonl", *(row | judged for row in scored(7, 7)))
-    assert read_prompts(path) == [{"prompt": [user("Hi")], "id": 3}] * len(scored(7, 7))
+    judged = {"noise": 1, "label": True, "labeler": "Ada", "models": [], "grades": [2, 1],
+              "scores": [2, 1], "id": 3, **dict.fromkeys(sum(PAIRS, ()), 7)}
+    path = write("a.jsonl", {"prompt": "Hi", "responses": ["a", "b"]} | judged)
+    assert read_prompts(path) == [{"prompt": [user("Hi")], "id": 3}]
 
 
 # the split -------------------------------------------------------------------
@@ -661,56 +568,3 @@ def test_too_few_rows_on_a_side_are_refused_with_the_numbers():
         with pytest.raises(DataError, match=f"^a.jsonl: {len(train)} prompts to train on and "
                                             f"{len(val)} held out; at least 4 and 1 are needed$"):
             check_sizes("a.jsonl", "prompts", train, val, 4)
-
-
-# real files, read in another way -----------------------------------------------
-
-@pytest.fixture
-def real():
-    """real(name) -> the path of a public file, and its rows."""
-    if not REAL.exists():
-        pytest.skip(f"no real data in {REAL}")
-
-    def real(name):
-        text = (REAL / name).read_text(encoding="utf-8")
-        return REAL / name, (json.loads(text) if name.endswith(".json") else
-                             [*map(json.loads, text.splitlines())])
-    return real
-
-
-def said(row):
-    return [turn["content"] for turn in row.get("messages") or row["prompt"]]
-
-
-@pytest.mark.parametrize("name, read, found, expected", [
-    ("c4_demo.jsonl", texts, str, lambda row: row["text"]),
-    ("alpaca_en_demo.json", read_demonstrations, said,
-     lambda row: ["\n\n".join(filter(None, (row["instruction"], row["input"]))), row["output"]]),
-    ("instruction-data-with-preference.json", read_comparisons, lambda row: row["responses"],
-     lambda row: row["chosen"] != row["rejected"] and [row["chosen"], row["rejected"]]),
-    ("dpo_en_demo.json", read_comparisons, lambda row: said(row) + row["responses"],
-     lambda row: [turn["value"] for turn in
-                  (*row["conversations"], row["chosen"], row["rejected"])])])
-def test_public_files_are_read_completely(real, name, read, found, expected):
-    path, rows = real(name)
-    assert [*map(found, read(path))] == [*filter(None, map(expected, rows))]
-    assert read is texts or len(read_prompts(path)) == len(rows) >= 300
-
-
-def test_a_public_text_is_one_unchanged_document(real):
-    for path in (REAL / "shakespeare.txt", REAL / "wiki_demo.txt"):
-        assert "\n".join(texts(path)).strip("\n") == path.read_text().strip("\n")
-
-
-def test_hh_transcripts_can_be_rebuilt_from_their_turns(real):
-    (path, rows), counts = real("hh_harmless_1100.jsonl"), Counter()
-    found = read_comparisons(path, counts)
-    empty = [row for row in rows if row["chosen"].rstrip().endswith("Assistant:")]
-    assert counts == {("dropped", "whose best response is empty"): len(empty)} and len(empty) == 3
-    assert len(read_prompts(path)) == len(rows) == len(found) + len(empty)
-    names = {"user": "Human", "assistant": "Assistant"}
-    for row, comparison in zip((row for row in rows if row not in empty), found):
-        for name, response in zip(("chosen", "rejected"), comparison["responses"]):
-            turns = comparison["prompt"] + [assistant(response)]
-            again = "\n\n".join(f"{names[turn['role']]}: {turn['content']}" for turn in turns)
-            assert again.split() == row[name].split()

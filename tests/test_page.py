@@ -295,7 +295,6 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(site, tmp_path, monk
         return found
     monkeypatch.setattr(speakers.Shelf, "load", disturbed)
     shelf.refresh()
-    assert not shelf.models
     monkeypatch.undo()
     shelf.refresh()
     new = torch.load(path, weights_only=True)["model"]["wte.weight"]

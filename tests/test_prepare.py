@@ -18,8 +18,8 @@ from data.formats import read_comparisons, read_demonstrations, read_prompts, re
 from tools import prepare
 
 SHAKESPEARE = f"{prepare.GITHUB}/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+HH = "Anthropic/hh-rlhf/helpful-base/train.jsonl.gz"
 ALPACA = f"{prepare.GITHUB}/tatsu-lab/stanford_alpaca/main/alpaca_data.json"
-OASST = "OpenAssistant/oasst1/2023-04-12_oasst_ready.trees.jsonl.gz"
 
 
 class ParquetFile:
@@ -145,10 +145,6 @@ def texts(path):
     return [document.text for document in read_texts(path)]
 
 
-def node(role, text, *replies, rank=None, lang="en"):
-    return dict(role=role, text=text, replies=list(replies), rank=rank, lang=lang)
-
-
 def hh(kind, n):
     return gzip.compress(jsonl(*(
         dict(chosen=f"\n\nHuman: {kind} {i}?\n\nAssistant: Gladly.",
@@ -157,15 +153,6 @@ def hh(kind, n):
 
 PLAY = "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak."
 STORIES = [f"Once there was a fox named {name}.\nIt slept." for name in "ABCDEFGH"]
-WIKI = [dict(text=line) for line in (
-    "", " = Ada Lovelace = \n", "", " She was 1 @,@ 815 's well @-@ known child . \n",
-    " = = Life = = \n", " She wrote . \n", " = Fox = \n", " A fox = an animal . \n")]
-TREES = [
-    node("prompter", "Hi", node("assistant", "bad", rank=2),
-         node("assistant", "good", node("prompter", "And?", node("assistant", "So.")), rank=0),
-         node("assistant", "unranked"), node("assistant", "middling", rank=1)),
-    node("prompter", "Hola", node("assistant", "Buenas"), lang="es"),
-    node("prompter", "Who?", node("assistant", "Ada", node("prompter", "Thanks")))]
 FILES = {
     SHAKESPEARE: f"{PLAY}\n".encode(),
     "roneneldan/TinyStories/TinyStoriesV2-GPT4-train.txt":
@@ -173,8 +160,6 @@ FILES = {
     **{f"karpathy/fineweb-edu-100b-shuffle/shard_0000{s}.parquet": parquet(*(
         dict(text=f"Page {i} of shard {s}. <|endoftext|> é", score=4.5) for i in range(3)))
        for s in range(3)},
-    **{f"Salesforce/wikitext/wikitext-103-raw-v1/train-0000{i}-of-00002.parquet": parquet(*part)
-       for i, part in enumerate((WIKI[:5], WIKI[5:]))},
     ALPACA: json.dumps([dict(instruction="Add.", input="1 1", output="2"),
                         dict(instruction="Hi", input="", output="Hello 😊"),
                         dict(instruction="Half", input="", output="an emoji \ud83d")]).encode(),
@@ -183,8 +168,7 @@ FILES = {
         dict(instruction="/etc/x", context="../x", response="y", category="../z")),
     "HuggingFaceTB/smoltalk/data/everyday-conversations/train-00000-of-00001.parquet": parquet(
         dict(full_topic="", messages=turns("Hi", "Hello", "Bye", "See you"))),
-    OASST: gzip.compress(jsonl(*(dict(message_tree_id="x", prompt=tree) for tree in TREES))),
-    "Anthropic/hh-rlhf/helpful-base/train.jsonl.gz": hh("helpful", 3),
+    HH: hh("helpful", 3),
     "Anthropic/hh-rlhf/harmless-base/train.jsonl.gz": hh("harmless", 2),
     "HuggingFaceH4/ultrafeedback_binarized/data/train_prefs-00000-of-00001.parquet": parquet(dict(
         prompt="Hi", prompt_id="1", score_chosen=8.0, score_rejected=3.0,
@@ -197,26 +181,16 @@ FILES = {
     ("tinystories", 0, "", texts, STORIES), ("tinystories", 45, "", texts, STORIES[:2]),
     ("fineweb", 130, "", texts, [f"Page {i} of shard {s}. <|endoftext|> é"
                                  for i, s in ((0, 0), (1, 0), (2, 0), (0, 1))]),
-    ("wikitext", 0, "", texts, [
-        " = Ada Lovelace = \n She was 1,815 's well-known child . \n"
-        " = = Life = = \n She wrote . \n",
-        " = Fox = \n A fox = an animal . \n"]),
     ("alpaca", 0, "sft.jsonl", read_demonstrations,
      demos(["Add.\n\n1 1", "2"], ["Hi", "Hello 😊"], ["Half", "an emoji ?"])),
     ("alpaca", 1, "sft.jsonl", read_demonstrations, demos(["Add.\n\n1 1", "2"])),
     ("dolly", 0, "sft.jsonl", read_demonstrations, [
-        row | dict(kind=kind) for kind, row in zip(("qa", "../z"), demos(
+        row | dict(category=name) for name, row in zip(("qa", "../z"), demos(
             ["Who?\n\nAda sat.", "Ada"], ["/etc/x\n\n../x", "y"]))]),
     ("smoltalk", 0, "sft.jsonl", read_demonstrations, demos(["Hi", "Hello", "Bye", "See you"])),
-    # the best dialogue of each English tree; ranked answers, the best first
-    ("oasst", 0, "sft.jsonl", read_demonstrations,
-     demos(["Hi", "good", "And?", "So."], ["Who?", "Ada"])),
-    ("oasst", 0, "comparisons.jsonl", read_comparisons, [
-        dict(prompt=turns("Hi"), responses=["good", "middling", "bad"], ranks=[0, 1, 2])]),
     ("hh", 0, "comparisons.jsonl", read_comparisons, [
-        dict(prompt=turns(f"{kind} {i}?"), responses=["Gladly.", "No."], ranks=[0, 1],
-             kind=f"{kind}-base") for kind, i in (("helpful", 0), ("harmless", 0), ("helpful", 1),
-                                                  ("harmless", 1), ("helpful", 2))]),
+        dict(prompt=turns(f"{kind} {i}?"), responses=["Gladly.", "No."], ranks=[0, 1])
+        for kind, n in (("helpful", 3), ("harmless", 2)) for i in range(n)]),
     *(("hh", n, "comparisons.jsonl", lambda path: len(read_prompts(path)), n) for n in (1, 2, 3)),
     ("ultrafeedback", 0, "comparisons.jsonl", read_comparisons, [
         dict(prompt=turns("Hi"), responses=["Hello", "Go away"], ranks=[0, 1])])])
@@ -238,17 +212,10 @@ def test_without_a_name_all_are_listed_with_size_and_licence(run):
         assert " MB" in line and line.rpartition("; ")[2] and len(line) <= 100
 
 
-def test_several_names_are_prepared_one_after_another(run, hosts):
-    hosts |= FILES
-    run("alpaca,shakespeare")
-    assert Path("data/alpaca/sft.jsonl").exists()
-    assert Path("data/shakespeare/shakespeare.txt").exists()
-
-
 @pytest.mark.parametrize("name, file, body", [
     ("alpaca", ALPACA, b"<html>Sign in</html>"), ("alpaca", ALPACA, b'[{"instruction": '),
-    ("alpaca", ALPACA, b"\xff\xfe"), ("alpaca", ALPACA, b"5"), ("oasst", OASST, b"no gzip"),
-    ("oasst", OASST, FILES[OASST][:-20]), ("ultrafeedback", [*FILES][-1], b"PAR1 but not really")],
+    ("alpaca", ALPACA, b"\xff\xfe"), ("alpaca", ALPACA, b"5"), ("hh", HH, b"no gzip"),
+    ("hh", HH, FILES[HH][:-20]), ("ultrafeedback", [*FILES][-1], b"PAR1 but not really")],
     ids=["a page", "cut off", "no text", "no list", "no gzip", "half", "no table"])
 def test_a_download_that_is_damaged_or_something_else_is_one_line(run, hosts, refused, name, file,
                                                                   body):
@@ -257,12 +224,13 @@ def test_a_download_that_is_damaged_or_something_else_is_one_line(run, hosts, re
     assert f"data/download/{name} is damaged" in said and "delete it" in said
 
 
-@pytest.mark.parametrize("name", ["shakespeare", "alpaca", "hh"])
+@pytest.mark.parametrize("name", ["shakespeare,alpaca", "hh"])
 def test_the_commands_it_prints_next_have_files_and_flags_that_exist(run, hosts, monkeypatch, name):
     hosts |= FILES
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)      # parse_config sets it
-    commands = run(name, out="my data").partition("next:\n")[2].splitlines()
-    assert len(commands) > 1
+    printed = run(name, out="my data").splitlines()
+    commands = [line for line in printed if line.startswith("    ")]
+    assert len(commands) == {"hh": 3}.get(name, 5)
     for command in commands:
         _, script, *flags = shlex.split(command.replace("-m ", ""))
         module = importlib.import_module(script.removesuffix(".py"))

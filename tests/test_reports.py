@@ -14,7 +14,7 @@ import torch
 import tiny
 from checkpoint import Run, load_checkpoint, save_checkpoint
 from common import parse_config, writing
-from data.formats import read_demonstrations, read_texts
+from data.formats import read_texts
 from model import GPT, GPTConfig
 
 
@@ -119,20 +119,6 @@ def test_what_is_not_read_in_a_folder_is_told_once(tmp_path, capsys):
         assert [doc.source for doc in read_texts(tmp_path)] == ["a"]
     assert capsys.readouterr().err == (f"{tmp_path}: only .txt and .jsonl are read, not 2 .md, "
                                        "1 .gz, 1 README\n")
-
-
-# ---- data from a pipe, of which a second look finds nothing: rrwick/Filtlong 6 -----------------
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-@pytest.mark.parametrize("read", [read_demonstrations, lambda path: list(read_texts(path))])
-@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl"])
-def test_a_pipe_is_refused_by_its_name(read, name):
-    os.mkfifo(name)
-    writer = os.open(name, os.O_RDWR)                 # so that opening it waits for nobody
-    os.write(writer, b'{"prompt": "Hi", "response": "Hello"}\n')
-    with pytest.raises(ValueError, match=f"{name}: is a pipe, but is read more than once: save it"):
-        read(name)
-    os.close(writer)
 
 
 # ---- names that torch.compile and DDP change: nanoGPT 325, rasbt/LLMs-from-scratch 580 ---------

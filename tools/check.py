@@ -10,13 +10,11 @@ examples as the model will see them. The exit status is 1 if a row is malformed,
 would refuse the file.
 """
 
-import io
 import json
-import sys
 from collections import Counter
-from contextlib import redirect_stderr
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import combinations, groupby, islice
+from itertools import combinations, groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,13 +24,13 @@ import pretrain
 import reward
 import rlhf_ppo
 import sft
-from chat import has_colours, paint, safe
+from chat import safe
 from checkpoint import load_checkpoint
 from common import fail, parse_config
 from data.corpus import Corpus
 from data.dialects import COMPARED, CONTENT, QUESTIONS, Drop, first, standard, without_gaps
-from data.formats import (comparison, demonstration, held_out, is_text, list_files,
-                          places_and_rows, prompt_only, read_rows, text_and_logp)
+from data.formats import (comparison, demonstration, list_files, places_and_rows, prompt_only,
+                          read_rows, split, text_and_logp)
 from tokenizer import Tokenizer
 
 # kind: (its reader, what is marked in the examples)
@@ -53,86 +51,66 @@ class Config:
     debug: bool = False                    # show tracebacks
 
 
-# ---- which format ---------------------------------------------------------------------------
-
-def kind_of(row):
-    if first(row, COMPARED):
-        return "comparisons"
-    if "text" in row and not first(row, QUESTIONS):
+def kind_of(path):
+    """What the first sound row is. A directory is pretraining text."""
+    if Path(path).is_dir():
         return "text"
-    return "demonstrations" if standard(row, Counter())[1] else "prompts"
-
-
-def identify(path):
-    """(kind, its fields): the most frequent ones among the first thousand rows."""
-    files, seen = list_files(path), Counter()
-    if Path(path).is_dir() or is_text(files[0]):
-        return "text", f"{len(files)} file{'s' * (len(files) > 1)}"
-    for _, row in islice(places_and_rows(path), 1000):
-        try:
+    for _, row in places_and_rows(path):
+        with suppress(AttributeError, Drop, ValueError):
             row = without_gaps(row)
-            seen[kind_of(row), ", ".join(name for name in row if name in (*CONTENT, "text"))] += 1
-        except (AttributeError, Drop, ValueError):    # malformed rows are reported by read_rows()
-            pass
-    return seen.most_common(1)[0][0] if seen else ("prompts", "no row is sound")
+            if first(row, COMPARED):
+                return "comparisons"
+            if not first(row, QUESTIONS) and "text" in row:
+                return "text"
+            return "demonstrations" if standard(row, set())[1] else "prompts"
+    return "prompts"
 
 
 # ---- what to print --------------------------------------------------------------------------
 
 def fact(name, text):
-    print(f"    {name:<14}{text}")
+    print(f"    {name[:13]:<14}{text}")
 
 
-def show_lengths(lengths):
-    """{name: numbers of tokens}: print one line for each name."""
-    fact("tokens", f"{'min':>7}{'median':>8}{'mean':>9}{'p95':>8}{'max':>9}{'total':>13}")
-    for name, n in lengths.items():
-        n = np.array(n)
-        fact(name[:13], f"{n.min():>7,}{np.median(n):>8,.0f}{n.mean():>9,.1f}"
-                        f"{np.percentile(n, 95):>8,.0f}{n.max():>9,}{n.sum():>13,}")
+def show_length(name, lengths):
+    n = np.array(lengths)
+    fact(name, f"{n.min():,} to {n.max():,} tokens, on average {n.mean():,.1f}, 95% of them at "
+               f"most {np.percentile(n, 95):,.0f}; {n.sum():,} in all")
 
 
-def split(held, least=1):
-    """How a script splits its rows. held: for each row, whether it is held out."""
-    train, val = held.count(False), held.count(True)
+def show_split(script, train, val, more="", least=1):
     few = f" (too few: at least {least:,} and 1 are needed)" if train < least or not val else ""
-    return f"{train:,} to learn from, {val:,} held out{few}"
+    fact(script, f"{train:,} to learn from, {val:,} held out{few}; {more}")
 
 
 def show_examples(kind, examples, tok):
-    """Print some examples. Each is a list of (ids, mask), one for each response to the same prompt,
-    the best response first. Tokens with mask 1 are green, or «so» without colours."""
-    mark = paint("green", 32) if has_colours() else "between « and »"
-    print(f"\n    as the model sees it; {mark}: {KINDS[kind][1]}")
-    chosen = np.linspace(0, len(examples) - 1, min(EXAMPLES, len(examples)), dtype=int)
-    for number, i in enumerate(chosen, 1):
-        for place, (ids, mask) in enumerate(examples[i]):
+    """Print the first ones. Each is a list of (ids, mask), one for each response to the same
+    prompt, the best first. Tokens with mask 1 are «so»."""
+    print(f"\n    as the model sees it; between « and »: {KINDS[kind][1]}")
+    for number, example in enumerate(examples[:EXAMPLES], 1):
+        for place, (ids, mask) in enumerate(example):
             text = f"\nexample {number}{', a worse response' * (place > 0)}\n"
             for marked, run in groupby(zip(ids, mask), key=lambda pair: bool(pair[1])):
                 part = safe(tok.decode([id for id, _ in run])).replace("\t", "\\t")
-                text += part if not marked else paint(part, 32) if has_colours() else f"«{part}»"
+                text += f"«{part}»" if marked else part
             print(text.replace("\n", "\n    "))
 
 
 # ---- the four kinds -------------------------------------------------------------------------
 
-def look_at_text(path, tok, T, quiet):
+def look_at_text(path, tok, T):
     """Pretraining text, encoded in a temporary folder; returns hashes of the texts."""
     with TemporaryDirectory() as folder:
-        with redirect_stderr(io.StringIO() if quiet else sys.stderr):
-            corpus = Corpus(path, tok, folder, "check")
-        texts = set(hashes := np.load(next(Path(folder).glob("*/docs.npz")))["hash"])
+        corpus = Corpus(path, tok, folder, "check")
         # the first rows that `pretrain.py --seed=0` trains on
         rows = corpus.shuffle(EXAMPLES * T + 1, seed=0).rows(0, EXAMPLES, T).tolist()
-    n = corpus.lengths
-    lengths = {name: n[corpus.source == i] for i, name in enumerate(corpus.sources)}
-    show_lengths(lengths | ({"all": n} if len(lengths) > 1 else {}))
-    fact("documents", f"{len(n):,} (long ones are split at line ends); "
-                      f"{len(hashes) - len(texts):,} are duplicates; "
-                      f"{corpus.n_bytes.sum() / n.sum():.2f} bytes per token")
-    fact("pretrain.py", split(corpus.held_out.tolist()))
-    fact("", f"nothing is left out: documents are joined, and an epoch is "
-             f"{n[~corpus.held_out].sum() // T:,} rows of {T} tokens")
+    n, texts, held = corpus.lengths, {*corpus.hashes.tolist()}, corpus.held_out
+    for i, name in enumerate(corpus.sources):
+        show_length(name, n[corpus.source == i])
+    fact("documents", f"{len(n):,} (long ones are split at line ends); {len(n) - len(texts):,} are "
+                      f"duplicates; {corpus.n_bytes.sum() / n.sum():.2f} bytes per token")
+    show_split("pretrain.py", (~held).sum(), held.sum(),
+               f"an epoch is {n[~held].sum() // T:,} rows of {T} tokens")
     show_examples("text", [[(row, [0] + [1] * T)] for row in rows], tok)
     return texts
 
@@ -145,52 +123,43 @@ def look_at_dialogues(kind, rows, tok, T, max_new_tokens):
                for row in rows]
     asked = [tok.encode_chat(prompt, reply=True)[0] for prompt in prompts]
     said = [[tok.encode(answer) + [tok.end] for answer in group] for group in answers]
-    lengths = {"prompt": [*map(len, asked)], "response": [len(s) for group in said for s in group]}
-    show_lengths({name: n for name, n in lengths.items() if n})
-
-    held, keys = held_out(prompts), {*map(json.dumps, prompts)}
-    whole = {json.dumps(both) for both in zip(prompts, answers)}
-    fact("rows", f"{len(rows):,}; {len(rows) - len(whole):,} are duplicates; {len(keys):,} "
+    both = {json.dumps(pair) for pair in zip(prompts, answers)}
+    keys, most = {*map(json.dumps, prompts)}, T + demos
+    fact("rows", f"{len(rows):,}; {len(rows) - len(both):,} are duplicates; {len(keys):,} "
                  f"different prompts")
+    show_length("prompt", [*map(len, asked)])
+    if kind != "prompts":
+        show_length("response", [len(ids) for group in said for ids in group])
+        long = sum(len(q) + len(a) > most for q, group in zip(asked, said) for a in group)
+        fact("", f"{long:,} are cut: with their prompts they have more than {most} tokens")
     if demos:
-        examples = look_at_demonstrations(rows, held, tok, T)
+        (train, *_), (val, *_) = (sft.encode_dialogues(side, tok, T)
+                                  for side in split(rows, "messages"))
+        examples = [[pair] for pair in train + val]
+        show_split("sft.py", len(train), len(val), f"{len(rows) - len(examples):,} left out, since "
+                   f"nothing of their answers would remain")
     elif kind == "comparisons":
-        examples = look_at_comparisons(rows, held, said, tok, T)
+        longer = [len(a) > len(b) for row, group in zip(rows, said) for (a, i), (b, j)
+                  in combinations(zip(group, row["ranks"]), 2) if i < j]
+        fact("pairs", f"{len(longer):,}; in {100 * np.mean(longer):.0f}% the better response is "
+                      f"longer")
+        train, val = ([new for row in side if (new := reward.encode_comparison(tok, row, T))]
+                      for side in split(rows))
+        examples = [[(ids, [0] * (len(ids) - 1) + [1]) for ids in row["ids"]]
+                    for row in train + val]
+        show_split("reward.py", len(train), len(val), f"{len(rows) - len(examples):,} left out, "
+                   f"since their responses are equal once cut", reward.Config.batch_size)
     else:
         dots = tok.encode("…")
         examples = [[(ids + dots, [0] * len(ids) + [1] * len(dots))] for ids in asked]
     room = T - max_new_tokens - 1
-    fits = [prompt for prompt, ids in zip(prompts, asked) if len(ids) <= room]
-    fact("rlhf_ppo.py", split(held_out(fits), rlhf_ppo.Config.batch_size))
-    fact("", f"{len(rows) - len(fits):,} left out, since the prompt has more than {room} tokens "
-             f"({T} minus --max_new_tokens and the end)")
+    fits = [dict(prompt=prompt) for prompt, ids in zip(prompts, asked) if len(ids) <= room]
+    train, val = split(fits)
+    show_split("rlhf_ppo.py", len(train), len(val), f"{len(rows) - len(fits):,} left out, since "
+               f"the prompt has more than {room} tokens ({T} minus --max_new_tokens and the end)",
+               rlhf_ppo.Config.batch_size)
     show_examples(kind, examples, tok)
     return keys
-
-
-def look_at_demonstrations(rows, held, tok, T):
-    train, val = (sft.encode_dialogues([row for row, h in zip(rows, held) if h == side], tok, T)
-                  for side in (False, True))
-    fact("sft.py", split([False] * len(train[0]) + [True] * len(val[0])))
-    fact("", f"{train[1] + val[1]:,} cut to {T + 1} tokens; {train[2] + val[2]:,} left out, since "
-             f"nothing of the answers would remain")
-    return [[pair] for pair in train[0] + val[0]]
-
-
-def look_at_comparisons(rows, held, said, tok, T):
-    encoded = [[reward.encode_answer(tok, row["prompt"], answer, T) for answer in row["responses"]]
-               for row in rows]
-    flat = [both for group in zip(encoded, said) for both in zip(*group)]
-    pairs = [len(a) > len(b) for row, group in zip(rows, said) for (a, i), (b, j)
-             in combinations(zip(group, row["ranks"]), 2) if i < j]
-    fact("pairs", f"{len(pairs):,}; in {100 * np.mean(pairs):.0f}% the better response is longer")
-    alike = [reward.encode_comparison(tok, row, T) is None for row in rows]
-    fact("reward.py", split([h for h, a in zip(held, alike) if not a], reward.Config.batch_size))
-    fact("", f"of {len(flat):,} responses {sum(ids[-len(s):] != s for ids, s in flat):,} lose "
-             f"their end, {sum(ids[0] != tok.eot for ids, _ in flat):,} the prompt's beginning "
-             f"({T} tokens)")
-    fact("", f"{sum(alike):,} left out, since their responses are equal once cut")
-    return [[(ids, [0] * (len(ids) - 1) + [1]) for ids in group] for group in encoded]
 
 
 # ---- the files ------------------------------------------------------------------------------
@@ -198,15 +167,15 @@ def look_at_comparisons(rows, held, said, tok, T):
 def look(path, config, tok, T, malformed):
     """Print the facts about one file. Returns its prompts or texts; the errors of the rows for
     which training would refuse it are added to `malformed`."""
-    kind, form = identify(path)
-    print(f"\n{path}: {'pretraining ' * (kind == 'text')}{kind} ({form})\n")
-    counts, sound = Counter(), len(malformed)
-    rows = [row for file in list_files(path)
-            for row in read_rows(file, KINDS[kind][0], counts, malformed)]
-    for (what, why), count in sorted(counts.items(), key=lambda both: (both[0][0], -both[1])):
-        fact(what, f"{count:,} {why}")
+    files, kind, sound = list_files(path), kind_of(path), len(malformed)
+    fields = Counter(name for file in files for _, row in places_and_rows(file)
+                     if isinstance(row, dict) for name in without_gaps(row))
+    print(f"\n{path}: {kind} ({', '.join(name for name in fields if name in CONTENT)})\n")
+    if others := [f"{n:,} {name!r}" for name, n in fields.items() if name not in CONTENT]:
+        fact("other fields", safe(", ".join(others)))
+    rows = [row for file in files for row in read_rows(file, KINDS[kind][0], malformed)]
     if kind == "text" and len(malformed) == sound:    # else Corpus would refuse the file
-        return look_at_text(path, tok, T, counts)
+        return look_at_text(path, tok, T)
     if kind != "text" and rows:
         return look_at_dialogues(kind, rows, tok, T, config.max_new_tokens)
     return set()

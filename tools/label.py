@@ -112,8 +112,7 @@ def label(items, out):
 
 def report_agreement(first, second):
     """One line: how often two files rank a pair the same way."""
-    files = (read_comparisons(path, counts=Counter()) for path in (first, second))
-    found = agreement(dict(enumerate(files)))
+    found = agreement(dict(enumerate(map(read_comparisons, (first, second)))))
     pairs, same, prompts = found["pairs"], found["same"], found["prompts"]
     if not pairs:
         raise DataError(f"{first} and {second} have no pair of answers that both have ranked")

@@ -69,7 +69,7 @@ def unless_known(read):
 @unless_known
 def read_items(path):
     """{key: row}, without what others thought of the answers."""
-    rows = read_comparisons(path, counts=Counter())[:MAX_ITEMS] if path.exists() else []
+    rows = read_comparisons(path)[:MAX_ITEMS] if path.exists() else []
     return {key_of(row): unjudged(row) for row in rows}
 
 

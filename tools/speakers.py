@@ -3,6 +3,7 @@
 import asyncio
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,17 +44,11 @@ class Shelf:
         for name in self.models.keys() - paths.keys():
             del self.models[name], self.seen[name]
         for name, path in paths.items():
-            before = stamp(path)
-            if self.seen.get(name) == before:
-                continue
-            try:
-                speaker = self.load(path)
-            except SystemExit:                        # load_checkpoint has said why
-                speaker = self.models.get(name)
-            if stamp(path) == before:                 # nobody wrote while we read
-                self.seen[name] = before
-                if speaker:
-                    self.models[name] = speaker
+            version = stamp(path)
+            if self.seen.get(name) != version:
+                self.seen[name] = version             # what is written from now on is read next time
+                with suppress(SystemExit):            # load_checkpoint has said why
+                    self.models[name] = self.load(path)
 
     def load(self, path):
         ckpt = load_checkpoint(path)
