@@ -13,6 +13,7 @@ counted, and told once.
 
 import hashlib
 import json
+import os
 from collections import Counter, namedtuple
 from functools import partial
 from pathlib import Path
@@ -38,10 +39,11 @@ def list_files(paths):
     file is read, not an hour later."""
     files = []
     for name in map(str.strip, str(paths).split(",")):
-        files += name and text_files(name) or [Path(name)]
-    for file in files:
-        if not file.is_file():                        # a pipe can't be read again
-            raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl files")
+        found = name and text_files(name) or [name]
+        for file in found:
+            if not os.path.isfile(file):              # a pipe can't be read again
+                raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl files")
+        files += map(Path, found)
     return files
 
 

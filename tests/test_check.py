@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import reward
 import tiny
 from common import note_once
 from data.corpus import Corpus
@@ -102,7 +103,7 @@ def test_a_text_file_and_a_directory_are_pretraining_text_with_a_line_for_each_s
 
 # what it says ----------------------------------------------------------------
 
-TOO_FEW = "(too few: at least 16 and 1 are needed)"
+LEAST = reward.Config.batch_size
 SCORES = [dict(score_chosen=a, score_rejected=b) for a, b in ((2, 1), (3, 3), (1, 2))]
 REPORTS = [
     ("what sft.py cuts or leaves out is counted",
@@ -119,10 +120,10 @@ REPORTS = [
      [pair(TRAIN[0]), pair(TRAIN[1], "a" * 150 + "b", "a" * 150 + "c")], dict(block_size=100),
      [" 1 left out, since their responses are equal once cut"]),
     ("too few rows are named, with the number that is needed",
-     [*map(pair, TRAIN[:15]), pair(HELD_OUT[0])], {},
-     [f"reward.py 15 to learn from, 1 held out {TOO_FEW}"]),
-    ("enough rows are enough", [*map(pair, TRAIN[:16]), pair(HELD_OUT[0])], {},
-     ["reward.py 16 to learn from, 1 held out;"]),
+     [*map(pair, TRAIN[:LEAST - 1]), pair(HELD_OUT[0])], {},
+     [f"reward.py {LEAST - 1} to learn from, 1 held out (too few: at least {LEAST} and 1 are"]),
+    ("enough rows are enough", [*map(pair, TRAIN[:LEAST]), pair(HELD_OUT[0])], {},
+     [f"reward.py {LEAST} to learn from, 1 held out;"]),
     ("pairs and the preference for length are shown",
      [{"prompt": "Hi", "responses": ["a b c", "a b", "a"], "ranks": [0, 1, 1]},
       pair("Ho", "a", "b c")], {}, ["pairs 3; in 67% the better response is longer"]),
