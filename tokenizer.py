@@ -297,7 +297,7 @@ if __name__ == "__main__":
         texts = (document.text for document in read_texts(config.data))
         tok = Tokenizer.train(texts, config.vocab_size, config.pattern, sys.stderr.isatty())
         tok.save(config.out)
-        sample = islice(read_texts(config.data, Counter()), 0, None, 10)
+        sample = islice(read_texts(config.data), 0, None, 10)
         sizes = [(len(text.encode()), len(tok.encode(text))) for _, text, _ in sample]
         n_bytes, n_tokens = map(sum, zip(*sizes))
         learned = map(tok.show, islice(tok.merges.values(), 10))

@@ -47,17 +47,13 @@ def list_files(paths):
     return files
 
 
-def text_files(folder):
-    """The .txt and .jsonl files in a folder and its subfolders. Others are told, but not hidden
-    ones, such as macOS's ._book.txt."""
-    files = [file for file in sorted(Path(folder).rglob("*"))
-             if (file.is_symlink() or not file.is_dir())
-             and not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    texts = [file for file in files if file.suffix.lower() in (".txt", ".jsonl")]
-    if others := Counter(file.suffix or file.name for file in files if file not in texts):
-        others = ", ".join(f"{count:,} {name}" for name, count in others.most_common())
-        note_once(f"{folder}: only .txt and .jsonl are read, not {others}")
-    return texts
+def text_files(folder, others=False):
+    """The .txt and .jsonl files in a folder and its subfolders, or the others, without hidden ones,
+    such as macOS's ._book.txt."""
+    return [file for file in sorted(Path(folder).rglob("*"))
+            if (file.suffix.lower() in (".txt", ".jsonl")) != others
+            and (file.is_symlink() or not file.is_dir())
+            and not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 # ---- files -> rows --------------------------------------------------------------------------
@@ -169,6 +165,10 @@ def read_texts(paths):
     for path in list_files(paths):
         for text, logp in read_rows(path, text_and_logp):
             yield Document(path.stem, text, logp)
+    for folder in map(str.strip, str(paths).split(",")):
+        if others := Counter(file.suffix or file.name for file in text_files(folder, others=True)):
+            others = ", ".join(f"{count:,} {name}" for name, count in others.most_common())
+            note_once(f"{folder}: only .txt and .jsonl are read, not {others}")
 
 
 def text_and_logp(row, notes):
