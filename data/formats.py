@@ -42,7 +42,7 @@ def list_files(paths):
         found = name and text_files(name) or [name]
         for file in found:
             if not os.path.isfile(file):              # a pipe can't be read again
-                raise DataError(f"'{file}': no such file, or no directory with .txt or .jsonl files")
+                raise DataError(f"'{file}': no such file, or no folder with .txt or .jsonl files")
         files += map(Path, found)
     return files
 

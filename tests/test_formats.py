@@ -360,7 +360,7 @@ REFUSED = {
           for more in (*({"grades": value} for value in (
               5, [1, 2], [1, 2, "3"], [1, 2, float("nan")], [1, 2, 10**400], [1, 2, True])),
               *({"noise": value} for value in (0, -1, "2", float("inf"), True)))),
-        ({"chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD | {"tools": "add"}]}, "tools")],
+        ({"chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD | {"tools": "a"}]}, "tools")],
     read_prompts: [
         ({"prompt": QA}, "user turn"),
         *(({"prompt": prompt}, "a list of messages") for prompt in (
