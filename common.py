@@ -8,6 +8,7 @@ import atexit
 import ctypes
 import dataclasses
 import difflib
+import errno
 import hashlib
 import inspect
 import io
@@ -119,6 +120,9 @@ def check_out(config):
                      f"--out")
 
 
+# The flags that are neither numbers nor files: in these, ~/ is what it is.
+TEXTS = "prompt", "system", "show", "pattern"
+
 # The smallest and largest value of a flag, in every script. Its default is always allowed.
 BOUNDS = [
     (1, math.inf, "steps batch_size micro_batch minibatch epochs eval_every eval_rows block_size "
@@ -137,7 +141,9 @@ def parse_value(field, text):
     """The text as the field's str, bool, int (2e3 is one, too) or float."""
     kind, name = type(field.default), field.name
     if kind is str:                                   # shells know --out ~/a.pt, not --out=~/a.pt
-        return os.path.expanduser(text) if text.startswith("~/") else text
+        parts = [part if name in TEXTS or part[:2] != "~/" else os.path.expanduser(part)
+                 for part in text.split(",")]
+        return ",".join(parts)
     try:
         if kind is bool:
             return SWITCH[text.lower()]
@@ -456,7 +462,11 @@ def writing(path, mode="w"):
             with open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:
                 yield f
                 f.flush()
-                os.fsync(f.fileno())                  # else its name may be on the disk first
+                try:
+                    os.fsync(f.fileno())              # else its name may be on the disk first
+                except OSError as error:              # some network disks can't tell
+                    if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+                        raise
             os.replace(tmp, path)
         except BaseException:
             tmp.unlink(missing_ok=True)
