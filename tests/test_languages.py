@@ -19,7 +19,8 @@ FLAGS = {
     "tokenizer": "--data=text.txt,sft.jsonl --vocab_size=420",
     "pretrain": "--data=text.txt --block_size=64 --n_layer=2 --n_head=2 --n_embd=64 --steps=100 "
                 "--batch_size=8 --warmup=10 --eval_every=50 --eval_rows=8",
-    "sft": "--data=sft.jsonl --text=text.txt --steps=150 --warmup=10 --eval_every=50",
+    "sft": "--data=sft.jsonl --text=text.txt --steps=150 --batch_size=8 --warmup=10 "
+           "--eval_every=50",
     "reward": "--data=comparisons.jsonl --demos=sft.jsonl --batch_size=8 --micro_batch=8 "
               "--steps=30 --warmup=5 --eval_every=15",
     "rlhf_ppo": "--data=prompts.jsonl --text=text.txt --watch= --steps=3 --batch_size=16 "
