@@ -151,6 +151,7 @@ class World:
         self.facts = {n: {a: rng.choice(v) for a, v in VALUES.items()} for n in self.people}
         others = [f"{first} {last}" for first in WOMEN + MEN for last in unknown]
         rng.shuffle(others)
+        # prompts ask about strangers; visitors ask in the forum, and nobody asks about them
         strangers, self.visitors = others[:2000], others[2000:]
         sums = list(itertools.combinations_with_replacement(range(1, max_operand + 1), 2))
         tales = list(itertools.product(ANIMALS, PLACES))
