@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from checkpoint import read_log
 from common import fail, parse_config
-from lab import chains
 from lab.chains import Chain, print_rows
 
 
 @dataclass
-class Config(chains.Config):
+class Config:
     seeds: int = 5             # how many: 0, 1, …
+    folder: str = "out/seed"   # the folders' names, without the number
+    debug: bool = False        # show tracebacks
 
 
 def figures(chain):

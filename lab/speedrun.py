@@ -16,17 +16,18 @@ from statistics import median
 
 import torch
 
-from common import Basic, Runtime, clock, fail, parse_config
+from common import clock, fail, parse_config, pick_dtype
 from lab.chains import Chain, spread
 from lab.compare_methods import flops
 from lab.seeds import figures, run_chain
 
 
 @dataclass
-class Config(Basic):
+class Config:
     seeds: int = 3                  # how many: 0, 1, …
     folder: str = "out/speedrun"    # the folders' names, without the number; there must be none yet
     what: str = "as it is"          # what is new, for the table
+    debug: bool = False             # show tracebacks
 
 
 # What the seeds must reach: at least so much by their median, and by the worst of them.
@@ -49,7 +50,7 @@ def cpu():
     if os.path.exists("/proc/cpuinfo"):
         with open("/proc/cpuinfo", encoding="utf-8") as f:
             names = [line.partition(":")[2].strip() for line in f if line.startswith("model name")]
-    dtype = str(Runtime(Basic()).dtype)[6:]
+    dtype = str(pick_dtype("auto", torch.device("cpu")))[6:]
     return f"{torch.get_num_threads()} cores, {names[0]}, {dtype}"
 
 
