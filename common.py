@@ -315,7 +315,7 @@ class Runtime:
               f"{str(self.dtype)[6:]}")
         if fsdp:
             if not self.ddp:
-                fail("--fsdp=true needs torchrun")
+                fail("--fsdp=true needs torchrun with several processes")
             from torch.distributed.fsdp import fully_shard
             for part in (*model.blocks, model):
                 fully_shard(part)
