@@ -314,7 +314,7 @@ if __name__ == "__main__":
         corpus = Corpus(config.text, tok, Path(config.out).parent / "cache",
                         fingerprint(config.text))
         T = min(model.config.block_size for model in models.values())
-        *val_rows, _ = corpus.held_out_rows(T, 128)
+        *val_rows, _ = corpus.held_out_rows(T, 64)
 
     # ---- each model: its answers, and what the judge says about them ------------------------
 

@@ -307,7 +307,7 @@ if __name__ == "__main__":
     if ptx:
         corpus = run.corpus(ptx, tok)
         n_updates = config.steps * config.epochs * (config.batch_size // config.minibatch)
-        n_text = max(1, mb // 16)                     # rows of text per update and process
+        n_text = max(1, mb // 32)                     # rows of text per update and process
         corpus.shuffle(n_updates * n_text * rt.world_size * T + 1, config.seed)
 
     # ---- model and optimizer ----------------------------------------------------------------

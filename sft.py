@@ -38,8 +38,8 @@ class Config(Common):
     like: str = "out/pretrain.pt"        # with --init="": whose tokenizer and model size to take
     out: str = "out/sft.pt"              # its log and unfinished state stand beside it
     steps: int = 400                     # optimizer steps
-    batch_size: int = 16                 # rows of block_size tokens per step, over all processes
-    micro_batch: int = 16                # rows per forward pass; smaller needs less memory
+    batch_size: int = 8                  # rows of block_size tokens per step, over all processes
+    micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
     freeze: int = 0                      # freeze embeddings and the lowest so many blocks
     lr: float = 2e-3                     # the peak: a linear warmup, then linear to 0

@@ -101,7 +101,7 @@ def ppo_flops(path, prompt, forward, T):
         if "seconds" in row:                          # an iteration, not an evaluation
             passes += c["batch_size"] * (prompt + row["length"]) * (6 + 6 * c["epochs"])
             updates = c["epochs"] * c["batch_size"] // c["minibatch"]
-            passes += (c["ptx_coef"] > 0) * updates * max(1, c["minibatch"] // 16) * T * 3
+            passes += (c["ptx_coef"] > 0) * updates * max(1, c["minibatch"] // 32) * T * 3
     return passes * forward
 
 
