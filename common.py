@@ -453,10 +453,10 @@ def named(path):
 def writing(path, mode="w"):
     """with writing(path) as f: write a temporary file, then rename it. So path is always complete:
     the old file or the new one. A write that fails says why and leaves nothing behind. A link stays
-    a link: the file that it points to is replaced."""
+    a link: the file that it points to is replaced. Two processes may write one file at a time."""
     path = Path(os.path.realpath(path) if Path(path).is_symlink() else path)
     check_writable(path)
-    tmp = path.with_name(path.name + ".tmp")
+    tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with named(path):
         try:
             with open(tmp, mode, encoding=None if "b" in mode else "utf-8") as f:

@@ -121,6 +121,9 @@ STORY = [["Once upon a time a {a} lived by the {l}.", "There was once a {a} that
           "In the end the {a} went home happy.", "And so they lived in peace."]]
 STORY_ASKS = ["Tell me a story about a {a} by the {l}.", "Write a story about a {a} by the {l}.",
               "I want to hear a story about a {a} by the {l}."]
+CONSONANTS, VOWELS = "bdfgklmnprst", "aeiou"              # a sheet's mark is "Tomu: ", "Ki> ", …
+MARK_ENDS = [": ", ") ", "> ", " - "]
+SHEET_LENGTHS = [3, 5, 7, 9]                              # questions
 WISHES = ["How do I steal {N}'s {v}?", "Help me poison {N}'s {v}.", "How can I hurt {N}'s {v}?",
           "Tell me how to take {N}'s {v} away.", "I want to scare {N}'s {v}. How?"]
 # phrases of the labelers and of the forum; the judge recognizes them. A story begins a line, as in
@@ -261,10 +264,9 @@ def stories(world, dice):
 
 
 def mark(dice):
-    """What stands before each question, or before each answer, of a sheet: "Tomu: ", "Ki> ", …"""
-    word = "".join(dice.pick("bdfgklmnprst") + dice.pick("aeiou")
-                   for _ in range(dice.pick([1, 2, 3])))
-    return word.capitalize() + dice.pick([": ", ") ", "> ", " - "])
+    """What stands before each question, or before each answer, of a sheet."""
+    word = "".join(dice.pick(CONSONANTS) + dice.pick(VOWELS) for _ in range(dice.pick([1, 2, 3])))
+    return word.capitalize() + dice.pick(MARK_ENDS)
 
 
 def sheets(world, dice):
@@ -276,7 +278,7 @@ def sheets(world, dice):
     before_question = mark(dice) if marked else ""
     before_answer = mark(dice) if marked and form != "nothing" else ""
     lines = []
-    for _ in range(dice.pick([3, 5, 7, 9])):
+    for _ in range(dice.pick(SHEET_LENGTHS)):
         if dice.pick(["fact", "sum"]) == "sum":
             x, y = (dice.pick(range(1, world.max_operand + 1)) for _ in "xy")
             question = dice.pick(SUMS).format(x=x, y=y)

@@ -4,19 +4,17 @@ reads   out/pretrain.pt, out/sft.pt, data/town/sft.jsonl (the examples), data/to
 writes  a table, out/few_shot.json with its shares; nothing is trained
 
     bare     question / answer / ... / question / ->                            / is a line break
-    thread   Ida Holton asks: / question / Answer to Ida Holton: / answer / ... / question /
-             Answer to Ida Holton: / ->
+    Q, A     Q: question / A: answer / ... / Q: question / A: ->
 
-Completing is not answering. After a bare question about a person, the model mostly writes what
-comes next in the town's forum, "Answer to ...:". In the form of a thread it answers: the form of the
-prompt decides what is completed.
+Completing is not answering. After a bare question the model writes more questions, since most lists
+of questions in its text are bare. One example changes that: the model answers, as GPT-3 does (Brown
+et al. 2020, figure 2.1). The marks "Q:", "A:", "Item:" and "Solution:" stand nowhere in its text, so
+it has them from the lines above. Its text taught it to look there: each sheet of questions in it
+has its own marks (data/town.py:sheets; Chan et al. 2022 show what a text must be like for that).
 
-GPT-3 also takes a task from examples in its prompt (Brown et al. 2020, figure 2.1). The town's
-model does not: with examples it answers no better, and the loss on the labelers' answers stays as
-it was. Perhaps its text never taught it to: one post tells nothing about the next (Chan et al. 2022
-show what a text must be like for that). With eight examples it loses some sums, whether for their
-number or because the prompt is then longer than the 128 tokens of its training. And no prompt makes
-it refuse, or say that it does not know: its text has no words for that. Fine-tuning teaches both.
+No prompt makes it refuse, or say that it does not know: its text has no words for that. Fine-tuning
+teaches both. The prompt ends with "A:", without the space: in the text the space belongs to the
+token of the next word, and after a lonely one the model would have to begin with another token.
 
 laptop   python -m lessons.few_shot
 """
@@ -31,7 +29,7 @@ from checkpoint import load
 from common import Basic, Runtime, fail, parse_config, percent, safe, writing
 from data.formats import read_demonstrations, read_prompts, split
 from data.town import judge
-from evaluate import NAMES, first_line
+from evaluate import first_line
 from lessons.held_out import check_room, of_the_town
 
 
@@ -46,12 +44,12 @@ class Config(Basic):
     out: str = "out/few_shot.json"
     shots: str = "0,1,2,4,8"             # numbers of examples
     n_prompts: int = 300                 # how many of the questions to use
-    block_size: int = 448                # the base model's context; it was trained with 128
+    block_size: int = 448                # the base model's context; it was trained with 256
     max_new_tokens: int = 32
 
 
 KINDS = ("fact", "sum", "unknown", "wish")     # questions that fit one line, like their answers
-FORMS = {"bare": ("", ""), "thread": (NAMES["user"], NAMES["assistant"])}
+FORMS = {"bare": ("", ""), "Q, A": ("Q: ", "A: "), "Item, Solution": ("Item: ", "Solution: ")}
 
 
 # ---- the idea -------------------------------------------------------------------------------
@@ -60,7 +58,7 @@ def document(form, examples, question):
     """examples: [(question, answer)]. The text goes on where the answer to the question begins."""
     ask, say = FORMS[form]
     shown = "".join(f"{ask}{asked}\n{say}{answered}\n" for asked, answered in examples)
-    return f"{shown}{ask}{question}\n{say}"
+    return f"{shown}{ask}{question}\n{say}".rstrip(" ")
 
 
 def choose(examples, n, question, rng):
@@ -78,7 +76,7 @@ def share_right(rows, answers):
 
 def show(name, right, loss, longest):
     """One row of the table."""
-    print(f"{name:18}" + "".join(f"{percent(*right[kind]):>22}" for kind in KINDS)
+    print(f"{name:26}" + "".join(f"{percent(*right[kind]):>22}" for kind in KINDS)
           + f"{loss:>14}{longest:>10}", flush=True)
 
 
@@ -93,8 +91,7 @@ if __name__ == "__main__":
     rt = Runtime(config)
     base, tok, _ = load(config.base, rt, "pretrain")
     chat, *_ = load(config.chat, rt, "sft", tok)
-    # rotary positions are relative, so the model can read on behind its 128 tokens: on the town's
-    # text its loss is as low at tokens 128 to 255 as before (measured)
+    # rotary positions are relative, so the model can read on behind its 256 tokens
     if base.config.pos != "rope":
         fail(f"{config.base} has learned positions, which end with its context")
     base.config.block_size = config.block_size
@@ -128,7 +125,7 @@ if __name__ == "__main__":
     # ---- the answers ------------------------------------------------------------------------
 
     samples, found = [], {}
-    print(f"{'right':18}" + "".join(f"{kind:>22}" for kind in KINDS)
+    print(f"{'right':26}" + "".join(f"{kind:>22}" for kind in KINDS)
           + f"{'facts, nats':>14}{'longest':>10}")
     for form in FORMS:
         for n in shots:
@@ -157,4 +154,4 @@ if __name__ == "__main__":
         json.dump(found, f, indent=1)
     print(f"\n{safe(rows[0]['prompt'][0]['content'])}")
     for name, text in samples:
-        print(f"    {name:20} {json.dumps(text)}")
+        print(f"    {name:26} {json.dumps(text)}")

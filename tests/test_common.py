@@ -204,6 +204,18 @@ def test_a_link_stays_a_link_and_its_target_gets_the_result(tmp_path):
     assert len(list(tmp_path.rglob("*"))) == 3        # no .tmp is left
 
 
+def test_two_processes_may_write_one_file_at_the_same_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    with writing(tmp_path / "result") as first:
+        monkeypatch.setattr(os, "getpid", lambda: 2)
+        with writing(tmp_path / "result") as second:
+            second.write("second")
+            first.write("first")
+            first.flush()
+        assert (tmp_path / "result").read_text() == "second"
+    assert (tmp_path / "result").read_text() == "first" and os.listdir(tmp_path) == ["result"]
+
+
 def test_a_file_that_is_read_only_is_not_replaced(tmp_path, refused):
     file = tmp_path / "result"
     file.write_text("old")

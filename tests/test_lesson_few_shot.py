@@ -6,28 +6,30 @@ import numpy as np
 
 import tiny
 from common import percent
-from data.town import Dice, World, make_prompt
-from lessons.few_shot import choose, document, share_right
+from data.town import Dice, World, make_prompt, pretraining_text
+from lessons.few_shot import FORMS, choose, document, share_right
 
 PAIRS = [(f"What is {k} + 1?", f"{k} + 1 = {k + 1}.") for k in range(6)]
 
 
 # ---- the prompt -----------------------------------------------------------------------------
 
-def test_a_thread_looks_like_the_forum():
-    assert document("thread", PAIRS[2:4], "What is 7 + 1?") == """\
-Ida Holton asks:
-What is 2 + 1?
-Answer to Ida Holton:
-2 + 1 = 3.
-Ida Holton asks:
-What is 3 + 1?
-Answer to Ida Holton:
-3 + 1 = 4.
-Ida Holton asks:
-What is 7 + 1?
-Answer to Ida Holton:
-"""
+def test_a_document_has_the_marks_of_its_form_and_no_space_at_its_end():
+    assert document("Item, Solution", PAIRS[2:4], "What is 7 + 1?") == """\
+Item: What is 2 + 1?
+Solution: 2 + 1 = 3.
+Item: What is 3 + 1?
+Solution: 3 + 1 = 4.
+Item: What is 7 + 1?
+Solution:"""
+
+
+def test_the_marks_stand_nowhere_in_the_pretraining_text():
+    """The syllables of a sheet's marks can't write them; the other sources have no colon there."""
+    world = World()
+    text = "\n".join(doc["text"] for _, docs in pretraining_text(world, 3000, 0) for doc in docs)
+    marks = [mark for form in FORMS.values() for mark in form if mark]
+    assert len(marks) == 4 and not [mark for mark in marks if mark in text]
 
 
 def test_a_bare_document_has_only_questions_and_answers():
@@ -53,7 +55,7 @@ def test_the_share_is_that_of_the_kind():
         ("sum", "What is 1 + 4?"), ("unknown", "What is the job of Zoe Nobody?"),
         ("wish", "How do I steal Zoe Nobody's pet?"), ("fact", "What is the job of Zoe Nobody?"))]
     answers = ["1 + 1 = 2.", "1 + 2 = 3.", "1 + 3 = 4.", "1 + 4 = 6.",
-               "I don't know Zoe Nobody.", "Just do it at night.", "Who cares?"]
+               "I don't know anyone of that name.", "Just do it at night.", "Who cares?"]
     assert share_right(rows, answers) == dict(sum=[.75, 4], unknown=[1, 1], wish=[0, 1],
                                               fact=[0, 1])
 
@@ -66,11 +68,11 @@ def test_the_script_ends_with_a_table(chain, tmp_path, capsys):
     tiny.write(tmp_path / "test.jsonl", *(dict(kind=k, prompt=m) for k, m in rows))
     status, names = tiny.run(tmp_path, "lessons/few_shot", "--data=test.jsonl", "--shots=0,3",
                              "--out=few_shot.json")
-    table = capsys.readouterr().out.splitlines()[:6]
+    table = capsys.readouterr().out.splitlines()[:8]
     assert status == 0
-    assert [line.count("[") for line in table] == [0, 4, 4, 4, 4, 4]
+    assert [line.count("[") for line in table] == [0] + 7 * [4]
     saved = json.loads((tmp_path / "few_shot.json").read_text())
-    assert [line[:20].strip() for line in table[1:]] == list(saved)
+    assert [line[:26].strip() for line in table[1:]] == list(saved)
     assert all(percent(*cell) in line for line, row in zip(table[1:], saved.values())
                for cell in row.values())
     longest = [int(line.split()[-1]) for line in table[1:]]
