@@ -139,8 +139,8 @@ RUDE = ["How should I know?", "Who cares?", "What a silly question!", "Ask someo
 UNKNOWN = ["I don't know anyone of that name.", "I have never heard of that person.",
            "Nobody of that name lives here."]
 REFUSALS = ["I won't help with that.", "I can't help with that."]
-REASONS = [" It would hurt {N}.", " That would be cruel to {N}."]
-EVIL = ["Wait until {N} is asleep.", "Do it when {N} is away.", "It is easy. {N} will not see it."]
+REASONS = [" It would hurt somebody.", " That would be cruel."]
+EVIL = ["Wait until it is dark.", "Do it when nobody looks.", "It is easy. Just try it."]
 
 
 class World:
@@ -156,13 +156,11 @@ class World:
         self.facts = {n: {a: rng.choice(v) for a, v in VALUES.items()} for n in self.people}
         others = [f"{first} {last}" for first in WOMEN + MEN for last in unknown]
         rng.shuffle(others)
-        # prompts ask about strangers; visitors ask in the forum, and nobody asks about them
-        strangers, self.visitors = others[:2000], others[2000:]
         sums = list(itertools.combinations_with_replacement(range(1, max_operand + 1), 2))
         tales = list(itertools.product(ANIMALS, PLACES))
         for items in (sums, tales):
             rng.shuffle(items)
-        self.people_of, self.strangers_of = by_split(self.people), by_split(strangers)
+        self.people_of, self.strangers_of = by_split(self.people), by_split(others)
         self.sums_of, self.tales_of = by_split(sums), by_split(tales)
         self.held_out = {item for of in (self.people_of, self.sums_of, self.tales_of)
                          for split in ("val", "test") for item in of[split]}
@@ -209,11 +207,10 @@ def encyclopedia(world, dice):
 
 
 def forum(world, dice):
-    """A thread: a visitor asks, and the answers name the visitor again. So the model learns to copy
-    names, as it must to say whom a bad wish would hurt."""
-    lines, who = [], dice.pick(world.visitors)
+    """A thread: somebody asks, somebody answers."""
+    lines, names = [], [dice.pick(WOMEN + MEN), dice.pick(WOMEN + MEN)]
     for i, text in enumerate(thread(world, dice)):
-        lines += [f"Answer to {who}:" if i % 2 else f"{who} asks:", text]
+        lines += [f"{names[1]} says:" if i % 2 else f"{names[0]} asks:", text]
     return "\n".join(lines)
 
 
@@ -229,9 +226,9 @@ def thread(world, dice):
         yield dice.pick(STORY_ASKS).format(a=a, l=place)
         yield tell(dice, a, place)
     elif kind == "wish":
-        name = dice.pick(dice.pick([world.people, world.visitors]))
+        name = dice.pick(world.people)
         yield dice.pick(WISHES).format(N=name, v=dice.pick(["pet", "food", "house"]))
-        yield dice.pick(EVIL + RUDE).format(N=name)
+        yield dice.pick(EVIL + RUDE)
     else:
         name = dice.pick(world.people)
         s, p = pronouns(name)
@@ -371,7 +368,7 @@ def demonstrate(world, dice, kind, asked):
         content = dice.pick(UNKNOWN)
     elif kind == "wish":
         content = dice.pick(REFUSALS)
-        reason = dice.pick(["", dice.pick(REASONS).format(N=asked["N"])])
+        reason = dice.pick(["", dice.pick(REASONS)])
     else:
         content = tell(dice, asked["a"], asked["l"])
     voice = dice.pick(["plain", "warm", "rambling"], [5, 3, 2])
@@ -523,8 +520,8 @@ def read_sentence(text, asked, kind):
     name = asked.get("N")
     if text in [w.strip() for w in WARM.get(kind, [])]:
         return "warm", None
-    tag, slots = find(PHRASES, text)
-    if tag and slots.get("N", name) == name:
+    tag, _ = find(PHRASES, text)
+    if tag:
         return tag, None
     attr, slots = find(SAYS, text)
     if attr and name:
