@@ -60,7 +60,7 @@ Answers = namedtuple("Answers", "ids replies texts ended")
 
 
 # What the pretraining text writes before a question and before an answer.
-NAMES = dict(user="Ida asks:\n", assistant="Paul says:\n", system="")
+NAMES = dict(user="Ida Holton asks:\n", assistant="Answer to Ida Holton:\n", system="")
 
 
 def few_shot(tok, row, examples, rng, room):

@@ -156,11 +156,13 @@ class World:
         self.facts = {n: {a: rng.choice(v) for a, v in VALUES.items()} for n in self.people}
         others = [f"{first} {last}" for first in WOMEN + MEN for last in unknown]
         rng.shuffle(others)
+        # prompts ask about strangers; visitors ask in the forum, and nobody asks about them
+        strangers, self.visitors = others[:2000], others[2000:]
         sums = list(itertools.combinations_with_replacement(range(1, max_operand + 1), 2))
         tales = list(itertools.product(ANIMALS, PLACES))
         for items in (sums, tales):
             rng.shuffle(items)
-        self.people_of, self.strangers_of = by_split(self.people), by_split(others)
+        self.people_of, self.strangers_of = by_split(self.people), by_split(strangers)
         self.sums_of, self.tales_of = by_split(sums), by_split(tales)
         self.held_out = {item for of in (self.people_of, self.sums_of, self.tales_of)
                          for split in ("val", "test") for item in of[split]}
@@ -207,10 +209,11 @@ def encyclopedia(world, dice):
 
 
 def forum(world, dice):
-    """A thread: somebody asks, somebody answers."""
-    lines, names = [], [dice.pick(WOMEN + MEN), dice.pick(WOMEN + MEN)]
+    """A thread: a visitor asks, and the answers name the visitor again. So the model learns to copy
+    names of all kinds, and answers about the person that it was asked about."""
+    lines, who = [], dice.pick(world.visitors)
     for i, text in enumerate(thread(world, dice)):
-        lines += [f"{names[1]} says:" if i % 2 else f"{names[0]} asks:", text]
+        lines += [f"Answer to {who}:" if i % 2 else f"{who} asks:", text]
     return "\n".join(lines)
 
 

@@ -108,12 +108,12 @@ def mark_loss(model, texts, tok, rt):
 
 def right(model, tok, rows, examples, n, rt, seed):
     """The share of right greedy answers after n examples, in the marks of lessons/few_shot.py."""
-    ids = []
+    ids, room = [], model.config.block_size - 24      # 24 tokens to answer
     for i, row in enumerate(rows):
         question = row["prompt"][0]["content"]
         some = choose(examples, n, question, np.random.default_rng((seed, i)))
         form = "Item, Solution" if n else "bare"
-        ids.append([tok.eot] + tok.encode(document(form, some, question)))
+        ids.append(([tok.eot] + tok.encode(document(form, some, question)))[-room:])
     replies = complete(model, tok, ids, rt, 24, 0, tok.eot)
     model.train()
     lines = [tok.decode([t for t in first_line(tok, reply) if t != tok.eot]) for reply in replies]

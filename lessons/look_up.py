@@ -101,7 +101,7 @@ class Library:
 
 def newcomers(world, seed):
     """{split: names} of people of whom no text of the town has ever spoken."""
-    strangers = sum(world.strangers_of.values(), [])
+    strangers = sum(world.strangers_of.values(), world.visitors)
     seen = {*world.people, *strangers}
     return {split: [name for name in names if name not in seen]
             for split, names in World(seed, n_people=1500).people_of.items()}

@@ -29,6 +29,7 @@ from test_lesson_chain_of_thought import FLAGS as CHAIN_OF_THOUGHT
 from test_lesson_constrained import FLAGS as CONSTRAINED
 from test_lesson_dpo import FLAGS as DPO
 from test_lesson_grpo import FLAGS as GRPO
+from test_lesson_in_context import FLAGS as IN_CONTEXT
 from test_lesson_look_up import FLAGS as LOOK_UP
 from test_lesson_lora import FLAGS as LORA
 from tools import speakers
@@ -41,6 +42,8 @@ SCRIPTS = {
     "lessons/constrained": [*CONSTRAINED, "--n_eval=4"],
     "lessons/dpo": DPO,
     "lessons/grpo": [*GRPO, "--reward=reward.pt"],
+    "lessons/in_context": [*IN_CONTEXT, "--data=text.jsonl", "--tokenizer=tok.json",
+                           "--examples=demos.jsonl", "--questions=test.jsonl"],
     "lessons/look_up": [*LOOK_UP, "--n_eval=2"],
     "lessons/lora": [*LORA, "--data=sft.jsonl", "--text=text.jsonl", "--init=pretrain.pt",
                      "--methods=last1:1,lora2:2"],
