@@ -41,13 +41,13 @@ from sft import encode_dialogues
 class Config(Common):
     data: str = "data/town/sft.jsonl"    # demonstrations to rehearse, those without sums
     text: str = "data/town/rehearse"     # pretraining text to rehearse
-    ptx: float = 0.125                   # the share of rows that are pretraining text
+    ptx: float = 0.25                    # the share of rows that are pretraining text
     init: str = "out/sft.pt"             # the checkpoint to start from
     out: str = "out/calculator.pt"       # its log and unfinished state stand beside it
     n_demos: int = 8000                  # demonstrations with sums, of numbers of 1 to 3 digits
     n_eval: int = 200                    # held-out sums of each length, 2 to 4 digits
     steps: int = 600                     # optimizer steps
-    batch_size: int = 8                  # rows of block_size tokens per step and model
+    batch_size: int = 4                  # rows of block_size tokens per step and model
     lr: float = 1e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1

@@ -45,7 +45,7 @@ class Config(Common):
     n_demos: int = 1500                  # demonstrations that answer in JSON
     town: int = 0                        # the seed of data/town.py
     steps: int = 150                     # optimizer steps
-    batch_size: int = 8                  # rows of block_size tokens per step
+    batch_size: int = 4                  # rows of block_size tokens per step
     lr: float = 1e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 10                     # steps
     weight_decay: float = 0.1

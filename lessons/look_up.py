@@ -46,7 +46,7 @@ from sft import encode_dialogues
 class Config(Common):
     data: str = "data/town/sft.jsonl"    # demonstrations to rehearse
     text: str = "data/town/rehearse"     # pretraining text to rehearse
-    ptx: float = 0.125                   # the share of rows that are pretraining text
+    ptx: float = 0.25                    # the share of rows that are pretraining text
     init: str = "out/sft.pt"             # the checkpoint to start from
     out: str = "out/look_up.pt"          # its log and unfinished state stand beside it
     n_demos: int = 6000                  # demonstrations with articles
@@ -54,7 +54,7 @@ class Config(Common):
     town: int = 0                        # the seed of data/town.py
     n_eval: int = 200                    # held-out questions of each row of the table
     steps: int = 800                     # optimizer steps
-    batch_size: int = 8                  # rows of block_size tokens per step
+    batch_size: int = 4                  # rows of block_size tokens per step
     lr: float = 2e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1

@@ -48,7 +48,7 @@ class Config(Common):
     init: str = "out/pretrain.pt"        # the checkpoint to start from
     out: str = "out/lora.pt"             # its log and unfinished state stand beside it
     steps: int = 200                     # optimizer steps of each method
-    batch_size: int = 4                  # rows of block_size tokens per step
+    batch_size: int = 2                  # rows of block_size tokens per step
     alpha: float = 16.0                  # LoRA's scale
     lr: float = 2e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
@@ -173,7 +173,7 @@ if __name__ == "__main__":
     questions = of_the_town(read_prompts(config.test), GROUPS, f"--test={config.test}")
     check_room(tok, [row["prompt"] for row in questions], T, 64, f"--init={config.init}")
     corpus = run.corpus(config.text, tok)
-    *val_rows, _ = corpus.held_out_rows(T, 128)
+    *val_rows, _ = corpus.held_out_rows(T, 64)
     new = sorted({id for ids, _ in train for id in ids} - set(np.unique(corpus.tokens).tolist()))
 
     # ---- model and optimizer ----------------------------------------------------------------
