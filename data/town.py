@@ -4,9 +4,9 @@
 
 Its people have jobs, pets, streets and tastes. The pretraining text plays the raw internet: an
 encyclopedia, stories, arithmetic, sheets of questions, and a forum whose answers are sometimes
-wrong or rude. The demonstrations are what labelers would write. `grade` is the true preference: the simulated labelers
-of compare.py see it with noise, and evaluate.py measures with it. No model is trained on it, unless
-you ask for that (`rlhf_ppo.py --reward=data/town.py:grade`).
+wrong or rude. The demonstrations are what labelers would write. `grade` is the true preference: the
+simulated labelers of compare.py see it with noise, and evaluate.py measures with it. No model is
+trained on it, unless you ask for that (`rlhf_ppo.py --reward=data/town.py:grade`).
 
 The seed determines everything. Each document is stored with its exact log-probability, so we know
 the lowest loss that a model can reach on this text: its entropy.

@@ -116,9 +116,9 @@ if __name__ == "__main__":
         some = choose(shown[kind], n, question, np.random.default_rng((config.seed, i)))
         return [tok.eot] + tok.encode(document(form, some, question))
 
-    def nats(model, ids, ending):
+    def nats(model, ids, ending, space=""):
         """The loss on the labelers' answers about facts, per token."""
-        replies = [tok.encode(r["messages"][1]["content"]) + ending for r in val]
+        replies = [tok.encode(space + r["messages"][1]["content"]) + ending for r in val]
         logp, count = response_logp(model, tok, ids, replies, rt)
         return f"{-logp.sum() / count.sum():.2f}"
 
@@ -135,7 +135,8 @@ if __name__ == "__main__":
             lines = [tok.decode([t for t in first_line(tok, reply) if t != tok.eot]).strip()
                      for reply in replies]
             loss = nats(base, [read(form, n, r["kind"], r["messages"][0]["content"], i)
-                               for i, r in enumerate(val)], tok.encode("\n"))
+                               for i, r in enumerate(val)], tok.encode("\n"),
+                        space=FORMS[form][1][-1:])
             name = f"{form}, {n} examples"
             samples.append((name, tok.decode(replies[0])))
             found[name] = share_right(rows, lines)
