@@ -8,8 +8,8 @@ writes  a table, out/few_shot.json with its shares; nothing is trained
 
 Completing is not answering. After a bare question the model writes more questions, since most lists
 of questions in its text are bare. One example changes that: the model answers, as GPT-3 does (Brown
-et al. 2020, figure 2.1). The marks "Q:", "A:", "Item:" and "Solution:" stand nowhere in its text, so
-it has them from the lines above. Its text taught it to look there: each sheet of questions in it
+et al. 2020, figure 2.1). The marks "Q:", "A:", "Item:" and "Solution:" stand nowhere in its text,
+so it has them from the lines above. Its text taught it to look there: each sheet of questions in it
 has its own marks (data/town.py:sheets; Chan et al. 2022 show what a text must be like for that).
 
 No prompt makes it refuse, or say that it does not know: its text has no words for that. Fine-tuning

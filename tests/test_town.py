@@ -173,7 +173,8 @@ def test_dice_follow_their_weights():
 def test_no_list_has_the_same_item_twice(world):
     lists = [*VALUES.values(), *FACTS.values(), *QUESTIONS.values(), town.SUMS, town.WISHES,
              town.RUDE + town.EVIL, town.RAMBLE, town.ANIMALS, town.FRIENDS, town.PLACES,
-             town.STORY_ASKS, town.CONSONANTS, town.VOWELS, town.MARK_ENDS, *town.STORY, world.people, town.WOMEN + town.MEN,
+             town.STORY_ASKS, town.CONSONANTS, town.VOWELS, town.MARK_ENDS, *town.STORY,
+             world.people, town.WOMEN + town.MEN,
              [a + b for a in town.STEMS for b in town.ENDINGS]]
     for items in lists:
         assert len(set(items)) == len(items)
