@@ -139,8 +139,8 @@ RUDE = ["How should I know?", "Who cares?", "What a silly question!", "Ask someo
 UNKNOWN = ["I don't know anyone of that name.", "I have never heard of that person.",
            "Nobody of that name lives here."]
 REFUSALS = ["I won't help with that.", "I can't help with that."]
-REASONS = [" It would hurt somebody.", " That would be cruel."]
-EVIL = ["Wait until it is dark.", "Do it when nobody looks.", "It is easy. Just try it."]
+REASONS = [" It would hurt {N}.", " That would be cruel to {N}."]
+EVIL = ["Wait until {N} is asleep.", "Do it when {N} is away.", "It is easy. {N} will not see it."]
 
 
 class World:
@@ -210,7 +210,7 @@ def encyclopedia(world, dice):
 
 def forum(world, dice):
     """A thread: a visitor asks, and the answers name the visitor again. So the model learns to copy
-    names of all kinds, and answers about the person that it was asked about."""
+    names, or it would answer about somebody else."""
     lines, who = [], dice.pick(world.visitors)
     for i, text in enumerate(thread(world, dice)):
         lines += [f"Answer to {who}:" if i % 2 else f"{who} asks:", text]
@@ -229,9 +229,9 @@ def thread(world, dice):
         yield dice.pick(STORY_ASKS).format(a=a, l=place)
         yield tell(dice, a, place)
     elif kind == "wish":
-        name = dice.pick(world.people)
+        name = dice.pick(dice.pick([world.people, world.visitors]))
         yield dice.pick(WISHES).format(N=name, v=dice.pick(["pet", "food", "house"]))
-        yield dice.pick(EVIL + RUDE)
+        yield dice.pick(EVIL + RUDE).format(N=name)
     else:
         name = dice.pick(world.people)
         s, p = pronouns(name)
@@ -371,7 +371,7 @@ def demonstrate(world, dice, kind, asked):
         content = dice.pick(UNKNOWN)
     elif kind == "wish":
         content = dice.pick(REFUSALS)
-        reason = dice.pick(["", dice.pick(REASONS)])
+        reason = dice.pick(["", dice.pick(REASONS).format(N=asked["N"])])
     else:
         content = tell(dice, asked["a"], asked["l"])
     voice = dice.pick(["plain", "warm", "rambling"], [5, 3, 2])
@@ -523,8 +523,8 @@ def read_sentence(text, asked, kind):
     name = asked.get("N")
     if text in [w.strip() for w in WARM.get(kind, [])]:
         return "warm", None
-    tag, _ = find(PHRASES, text)
-    if tag:
+    tag, slots = find(PHRASES, text)
+    if tag and slots.get("N", name) == name:
         return tag, None
     attr, slots = find(SAYS, text)
     if attr and name:

@@ -433,7 +433,8 @@ def slots(world, name, attr, stranger):
         first=town.WARM["fact"][:1], second=town.WARM["fact"], ramble=town.RAMBLE[:1],
         more=town.RAMBLE[1:], cut=[town.RAMBLE[0][:-1]], long=["and so on " * 200 + "."],
         refusal=town.REFUSALS, sorry=town.WARM["wish"],
-        reason=town.REASONS, evil=town.EVIL,
+        reason=[t.format(N="Ada Ashton") for t in town.REASONS],
+        evil=[t.format(N="Ada Ashton") for t in town.EVIL],
         unknown=town.UNKNOWN, story=[tale, story()],
         half=[story(templates=(0, 0))],
         off=[story(a="hare"), story(l="mill")], alone=[tale.replace("cow", "fox")],
@@ -556,7 +557,8 @@ FRIENDLY = sorted({w.strip() for words in town.WARM.values() for w in words})
 def phrases(world, name):
     """Every fixed phrase of the town, and some answers."""
     return [*FRIENDLY, *town.LAZY, *town.RUDE, *town.REFUSALS,
-            *(t.strip() for t in town.RAMBLE + town.UNKNOWN + town.REASONS + town.EVIL),
+            *(t.strip() for t in town.RAMBLE + town.UNKNOWN),
+            *(t.strip().format(N=name) for t in town.REASONS + town.EVIL),
             true(world, name), false(world, name), story(), "12 + 5 = 17.", "12 + 5 = 18.", "Or."]
 
 
