@@ -31,7 +31,7 @@ class Config:
 
 
 # What the seeds must reach: at least so much by their median, and by the worst of them.
-RULE = {"grade after PPO": (6.60, 6.50), "SFT: facts nobody asked about in SFT": (0.95, 0.90),
+RULE = {"grade after PPO": (6.65, 6.55), "SFT: facts nobody asked about in SFT": (0.95, 0.90),
         "SFT: sums not seen in SFT": (0.98, 0.95),
         "reward model: accuracy / ceiling": (0.92, 0.85)}
 
