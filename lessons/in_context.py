@@ -8,11 +8,10 @@ writes  out/in_context.pt, a pretrained model, and a table: what it can do at wh
     Tomu: What is 7 + 2?
     Ki> 9
 
-The loss on a mark tells whether the model looks at the lines above. It falls late and fast, long
-after the model has learned which tokens marks are made of. Olsson et al. 2022 saw this bend in the
-loss of large models, and found the heads of attention that do it: they look for where the present
-token stood before, and copy what came next ("induction heads"). With it comes the use of examples:
-at the end the model answers in marks that stand nowhere in its text.
+The loss on a mark tells whether the model looks at the lines above: on the first line it hardly
+falls, on later ones it does. With it comes the use of examples, in marks that stand nowhere in the
+text. Olsson et al. 2022 saw the same in large models, and found the heads of attention that do it:
+they look for where the present token stood before, and copy what came next ("induction heads").
 
 laptop   python -m lessons.in_context
 """

@@ -208,7 +208,7 @@ def test_text_is_measured_in_documents_that_begin_with_a_token(report, tiny_toke
     train = [n for text, n in zip(DOCUMENTS, n) if
              int.from_bytes(sha256(text.encode()).digest()[:6], "little") / 2**48 >= 0.05]
     assert f"{len(train)} to learn from, {60 - len(train)} held out" in printed
-    assert f"an epoch is {sum(train) // 128} rows of 128" in printed
+    assert f"an epoch is {sum(train) // 256} rows of 256" in printed
 
 
 def test_no_file_is_left_beside_the_text(report):
@@ -222,7 +222,7 @@ def test_examples_of_text_are_the_first_rows_of_pretraining(report, tmp_path, ti
     path = write("a.jsonl", *texts(text.replace("\n", " ") for text in DOCUMENTS))
     corpus = Corpus(path, tiny_tokenizer, tmp_path / "cache", "print").shuffle(9999, seed=0)
     printed = report(path)
-    for row in corpus.rows(0, 3, 128).tolist():
+    for row in corpus.rows(0, 3, 256).tolist():
         head, rest = tiny_tokenizer.decode(row[:1]), tiny_tokenizer.decode(row[1:])
         assert f"    {head}«{rest}»\n" in printed
 

@@ -57,8 +57,8 @@ checkpoint.Run.save_state = stopping
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
 COMMON = "--steps=3 --lr=1e-3 --dtype=float32 --debug=true"
-PPO = ("--data=prompts.jsonl --init=init_sft.pt --reward=init_reward.pt --watch= --batch_size=32 "
-       "--minibatch=32 --micro_batch=2 --max_new_tokens=12 --critic_first=0 --critic_lr=1")
+PPO = ("--data=prompts.jsonl --init=init_sft.pt --reward=init_reward.pt --watch= --batch_size=64 "
+       "--minibatch=64 --micro_batch=2 --max_new_tokens=12 --critic_first=0 --critic_lr=1")
 FLAGS = {
     # so few held-out rows, or prompts, that rank 1 has none of them to evaluate
     "pretrain": "--data=text.jsonl --tokenizer=tok.json --block_size=48 --n_layer=2 --n_embd=32 "
@@ -77,7 +77,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
     """Data and random models. Answers are of very unequal lengths: people's, and the model's."""
     folder, rng = tmp_path_factory.mktemp("ddp"), random.Random(0)
     train, val = (questions(rng, n, held_out, most=5)
-                  for n, held_out in ((48, False), (3, True)))
+                  for n, held_out in ((64, False), (3, True)))
     write(folder / "text.jsonl", *(dict(text=f"{i} {words(rng, 9)}") for i in range(200)))
     write(folder / "sft.jsonl", *(dict(prompt=q, response=words(rng, 2 if i % 3 else 15))
                                   for i, q in enumerate(train + val[:1])))
