@@ -77,14 +77,15 @@ def folder(tmp_path_factory, tiny_tokenizer):
     """Data and random models. Answers are of very unequal lengths: people's, and the model's."""
     folder, rng = tmp_path_factory.mktemp("ddp"), random.Random(0)
     train, val = (questions(rng, n, held_out, most=5)
-                  for n, held_out in ((64, False), (3, True)))
+                  for n, held_out in ((48, False), (3, True)))
     write(folder / "text.jsonl", *(dict(text=f"{i} {words(rng, 9)}") for i in range(200)))
     write(folder / "sft.jsonl", *(dict(prompt=q, response=words(rng, 2 if i % 3 else 15))
                                   for i, q in enumerate(train + val[:1])))
     write(folder / "comparisons.jsonl", *(
         dict(prompt=q, responses=[f"{k} {words(rng, 8)}" for k in range(2 + i % 3)])
         for i, q in enumerate(train + val[:1])))
-    write(folder / "prompts.jsonl", *(dict(prompt=q) for q in train + val))
+    more = questions(rng, 16, False, most=5)
+    write(folder / "prompts.jsonl", *(dict(prompt=q) for q in train + more + val))
 
     tiny_tokenizer.save(folder / "tok.json")
     torch.manual_seed(0)

@@ -54,10 +54,10 @@ MODEL = "--n_layer=2 --n_embd=64 --block_size=128"
 CHAIN = {
     "data/town": "--n_docs=1500 --n_demos=600 --n_prompts=1200 --n_eval=20",
     "tokenizer": "--vocab_size=384",
-    "pretrain": f"{MODEL} --steps=160 --batch_size=4 --micro_batch=4 --warmup=20 --eval_every=40 "
+    "pretrain": f"{MODEL} --steps=240 --batch_size=4 --micro_batch=4 --warmup=20 --eval_every=60 "
                 "--eval_rows=12",
-    "sft": "--steps=90 --batch_size=4 --micro_batch=4 --warmup=10 --eval_every=30",
-    "compare": f"--n_prompts=1100 --temperature=1 --max_new_tokens=24 --labeler={GRADE}",
+    "sft": "--steps=180 --batch_size=4 --micro_batch=4 --warmup=10 --eval_every=60",
+    "compare": f"--n_prompts=400 --temperature=1 --max_new_tokens=24 --labeler={GRADE}",
     "reward": "--batch_size=8 --micro_batch=8 --warmup=5 --eval_every=20",
     "rlhf_ppo": "--steps=8 --batch_size=64 --minibatch=32 --micro_batch=32 --max_new_tokens=24 "
                 "--lr=1e-3 --critic_first=0 --critic_lr=1 --ptx_coef=0.2 --n_eval=64 "
