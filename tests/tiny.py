@@ -56,7 +56,7 @@ CHAIN = {
     "tokenizer": "--vocab_size=384",
     "pretrain": f"{MODEL} --steps=240 --batch_size=4 --micro_batch=4 --warmup=20 --eval_every=60 "
                 "--eval_rows=12",
-    "sft": "--steps=180 --batch_size=4 --micro_batch=4 --warmup=10 --eval_every=60",
+    "sft": "--steps=270 --batch_size=4 --micro_batch=4 --warmup=10 --eval_every=90",
     "compare": f"--n_prompts=400 --temperature=1 --max_new_tokens=24 --labeler={GRADE}",
     "reward": "--batch_size=8 --micro_batch=8 --warmup=5 --eval_every=20",
     "rlhf_ppo": "--steps=8 --batch_size=64 --minibatch=32 --micro_batch=32 --max_new_tokens=24 "
