@@ -25,12 +25,11 @@ from itertools import accumulate
 import numpy as np
 import torch
 
-from answer import complete
 from checkpoint import Run
 from common import Common, Runtime, parse_config
 from data.formats import read_demonstrations, read_prompts
 from data.town import MARK_ENDS, Dice, World, judge, sheets
-from evaluate import first_line
+from evaluate import answer
 from lessons.few_shot import choose, document
 from lessons.held_out import of_the_town
 from model import GPT, STYLES, GPTConfig
@@ -59,6 +58,7 @@ class Config(Common):
     n_embd: int = 128
     n_sheets: int = 200                  # new sheets on which the loss is measured
     n_questions: int = 60                # about people, asked with 0 and 4 examples
+    max_new_tokens: int = 24             # of an answer
     eval_every: int = 100                # steps between two rows of the table
 
 
@@ -105,18 +105,17 @@ def mark_loss(model, texts, tok, rt):
     return {name: np.mean(found[number]).item() for number, name in LINES.items()}
 
 
-def right(model, tok, rows, examples, n, rt, seed):
+def right(model, tok, rows, examples, n, rt, config):
     """The share of right greedy answers after n examples, in the marks of lessons/few_shot.py."""
-    ids, room = [], model.config.block_size - 24      # 24 tokens to answer
+    ids, room = [], config.block_size - config.max_new_tokens
     for i, row in enumerate(rows):
         question = row["prompt"][0]["content"]
-        some = choose(examples, n, question, np.random.default_rng((seed, i)))
+        some = choose(examples, n, question, np.random.default_rng((config.seed, i)))
         form = "Item, Solution" if n else "bare"
         ids.append(([tok.eot] + tok.encode(document(form, some, question)))[-room:])
-    replies = complete(model, tok, ids, rt, 24, 0, tok.eot)
+    texts = answer(model, True, tok, ids, 0.0, rt, config).texts
     model.train()
-    lines = [tok.decode([t for t in first_line(tok, reply) if t != tok.eot]) for reply in replies]
-    return np.mean([judge(row["prompt"], line)["right"] for row, line in zip(rows, lines)]).item()
+    return np.mean([judge(row["prompt"], text)["right"] for row, text in zip(rows, texts)]).item()
 
 
 if __name__ == "__main__":
@@ -167,7 +166,7 @@ if __name__ == "__main__":
             optimizer.zero_grad(set_to_none=True)
         if run.due(config.eval_every):
             with run.paused():
-                shares = {f"{n} examples": right(model, tok, rows, examples, n, rt, config.seed)
+                shares = {f"{n} examples": right(model, tok, rows, examples, n, rt, config)
                           for n in (0, 4)}
                 nats = mark_loss(model, texts, tok, rt)
                 table[step + 1] = dict(loss=loss.item(), **nats, **shares)
