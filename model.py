@@ -94,8 +94,8 @@ def rotate(x, turns):
 
 def fused_is_faster(q):
     """Whether to take PyTorch's kernel, which never writes the (T, T) matrix to memory. On a CPU in
-    bf16 it takes twice as long as the formula at T = 128 and as long at T = 1,024 (measured)."""
-    return not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < q.size(-2) <= 512)
+    bf16 it takes twice as long as the formula at T = 1 and T = 128, and as long at 1,024."""
+    return not (q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.size(-2) <= 512)
 
 
 def attention(q, k, v, bias=None, dropout=0.0):
