@@ -6,8 +6,8 @@ writes  its runs in a folder `experiments` in each of them, and the table on the
 
     python -m lab.seeds --seeds=3               # first: run the chains
     python -m lab.claims --what=compute,agree   # some rows
-    python -m lab.claims                        # all of them but `size`, hours on a laptop
-    python -m lab.claims --what=size            # first trains a model ten times as large
+    python -m lab.claims                        # all but those below, hours on a laptop
+    python -m lab.claims --what=size,strength   # these train models up to ten times as large
 
 Each row has the claim with its source, when it holds in a seed, and our figures: the median over
 the seeds [least, most]. A claim holds if it holds in every seed. Finished runs are not repeated;
@@ -21,19 +21,20 @@ from textwrap import wrap
 
 import numpy as np
 
-from common import parse_config, read_json
+from common import Common, Runtime, parse_config, read_json
 from compare import agreement, ceiling
-from data.formats import read_comparisons, read_demonstrations
+from data.formats import read_comparisons, read_demonstrations, read_prompts
 from data.town import RUDE, write_jsonl
 from lab import chains, experiments
 from lab.chains import chosen, finished, for_each, right, spread
 from lab.compare_methods import flops
+from view import views
 
 
 @dataclass
 class Config(chains.Config):
-    what: str = ("compute,completes,few_shot,unlocks,few_good,rating,ranks,agree,comparisons,"
-                 "starts,stages,constraint,entropy,ptx,part")         # which rows
+    what: str = ("compute,completes,few_shot,unlocks,labels,few_good,rating,ranks,agree,"
+                 "comparisons,starts,stages,constraint,entropy,openings,ptx,part")   # which rows
 
 
 CLAIMS = {}                    # {name: (function, format, rule)}
@@ -177,6 +178,26 @@ def unlocks(chain):
             "SFT from random weights": right(scratch, "fact")}
 
 
+DEMOS = 30, 100, 300, 1000
+
+
+@claim("{:.1%}", lambda *found: found[2] >= 0.9 * found[4] and found[2] > found[-1])
+def labels(chain):
+    """Thanks to pretraining few labels are enough (InstructGPT, 3.2: 13 thousand; Zhou et al. 2023:
+    one thousand). Facts and sums, greedy answers that are right, by the number of demonstrations.
+    Holds if 300 give nine tenths of what all 3,000 give, and more than 3,000 without
+    pretraining."""
+    rows, kinds = read_demonstrations("data/town/sft.jsonl"), ("fact", "sum")
+    data = {n: stored(chain, f"demos_{n}", rows[:n]) for n in DEMOS}
+    found = {f"{n:,} demonstrations": right(fine_tune(chain, f"sft_{n}", data=path)[1], *kinds)
+             for n, path in data.items()}
+    return found | {
+        "3,000 demonstrations": right(chain.models[1], *kinds),
+        "300, random weights": right(
+            fine_tune(chain, "scratch_300", init="", data=data[300])[1], *kinds),
+        "3,000, random weights": right(fine_tune(chain, "scratch", init="")[1], *kinds)}
+
+
 @claim("{:.2f}", lambda few, mixed, good: few > mixed)
 def few_good(chain):
     """Few good demonstrations beat many mixed ones (State of GPT; Zhou et al. 2023). The grade of
@@ -263,16 +284,26 @@ def stages(chain):
         "all three": all_three})
 
 
-@claim("{:.2f}", lambda grade, score, last_grade, last_score: (
-    last_score > score and last_grade <= grade - 0.2))
+def exploited(best, end, score, last_score, with_penalty, *ours):
+    return end <= best - 0.5 and last_score > score and with_penalty > best - 0.5
+
+
+@claim("{:.2f}", exploited)
 def constraint(chain):
     """Without the KL penalty the policy exploits the reward model (InstructGPT, 3.5; Gao et al.
-    2022). 60 iterations with --kl_coef=0, held-out prompts. Holds if at the end the score is higher
-    than where the grade was best, and the grade at least .2 lower."""
-    rows = [row[1:] for row in experiments.overoptimise(chain).values()]
-    (score, grade), (last_score, last_grade) = max(rows, key=lambda row: row[1]), rows[-1]
-    return {"grade, at its best": grade, "score, then": score,
-            "grade, at the end": last_grade, "score, at the end": last_score}
+    2022). 24 iterations with a textbook reward model, held-out prompts. Holds if without the
+    penalty the grade ends .5 or more below its best and the score higher than there, and with it
+    (β = .1) the grade does not fall so far."""
+    rows, runs = experiments.overoptimise(chain), {}
+    for label, (_, score, grade) in rows.items():
+        runs.setdefault(label.rpartition(",")[0], []).append((grade, score))
+    free = runs["textbook, β = 0"]
+    (grade, score), (last_grade, last_score) = max(free), free[-1]
+    return {"β = 0: best grade": grade, "β = 0: grade at the end": last_grade,
+            "β = 0: score at the best grade": score, "β = 0: score at the end": last_score,
+            "β = .1: grade at the end": runs["textbook, β = 0.1"][-1][0],
+            "our reward model, β = 0": runs["ours, β = 0"][-1][0],
+            "our reward model, β = .1": runs["ours, β = 0.1"][-1][0]}
 
 
 @claim("{:.3f}", lambda pretrained, sft, ppo: pretrained > sft > ppo)
@@ -281,6 +312,39 @@ def entropy(chain):
     nats per token. Holds if it falls from the pretrained to the SFT model, and again with PPO."""
     return {label: model["entropy"]
             for label, model in zip(("pretrained", "SFT", "PPO"), chain.models)}
+
+
+@claim("{:.1f}", lambda pretrained, sft, ppo: pretrained > sft > ppo)
+def openings(chain):
+    """RLHF makes answers alike (mode collapse; State of GPT: use a base model where diversity
+    counts). Different first three words among 100 answers to one prompt at temperature .7, the mean
+    over a prompt of each kind; the pretrained model has examples before the question. Holds if they
+    become fewer from the pretrained to the SFT model, and again with PPO."""
+    found = views.openings(views.Chain(chain.folder, Runtime(Common())),
+                           read_prompts("data/town/test.jsonl"))
+    return {stage: float(np.mean([len(view["counts"][stage]) for view in found]))
+            for stage in ("pretrain", "sft", "ppo")}
+
+
+SIZES = {"a quarter": dict(n_embd=64, n_head=1), "as large as the policy": dict(),
+         "four times": dict(n_embd=256, n_head=4, lr=4e-3)}
+
+
+@claim("{:.2f}", lambda *found: rising(*found[:3]) and rising(*found[3:]))
+def strength(chain):
+    """The reward model should be at least as strong as the policy (Huyen 2023 on InstructGPT, whose
+    reward model has 6B weights for a policy of up to 175B). Textbook reward models from pretrained
+    models of a quarter, one and four times the weights: the grade after PPO, and right above wrong
+    answers in the same words. Holds if both rise with the size."""
+    grade, apart = {}, {}
+    for i, (label, shape) in enumerate(SIZES.items()):
+        base = chain.run("pretrain.py", f"pretrain_size{i}.pt", **shape) if shape else "pretrain.pt"
+        reward = chain.run("reward.py", f"reward_size{i}.pt", init=base, lm="")
+        out = chain.run("rlhf_ppo.py", f"ppo_size{i}.pt", reward=reward)
+        board, (model,) = chain.examine(f"size{i}", out, reward=reward, text="")
+        grade[f"grade, {label}"] = model["grade"][0]
+        apart[f"right > wrong, {label}"] = board["contrasts"]["fact"][0]
+    return grade | apart
 
 
 @claim("{:.2f}", lambda large, base, ppo: ppo > large > base)

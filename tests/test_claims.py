@@ -132,13 +132,20 @@ def test_agreement_and_ceiling_are_means_over_the_pairs(made):
     assert holds("agree", found) == (0.7 >= found["two labelers"])
 
 
-@pytest.mark.parametrize("score, grade, held", [
-    (2.0, 5.0, True), (2.0, 5.9, False), (0.5, 5.0, False)])
-def test_exploited_means_a_higher_score_and_a_lower_grade(monkeypatch, score, grade, held):
-    rows = [(0.0, 0.0, 5.5), (1.0, 1.0, 6.0), (2.0, score, grade)]   # sqrt(KL), score, grade
-    monkeypatch.setattr(experiments, "overoptimise", lambda chain: dict(enumerate(rows)))
+@pytest.mark.parametrize("score, grade, with_penalty, held", [
+    (2.0, 5.0, 5.9, True), (2.0, 5.6, 5.9, False), (0.5, 5.0, 5.9, False), (2.0, 5.0, 5.4, False)])
+def test_exploited_means_a_higher_score_and_a_lower_grade_but_not_with_the_penalty(
+        monkeypatch, score, grade, with_penalty, held):
+    def rows(chain):
+        runs = {"textbook, β = 0": [(0.0, 5.5), (1.0, 6.0), (score, grade)],
+                "textbook, β = 0.1": [(0.0, 5.5), (1.1, with_penalty)],
+                "ours, β = 0": [(0.0, 6.1)], "ours, β = 0.1": [(0.0, 6.2)]}
+        return {f"{label}, iteration {i}": (0.3, *row)
+                for label, found in runs.items() for i, row in enumerate(found)}
+
+    monkeypatch.setattr(experiments, "overoptimise", rows)
     found = claims.constraint(None)
-    assert list(found.values()) == [6.0, 1.0, grade, score]
+    assert list(found.values()) == [6.0, grade, 1.0, score, with_penalty, 6.1, 6.2]
     assert holds("constraint", found) == held
 
 

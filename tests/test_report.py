@@ -26,8 +26,8 @@ def folder(own_chain):
     """The tiny chain with its scoreboard, a long run of PPO, and the report of all that."""
     assert run(own_chain, "evaluate", "--n_prompts=40", "--best_of=2", "--max_new_tokens=24",
                f"--judge={ROOT}/data/town.py:judge")[0] == 0
-    (own_chain / "out/experiments").mkdir()
-    shutil.copy(own_chain / "out/ppo.jsonl", own_chain / "out/experiments/free.jsonl")
+    for end in ("pt", "jsonl"):
+        shutil.copy(own_chain / f"out/ppo.{end}", own_chain / f"out/free.{end}")
     assert run(own_chain, "view/report")[0] == 0
     return own_chain
 
@@ -59,7 +59,7 @@ def test_every_view_is_filled_and_none_is_missing(page):
     views = page("""return [...document.querySelectorAll('.view')].map(view =>
         [view.closest('section').id, view.innerText.length,
          view.querySelector(':scope > .note.card') === null])""")
-    assert len(views) == 11
+    assert len(views) == 12
     assert all(length > 20 and there for _, length, there in views), views
     made = page("return [...document.querySelectorAll('code')].map(code => code.textContent)")
     assert sum(line.startswith("python rlhf_ppo.py") for line in made) > 5    # as in each figure
@@ -183,6 +183,17 @@ def test_the_timeline_shows_each_iteration(page, folder):
     assert [h > 0 for h in heights] == [n > 0 for n in row["ratios"]]
 
 
+def test_a_hundred_openings_are_counted_for_each_model(page):
+    found = page("return data.openings")
+    assert [v["kind"] for v in found] == [v["kind"] for v in page("return data.next.views")]
+    for v in found:
+        assert {*v["counts"]} == {"pretrain", "sft", "ppo"}
+        assert all(sum(n for _, n in counts) == 100 for counts in v["counts"].values())
+    words, n = found[0]["counts"]["sft"][0]
+    said = text_of(page, "openings")
+    assert words in said and f"{len(found[0]['counts']['sft'])} different openings" in said
+
+
 def test_over_optimisation_shows_score_grade_and_answers(page, folder):
     row = [r for r in log(folder) if r.get("split")][0]
     said = text_of(page, "over")
@@ -208,7 +219,7 @@ def test_text_stays_text(browser, folder, tmp_path):
     """Hostile prompts, answers and tokens show as what they are; none runs or turns the writing."""
     out = tmp_path / "out"
     shutil.copytree(folder / "out", out)
-    for name in ("ppo.jsonl", "experiments/free.jsonl"):
+    for name in ("ppo.jsonl", "free.jsonl"):
         rows = read_log(out / name)
         for row in rows:
             for answer in row.get("answers") or []:

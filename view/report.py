@@ -99,16 +99,17 @@ def make(config, rt):
     commands = {stage: command(stage, flags) for stage, flags in runs.items()}
     commands |= dict(tokenizer="python tokenizer.py", board="python evaluate.py")
     rules = vars(rlhf_ppo.Config()) | (runs.get("ppo") or views.flags(folder / "ppo.state"))
-    over = read_log(folder / "experiments/free.jsonl")
+    over = read_log(folder / "free.jsonl")
     if over:
-        commands["over"] = "python -m lab.experiments --what=overoptimise"
+        commands["over"] = command("ppo", views.flags(folder / "free.pt"))
     elif rules["kl_coef"] == 0:
         over = logs["ppo"]
     data = dict(
         scoreboard=board, board=scoreboard(board), logs=logs, bpe=views.merges(chain),
         mask=views.loss_mask(chain), rank=views.rankings(chain), over=over, settings=runs,
         next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
-        along=views.along(chain, config.contrasts), commands=commands, rules=rules)
+        along=views.along(chain, config.contrasts), commands=commands, rules=rules,
+        openings=views.openings(chain, views.prompts(chain, config.prompts)))
     parts = {name: diagram(name) for name in ("chain", "ppo")}
     parts["folder"] = escape(shlex.quote(str(folder)))
     return render("report.html", parts, data), board

@@ -3,6 +3,7 @@
 Each function gives the data of one view, or None if its files are not there (yet).
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,23 @@ def next_tokens(chain, rows, n_top=10, n_tokens=24, at_least=0.005):
     ids = {id for v in views for tops in v["top"].values() for found in tops for id, _ in found}
     ids |= {id for v in views for id in v["said"]}
     return dict(views=views, pieces={id: chain.piece(id) for id in ids})
+
+
+def openings(chain, rows, n=100, n_tokens=8, temperature=0.7):
+    """How each model begins n answers to a prompt of each kind: [[three words, how often] …]."""
+    if not rows or not chain.models:
+        return None
+    tok, views = chain.tok, []
+    examples = chain.read("sft", "data", read_demonstrations) or []
+    for row in first_of_kinds(rows):
+        counts = {}
+        for stage, model in chain.models.items():
+            ids = model_input(model, stage == "pretrain", tok, [row], examples, n_tokens)
+            replies = complete(model, tok, ids * n, chain.rt, n_tokens, temperature)
+            words = [" ".join(answer_text(tok, reply).split()[:3]) for reply in replies]
+            counts[stage] = Counter(words).most_common()
+        views.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"], counts=counts))
+    return views
 
 
 def rankings(chain):
