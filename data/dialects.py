@@ -36,7 +36,7 @@ LEARNED = ("weight", "train", "loss")
 # answers (TRL's and LLaMA-Factory's KTO).
 SCORE = re.compile(r"(.*[-_])?(score|rating|reward)s?([-_](chosen|rejected))?")
 LABELS = ("label", "kto_tag")
-OPINIONS = (*LABELS, "grades", "noise", "labeler", "models")
+OPINIONS = (*LABELS, "grades", "noise", "labeler", "models", "ratings", "boxes", "places", "time")
 
 
 class DataError(ValueError):

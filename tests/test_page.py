@@ -22,7 +22,7 @@ import chat
 import tiny
 from answer import generate
 from checkpoint import load_checkpoint
-from common import Runtime
+from common import Runtime, wilson
 from data.formats import read_comparisons
 from model import GPT, GPTConfig, ScalarGPT
 from reward import encode_answer, score_all
@@ -440,9 +440,11 @@ def in_order(item):
     return [*range(len(item["responses"]))]
 
 
-def rank(site, name, item, ranks=None):
+def rank(site, name, item, ranks=None, **said):
     """Rank an item, by default in the order in which it is shown: (status, text)."""
-    return site.ask("/rank", dict(name=name, key=item["key"], ranks=ranks or in_order(item)))
+    n = len(item["responses"])
+    said = dict(ratings=[4] * n, boxes=[[]] * n) | said
+    return site.ask("/rank", dict(name=name, key=item["key"], ranks=ranks or in_order(item), **said))
 
 
 def items_of(site, name):
@@ -469,6 +471,51 @@ def test_two_people_rank_one_item_and_both_are_in_the_file(site, class_file):
     assert rank(site, "Ana", item, [0, 1, 2])[0] == 200
     assert len(read_comparisons(class_file)) == 2
     assert next(i for i in items_of(site, "Ana") if i["key"] == item["key"])["ranks"] == [0, 1, 2]
+
+
+def test_the_file_says_what_each_answer_got_who_said_it_when_and_where_it_stood(site, class_file):
+    item = next(i for i in items_of(site, "Ana") if len(i["responses"]) == 3)
+    began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    boxes = [["wrong", "invents"], [], ["breaks off"]]
+    assert rank(site, "Ana", item, [2, 0, 1], ratings=[1, 7, 4], boxes=boxes)[0] == 200
+    [row] = read_comparisons(class_file)
+    a, b, c = item["responses"]
+    assert row["responses"] == [b, c, a] and row["ranks"] == [0, 1, 2]
+    assert row["ratings"] == [7, 4, 1] and row["boxes"] == [[], ["breaks off"], boxes[0]]
+    assert row["places"] == [1, 2, 0] and row["labeler"] == "Ana"
+    assert began <= row["time"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    again = next(i for i in items_of(site, "Ana") if i["key"] == item["key"])
+    assert again["ratings"] == [1, 7, 4] and again["boxes"] == boxes and again["ranks"] == [2, 0, 1]
+
+
+@pytest.mark.parametrize("said", [
+    dict(ratings=[4, 4]), dict(ratings=[4, 4, 8]), dict(ratings=[0, 4, 4]), dict(boxes=[[]]),
+    dict(boxes=[[], [], ["rude"]]), dict(ratings=[])])
+def test_ratings_from_1_to_7_and_known_boxes_are_needed_for_every_answer(site, class_file, said):
+    item = next(i for i in items_of(site, "Ana") if len(i["responses"]) == 3)
+    status, text = rank(site, "Ana", item, **said)
+    assert status == 422 and "\n" not in text and not class_file.exists()
+
+
+def test_the_habits_of_a_person_are_counted_over_the_pairs_that_are_not_tied():
+    """Ana ranks by length alone; Ben always likes best what stands first, which is the worst."""
+    rows = [dict(prompt=f"{i}?", responses=["long enough", "short", "mid one"], ranks=[0, 2, 1],
+                 places=[2, 0, 1], grades=[3.0, 5.0, 5.0]) for i in range(4)]
+    grades = {rankings.key_of(row): dict(zip(row["responses"], row["grades"])) for row in rows}
+
+    def habits(order, ranks):
+        return rankings.habits([dict(row, ranks=ranks, **{
+            name: [row[name][i] for i in order] for name in ("responses", "places")})
+            for row in rows], grades)
+
+    found = habits([0, 2, 1], [0, 1, 2])
+    assert found["longer"]["share"] == 1 and found["longer"]["pairs"] == 12
+    assert found["first"]["share"] == 0 and found["judge"]["share"] == 0
+    assert found["judge"]["pairs"] == 8               # two answers have the same grade
+    assert (found["longer"]["low"], found["longer"]["high"]) == wilson(1, 4)      # four prompts
+    found = habits([1, 2, 0], [0, 1, 1])              # the last two are tied
+    assert found["first"] == found["judge"] | dict(pairs=8) and found["first"]["share"] == 1
+    assert habits([1, 2, 0], [0, 0, 0]) == dict(judge=None, longer=None, first=None)
 
 
 def test_the_agreement_counts_each_two_people(site, class_file):
@@ -588,7 +635,9 @@ class Tab:
         self.until("document.querySelector('#done') !== null")
 
     def rank(self, order, done=None):
-        """Click the answers in this order, and wait until so many items are ranked."""
+        """Rate all answers 4, click them in this order, and wait until so many items are ranked."""
+        for i in order:
+            self.press(".rate", 7 * i + 3)
         for i in order:
             self.press(".rank", i)
         if done:
@@ -669,16 +718,39 @@ def test_two_people_rank_the_same_item_in_the_page(tab, site, class_file):
     assert tab.text("#command").startswith(f"python reward.py --data={class_file} ")
 
 
+def test_answers_are_ranked_when_all_are_rated_and_the_table_shows_each_person_s_habits(
+        tab, site, class_file):
+    tab.join("Ana")
+    ready = "return !document.querySelector('.rank').disabled"
+    item = items_of(site, "Ana")[0]
+    for i in in_order(item):
+        assert not tab.script(ready)
+        tab.press(".rate", 7 * i + i)
+    tab.press(".box", 4 * 1 + 2)
+    assert tab.script(ready) and tab.text(".box:nth-child(10)") == "breaks off"
+    for i in in_order(item):
+        tab.press(".rank", i)
+    tab.until("document.querySelector('#done').innerText.startsWith('1 of')")
+    [row] = read_comparisons(class_file)
+    assert row["ratings"] == [i + 1 for i in in_order(item)]
+    assert row["boxes"] == [["breaks off"] if i == 1 else [] for i in in_order(item)]
+    tab.until("document.querySelector('#class td')?.innerText === 'Ana'")
+    cells = tab.script("return [...document.querySelectorAll('#class td')].map(x => x.innerText)")
+    assert cells[1] == "1" and cells[4].startswith("100%")            # what stood first was best
+
+
 def test_equal_answers_share_a_rank_and_back_takes_a_click_back(tab, site, class_file):
     tab.join("Ana")
     for item in items_of(site, "Ana"):
         if len(item["responses"]) == 3:
             break
-        tab.press("#class div.bar button:nth-child(3)")               # skip
+        tab.press("#moves button:nth-child(3)")                       # skip
+    for i in (1, 2):
+        tab.press(".rate", 7 * i)
     tab.rank([0])
-    tab.press("#class div.bar button:nth-child(2)")   # back
+    tab.press("#moves button:nth-child(2)")           # back
     tab.rank([2])
-    tab.press("#class div.bar button:nth-child(1)")   # the next is equally good
+    tab.press("#moves button:nth-child(1)")           # the next is equally good
     tab.rank([1, 0], 1)
     [row] = read_comparisons(class_file)
     assert row["ranks"] == [0, 0, 1] and row["responses"][2] == item["responses"][0]
@@ -727,8 +799,8 @@ def test_text_stays_text(browser, site, class_file, tmp_path):
         tab.join(HOSTILE[:34])
         assert SHOWN in tab.text("#class .asked") and SHOWN in tab.text("#class .view")
         tab.rank([0, 1], 1)
-        ranked = json.dumps(f"{HOSTILE[:34]} 1")      # the name, and how many answers it has ranked
-        tab.until(f"document.querySelector('#class').innerText.includes({ranked})")
+        named = json.dumps(HOSTILE[:34])
+        tab.until("document.querySelector('#class td')?.innerText === " + named)
         found = tab.script("return [typeof hacked, document.images.length]")
         assert found == ["undefined", 0] and tab.log() == []
         browser.get("about:blank")                    # it must not ask a server that has gone

@@ -7,10 +7,12 @@ import os
 import random
 import shlex
 import threading
+import time
 from collections import Counter
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 from checkpoint import read_rows
 from common import wilson, writing
@@ -18,6 +20,8 @@ from data.dialects import string, unjudged
 from data.formats import dense_ranks, read_comparisons
 
 MAX_PEOPLE, MAX_ITEMS = 200, 100
+SAID = "ranks", "ratings", "boxes"                    # of each answer to an item
+BOXES = Literal["wrong", "unfriendly", "breaks off", "invents"]
 
 
 def stamp(path):
@@ -60,6 +64,28 @@ def agreement(by):
                 prompts=prompts, interval=wilson(same / pairs, prompts) if pairs else None)
 
 
+def habits(rows, grades):
+    """How one person ranks: of the pairs that are not tied, how often the better one has the higher
+    true grade (judge), is longer, was shown first, with the interval of each share; None without
+    such a pair. grades: {key: {response: grade}}"""
+    seen = dict(judge=[], longer=[], first=[])
+    for row in rows:
+        grade, texts = grades.get(key_of(row), {}), row["responses"]
+        values = dict(judge=[grade.get(text, 0) for text in texts], longer=[*map(len, texts)],
+                      first=[-place for place in row.get("places", [0] * len(texts))])
+        for a, b in combinations(range(len(texts)), 2):               # the best stands first
+            for what, value in values.items():
+                if row["ranks"][a] < row["ranks"][b] and value[a] != value[b]:
+                    seen[what].append((value[a] > value[b], key_of(row)))
+    result = dict.fromkeys(seen)
+    for what, found in seen.items():
+        if found:
+            share, prompts = sum(yes for yes, _ in found) / len(found), {key for _, key in found}
+            low, high = wilson(share, len(prompts))   # as in `agreement`
+            result[what] = dict(share=share, low=low, high=high, pairs=len(found))
+    return result
+
+
 def unless_known(read):
     """read(path), which is done again only when the file has changed."""
     cached = lru_cache(maxsize=2)(lambda path, version: read(path))
@@ -68,9 +94,11 @@ def unless_known(read):
 
 @unless_known
 def read_items(path):
-    """{key: row}, without what others thought of the answers."""
+    """{key: row} without what others thought of the answers, and {key: {response: grade}}."""
     rows = read_comparisons(path)[:MAX_ITEMS] if path.exists() else []
-    return {key_of(row): unjudged(row) for row in rows}
+    return ({key_of(row): unjudged(row) for row in rows},
+            {key_of(row): dict(zip(row["responses"], row["grades"])) for row in rows
+             if "grades" in row})
 
 
 @unless_known
@@ -88,23 +116,18 @@ def read_rankings(path):
     return found
 
 
-@unless_known
-def agreement_in(path):
-    by = {}
-    for (who, _), row in read_rankings(path).items():
-        by.setdefault(who, []).append(row)
-    return agreement(by)
-
-
 def shown(name, key, item):
     """The answers of an item in the order in which this person sees them."""
     return random.Random(f"{name} {key}").sample(item["responses"], len(item["responses"]))
 
 
-def ranked(item, responses, ranks, labeler):
-    """The item with its answers from the best to the worst. ranks: of these responses."""
-    ranks, responses = zip(*sorted(zip(ranks, responses), key=lambda pair: pair[0]))
-    return dict(item, responses=[*responses], ranks=[*ranks], labeler=labeler)
+def ranked(item, responses, ranks, labeler, **columns):
+    """The item with its answers from the best to the worst. ranks, and what else was said, in the
+    order of these responses. places: where each of them stood when it was ranked."""
+    order = sorted(range(len(ranks)), key=ranks.__getitem__)
+    columns = dict(columns, responses=responses, ranks=ranks)
+    return dict(item, labeler=labeler, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                places=order, **{name: [x[i] for i in order] for name, x in columns.items()})
 
 
 def save(path, rankings):
@@ -123,29 +146,40 @@ class Rankings:
         read_items(self.source), read_rankings(self.out)
 
     def of(self, name):
-        """All items, each with its answers in this person's order, and the ranks that they got."""
+        """All items, each with its answers in this person's order, and what they got."""
         rows, found = read_rankings(self.out), []
-        for key, item in read_items(self.source).items():
-            row, responses = rows.get((name, key)), shown(name, key, item)
-            ranks = row and dict(zip(row["responses"], row["ranks"]))
-            found.append(dict(key=key, prompt=item["prompt"], responses=responses,
-                              ranks=ranks and [ranks[r] for r in responses]))
+        for key, item in read_items(self.source)[0].items():
+            row, responses = rows.get((name, key), {}), shown(name, key, item)
+            at = [row["responses"].index(text) for text in responses] if row else []
+            said = {what: [row[what][i] for i in at] for what in SAID if what in row}
+            found.append(dict(key=key, prompt=item["prompt"], responses=responses, **said))
         return found
 
-    def add(self, name, key, ranks):
-        """Save one ranking at once. ranks: one for each answer, as this person sees them."""
-        item = read_items(self.source).get(key)
+    def add(self, name, key, ranks, ratings, boxes):
+        """Save at once what this person says of the answers to an item, as they see them: for each
+        a rank, a rating from 1 to 7, and the boxes that they tick."""
+        item = read_items(self.source)[0].get(key)
         if not item:
             raise ValueError("this item is no longer there: please reload the page")
         n = len(item["responses"])
         if len(ranks) != n or {*ranks} != {*range(max(ranks) + 1)}:
             raise ValueError(f"{n} ranks from 0 are needed, without gaps")
-        row = ranked(item, shown(name, key, item), ranks, name)
+        if len(ratings) != n or len(boxes) != n:
+            raise ValueError(f"{n} ratings and lists of boxes are needed")
+        row = ranked(item, shown(name, key, item), ranks, name, ratings=ratings, boxes=boxes)
         with self.lock:
             rows = read_rankings(self.out) | {(name, key): row}
             if len({name for name, _ in rows}) > MAX_PEOPLE:
                 raise ValueError(f"there are {MAX_PEOPLE} people already")
             save(self.out, rows)
+
+    def summary(self):
+        """How often people agree, the habits of each, and the command that learns from them."""
+        by, (_, grades) = {}, read_items(self.source)
+        for (who, _), row in read_rankings(self.out).items():
+            by.setdefault(who, []).append(row)
+        return agreement(by) | dict(command=self.command(), habits={
+            who: habits(rows, grades) for who, rows in by.items()})
 
     def command(self):
         """The command that trains a reward model on the file."""

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 
 from common import Runtime, fail, parse_config, to_json
 from tokenizer import clean
-from tools.rankings import Rankings, agreement_in, stamp
+from tools.rankings import BOXES, Rankings, stamp
 from tools.speakers import Job, Shelf, Worker
 from view.report import render
 from view.views import STAGES, logs
@@ -158,6 +158,8 @@ class Ranking(BaseModel):
     name: Name
     key: Annotated[str, Field(max_length=12)]
     ranks: Annotated[list[Annotated[int, Field(ge=0, lt=100)]], Field(min_length=2, max_length=100)]
+    ratings: Annotated[list[Annotated[int, Field(ge=1, le=7)]], Field(max_length=100)]
+    boxes: Annotated[list[Annotated[list[BOXES], Field(max_length=4)]], Field(max_length=100)]
 
 
 def person(name):
@@ -224,12 +226,13 @@ def make_app(config):
 
     @app.get("/agreement")
     def agreement():
-        return agreement_in(rankings.out) | dict(command=rankings.command())
+        return rankings.summary()
 
     @app.post("/rank")
     def rank(answer: Ranking):
         try:
-            rankings.add(person(answer.name), answer.key, answer.ranks)
+            rankings.add(person(answer.name), answer.key, answer.ranks, answer.ratings,
+                         answer.boxes)
         except SystemExit:                            # common.fail has said it on the terminal
             raise OSError(f"{rankings.out} can't be written: the terminal says why") from None
         return dict(saved=True)
