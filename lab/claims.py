@@ -28,6 +28,7 @@ from data.town import RUDE, write_jsonl
 from lab import chains, experiments
 from lab.chains import chosen, finished, for_each, right, spread
 from lab.compare_methods import flops
+from lessons.ratings import rate
 from view import views
 
 
@@ -102,13 +103,6 @@ def mixed(rows, seed):
 LABELERS = 40                  # InstructGPT's team was about as large
 
 
-def rate(grades, noise, shift, scale, rng):
-    """Ratings of answers with these true grades, seen with Gumbel's noise, as in compare.py:rank,
-    less its mean. Each labeler has an own scale, so equal ratings do not mean the same."""
-    seen = grades + noise * (rng.gumbel(size=len(grades)) - np.euler_gamma)
-    return np.clip(np.rint(4 + shift + scale * (seen - 4)), 1, 7)
-
-
 def rated(rows, by_one, seed):
     """The comparisons with ranks from ratings, one of each answer; equal ratings are tied. All
     answers to a prompt are rated by one labeler, or each by another."""
@@ -117,7 +111,7 @@ def rated(rows, by_one, seed):
     for row in rows:
         who = rng.permutation(LABELERS)[:len(row["responses"])]
         who = who[:1] if by_one else who
-        ratings = rate(np.array(row["grades"]), row["noise"], shift[who], scale[who], rng)
+        ratings, _ = rate(np.array(row["grades"]), row["noise"], shift[who], scale[who], rng)
         _, ranks = np.unique(-ratings, return_inverse=True)
         order = np.argsort(ranks, kind="stable")
         found.append(dict(prompt=row["prompt"], ranks=ranks[order].tolist(),

@@ -30,15 +30,6 @@ def table(seed0, capsys):
 # ---------------------------------------------------------------------------------------------
 # the labelers
 
-def test_ratings_are_as_frequent_as_gumbels_distribution_says():
-    """P(noise <= z) = exp(-exp(-z)), whose mean is Euler's constant."""
-    grade, noise, shift, scale, n = 4.6, 0.6, -0.4, 1.3, 200_000
-    found = claims.rate(np.full(n, grade), noise, shift, scale, np.random.default_rng(0))
-    z = ((np.arange(1, 7) + 0.5 - 4 - shift) / scale + 4 - grade) / noise + 0.5772156649
-    expected = np.diff([0, *np.exp(-np.exp(-z)), 1])
-    assert np.bincount(found.astype(int), minlength=8)[1:] / n == pytest.approx(expected, abs=0.005)
-
-
 def test_without_noise_one_labeler_contradicts_no_grade_and_different_ones_do(tmp_path):
     """The reward model can read both, and equal ratings are tied."""
     rng, found = np.random.default_rng(0), {}

@@ -32,6 +32,7 @@ from test_lesson_grpo import FLAGS as GRPO
 from test_lesson_in_context import FLAGS as IN_CONTEXT
 from test_lesson_look_up import FLAGS as LOOK_UP
 from test_lesson_lora import FLAGS as LORA
+from test_lesson_ratings import FLAGS as RATINGS
 from tools import speakers
 from view import views
 
@@ -45,6 +46,7 @@ SCRIPTS = {
     "lessons/in_context": [*IN_CONTEXT, "--data=text.jsonl", "--tokenizer=tok.json",
                            "--examples=demos.jsonl", "--questions=test.jsonl"],
     "lessons/look_up": [*LOOK_UP, "--n_eval=2"],
+    "lessons/ratings": [*RATINGS, "--data=graded.jsonl", "--init=sft.pt", "--n_screen=2"],
     "lessons/lora": [*LORA, "--data=sft.jsonl", "--text=text.jsonl", "--init=pretrain.pt",
                      "--methods=last1:1,lora2:2"],
     "lessons/few_shot": ["--data=test.jsonl", "--examples=demos.jsonl", "--base=pretrain.pt",

@@ -230,6 +230,8 @@ SMALL = {
                                 "--votes=1",
     "lessons/lora": f"{TRAIN} --methods=lora2:2 --data=town/sft.jsonl --test=town/test.jsonl "
                     "--text=text.jsonl --init=logs/pretrain.pt --batch_size=1",
+    "lessons/ratings": f"{TRAIN} --data=graded.jsonl --init=logs/sft.pt --batch_size=1 "
+                       "--n_screen=1 --methods=ranking:all",
     "lessons/in_context": f"{TRAIN} --data=text.jsonl --tokenizer=tok.json --n_layer=1 --n_head=2 "
                           "--n_embd=16 --block_size=256 --batch_size=1 --n_sheets=1 "
                           "--n_questions=1 --eval_every=1 --examples=town/sft.jsonl "

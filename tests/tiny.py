@@ -133,6 +133,9 @@ def build(folder, tok):
     write(folder / "comparisons.jsonl", *(
         dict(prompt=q, responses=[f"{k} {words(rng, 5)}" for k in range(2 + i % 2)])
         for i, q in enumerate(asked)))
+    write(folder / "graded.jsonl", *(
+        dict(prompt=q, responses=[words(rng, 4), words(rng, 5)], grades=[3.5, 2.0], noise=0.5)
+        for q in asked))
     (folder / "length.py").write_text("def longer(prompts, responses):\n"
                                       "    return [len(r) / 9 for r in responses]\n")
     tok.save(folder / "tok.json")
