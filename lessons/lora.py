@@ -12,6 +12,7 @@ is rehearsed here, so the loss on it shows what each method forgets.
 
 laptop        python -m lessons.lora
 one of them   python -m lessons.lora --methods=lora8:8 --out=out/lora8.pt
+far           python -m lessons.lora --far --steps=600 --out=out/far.pt
 """
 
 import re
@@ -47,6 +48,7 @@ class Config(Common):
     text: str = "data/town/pretrain"     # pretraining text, to measure what is forgotten
     init: str = "out/pretrain.pt"        # the checkpoint to start from
     out: str = "out/lora.pt"             # its log and unfinished state stand beside it
+    far: bool = False                    # all answers are spelled backwards: no text is like that
     steps: int = 200                     # optimizer steps of each method
     batch_size: int = 2                  # rows of block_size tokens per step
     alpha: float = 16.0                  # LoRA's scale
@@ -141,11 +143,19 @@ def kept_for_backward(model, x, y):
     return sum(kept.values())
 
 
-def measure(model, tok, rows, rt):
+def backwards(rows):
+    """The demonstrations with all answers spelled backwards."""
+    def turned(m):
+        return dict(m, content=m["content"][::-1]) if m["role"] == "assistant" else m
+    return [dict(row, messages=[*map(turned, row["messages"])]) for row in rows]
+
+
+def measure(model, tok, rows, rt, far):
     """The shares of greedy answers that are right: facts, sums, and unknown people and wishes."""
     verdicts = defaultdict(list)
     answers = respond(model, tok, [row["prompt"] for row in rows], rt, 64, temperature=0)
     for row, (text, ended) in zip(rows, answers):
+        text = text[::-1] if far else text
         verdicts[GROUPS[row["kind"]]].append(ended and judge(row["prompt"], text)["right"])
     return [percent(np.mean(v), len(v)) for _, v in sorted(verdicts.items())]
 
@@ -164,7 +174,8 @@ if __name__ == "__main__":
     # ---- data -------------------------------------------------------------------------------
 
     T, B = model.config.block_size, config.batch_size
-    train, *_ = encode_dialogues(read_demonstrations(config.data), tok, T)
+    demos = read_demonstrations(config.data)
+    train, *_ = encode_dialogues(backwards(demos) if config.far else demos, tok, T)
     if not train:
         fail(f"--data={config.data}: no answer is within the first {T} tokens, which "
              f"{config.init} reads")
@@ -211,8 +222,8 @@ if __name__ == "__main__":
             after, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)
             megabytes = (12 * trained / 1e6, kept_for_backward(model, x, y) / 1e6)
             done["found"].append((
-                method, f"{trained:,}", *measure(model, tok, questions, rt), f"{after:.3f}",
-                f"{done['seconds']:.0f}", *(f"{m:.1f} MB" for m in megabytes)))
+                method, f"{trained:,}", *measure(model, tok, questions, rt, config.far),
+                f"{after:.3f}", f"{done['seconds']:.0f}", *(f"{m:.1f} MB" for m in megabytes)))
             run.say("    " + "   ".join(done["found"][-1]))
 
     # ---- save -------------------------------------------------------------------------------
