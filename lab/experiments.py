@@ -140,7 +140,7 @@ def rounds(chain):
     return {label: (m["grade"][0], m["better"], m["kl"]) for label, m in zip(labels, found)}
 
 
-FREE = dict(ptx_coef=0, lr=2e-4, decay=False, steps=24, eval_every=2)
+FREE = dict(ptx_coef=0, lr=2e-4, decay=False, steps=24, eval_every=4)
 
 
 @experiment("PPO with a constant learning rate and no text, held-out prompts", **{
