@@ -21,6 +21,7 @@ from textwrap import wrap
 
 import numpy as np
 
+from checkpoint import load_checkpoint
 from common import Common, Runtime, parse_config, read_json
 from compare import agreement, ceiling
 from data.formats import read_comparisons, read_demonstrations, read_prompts
@@ -35,7 +36,7 @@ from view import views
 @dataclass
 class Config(chains.Config):
     what: str = ("compute,completes,few_shot,unlocks,labels,few_good,rating,ranks,agree,"
-                 "comparisons,starts,stages,constraint,entropy,openings,ptx,part")   # which rows
+                 "comparisons,starts,stages,constraint,entropy,openings,ptx,part,far")   # which rows
 
 
 CLAIMS = {}                    # {name: (function, format, rule)}
@@ -377,6 +378,18 @@ def part(chain):
         out = chain.run("-m lessons.lora", f"part_{method.partition(':')[0]}.pt", methods=method)
         found[label] = right(*answers(chain, out.stem, out))
     return found
+
+
+@claim("{:.1%}", lambda full, last, lora: full >= lora + 0.05)
+def far(chain):
+    """All weights are needed when the task is far from the text (Biderman et al. 2024: LoRA learns
+    less and forgets less). Answers spelled backwards, 600 steps of SFT, facts that are right,
+    greedy. Holds if all weights are at least 5 points above LoRA of rank 4."""
+    out = chain.run("-m lessons.lora", "part_far.pt", far=True, steps=600,
+                    methods="all:0.5,last1:1,lora4:4")
+    facts = [row[2] for row in load_checkpoint(out)["metrics"]["table"]]
+    return {label: float(share.partition("%")[0]) / 100
+            for label, share in zip(("all weights", "last layer", "LoRA"), facts)}
 
 
 # ---- the table ------------------------------------------------------------------------------
