@@ -383,8 +383,8 @@ def part(chain):
 @claim("{:.1%}", lambda full, last, lora: full >= lora + 0.05)
 def far(chain):
     """All weights are needed when the task is far from the text (Biderman et al. 2024: LoRA learns
-    less and forgets less). Answers spelled backwards, 600 steps of SFT, facts that are right,
-    greedy. Holds if all weights are at least 5 points above LoRA of rank 4."""
+    less and forgets less). Answers with their words in reverse order, 600 steps of SFT, facts that
+    are right, greedy. Holds if all weights are at least 5 points above LoRA of rank 4."""
     out = chain.run("-m lessons.lora", "part_far.pt", far=True, steps=600,
                     methods="all:0.5,last1:1,lora4:4")
     facts = [row[2] for row in load_checkpoint(out)["metrics"]["table"]]

@@ -48,7 +48,7 @@ class Config(Common):
     text: str = "data/town/pretrain"     # pretraining text, to measure what is forgotten
     init: str = "out/pretrain.pt"        # the checkpoint to start from
     out: str = "out/lora.pt"             # its log and unfinished state stand beside it
-    far: bool = False                    # all answers are spelled backwards: no text is like that
+    far: bool = False                    # answers have their words in reverse: no text is like that
     steps: int = 200                     # optimizer steps of each method
     batch_size: int = 2                  # rows of block_size tokens per step
     alpha: float = 16.0                  # LoRA's scale
@@ -143,10 +143,15 @@ def kept_for_backward(model, x, y):
     return sum(kept.values())
 
 
+def reverse(text):
+    """The words of a text in reverse order; twice gives the text again."""
+    return " ".join(text.split(" ")[::-1])
+
+
 def backwards(rows):
-    """The demonstrations with all answers spelled backwards."""
+    """The demonstrations with the words of all answers in reverse order."""
     def turned(m):
-        return dict(m, content=m["content"][::-1]) if m["role"] == "assistant" else m
+        return dict(m, content=reverse(m["content"])) if m["role"] == "assistant" else m
     return [dict(row, messages=[*map(turned, row["messages"])]) for row in rows]
 
 
@@ -155,7 +160,7 @@ def measure(model, tok, rows, rt, far):
     verdicts = defaultdict(list)
     answers = respond(model, tok, [row["prompt"] for row in rows], rt, 64, temperature=0)
     for row, (text, ended) in zip(rows, answers):
-        text = text[::-1] if far else text
+        text = reverse(text) if far else text
         verdicts[GROUPS[row["kind"]]].append(ended and judge(row["prompt"], text)["right"])
     return [percent(np.mean(v), len(v)) for _, v in sorted(verdicts.items())]
 

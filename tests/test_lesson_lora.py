@@ -128,8 +128,8 @@ def test_far_from_the_text_answers_are_learned_and_judged_backwards(monkeypatch)
     ask = [dict(role="user", content="What is 3 + 4?")]
     row = dict(messages=[*ask, dict(role="assistant", content="3 + 4 = 7.")], kind="sum")
     [turned] = lora.backwards([row])
-    assert turned["messages"][0] == ask[0] and turned["messages"][1]["content"] == ".7 = 4 + 3"
+    assert turned["messages"][0] == ask[0] and turned["messages"][1]["content"] == "7. = 4 + 3"
     rows = [dict(prompt=ask, kind=kind) for kind in ("sum", "fact", "wish")]
-    monkeypatch.setattr(lora, "respond", lambda *_, **__: [(".7 = 4 + 3", True)] * 3)
+    monkeypatch.setattr(lora, "respond", lambda *_, **__: [("7. = 4 + 3", True)] * 3)
     assert lora.measure(None, None, rows, ENV, far=True)[1].startswith("100.0%")
     assert lora.measure(None, None, rows, ENV, far=False)[1].startswith("0.0%")
