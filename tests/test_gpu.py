@@ -19,7 +19,7 @@ import answer
 from checkpoint import Run
 from common import Runtime
 from data.formats import read_prompts
-from data.town import Dice, World, make_prompt
+from data.town import Dice, World, make_prompt, pretraining_text
 from lab import compare_methods
 from pretend_gpu import pretend_gpu
 from tiny import FLAGS, ROOT, build, run, save, write
@@ -27,6 +27,7 @@ from test_lesson_best_of_n import FLAGS as BEST_OF_N
 from test_lesson_calculator import FLAGS as CALCULATOR
 from test_lesson_chain_of_thought import FLAGS as CHAIN_OF_THOUGHT
 from test_lesson_constrained import FLAGS as CONSTRAINED
+from test_lesson_data import FLAGS as DATA
 from test_lesson_dpo import FLAGS as DPO
 from test_lesson_grpo import FLAGS as GRPO
 from test_lesson_in_context import FLAGS as IN_CONTEXT
@@ -41,6 +42,7 @@ SCRIPTS = {
     "lessons/calculator": [*CALCULATOR, "--n_demos=20"],
     "lessons/chain_of_thought": [*CHAIN_OF_THOUGHT, "--init=sft.pt", "--n_test=2", "--votes=2"],
     "lessons/constrained": [*CONSTRAINED, "--n_eval=4"],
+    "lessons/data": [*DATA, "--what=generations", "--data=web.jsonl", "--tokenizer=tok.json"],
     "lessons/dpo": DPO,
     "lessons/grpo": [*GRPO, "--reward=reward.pt"],
     "lessons/in_context": [*IN_CONTEXT, "--data=text.jsonl", "--tokenizer=tok.json",
@@ -70,6 +72,8 @@ def town(tmp_path_factory, tiny_tokenizer):
         save(folder / f"{stage}.pt", stage, tiny_tokenizer, block_size=256)
     world = World()
     asked = [make_prompt(world, dice, "test")[:2] for _ in range(200)]
+    write(folder / "web.jsonl", *(
+        doc for _, docs in pretraining_text(world, 200, 0) for doc in docs))
     write(folder / "test.jsonl", *(dict(kind=kind, prompt=prompt) for kind, prompt in asked[:40]))
     write(folder / "demos.jsonl", *(dict(kind=kind, prompt=prompt, response="Ada")
                                     for kind, prompt in asked))

@@ -236,6 +236,9 @@ SMALL = {
                           "--n_embd=16 --block_size=256 --batch_size=1 --n_sheets=1 "
                           "--n_questions=1 --eval_every=1 --examples=town/sft.jsonl "
                           "--questions=town/test.jsonl",
+    "lessons/data": f"{TRAIN} --what=mixture --data=town/pretrain --tokenizer=tok.json "
+                    "--n_layer=1 --n_head=2 --n_embd=16 --block_size=64 --batch_size=1 "
+                    "--eval_rows=8",
     "lessons/few_shot": "--data=town/test.jsonl --examples=town/sft.jsonl --base=pretrain.pt "
                         "--chat=logs/sft.pt --shots=0,1 --max_new_tokens=4 --out=new.json",
 }
