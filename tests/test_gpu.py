@@ -34,6 +34,7 @@ from test_lesson_in_context import FLAGS as IN_CONTEXT
 from test_lesson_look_up import FLAGS as LOOK_UP
 from test_lesson_lora import FLAGS as LORA
 from test_lesson_ratings import FLAGS as RATINGS
+from test_lesson_scaling import FLAGS as SCALING
 from tools import speakers
 from view import views
 
@@ -51,6 +52,7 @@ SCRIPTS = {
     "lessons/ratings": [*RATINGS, "--data=graded.jsonl", "--init=sft.pt", "--n_screen=2"],
     "lessons/lora": [*LORA, "--data=sft.jsonl", "--text=text.jsonl", "--init=pretrain.pt",
                      "--methods=last1:1,lora2:2"],
+    "lessons/scaling": [*SCALING, "--data=text.jsonl", "--unseen=pretrain.pt"],
     "lessons/few_shot": ["--data=test.jsonl", "--examples=demos.jsonl", "--base=pretrain.pt",
                          "--chat=sft.pt", "--shots=1"],
     "evaluate": ["--data=prompts.jsonl", "--models=pretrain.pt,sft.pt,ppo.pt", "--judge=",
@@ -160,7 +162,9 @@ def same(f):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_learns_or_measures_the_same(script, town, short):
-    measures = script in ("lessons/few_shot", "evaluate")
+    measures = script in ("lessons/few_shot", "lessons/scaling", "evaluate")
+    parts = {"evaluate": ("models", "best_of_n", "reward_model"),
+             "lessons/scaling": ("runs", "unseen")}    # rounding may lead to a law far away
 
     def found(device):
         out = town / f"{device[:3]}_{Path(script).name}.{'json' if measures else 'pt'}"
@@ -168,8 +172,7 @@ def test_a_script_learns_or_measures_the_same(script, town, short):
                                          f"--out={out.name}"]) == 0
         if measures:
             found = json.loads(out.read_text())
-            return found if script != "evaluate" else [
-                found[part] for part in ("models", "best_of_n", "reward_model")]
+            return [found[part] for part in parts.get(script, found)]
         ckpt = torch.load(out, weights_only=True)
         if script == "lessons/lora":                  # its table has the memory of attention
             del ckpt["metrics"]

@@ -239,6 +239,9 @@ SMALL = {
     "lessons/data": f"{TRAIN} --what=mixture --data=town/pretrain --tokenizer=tok.json "
                     "--n_layer=1 --n_head=2 --n_embd=16 --block_size=64 --batch_size=1 "
                     "--eval_rows=8",
+    "lessons/scaling": "--widths=8,12,16 --lengths=1,2,3 --batch_size=1 --block_size=32 "
+                       "--n_layer=1 --eval_rows=4 --data=text.jsonl --unseen=logs/pretrain.pt "
+                       "--dtype=float32 --out=new.json",
     "lessons/few_shot": "--data=town/test.jsonl --examples=town/sft.jsonl --base=pretrain.pt "
                         "--chat=logs/sft.pt --shots=0,1 --max_new_tokens=4 --out=new.json",
 }
