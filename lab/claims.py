@@ -380,16 +380,17 @@ def part(chain):
     return found
 
 
-@claim("{:.1%}", lambda full, last, lora: full >= lora + 0.05)
+@claim("{:.1%}", lambda full, lora, sums, lora_sums: min(full - lora, sums - lora_sums) >= 0.05)
 def far(chain):
     """All weights are needed when the task is far from the text (Biderman et al. 2024: LoRA learns
-    less and forgets less). Answers with their words in reverse order, 600 steps of SFT, facts that
-    are right, greedy. Holds if all weights are at least 5 points above LoRA of rank 4."""
+    less and forgets less). Answers with their words in reverse order, 600 steps of SFT, greedy
+    answers that are right. Holds if all weights are at least 5 points above LoRA of rank 4."""
     out = chain.run("-m lessons.lora", "part_far.pt", far=True, steps=600,
-                    methods="all:0.5,last1:1,lora4:4")
-    facts = [row[2] for row in load_checkpoint(out)["metrics"]["table"]]
-    return {label: float(share.partition("%")[0]) / 100
-            for label, share in zip(("all weights", "last layer", "LoRA"), facts)}
+                    methods="all:0.5,lora4:4")
+    table = load_checkpoint(out)["metrics"]["table"]
+    return {f"{label}, {what}": float(row[column].partition("%")[0]) / 100
+            for what, column in (("facts", 2), ("sums", 3))
+            for label, row in zip(("all weights", "LoRA"), table)}
 
 
 # ---- the table ------------------------------------------------------------------------------

@@ -199,6 +199,8 @@ def test_over_optimisation_shows_score_grade_and_answers(page, folder):
     said = text_of(page, "over")
     assert f"{row['score']:.2f}" in said and f"{row['grade']:.2f}" in said
     assert log(folder)[1]["answers"][0]["prompt"][-1]["content"] in said
+    page("const r = document.querySelector('#over input'); r.value = r.max; r.oninput()")
+    assert log(folder)[-1]["answers"][0]["prompt"][-1]["content"] in text_of(page, "over")
 
 
 def test_the_table_shows_the_scoreboard_and_each_command_only_what_is_no_default(page, folder):
