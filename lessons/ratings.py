@@ -1,4 +1,4 @@
-"""Lesson: why labelers rank. Reward models from rankings, ratings, and pairs that are read together.
+"""Lesson: why labelers rank. Reward models from rankings, ratings, and pairs read together.
 
 reads   out/sft.pt, out/comparisons.jsonl (the answers and their true grades)
 writes  out/ratings.pt, the last of the reward models, and a table
