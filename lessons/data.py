@@ -30,7 +30,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from answer import answer_text, complete, response_logp
 from checkpoint import Run, fingerprint
@@ -39,8 +38,8 @@ from data.corpus import Corpus
 from data.formats import read_texts
 from data.town import (FACTS, MARK_ENDS, PHRASES, PROMPTS, SAYS, VALUES, find, mentions, sentences,
                        the_facts)
-from model import GPT, STYLES, GPTConfig
-from optim import Muon, adamw, get_lr, set_lr
+from lessons.pretraining import begin, learn
+from optim import get_lr
 from pretrain import evaluate
 from tokenizer import Tokenizer
 
@@ -198,17 +197,8 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    def prepare():
-        torch.manual_seed(config.seed)                # the same weights for every text
-        model = GPT(GPTConfig(
-            block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
-            n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=4 * config.n_embd,
-            **STYLES["laptop"])).to(rt.device)
-        matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-        return model, dict(adamw=adamw(model, config.weight_decay, without=matrices),
-                           muon=Muon(matrices, config.weight_decay, dtype=rt.dtype))
-
-    (model, optimizers), corpus = prepare(), None
+    # the same weights for every text
+    (model, optimizers), corpus = begin(config, rt, tok.vocab_size, config.n_embd), None
     table = {}                                        # {row: its figures}
     run.track(model=model, **optimizers, table=table)
 
@@ -217,23 +207,13 @@ if __name__ == "__main__":
     for step in run.steps(config.steps * len(rows)):
         row, s = rows[step // config.steps], step % config.steps
         if s == 0:
-            model, optimizers = prepare()
+            model, optimizers = begin(config, rt, tok.vocab_size, config.n_embd)
             run.track(model=model, **optimizers, table=table)
         if s == 0 or corpus is None:
             text, corpus = text_of(row)
             corpus.shuffle(config.steps * B * T + 1, config.seed, config.mix * (row == "mixture"))
-        lr = get_lr(s, config)
-        for name, optimizer in optimizers.items():
-            set_lr(optimizer, lr * config.muon if name == "muon" else lr)
-        batch = corpus.rows(s * B, B, T).to(rt.device)
-        with rt.autocast():
-            loss = model(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, rows=batch)
-        for optimizer in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        loss = learn(model, optimizers, corpus.rows(s * B, B, T).to(rt.device), get_lr(s, config),
+                     step, run, rt, config)
         if (s + 1) % 100 == 0:
             run.log(step + 1, dict(text=row, loss=loss.item()))
         if s + 1 < config.steps:

@@ -32,8 +32,8 @@ from data.town import MARK_ENDS, Dice, World, judge, sheets
 from evaluate import answer
 from lessons.few_shot import choose, document
 from lessons.held_out import of_the_town
-from model import GPT, STYLES, GPTConfig
-from optim import Muon, adamw, get_lr, set_lr
+from lessons.pretraining import begin, learn
+from optim import get_lr
 from tokenizer import Tokenizer
 
 
@@ -124,12 +124,7 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.data, config.tokenizer])
-    torch.manual_seed(config.seed)
     tok, T = Tokenizer.load(config.tokenizer), config.block_size
-    model = GPT(GPTConfig(
-        block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer, n_head=config.n_head,
-        n_kv_head=config.n_head, n_embd=config.n_embd, n_hidden=4 * config.n_embd,
-        **STYLES["laptop"])).to(rt.device)
 
     # ---- data -------------------------------------------------------------------------------
 
@@ -143,27 +138,15 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-    optimizers = dict(adamw=adamw(model, config.weight_decay, without=matrices),
-                      muon=Muon(matrices, config.weight_decay, dtype=rt.dtype))
+    model, optimizers = begin(config, rt, tok.vocab_size, config.n_embd)
     table = {}                                        # {step: its row}
     run.track(model=model, **optimizers, table=table)
 
     # ---- training loop ----------------------------------------------------------------------
 
     for step in run.steps():
-        lr = get_lr(step, config)
-        for name, optimizer in optimizers.items():
-            set_lr(optimizer, lr * config.muon if name == "muon" else lr)
         batch = corpus.rows(step * config.batch_size, config.batch_size, T).to(rt.device)
-        with rt.autocast():
-            loss = model(batch[:, :-1].contiguous(), batch[:, 1:].contiguous())
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, rows=batch)
-        for optimizer in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        loss = learn(model, optimizers, batch, get_lr(step, config), step, run, rt, config)
         if run.due(config.eval_every):
             with run.paused():
                 shares = {f"{n} examples": right(model, tok, rows, examples, n, rt, config)

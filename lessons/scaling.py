@@ -27,12 +27,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import torch
 
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config, to_json, writing
-from model import GPT, STYLES, GPTConfig
-from optim import Muon, adamw, get_lr, set_lr
+from lessons.pretraining import begin, learn
+from optim import get_lr
 from pretrain import evaluate
 
 
@@ -163,10 +162,7 @@ if __name__ == "__main__":
     if T > model.config.block_size:
         fail(f"--block_size={T}, but {config.unseen} reads {model.config.block_size} tokens at "
              f"most")
-    grid = [(GPTConfig(block_size=T, vocab_size=tok.vocab_size, n_layer=config.n_layer,
-                       n_head=config.n_head, n_kv_head=config.n_head, n_embd=width,
-                       n_hidden=4 * width, **STYLES["laptop"]), steps)
-            for width in widths for steps in lengths]
+    grid = [*product(widths, lengths)]
     ends = [*accumulate(steps for _, steps in grid)]  # the runs' steps follow one another
 
     # ---- data -------------------------------------------------------------------------------
@@ -180,19 +176,15 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
-    def begin(i):
+    def prepare(i):
         """Run i: its model with random weights, its optimizers, its schedule (see optim.get_lr)."""
-        shape, steps = grid[i]
-        torch.manual_seed(config.seed)
-        model = GPT(shape).to(rt.device)
-        matrices = [p for p in model.blocks.parameters() if p.dim() == 2]
-        optimizers = dict(adamw=adamw(model, config.weight_decay, without=matrices),
-                          muon=Muon(matrices, config.weight_decay, dtype=rt.dtype))
+        width, steps = grid[i]
+        model, optimizers = begin(config, rt, tok.vocab_size, width)
         run.track(model=model, **optimizers, runs=runs)
         return model, optimizers, SimpleNamespace(lr=config.lr, steps=steps, warmup=steps // 16)
 
     runs = []                                         # (N, D, loss) of those that are finished
-    model, optimizers, schedule = begin(bisect_left(ends, run.start or 1))
+    model, optimizers, schedule = prepare(bisect_left(ends, run.start or 1))
 
     # ---- training loop: one run after the other ---------------------------------------------
 
@@ -200,19 +192,9 @@ if __name__ == "__main__":
         i = bisect_right(ends, step)
         s = step - (ends[i] - grid[i][1])             # of this run
         if s == 0:
-            model, optimizers, schedule = begin(i)
-        lr = get_lr(s, schedule)
-        for name, optimizer in optimizers.items():
-            set_lr(optimizer, lr * config.muon if name == "muon" else lr)
-        rows = corpus.rows(s * B, B, T).to(rt.device)
-        with rt.autocast():
-            loss = model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous())
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, rows=rows)
-        for optimizer in optimizers.values():
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            model, optimizers, schedule = prepare(i)
+        learn(model, optimizers, corpus.rows(s * B, B, T).to(rt.device), get_lr(s, schedule), step,
+              run, rt, config)
         if step + 1 == ends[i]:
             val, _ = evaluate(model, val_rows, len(corpus.sources), B, rt)
             runs.append([sum(p.numel() for p in model.parameters()), schedule.steps * B * T,
