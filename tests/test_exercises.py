@@ -164,21 +164,21 @@ def test_a_broken_file_does_not_end_the_list_and_a_copy_is_not_in_it(school, tmp
     (there / "e14_ranking_loss.py").write_text(with_body("import os", "os._exit(0)"))
     (there / "e15_agreement_and_ceiling.py").write_text("")
     (there / "e16_score_normalisation.py").unlink()
-    (there / "e17_kl_reward.py").write_bytes("# coding: gbk\n# 采样".encode("gbk"))
+    (there / "e18_kl_reward.py").write_bytes("# coding: gbk\n# 采样".encode("gbk"))
     status, (*lines, last) = command(tmp_path)
     assert [int(line[2:4]) for line in lines] == sorted(course.exercises())
     assert status == 0 and last == "0 of 26; next: python -m exercises 1"
     said = {int(line[2:4]): line.partition("   (")[2].rstrip(")") for line in lines}
     assert said[13].endswith("e13_sampling.py: is not UTF-8: save it as UTF-8")
     assert said[14] == "it ends the whole program"
-    assert "there is no function" in said[15] and "there is no function" in said[17]
+    assert "there is no function" in said[15] and "there is no function" in said[18]
     assert said[16].endswith("e16_score_normalisation.py: No such file or directory")
 
 
 @pytest.mark.parametrize("flags, words", [
     (["14", "--only=theirs"], "--only=theirs is not ours or yours"), (["--only=ours"], "no number"),
     (["99"], "no exercise 99"), (["one"], "no exercise one"), (["--lang=fr"], "not en or zh"),
-    (["--run"], "needs the number"), (["22", "--run"], "exercise 22 has no run")])
+    (["--run"], "needs the number"), (["23", "--run"], "exercise 23 has no run")])
 def test_a_wrong_command_gets_one_line(refused, monkeypatch, flags, words):
     monkeypatch.setattr(sys, "argv", ["exercises", *flags])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

@@ -1,4 +1,4 @@
-"""18. Generalised advantage estimation (GAE)
+"""19. Generalised advantage estimation (GAE)
 
 The critic says at every token how good the answer is going to be: V_t. The advantage of a token
 says how much better things went than the critic expected. One step ahead, that is

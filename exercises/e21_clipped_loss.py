@@ -1,4 +1,4 @@
-"""20. PPO's clipped loss
+"""21. PPO's clipped loss
 
 An answer was sampled by the old policy. The ratio says how much more probable the present policy
 finds a token of it:

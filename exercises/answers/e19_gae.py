@@ -7,7 +7,7 @@ RUN = ("rlhf_ppo.py", "gae", "--steps=6 --batch_size=64 --minibatch=32 --n_eval=
        "--ptx_coef=0 --critic_first=0 --critic_lr=1 --lr=5e-4")
 COLUMNS = ["objective/score", "ppo/val/explained_var"]
 ZH = """
-18. 广义优势估计 generalised advantage estimation（GAE）
+19. 广义优势估计 generalised advantage estimation（GAE）
 
 评论家 critic 在每个 token 处估计回答最终有多好：V_t。优势 advantage 表示某个 token 之后的结果
 比评论家预期的好多少。只向前看一步时，它是

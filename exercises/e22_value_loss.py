@@ -1,4 +1,4 @@
-"""21. The value loss
+"""22. The value loss
 
 The critic learns to predict the return of every token, by the squared error. Like the policy it
 shall not move far in one iteration: V is also clipped near V_old, the value that it gave when the

@@ -1,4 +1,4 @@
-"""19. Whitening
+"""20. Whitening
 
 Advantages may be large in one iteration and small in the next, and the learning rate stays the
 same. So PPO shifts and scales them, over all answers of the iteration, to mean 0 and standard

@@ -3,7 +3,7 @@ import torch
 NAME = "kl_estimates"
 RUN = None
 ZH = """
-22. KL 散度的三种估计
+23. KL 散度的三种估计
 
 策略 pi 离参考模型 reference 有多远？KL = E[log pi(x) - log pi_ref(x)]，即对 pi 写出的文本 x 求平
 均。所有文本无法一一列出，所以只能对样本求平均。Schulman（“Approximating KL divergence”，2020）比

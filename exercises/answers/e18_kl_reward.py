@@ -10,7 +10,7 @@ RUN = ("rlhf_ppo.py", "token_rewards", "--steps=10 --batch_size=128 --minibatch=
        lambda function: lambda r, beta: function(r.logp, r.ref_logp, r.scores, r.last, beta))
 COLUMNS = ["objective/score", "objective/kl", "objective/rlhf_reward"]
 ZH = """
-17. 每个 token 的奖励
+18. 每个 token 的奖励
 
 奖励模型 reward model 给整个回答打分，PPO 却要每个 token 都有奖励。它由两部分组成：
 

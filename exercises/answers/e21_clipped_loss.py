@@ -8,7 +8,7 @@ RUN = ("rlhf_ppo.py", "policy_loss", "--steps=10 --batch_size=128 --minibatch=32
        lambda function: lambda *args: (function(*args), *rlhf_ppo.policy_loss(*args)[1:]))
 COLUMNS = ["objective/score", "objective/kl", "ppo/policy/clipfrac"]
 ZH = """
-20. PPO 的截断损失 clipped loss
+21. PPO 的截断损失 clipped loss
 
 回答由旧策略采样得到。概率比 ratio 表示现在的策略 policy 认为其中某个 token 的概率是原来的多少倍：
 

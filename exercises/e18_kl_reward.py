@@ -1,4 +1,4 @@
-"""17. The reward of each token
+"""18. The reward of each token
 
 The reward model scores the finished answer. PPO wants a reward for every token. It has two parts:
 

@@ -10,7 +10,7 @@ RUN = ("rlhf_ppo.py", "whiten", "--steps=10 --batch_size=128 --minibatch=32 --n_
        lambda function: lambda x, mask, rt: function(x, mask))
 COLUMNS = ["objective/score", "objective/kl", "ppo/policy/clipfrac"]
 ZH = """
-19. 白化 whitening
+20. 白化 whitening
 
 优势 advantage 在这一轮可能很大，在下一轮可能很小，而学习率不变。所以 PPO 对一轮里的所有回答一起做平
 移和缩放，使优势的平均值为 0，标准差为 1：

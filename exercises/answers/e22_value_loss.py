@@ -7,7 +7,7 @@ RUN = ("rlhf_ppo.py", "value_loss", "--steps=10 --batch_size=128 --minibatch=32 
        "--eval_every=5 --ptx_coef=0 --critic_first=0 --critic_lr=1 --lr=5e-4")
 COLUMNS = ["ppo/val/explained_var", "ppo/loss/value", "objective/score"]
 ZH = """
-21. 价值损失 value loss
+22. 价值损失 value loss
 
 评论家 critic 用平方误差学习预测每个 token 的回报 return。与策略一样，它在一轮里也不应移动太远：V 还
 要截断在 V_old 附近，V_old 是写下回答时它给出的价值 value。
