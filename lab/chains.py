@@ -32,6 +32,7 @@ READS = {
     "evaluate.py": dict(reward="reward.pt", comparisons="comparisons.jsonl", seed=0),
     "-m lessons.few_shot": dict(base="pretrain.pt", chat="sft.pt", seed=0),
     "-m lessons.lora": dict(init="pretrain.pt"),
+    "-m lessons.reason": dict(init="sft.pt"),
     "-m lessons.dpo": dict(init="sft.pt", data="comparisons.jsonl"),
 } | dict.fromkeys(["rlhf_ppo.py", "-m lessons.grpo", "-m lessons.best_of_n"],
                   dict(init="sft.pt", reward="reward.pt"))

@@ -15,6 +15,7 @@ show the median over the seeds [least, most].
 
 from dataclasses import dataclass
 
+from checkpoint import load_checkpoint
 from common import parse_config
 from lab import chains
 from lab.chains import chosen, evaluations, finished, for_each, show
@@ -22,7 +23,7 @@ from lab.chains import chosen, evaluations, finished, for_each, show
 
 @dataclass
 class Config(chains.Config):
-    what: str = "rehearsal,starts,bound,details,rounds,overoptimise"   # which experiments
+    what: str = "rehearsal,starts,bound,details,rounds,overoptimise,reason"   # which experiments
 
 
 TABLES = {}                    # {name: (function, title, columns)}
@@ -157,6 +158,45 @@ def overoptimise(chain):
             rows |= {f"{name}, β = {beta}, iteration {row['step']}": (
                 max(row["kl"], 0) ** 0.5, row["score"], row["grade"]) for row in evaluations(out)}
     return rows
+
+
+SUMS = "lessons/reason.py:correct"
+REASONED = {
+    "GRPO, 200 solutions shown": {},
+    "100 shown": dict(shown=100),
+    "30 shown": dict(shown=30),
+    "none shown": dict(shown=0),
+    "REINFORCE, no baseline": dict(baseline=False),
+    "the group's mean, not its deviation": dict(divide=False),
+    "each token weighs the same": dict(by_answer=False),
+    "16 updates, clipped": dict(epochs=4, minibatch=64),
+    "16 updates, not clipped": dict(epochs=4, minibatch=64, clip=1e9),
+    "pays if the number stands anywhere": dict(reward="lessons/reason.py:contains"),
+    "pays for three equations": dict(reward="lessons/reason.py:form"),
+}
+
+
+@experiment("reasoning from a checkable reward, held-out sums of 3 to 5 numbers", **{
+    "right before": "{:.1%}", "right": "{:.1%}", "6 numbers": "{:.1%}", "in steps": "{:.1%}",
+    "tokens": "{:.1f}", "pass@1 before": "{:.1%}", "pass@1": "{:.1%}", "pass@32 before": "{:.1%}",
+    "pass@32": "{:.1%}"})
+def reason(chain):
+    """What the start, each part of GRPO, and the reward are worth; 60 iterations of 256 answers."""
+    runs = {label: chain.run("-m lessons.reason", "-".join(
+        ["reason", *(f"{k}={v}".rpartition(":")[2] for k, v in flags.items())]) + ".pt", **flags)
+        for label, flags in REASONED.items()}
+    ppo = chain.run("rlhf_ppo.py", "reason-ppo.pt", init="experiments/reason_start.pt",
+                    data="experiments/reason_prompts.jsonl", reward=SUMS, watch=SUMS, steps=60,
+                    batch_size=256, minibatch=64, temperature=1, kl_coef=0, ptx_coef=0,
+                    missing_end=0)
+    # only to examine it: nothing is learned at a learning rate of 0
+    runs["PPO, with a critic"] = chain.run("-m lessons.reason", "reason-after_ppo.pt", init=ppo,
+                                           demo_steps=1, demo_lr=0, steps=1, lr=0)
+    found = {label: load_checkpoint(out)["metrics"] for label, out in runs.items()}
+    found["PPO, with a critic"]["before"] = found["GRPO, 200 solutions shown"]["before"]
+    return {label: (m["before"]["right"], *(m["after"][key] for key in (
+        "right", "longer", "in_steps", "length")), m["before"]["pass@1"], m["after"]["pass@1"],
+        m["before"]["pass@32"], m["after"]["pass@32"]) for label, m in found.items()}
 
 
 if __name__ == "__main__":

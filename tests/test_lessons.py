@@ -38,10 +38,12 @@ def test_an_interrupted_lesson_ends_with_the_same_weights_and_figures(
 @pytest.mark.parametrize("lesson, start, steps, question, stages, table", [
     ("chain_of_thought", "sft", (3, 6, 10, 12), "What is 2 + 3 + 4?", "pretrain sft sft",
      lambda lines: [line.count("[") for line in lines[-8:-1]] == [2] * 7),
+    ("reason", "sft", (1, 2, 4), "What is 2 + 3 + 4?", "pretrain sft ppo",
+     lambda lines: [len(line[28:].split()) for line in lines[-12:-1]] == [2] * 11),
     ("lora", "pretrain", (3, 6, 16, 18), "What is 2 + 3?", "pretrain sft",
      lambda lines: [sum(method in line and "[" in line for line in lines[-5:])
                     for method in ("all:1", "last1:1", "lora2:2")] == [1, 1, 1])],
-    ids=["chain of thought", "lora"])
+    ids=["chain of thought", "reason", "lora"])
 def test_a_lesson_of_several_models_is_interrupted_within_one_and_where_one_ends(
         chain, tmp_path, lesson, start, steps, question, stages, table):
     """It ends with a table, and with a checkpoint that chat.py takes."""
@@ -54,7 +56,7 @@ def test_a_lesson_of_several_models_is_interrupted_within_one_and_where_one_ends
     flags = flags_of(lesson)
     assert table(tiny.printed(tmp_path, f"lessons/{lesson}", *flags, "--out=whole.pt"))
     tiny.ends_alike(tmp_path, lesson, steps, *flags, start=f"out/{start}.pt")
-    ckpt = load_checkpoint(tmp_path / "whole.pt", "sft")
+    ckpt = load_checkpoint(tmp_path / "whole.pt", stages.split()[-1])
     assert [entry["stage"] for entry in ckpt["history"]] == stages.split()
     assert tiny.run(tmp_path, "chat", "--temperature=0", f"--prompt={question}",
                     "--compare=whole.pt")[0] == 0
@@ -65,6 +67,7 @@ REFUSED = {
     f"best_of_n {OWN}": "--best_of=1 --minibatch=3 --temperature=0 --reward=sft.pt",
     "dpo": "--beta=0 --temperature=0 --batch_size=400",
     f"grpo {OWN}": "--k=1 --k=5 --minibatch=5 --temperature=0 --max_new_tokens=30 --reward=sft.pt",
+    "reason --init=sft.pt": "--k=5 --minibatch=5 --temperature=0 --max_new_tokens=30",
     "lora --data=sft.jsonl --text=text.jsonl --init=pretrain.pt": "--methods=lora "
     "--methods=first2:1 --methods=all --methods=lora0:1 --methods=last:1 --methods=lora4:x"}
 
