@@ -15,6 +15,7 @@ from data.formats import read_comparisons, read_demonstrations, split
 from evaluate import Config, score_texts
 from rlhf_ppo import gae
 from sft import batch, encode_dialogues, pack
+from test_lesson_reason import FLAGS as REASON
 from tiny import ROOT, read_log, run, write
 from view import report
 
@@ -28,6 +29,7 @@ def folder(own_chain):
                f"--judge={ROOT}/data/town.py:judge")[0] == 0
     for end in ("pt", "jsonl"):
         shutil.copy(own_chain / f"out/ppo.{end}", own_chain / f"out/free.{end}")
+    assert run(own_chain, "lessons/reason", *REASON)[0] == 0
     assert run(own_chain, "view/report")[0] == 0
     return own_chain
 
@@ -59,7 +61,7 @@ def test_every_view_is_filled_and_none_is_missing(page):
     views = page("""return [...document.querySelectorAll('.view')].map(view =>
         [view.closest('section').id, view.innerText.length,
          view.querySelector(':scope > .note.card') === null])""")
-    assert len(views) == 12
+    assert len(views) == 13
     assert all(length > 20 and there for _, length, there in views), views
     made = page("return [...document.querySelectorAll('code')].map(code => code.textContent)")
     assert sum(line.startswith("python rlhf_ppo.py") for line in made) > 5    # as in each figure
@@ -201,6 +203,16 @@ def test_over_optimisation_shows_score_grade_and_answers(page, folder):
     assert log(folder)[1]["answers"][0]["prompt"][-1]["content"] in said
     page("const r = document.querySelector('#over input'); r.value = r.max; r.oninput()")
     assert log(folder)[-1]["answers"][0]["prompt"][-1]["content"] in text_of(page, "over")
+
+
+def test_reasoning_shows_curves_and_answers(page, folder):
+    rows = [r for r in read_log(folder / "out/reason.jsonl") if r.get("split")]
+    said = text_of(page, "reason")
+    assert f"in steps {rows[-1]['in_steps']:.3f}" in said and "iteration 0" in said
+    assert all(prompt[-1]["content"] in said for prompt, *_ in rows[0]["samples"])
+    page("const r = document.querySelector('#reason input'); r.value = r.max; r.oninput()")
+    assert "iteration 4" in text_of(page, "reason")
+    assert len(page("return [...document.querySelectorAll('#reason figure')]")) == 2
 
 
 def test_the_table_shows_the_scoreboard_and_each_command_only_what_is_no_default(page, folder):

@@ -103,14 +103,16 @@ function draw(lines, W = 440, H = 260) {
       style.includes("dots") || points.length === 1 ?
         points.map(([x, y]) => el("circle", { cx: right(x), cy: down(y), r: 2.5, fill: `var(--${colour})` })) : null]));
 }
-/** The panels that have a line, each with the last number of its lines and the command that made it. */
-const curves = (logs, best = [], commands = {}) => panels(logs, best).map(([stage, title, lines]) => {
+/** A panel: its lines, each with its last number, and the command that made them. null without a point. */
+function figure(title, lines, command) {
   const found = lines.map(([rows, field, ...rest]) => [rows.map(row => [row.step, row[field]]).filter(point => point.every(Number.isFinite)), ...rest])
     .filter(([points]) => points.length);
   return found.length ? el("figure", {}, draw(found.map(([points, , colour, style]) => [points, colour, style])),
     el("figcaption", {}, el("b", {}, title), el("ul", { class: "legend" }, found.map(([points, name, colour, style]) =>
-      el("li", { style: `--c:var(--${colour})`, class: style }, name, ` ${num(points.at(-1)[1], 3)}`))), madeBy(commands[stage]))) : [];
-});
+      el("li", { style: `--c:var(--${colour})`, class: style }, name, ` ${num(points.at(-1)[1], 3)}`))), madeBy(command))) : null;
+}
+const curves = (logs, best = [], commands = {}) =>
+  panels(logs, best).map(([stage, title, lines]) => figure(title, lines, commands[stage])).filter(Boolean);
 
 // ---- the sections ---------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ import sft
 from checkpoint import read_log
 from common import Runtime, fail, from_json, note_once, parse_config, to_json, writing
 from evaluate import ROWS, cell, show
+from lessons import reason
 from view import views
 
 
@@ -40,7 +41,7 @@ class Config:
 IMAGES = Path(__file__).resolve().parents[1] / "docs/img"
 SCRIPTS = dict(pretrain=("pretrain.py", pretrain.Config), sft=("sft.py", sft.Config),
                comparisons=("compare.py", compare.Config), reward=("reward.py", reward.Config),
-               ppo=("rlhf_ppo.py", rlhf_ppo.Config))
+               ppo=("rlhf_ppo.py", rlhf_ppo.Config), reason=("-m lessons.reason", reason.Config))
 
 
 def scoreboard(board):
@@ -60,7 +61,7 @@ def command(stage, flags):
     script, Config = SCRIPTS[stage]
     words = [f"--{f.name}={flags[f.name]}" for f in dataclasses.fields(Config)
              if f.name in flags and flags[f.name] != f.default]
-    return shlex.join(["python", script, *words])
+    return shlex.join(["python", *script.split(), *words])
 
 
 # ---- the page -------------------------------------------------------------------------------
@@ -97,7 +98,8 @@ def make(config, rt):
     chain = views.Chain(folder, rt)
     logs, runs = views.logs(folder), chain.runs
     commands = {stage: command(stage, flags) for stage, flags in runs.items()}
-    commands |= dict(tokenizer="python tokenizer.py", board="python evaluate.py")
+    commands |= dict(tokenizer="python tokenizer.py", board="python evaluate.py",
+                     reason=command("reason", views.flags(folder / "reason.pt")))
     rules = vars(rlhf_ppo.Config()) | (runs.get("ppo") or views.flags(folder / "ppo.state"))
     over = read_log(folder / "free.jsonl")
     if over:
@@ -109,6 +111,7 @@ def make(config, rt):
         mask=views.loss_mask(chain), rank=views.rankings(chain), over=over, settings=runs,
         next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
         along=views.along(chain, config.contrasts), commands=commands, rules=rules,
+        reason=[row for row in read_log(folder / "reason.jsonl") if "loss" not in row],
         openings=views.openings(chain, views.prompts(chain, config.prompts)))
     parts = {name: diagram(name) for name in ("chain", "ppo")}
     parts["folder"] = escape(shlex.quote(str(folder)))
