@@ -199,12 +199,12 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.init, function_file(config.reward)])
-    for name, value in dict(k=config.k, minibatch=config.minibatch).items():
-        if config.batch_size % value:
-            fail(f"--{name}={value} must divide --batch_size={config.batch_size}")
+    if config.k < 2 or config.batch_size % config.k or config.batch_size % config.minibatch:
+        fail(f"--k={config.k} must be at least 2 and divide --batch_size={config.batch_size}; "
+             f"--minibatch={config.minibatch} must divide it, too")
     if config.temperature < COLDEST:
         fail("--temperature=0 always says the same: the policy learns from answers that differ")
-    policy, tok, history = load(config.init, rt, "sft ppo")
+    policy, tok, history = load(config.init, rt, "pretrain sft ppo")
     reward = load_function(config.reward)
 
     # ---- data -------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from test_lesson_in_context import FLAGS as IN_CONTEXT
 from test_lesson_look_up import FLAGS as LOOK_UP
 from test_lesson_lora import FLAGS as LORA
 from test_lesson_ratings import FLAGS as RATINGS
+from test_lesson_reason import FLAGS as REASON
 from test_lesson_scaling import FLAGS as SCALING
 from tools import speakers
 from view import views
@@ -52,6 +53,7 @@ SCRIPTS = {
     "lessons/ratings": [*RATINGS, "--data=graded.jsonl", "--init=sft.pt", "--n_screen=2"],
     "lessons/lora": [*LORA, "--data=sft.jsonl", "--text=text.jsonl", "--init=pretrain.pt",
                      "--methods=last1:1,lora2:2"],
+    "lessons/reason": [*REASON, "--init=sft.pt"],
     "lessons/scaling": [*SCALING, "--data=text.jsonl", "--unseen=pretrain.pt"],
     "lessons/few_shot": ["--data=test.jsonl", "--examples=demos.jsonl", "--base=pretrain.pt",
                          "--chat=sft.pt", "--shots=1"],

@@ -67,7 +67,7 @@ REFUSED = {
     f"best_of_n {OWN}": "--best_of=1 --minibatch=3 --temperature=0 --reward=sft.pt",
     "dpo": "--beta=0 --temperature=0 --batch_size=400",
     f"grpo {OWN}": "--k=1 --k=5 --minibatch=5 --temperature=0 --max_new_tokens=30 --reward=sft.pt",
-    "reason --init=sft.pt": "--k=5 --minibatch=5 --temperature=0 --max_new_tokens=30",
+    "reason --init=sft.pt": "--k=1 --k=5 --minibatch=5 --temperature=0 --max_new_tokens=30",
     "lora --data=sft.jsonl --text=text.jsonl --init=pretrain.pt": "--methods=lora "
     "--methods=first2:1 --methods=all --methods=lora0:1 --methods=last:1 --methods=lora4:x"}
 

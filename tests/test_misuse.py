@@ -232,6 +232,9 @@ SMALL = {
                     "--text=text.jsonl --init=logs/pretrain.pt --batch_size=1",
     "lessons/ratings": f"{TRAIN} --data=graded.jsonl --init=logs/sft.pt --batch_size=1 "
                        "--n_screen=1 --methods=ranking:all",
+    "lessons/reason": f"{TRAIN} --init=logs/sft.pt --demos=2 --shown=1 --demo_steps=1 --k=2 "
+                      "--batch_size=4 --minibatch=2 --max_new_tokens=4 --n_eval=1 --n_samples=2 "
+                      "--reward=length.py:longer",
     "lessons/in_context": f"{TRAIN} --data=text.jsonl --tokenizer=tok.json --n_layer=1 --n_head=2 "
                           "--n_embd=16 --block_size=256 --batch_size=1 --n_sheets=1 "
                           "--n_questions=1 --eval_every=1 --examples=town/sft.jsonl "

@@ -23,7 +23,6 @@ import sft
 from checkpoint import read_log
 from common import Runtime, fail, from_json, note_once, parse_config, to_json, writing
 from evaluate import ROWS, cell, show
-from lessons import reason
 from view import views
 
 
@@ -41,7 +40,7 @@ class Config:
 IMAGES = Path(__file__).resolve().parents[1] / "docs/img"
 SCRIPTS = dict(pretrain=("pretrain.py", pretrain.Config), sft=("sft.py", sft.Config),
                comparisons=("compare.py", compare.Config), reward=("reward.py", reward.Config),
-               ppo=("rlhf_ppo.py", rlhf_ppo.Config), reason=("-m lessons.reason", reason.Config))
+               ppo=("rlhf_ppo.py", rlhf_ppo.Config))
 
 
 def scoreboard(board):
@@ -61,7 +60,7 @@ def command(stage, flags):
     script, Config = SCRIPTS[stage]
     words = [f"--{f.name}={flags[f.name]}" for f in dataclasses.fields(Config)
              if f.name in flags and flags[f.name] != f.default]
-    return shlex.join(["python", *script.split(), *words])
+    return shlex.join(["python", script, *words])
 
 
 # ---- the page -------------------------------------------------------------------------------
@@ -99,7 +98,7 @@ def make(config, rt):
     logs, runs = views.logs(folder), chain.runs
     commands = {stage: command(stage, flags) for stage, flags in runs.items()}
     commands |= dict(tokenizer="python tokenizer.py", board="python evaluate.py",
-                     reason=command("reason", views.flags(folder / "reason.pt")))
+                     reason="python -m lessons.reason")
     rules = vars(rlhf_ppo.Config()) | (runs.get("ppo") or views.flags(folder / "ppo.state"))
     over = read_log(folder / "free.jsonl")
     if over:
