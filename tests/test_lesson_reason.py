@@ -6,7 +6,9 @@ import random
 import pytest
 import torch
 
+import lessons.reason as lesson
 import tiny
+from answer import answer_text, sum_logp
 from lessons.chain_of_thought import at_once, by_steps, draw
 from lessons.reason import (Config, advantages, contains, correct, demonstration, form, pass_at,
                             question, token_weights)
@@ -106,3 +108,28 @@ def test_it_raises_a_reward_of_ones_own(folder, tiny_tokenizer, flags):
     scores = [row["score"] for row in tiny.read_log(folder / "reason.jsonl") if "score" in row]
     assert scores[-1] > scores[0] + 0.5
     assert {"reason_start.pt", "reason_prompts.jsonl"} <= {path.name for path in folder.iterdir()}
+
+
+def test_the_six_lines_of_the_page_follow_the_policy_gradient(tiny_tokenizer):
+    """With SGD at a rate of 1 the weights move by the gradient, which is taken by hand."""
+    page = (tiny.ROOT / "docs/lessons.md").read_text("utf-8")
+    code = page.partition("### Reasoning")[2].partition("```python\n")[2].partition("```")[0]
+    policy, tok, rt = tiny.model(tiny_tokenizer.vocab_size, block_size=160), tiny_tokenizer, tiny.ENV
+    before = [p.detach().clone() for p in policy.parameters()]
+    optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+    prompts = [[dict(role="user", content=f"What is {i} + 1?")] for i in range(6)]
+    space = dict(vars(lesson), policy=policy, tok=tok, rt=rt, optimizer=optimizer, prompts=prompts,
+                 asked=[tok.encode_chat(p, reply=True)[0] for p in prompts], sum_logp=sum_logp,
+                 correct=lambda prompts, texts: [float(len(t)) for t in texts])
+    exec(code, space)
+    moved = [a - b.detach() for a, b in zip(before, policy.parameters())]
+    for p, b in zip(policy.parameters(), before):
+        p.data.copy_(b)
+    scores = [len(answer_text(tok, a)) for a in space["answers"]]
+    loss = 0
+    for s, ids, said in zip(scores, space["asked"], space["answers"]):
+        logits = policy(torch.tensor([ids + said[:-1]]))[0, len(ids) - 1:]
+        logp = logits.log_softmax(-1)[range(len(said)), said].sum()
+        loss = loss - (s - sum(scores) / 6) * logp / 6
+    for m, g in zip(moved, torch.autograd.grad(loss, [*policy.parameters()])):
+        tiny.close(m, g, atol=1e-4)
