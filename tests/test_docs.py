@@ -6,8 +6,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from common import parse_config
+from rlhf_ppo import gae
+from tiny import close
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [*ROOT.glob("README*.md"), ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,6 +74,17 @@ def test_the_index_lists_every_page():
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     assert [page.name for page in (ROOT / "docs").glob("*.md")
             if page.name != "README.md" and f"({page.name})" not in index] == []
+
+
+def test_the_values_worked_out_by_hand_are_those_of_gae():
+    text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^.{12,18}" + 5 * r" +([-+]?\d\.\d{3})" + "$", text, re.M)
+    log_ratio, r, v, delta, a = torch.tensor([[*map(float, row)] for row in rows]).T[:, None]
+    found, _ = gae(r, v, torch.ones_like(v).bool(), gamma=1, lam=0.95)
+    close(found, a, atol=2e-3)
+    close(r + F.pad(v[:, 1:], (0, 1)) - v, delta, atol=1.5e-3)
+    close(r[0, :-1], -0.1 * log_ratio[0, :-1], atol=1e-3)
+    assert len(rows) == 11
 
 
 @pytest.mark.parametrize("name", ["README.md", "README.zh.md"])
