@@ -223,7 +223,7 @@ def test_the_table_shows_the_scoreboard_and_each_command_only_what_is_no_default
     line = page("return data.commands.ppo")
     assert {"--steps=8", "--batch_size=64", "--lr=0.001"} <= set(line.split())
     assert "--gamma" not in line and line in text_of(page, "settings")
-    assert len(page("return [...document.querySelectorAll('#curves figure')]")) == 6
+    assert len(page("return [...document.querySelectorAll('#curves figure')]")) == 8
 
 
 # ---------------------------------------------------------------------------------------------

@@ -67,15 +67,17 @@ function panels({ pretrain, sft, reward, ppo }, best) {
     ["reward", t("3 Reward model: accuracy on pairs", "3 奖励模型：配对准确率"), [
       [reward, "val_accuracy", t("held out", "留出"), "reward", "dots"],
       [reward, "ceiling", t("ceiling: the labels' noise", "上限：标注噪声"), "text", "dashed"]]],
-    ["ppo", t("4 PPO: held-out prompts", "4 PPO：留出的提问"), [
+    ["ppo", t("4 PPO: learned score and distance, held-out prompts", "4 PPO：学到的分数与距离，留出的提问"), [
       [seen, "score", t("learned score", "学到的分数"), "reward", "dots"],
-      [seen, "grade", t("true grade", "真实评分"), "checkpoint", "dots"],
       [seen, "kl", t("KL from SFT", "与 SFT 的 KL"), "text", "dotted"]]],
-    ["ppo", t("PPO and best of n against √KL", "PPO 与 best-of-n，横轴 √KL"), [
-      [byDistance(seen), "score", t("PPO: score", "PPO：分数"), "reward", "dots"],
-      [byDistance(seen), "grade", t("PPO: grade", "PPO：评分"), "checkpoint", "dots"],
-      [byDistance(best), "score", t("best of n: score", "best-of-n：分数"), "reward", "dashed dots"],
-      [byDistance(best), "grade", t("best of n: grade", "best-of-n：评分"), "checkpoint", "dashed dots"]]],
+    ["ppo", t("4 PPO: true grade, 1 to 7", "4 PPO：真实评分，1 到 7"), [
+      [seen, "grade", t("true grade", "真实评分"), "checkpoint", "dots"]]],
+    ["ppo", t("Learned score against √KL", "学到的分数，横轴 √KL"), [
+      [byDistance(seen), "score", "PPO", "reward", "dots"],
+      [byDistance(best), "score", t("best of n", "n 选一"), "text", "dashed dots"]]],
+    ["ppo", t("True grade against √KL", "真实评分，横轴 √KL"), [
+      [byDistance(seen), "grade", "PPO", "checkpoint", "dots"],
+      [byDistance(best), "grade", t("best of n", "n 选一"), "text", "dashed dots"]]],
     ["ppo", t("PPO, each iteration", "PPO，每次迭代"), [
       [steps, "ppo/val/explained_var", t("variance that the critic explains", "评论家解释的方差"), "model", ""],
       [steps, "ppo/policy/clipfrac", t("clipped tokens", "被截断的词元"), "loss", ""]]],
