@@ -215,3 +215,12 @@ def test_each_row_on_the_tiny_chain(table, name):
     printed = table(name)
     assert printed.count(f"$ python -m lab.claims --what={name}") == 1
     assert len(re.findall(r"HOLDS|DOES NOT HOLD", printed)) == 1
+
+
+@pytest.mark.slow
+def test_the_reasoning_table_on_the_tiny_chain(seed0, monkeypatch):
+    monkeypatch.chdir(seed0)
+    (seed0 / "lessons").symlink_to(tiny.ROOT / "lessons")             # FILE.py:function
+    rows = experiments.reason(chains.Chain(chains.Config(), 0))
+    assert list(rows) == [*experiments.REASONED, "PPO, with a critic"]
+    assert all(len(row) == 9 and all(0 <= share <= 1 for share in row[:4]) for row in rows.values())

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from common import parse_config
-from rlhf_ppo import gae
+from rlhf_ppo import Config, gae
 from tiny import close
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,6 +74,13 @@ def test_the_index_lists_every_page():
     index = (ROOT / "docs/README.md").read_text(encoding="utf-8")
     assert [page.name for page in (ROOT / "docs").glob("*.md")
             if page.name != "README.md" and f"({page.name})" not in index] == []
+
+
+def test_the_flags_of_ppos_details_are_the_defaults():
+    table = (ROOT / "docs/ppo-details.md").read_text(encoding="utf-8").partition("## With a")[2]
+    rows = [row.split("|")[2] for row in table.partition("\n## ")[0].splitlines() if "| `--" in row]
+    config = parse_config(Config, "", re.findall(r"--\w+=[^\s`]*", " ".join(rows)))
+    assert len(rows) > 9 and config == Config()
 
 
 def test_the_values_worked_out_by_hand_are_those_of_gae():

@@ -18,9 +18,7 @@ SHORT = {script.removesuffix(".py").removeprefix("-m ").replace(".", "/"): flags
          for script, flags in tiny.SHORT.items()} | {
     "data/town": dict(n_docs=1500, n_demos=200, n_prompts=200, n_eval=20),
     "tokenizer": dict(vocab_size=384), "chat": dict(max_new_tokens=8),
-    "tools/label": dict(n_prompts=1, max_new_tokens=8), "tools/check": {}, "view/report": {},
-    "lessons/reason": dict(demos=4, shown=2, demo_steps=1, steps=1, batch_size=8, k=2, minibatch=8,
-                           max_new_tokens=8, n_eval=1, n_samples=2)}
+    "tools/label": dict(n_prompts=1, max_new_tokens=8), "tools/check": {}, "view/report": {}}
 
 
 def commands(page):

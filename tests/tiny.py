@@ -75,6 +75,8 @@ SHORT = {
     "evaluate.py": dict(n_prompts=24, max_new_tokens=16, best_of=0),
     "-m lessons.few_shot": dict(n_prompts=24, max_new_tokens=8),
     "-m lessons.lora": dict(steps=2),
+    "-m lessons.reason": dict(demos=4, shown=2, demo_steps=1, steps=1, batch_size=8, k=2,
+                              minibatch=8, max_new_tokens=8, n_eval=1, n_samples=32),
 } | {f"-m lessons.{name}": dict(steps=1, batch_size=64, max_new_tokens=12, n_eval=8)
      for name in ("dpo", "grpo", "best_of_n")}
 
