@@ -1,6 +1,5 @@
 """A folder with tiny data and tiny random models of every stage, for the tests that run scripts."""
 
-import hashlib
 import io
 import json
 import os
@@ -324,9 +323,3 @@ def two_ranks(folder, *arguments, **environment):
             ends.append(ended[1])
         out.seek(0), err.seek(0)
         return subprocess.CompletedProcess(arguments, max(ends), out.read(), err.read())
-
-
-def snapshot(folder):
-    """{file: hash of its bytes}, but for the locks, which this process keeps until it ends."""
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"}
