@@ -33,10 +33,13 @@ def away(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path):
-    """Each test stands in a folder of its own, and leaves no signal to a run that it made."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    """Each test stands in a folder of its own. Neither signals nor uncaught errors go on to what a
+    run or parse_config has set up in it."""
+    before = {number: signal.getsignal(number)
+              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
+        patch.setattr(sys, "excepthook", sys.excepthook)
         yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -225,9 +225,8 @@ def test_a_download_that_is_damaged_or_something_else_is_one_line(run, hosts, re
 
 
 @pytest.mark.parametrize("name", ["shakespeare,alpaca", "hh"])
-def test_the_commands_it_prints_next_have_files_and_flags_that_exist(run, hosts, monkeypatch, name):
+def test_the_commands_it_prints_next_have_files_and_flags_that_exist(run, hosts, name):
     hosts |= FILES
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)      # parse_config sets it
     printed = run(name, out="my data").splitlines()
     commands = [line for line in printed if line.startswith("    ")]
     assert len(commands) == {"hh": 3}.get(name, 5)

@@ -29,16 +29,7 @@ class Config:
     debug: bool = False
 
 
-@pytest.fixture(autouse=True)
-def undo():
-    """Run changes it for the whole process."""
-    ctrl_c = signal.getsignal(signal.SIGINT)
-    yield
-    signal.signal(signal.SIGINT, ctrl_c)
-
-
-# ---------------------------------------------------------------------------------------------
-# fingerprints
+# ---- fingerprints ---------------------------------------------------------------------------
 
 @pytest.fixture
 def texts(tmp_path):
@@ -87,8 +78,7 @@ def test_every_one_of_several_files_counts(texts):
     assert fingerprint(both) != before
 
 
-# ---------------------------------------------------------------------------------------------
-# runs
+# ---- runs -----------------------------------------------------------------------------------
 
 ENV = SimpleNamespace(main=True, world_size=1, dtype=torch.float32, barrier=lambda: None,
                       sum=lambda *values: values, close=lambda: None, peak_memory=lambda: 0,
