@@ -1,6 +1,7 @@
 """All scripts on a fake CUDA device, where no tensor may meet one that is still on the CPU; and the
 stages on a real one, where there is one."""
 
+import importlib
 import io
 import json
 import os
@@ -16,56 +17,37 @@ from torch.utils._pytree import tree_leaves
 
 import chat
 import answer
-from checkpoint import Run
 from common import Runtime
 from data.formats import read_prompts
 from data.town import Dice, World, make_prompt, pretraining_text
 from lab import compare_methods
 from pretend_gpu import pretend_gpu
-from tiny import FLAGS, ROOT, build, run, save, write
-from test_lesson_best_of_n import FLAGS as BEST_OF_N
-from test_lesson_calculator import FLAGS as CALCULATOR
-from test_lesson_chain_of_thought import FLAGS as CHAIN_OF_THOUGHT
-from test_lesson_constrained import FLAGS as CONSTRAINED
-from test_lesson_data import FLAGS as DATA
-from test_lesson_dpo import FLAGS as DPO
-from test_lesson_grpo import FLAGS as GRPO
-from test_lesson_in_context import FLAGS as IN_CONTEXT
-from test_lesson_look_up import FLAGS as LOOK_UP
-from test_lesson_lora import FLAGS as LORA
-from test_lesson_ratings import FLAGS as RATINGS
-from test_lesson_reason import FLAGS as REASON
-from test_lesson_scaling import FLAGS as SCALING
+from tiny import FLAGS, ROOT, build, ctrl_c_in, run, save, write
 from tools import speakers
 from view import views
 
+# Beside the flags of a lesson's own test.
 SCRIPTS = {
-    "lessons/best_of_n": [*BEST_OF_N, "--reward=reward.pt"],
-    "lessons/calculator": [*CALCULATOR, "--n_demos=20"],
-    "lessons/chain_of_thought": [*CHAIN_OF_THOUGHT, "--init=sft.pt", "--n_test=2", "--votes=2"],
-    "lessons/constrained": [*CONSTRAINED, "--n_eval=4"],
-    "lessons/data": [*DATA, "--what=generations", "--data=web.jsonl", "--tokenizer=tok.json"],
-    "lessons/dpo": DPO,
-    "lessons/grpo": [*GRPO, "--reward=reward.pt"],
-    "lessons/in_context": [*IN_CONTEXT, "--data=text.jsonl", "--tokenizer=tok.json",
-                           "--examples=demos.jsonl", "--questions=test.jsonl"],
-    "lessons/look_up": [*LOOK_UP, "--n_eval=2"],
-    "lessons/ratings": [*RATINGS, "--data=graded.jsonl", "--init=sft.pt", "--n_screen=2"],
-    "lessons/lora": [*LORA, "--data=sft.jsonl", "--text=text.jsonl", "--init=pretrain.pt",
-                     "--methods=last1:1,lora2:2"],
-    "lessons/reason": [*REASON, "--init=sft.pt"],
-    "lessons/scaling": [*SCALING, "--data=text.jsonl", "--unseen=pretrain.pt"],
-    "lessons/few_shot": ["--data=test.jsonl", "--examples=demos.jsonl", "--base=pretrain.pt",
-                         "--chat=sft.pt", "--shots=1"],
-    "evaluate": ["--data=prompts.jsonl", "--models=pretrain.pt,sft.pt,ppo.pt", "--judge=",
-                 "--reward=reward.pt", "--comparisons=comparisons.jsonl", "--examples=sft.jsonl",
-                 "--text=text.jsonl", "--max_new_tokens=6", "--best_of=2", "--n_prompts=8"],
-}
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, tiny_tokenizer):
-    return build(tmp_path_factory.mktemp("gpu"), tiny_tokenizer)
+    "lessons/best_of_n": "--reward=reward.pt",
+    "lessons/calculator": "--n_demos=20",
+    "lessons/chain_of_thought": "--init=sft.pt --n_test=2 --votes=2",
+    "lessons/constrained": "--n_eval=4",
+    "lessons/data": "--what=generations --data=web.jsonl --tokenizer=tok.json",
+    "lessons/dpo": "",
+    "lessons/grpo": "--reward=reward.pt",
+    "lessons/in_context": "--data=text.jsonl --tokenizer=tok.json --examples=demos.jsonl "
+                          "--questions=test.jsonl",
+    "lessons/look_up": "--n_eval=2",
+    "lessons/ratings": "--data=graded.jsonl --init=sft.pt --n_screen=2",
+    "lessons/lora": "--data=sft.jsonl --text=text.jsonl --init=pretrain.pt "
+                    "--methods=last1:1,lora2:2",
+    "lessons/reason": "--init=sft.pt",
+    "lessons/scaling": "--data=text.jsonl --unseen=pretrain.pt",
+    "lessons/few_shot": "--data=test.jsonl --examples=demos.jsonl --base=pretrain.pt --chat=sft.pt "
+                        "--shots=1",
+    "evaluate": "--data=prompts.jsonl --models=pretrain.pt,sft.pt,ppo.pt --judge= "
+                "--reward=reward.pt --comparisons=comparisons.jsonl --examples=sft.jsonl "
+                "--text=text.jsonl --max_new_tokens=6 --best_of=2 --n_prompts=8"}
 
 
 @pytest.fixture(scope="module")
@@ -118,21 +100,15 @@ def test_tensors_of_two_devices_do_not_meet():
 
 
 @pytest.mark.parametrize("stage", FLAGS)
-def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, folder, monkeypatch):
-    ending, save_state = "jsonl" if stage == "compare" else "pt", Run.save_state
+def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, folder):
+    ending = "jsonl" if stage == "compare" else "pt"
     flags = FLAGS[stage].split() + ["--steps=4"] * (stage != "compare")
     cpu, gpu = (f"{device}_{stage}.{ending}" for device in ("cpu", "gpu"))
     assert go(folder, "cpu", stage, [*flags, f"--out={cpu}"]) == 0
 
-    def stop(self, step):
-        save_state(self, step)
-        if step >= 2:
-            raise SystemExit(130)
-
     with pretend_gpu():
-        monkeypatch.setattr(Run, "save_state", stop)
-        assert go(folder, "cuda:0", stage, [*flags, f"--out={gpu}"]) == 130
-        monkeypatch.setattr(Run, "save_state", save_state)
+        with ctrl_c_in(8 if stage == "compare" else 2):
+            assert go(folder, "cuda:0", stage, [*flags, f"--out={gpu}"]) == 130
         assert go(folder, "cuda:0", stage, [*flags, f"--out={gpu}"]) == 0
     if stage == "compare":
         assert (folder / cpu).read_text() == (folder / gpu).read_text()
@@ -167,10 +143,12 @@ def test_a_script_learns_or_measures_the_same(script, town, short):
     measures = script in ("lessons/few_shot", "lessons/scaling", "evaluate")
     parts = {"evaluate": ("models", "best_of_n", "reward_model"),
              "lessons/scaling": ("runs", "unseen")}    # rounding may lead to a law far away
+    lesson = script.replace("lessons/", "test_lesson_")
+    flags = getattr(importlib.import_module(lesson), "FLAGS", []) + SCRIPTS[script].split()
 
     def found(device):
         out = town / f"{device[:3]}_{Path(script).name}.{'json' if measures else 'pt'}"
-        assert go(town, device, script, [*SCRIPTS[script], *["--steps=1"] * (not measures),
+        assert go(town, device, script, [*flags, *["--steps=1"] * (not measures),
                                          f"--out={out.name}"]) == 0
         if measures:
             found = json.loads(out.read_text())
