@@ -101,8 +101,7 @@ def test_a_run_that_is_killed_often_ends_as_if_nothing_had_happened(folder, stag
     kill_and_finish(folder, stage, whole, 4, random.Random(f"{stage} {seed}"))
 
 
-# ---------------------------------------------------------------------------------------------
-# killed in the middle of a save
+# ---- killed in the middle of a save ---------------------------------------------------------
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -179,8 +178,7 @@ def test_ppo_goes_on_when_one_of_two_processes_was_killed(folder, tmp_path):
     assert equal(whole, cut)
 
 
-# ---------------------------------------------------------------------------------------------
-# faulty disks
+# ---- faulty disks ---------------------------------------------------------------------------
 
 def test_a_single_wrong_bit_in_the_weights_is_found(folder, capsys):
     assert killed(folder, arguments("sft", "half"), lambda: nth_time(6, os, "replace", die))
@@ -212,27 +210,25 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path, size, full_d
     assert os.listdir(tmp_path) == ["sft.state"]
 
 
-def test_a_full_disk_says_so_in_one_line_that_names_the_remedy(folder, monkeypatch, capsys):
+def test_a_disk_that_is_full_at_the_end_is_told_in_one_line_and_the_result_can_be_saved_later(
+        folder, stage, whole, monkeypatch, capsys):
+    if stage == "compare":
+        pytest.skip("its result grows line by line")
+    save_checkpoint = checkpoint.save_checkpoint
+
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch:
+    def save(*arguments, **named):
         patch.setattr(os, "fsync", full)
-        status, _ = run(folder, *arguments("sft", "full"), SAVE_SECONDS="0")
-    said = capsys.readouterr().err
-    assert status == 1 and said.count("\n") == 1
-    assert "could not be written (No space left on device): make room if the disk is full" in said
-    assert not list(folder.glob("full*.tmp"))
-
-
-def test_a_run_that_could_not_save_its_result_can_do_so_later(folder, stage, whole, monkeypatch):
-    if stage == "compare":
-        pytest.skip("its result grows line by line")
-
-    def full(*_, **__):
-        raise OSError("No space left on device")
+        save_checkpoint(*arguments, **named)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_checkpoint", full)
+        patch.setattr(checkpoint, "save_checkpoint", save)
         assert run(folder, *arguments(stage, f"killed_{stage}"), SAVE_SECONDS="0")[0] == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.endswith(
+        f"killed_{stage}.pt could not be written (No space left on device): make room if the disk "
+        "is full, or choose another --out; the same command goes on\n")
+    assert not list(folder.glob("*.tmp"))
     finish(folder, stage, whole[0])
