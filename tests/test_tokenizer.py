@@ -15,7 +15,7 @@ import pytest
 import regex
 import torch
 
-from tokenizer import PATTERNS, SPECIALS, Tokenizer, bpe, learn_merges, merge, replace
+from tokenizer import PATTERNS, SPECIALS, Tokenizer, bpe, learn_merges, merge
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "tokenizer.py").read_text(encoding="utf-8")
@@ -52,13 +52,6 @@ def tok():
 
 
 # ---- learning -------------------------------------------------------------------------------
-
-def test_replace_goes_from_left_to_right():
-    rng = random.Random(0)
-    for _ in range(300):
-        ids, pair = rng.choices([1, 2, 3], k=rng.randrange(12)), tuple(rng.choices([1, 2, 3], k=2))
-        assert replace(ids, pair, 4) == naive_replace(ids, pair, 4)
-
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_fast_learning_gives_the_merges_of_bpe_by_its_definition(pattern):
@@ -101,11 +94,6 @@ def test_neither_the_order_of_the_texts_nor_the_hash_seed_matters():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT,
                           env={**os.environ, "PYTHONHASHSEED": "1"}, text=True)
     assert done.stdout.strip() == str(Tokenizer.train(iter([TEXT]), 500).merges)   # a generator
-
-
-def test_merges_stay_within_chunks():
-    tok = Tokenizer.train("dog. dog! " * 100, 300)
-    assert all(regex.fullmatch(r" ?\w+|\W+", tok.decode([id])) for id in tok.merges.values())
 
 
 @pytest.mark.parametrize("pattern, first", [("digits", "2"), ("gpt4", "202"), ("gpt2", "2024")])
