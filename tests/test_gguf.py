@@ -99,8 +99,7 @@ def check(model, path, atol):
     np.testing.assert_allclose(ours.numpy()[:, :394], logits(path, IDS)[:, :394], rtol=0, atol=atol)
 
 
-# ---------------------------------------------------------------------------------------------
-# import: files that the library writes
+# ---- import: files that the library writes --------------------------------------------------
 
 V, C, HIDDEN, BLOCKS = 395, 64, 96, 2
 SETTINGS = {"context_length": 32, "embedding_length": C, "block_count": BLOCKS,
@@ -229,8 +228,7 @@ def test_a_broken_or_a_missing_file_is_refused(refused):
     assert os.listdir() == ["x.gguf"]
 
 
-# ---------------------------------------------------------------------------------------------
-# export
+# ---- export ---------------------------------------------------------------------------------
 
 @pytest.fixture
 def export(run):
@@ -294,8 +292,7 @@ def test_what_llama_cpp_lacks_a_file_that_exists_and_f16_for_a_folder_are_refuse
     assert sorted(os.listdir()) == ["old.gguf", "sft.pt"]
 
 
-# ---------------------------------------------------------------------------------------------
-# a real file
+# ---- a real file ----------------------------------------------------------------------------
 
 @pytest.mark.skipif("SMOLLM2_GGUF" not in os.environ, reason="SMOLLM2_GGUF names no file")
 def test_smollm2_reads_and_writes_english(take):

@@ -89,8 +89,7 @@ def close(ours, theirs):
                                rtol=0, atol=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------
-# a tiny GPT-2, written by hand: 395 tokens in 400 rows
+# ---- a tiny GPT-2, written by hand: 395 tokens in 400 rows ----------------------------------
 
 C, V, KNOWN = 16, 400, 395
 GPT2_CONFIG = dict(architectures=["GPT2LMHeadModel"], model_type="gpt2", n_positions=32, n_embd=C,
@@ -201,8 +200,7 @@ def test_the_import_prints_a_summary_and_the_next_command(folder, run):
     assert "python sft.py --init='my out/p.pt'" in out
 
 
-# ---------------------------------------------------------------------------------------------
-# new rows in the embedding, shorter contexts
+# ---- new rows in the embedding, shorter contexts --------------------------------------------
 
 def test_rows_without_a_token_are_dropped(take):
     weights = gpt2_weights()
@@ -242,8 +240,7 @@ def test_a_context_longer_than_the_models_or_negative_is_refused(folder, refused
     assert f"--block_size={size} must be " in line and not Path("p.pt").exists()
 
 
-# ---------------------------------------------------------------------------------------------
-# the tokenizer
+# ---- the tokenizer --------------------------------------------------------------------------
 
 def imported(saved):
     return tokenizer_from_hf(json.loads(json.dumps(saved)))
@@ -400,8 +397,7 @@ def test_tokens_from_the_library_tokenizers_keep_their_ids():
         assert ours.encode(text) == theirs.encode(text).ids
 
 
-# ---------------------------------------------------------------------------------------------
-# errors of the import: one line that names the cause
+# ---- errors of the import: one line that names the cause ------------------------------------
 
 def changed(**weights):
     """GPT-2's weights with others; None: without it."""
@@ -500,8 +496,7 @@ def test_an_existing_checkpoint_is_replaced_only_with_fresh(folder, refused, run
     assert run("import", folder, "p.pt", "--fresh")[0] == 0 and load_checkpoint("p.pt", "pretrain")
 
 
-# ---------------------------------------------------------------------------------------------
-# the command line, and missing libraries
+# ---- the command line, and missing libraries ------------------------------------------------
 
 @pytest.mark.parametrize("words", [
     [], ["import"], ["import", "a"], ["copy", "a", "b"], ["import", "a", "b", "c"]], ids=str)
@@ -532,8 +527,7 @@ def test_a_model_is_downloaded_by_its_name(folder, take, refused, monkeypatch):
     assert "no/where is no folder" in refused("import", "no/where", "p2.pt")
 
 
-# ---------------------------------------------------------------------------------------------
-# export
+# ---- export ---------------------------------------------------------------------------------
 
 SIZES = dict(block_size=32, n_layer=2, n_embd=32, n_head=4, n_kv_head=4, n_hidden=48)
 VARIANTS = {
@@ -625,8 +619,7 @@ def test_what_can_not_be_exported_is_refused_and_its_parts_are_named(parts, reas
     assert all(reason in line for reason in reasons) and os.listdir() == ["sft.pt"]
 
 
-# ---------------------------------------------------------------------------------------------
-# import from transformers
+# ---- import from transformers ---------------------------------------------------------------
 
 def from_transformers(name, **sizes):
     lib = pytest.importorskip("transformers", reason="transformers is not installed")

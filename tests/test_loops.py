@@ -133,8 +133,7 @@ def text_rows(folder, tok, T, n):
     return corpus.shuffle(n * T + 1, SEED).rows(0, n, T).tolist()
 
 
-# ---------------------------------------------------------------------------------------------
-# pretraining
+# ---- pretraining ----------------------------------------------------------------------------
 
 def newton_schulz(x):
     x = x / (x.norm() + 1e-7)
@@ -167,8 +166,7 @@ def test_pretraining_follows_the_mean_loss_of_its_rows(folder, times):
     assert_same(names["model"], model, start.state_dict(), lengths)
 
 
-# ---------------------------------------------------------------------------------------------
-# supervised fine-tuning
+# ---- supervised fine-tuning -----------------------------------------------------------------
 
 def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
     names = halves(folder, "sft", f"{FLAGS['sft']} {SHORT} --ptx=0.25 --out=chat.pt")
@@ -192,8 +190,7 @@ def test_sft_follows_the_mean_loss_of_the_assistants_tokens_and_of_text(folder):
     assert_same(names["model"], model, start.state_dict(), lengths)
 
 
-# ---------------------------------------------------------------------------------------------
-# comparisons
+# ---- comparisons ----------------------------------------------------------------------------
 
 def test_comparisons_are_samples_ordered_by_their_grades_and_noise(folder, capsys):
     halves(folder, "compare", f"{FLAGS['compare']} --init=ppo.pt --temperature=0.3 --seed={SEED} "
@@ -225,8 +222,7 @@ def test_comparisons_are_samples_ordered_by_their_grades_and_noise(folder, capsy
     assert f"accuracy on such labels is {100 * np.mean(p):.1f}%" in said
 
 
-# ---------------------------------------------------------------------------------------------
-# the reward model
+# ---- the reward model -----------------------------------------------------------------------
 
 def test_the_reward_model_follows_the_mean_loss_of_each_prompts_pairs(folder):
     rows = [dict(prompt=row["prompt"], responses=row["responses"],
@@ -263,8 +259,7 @@ def test_the_reward_model_follows_the_mean_loss_of_each_prompts_pairs(folder):
     assert_same(names["model"], model, start, lengths)
 
 
-# ---------------------------------------------------------------------------------------------
-# what both ways of reinforcement learning do
+# ---- what both ways of reinforcement learning do --------------------------------------------
 
 def score(reward, tok, ids, missing_end):
     """The number at the last token; less where the answer has no end, which is then added."""
@@ -286,8 +281,7 @@ def clipped(ratio, advantage, near=0.2):
     return torch.min(ratio * advantage, ratio.clamp(1 - near, 1 + near) * advantage)
 
 
-# ---------------------------------------------------------------------------------------------
-# GRPO
+# ---- GRPO -----------------------------------------------------------------------------------
 
 GRPO = ("--data=prompts.jsonl --init=ppo.pt --reward=reward.pt --watch=length.py:longer "
         "--batch_size=16 --k=4 --minibatch=4 --max_new_tokens=6 --eval_every=9 --n_eval=1 "
@@ -334,8 +328,7 @@ def test_grpo_follows_its_formula_answer_by_answer_and_token_by_token(folder, no
     assert_same(names["policy"], policy, reference.state_dict(), lengths)
 
 
-# ---------------------------------------------------------------------------------------------
-# PPO
+# ---- PPO ------------------------------------------------------------------------------------
 
 PPO = (f"{FLAGS['rlhf_ppo']} --init=ppo.pt --batch_size=12 --minibatch=4 --micro_batch=3 "
        "--epochs=2 --steps=3 --n_eval=3 --eval_every=9 --lr=0.01 --temperature=0.8 --kl_coef=0.3 "
