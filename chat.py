@@ -57,7 +57,7 @@ def as_dialogue(tok, messages, room):
     return ids, messages
 
 
-def answer(model, tok, ids, rt, config, number, said):
+def answer(model, tok, ids, rt, config, number, said, show=safe):
     """Yield the text that follows ids, piece by piece, in whole characters. The list `said` gets
     its ids. A chat model ends with <|end|>, a base model with <|endoftext|>."""
     def tokens():
@@ -72,7 +72,7 @@ def answer(model, tok, ids, rt, config, number, said):
     rt.seed(config.seed, number)
     with rt.autocast():
         for text in tok.stream(tokens()):
-            yield safe(text)
+            yield show(text)
 
 
 # ---- the terminal ---------------------------------------------------------------------------

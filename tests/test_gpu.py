@@ -189,10 +189,11 @@ def test_the_page_answers_and_explains_the_same(town):
         rt, events = Runtime(chat.Config(device=device, dtype="float32")), []
         shelf = speakers.Shelf(town, rt)
         shelf.models = {name: shelf.load(town / f"{name}.pt") for name in ("sft", "reward", "ppo")}
-        job = SimpleNamespace(asks=[0], temperature=0, top_k=0, gone=False,
-                              send=lambda kind, **event: events.append([kind, event]))
-        speakers.Worker(shelf, SimpleNamespace(max_new_tokens=3, seed=0)).answer(
-            job, 0, SimpleNamespace(model="ppo", texts=["Who?"], prefix=[]))
+        settings = chat.Config(temperature=0, max_new_tokens=3)
+        job = SimpleNamespace(asks=[0], settings=settings, plain=False, seed=None, stop=[],
+                              gone=False, send=lambda kind, **event: events.append([kind, event]))
+        speakers.Worker(shelf).answer(job, 0, SimpleNamespace(
+            model="ppo", messages=[dict(role="user", content="Who?")], prefix=[]))
         return events
 
     same(said)

@@ -4,7 +4,7 @@ import asyncio
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -96,11 +96,31 @@ def explain(speaker, sft, ids, said, rt):
 
 # ---- questions wait in one queue ------------------------------------------------------------
 
+def until(pieces, stop):
+    """The text of the pieces up to the first of the strings `stop`: ["a", "bc"], ["c"] -> "a", "b".
+    The last characters wait, since a stop may have begun there."""
+    text, sent, wait = "", 0, max(map(len, stop), default=1) - 1
+    for piece in pieces:
+        text += piece
+        found = [at for at in map(text.find, stop) if at >= 0]
+        ready = max(sent, min(found, default=len(text) - wait))
+        yield text[sent:ready]
+        if found:
+            return
+        sent = ready
+    yield text[sent:]
+
+
+@dataclass(eq=False)
 class Job:
     """One question to some models. Its events go to the loop of the request that waits for them."""
+    asks: list                     # each has a model, messages and a prefix
+    settings: chat.Config
+    plain: bool = False            # a program wants the text as it is, and nothing about it
+    seed: int | None = None        # None: one that no other job has
+    stop: tuple = ()               # strings that end the answer
 
-    def __init__(self, asks, temperature, top_k):
-        self.asks, self.temperature, self.top_k = asks, temperature, top_k
+    def __post_init__(self):
         self.loop, self.events, self.gone = asyncio.get_running_loop(), asyncio.Queue(), False
 
     def send(self, kind, **event):
@@ -111,19 +131,32 @@ class Job:
 class Worker(threading.Thread):
     """The thread that loads models and generates, one question after the other."""
 
-    def __init__(self, shelf, config):
+    def __init__(self, shelf):
         super().__init__(daemon=True)
-        self.shelf, self.rt, self.config, self.answered = shelf, shelf.rt, config, 0
+        self.shelf, self.rt, self.answered = shelf, shelf.rt, 0
         self.waiting, self.ready = [], threading.Condition()          # the first is being answered
 
     def submit(self, job):
         with self.ready:
             if len(self.waiting) >= MAX_WAITING:
-                job.send("error", text=f"{MAX_WAITING} questions wait: please try again soon")
+                job.send("error", status=429,
+                         text=f"{MAX_WAITING} questions wait: please try again soon")
                 return job.send("end")
             job.send("queue", ahead=len(self.waiting))
             self.waiting.append(job)
             self.ready.notify()
+
+    async def events(self, job):
+        """What happens to a job, until its end. Whoever listens no longer ends the answer."""
+        try:
+            self.submit(job)
+            while True:
+                event = await job.events.get()
+                yield event
+                if event["kind"] == "end":
+                    return
+        finally:
+            self.leave(job)
 
     def leave(self, job):
         job.gone = True
@@ -158,35 +191,39 @@ class Worker(threading.Thread):
         """Stream what one model says, then its tokens and its score."""
         speaker = self.shelf.models.get(ask.model)
         if job.gone or not speaker or speaker.stage == "reward":
-            return job.send("error", k=k, text=f"{ask.model} is not there any more")
+            return job.send("error", k=k, status=404, text=f"{ask.model} is not there any more")
         tok, T = speaker.tok, speaker.model.config.block_size
-        room = prompt_room(T, self.config.max_new_tokens)
-        messages = [dict(role=("user", "assistant")[i % 2], content=text)
-                    for i, text in enumerate(ask.texts)]
+        settings, asked = job.settings, ask.messages
+        room = prompt_room(T, settings.max_new_tokens)
         if speaker.stage == "pretrain":               # as in chat.py
-            kept = asked = messages[-1:]
+            kept = asked = asked[:asked[0]["role"] == "system"] + asked[-1:]
             ids = chat.as_text(tok, asked, "\n" if len(job.asks) > 1 else "")
         else:
-            asked = messages
             ids, kept = chat.as_dialogue(tok, asked, room)
         prefix = ask.prefix                           # of the answer, when it is to be continued
         if not set(prefix) <= tok.tokens.keys() - set(tok.specials.values()):
             return job.send("error", k=k, text="this answer comes from another tokenizer")
         if len(ids) > room or len(ids) + len(prefix) >= T:
-            return job.send("error", k=k, text=f"this has {len(ids) + len(prefix)} tokens, but "
-                            f"{ask.model} has room for {room}: please use fewer words")
+            return job.send("error", k=k, status=400, text=f"this has {len(ids) + len(prefix)} "
+                            f"tokens, but {ask.model} has room for {room}: please use fewer words")
 
         self.answered += 1
-        settings = chat.Config(temperature=job.temperature, top_k=job.top_k,
-                               max_new_tokens=max(1, self.config.max_new_tokens - len(prefix)))
+        settings = replace(settings, max_new_tokens=max(1, settings.max_new_tokens - len(prefix)))
+        number = self.answered if job.seed is None else job.seed
         job.send("start", k=k, text=chat.safe(tok.decode(prefix)), shortened=len(kept) < len(asked))
         said = [*prefix]
-        for text in chat.answer(speaker.model, tok, ids + prefix, self.rt, settings, self.answered,
-                                said):
-            job.send("text", k=k, text=text)
+        pieces = chat.answer(speaker.model, tok, ids + prefix, self.rt, settings, number, said,
+                             str if job.plain else chat.safe)
+        for text in until(pieces, job.stop):
+            if text:
+                job.send("text", k=k, text=text)
             if job.gone:                              # nobody listens any more
                 break
         text = tok.decode([id for id in said if id not in tok.specials.values()])
+        if job.plain:
+            ended = said[-1] in tok.specials.values() or any(stop in text for stop in job.stop)
+            return job.send("done", k=k, reason="stop" if ended else "length",
+                            counts=(len(ids), len(said)))
         score, judge = None, self.shelf.beside("reward", speaker)
         if judge and not job.gone:
             row = encode_answer(tok, kept, text, judge.model.config.block_size)

@@ -6,7 +6,7 @@ writes  class.jsonl in that folder: the rankings of all people, in the format of
 
 One thread generates, and all questions wait in one queue. Stop with Ctrl-C.
 
-    python -m view.page
+    python -m view.page              # programs find OpenAI's API at http://127.0.0.1:8000/v1
     python -m view.page --folder=out/seed1 --port=9000
     python -m view.page --host=0.0.0.0 --token=SECRET     # for a class; the first line is the link
 """
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
+import chat
 from common import Runtime, fail, parse_config, to_json
 from tokenizer import clean
 from tools.rankings import BOXES, Rankings, stamp
@@ -33,12 +34,15 @@ from view.views import STAGES, logs
 
 try:
     import uvicorn
-    from fastapi import FastAPI, HTTPException, Request
+    from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import (HTMLResponse, JSONResponse, PlainTextResponse,
                                    StreamingResponse)
     from pydantic import BaseModel, Field
+    from starlette.exceptions import HTTPException
     from uvicorn.protocols.http.h11_impl import H11Protocol
+
+    from view import api
 except ImportError as error:
     fail(f"{error}: `pip install -r requirements.txt` brings FastAPI and uvicorn")
 
@@ -84,7 +88,8 @@ def check(request, config):
     """Let through only what our own page asks, and with a --token only who knows it."""
     get = request.headers.get
     host, origin = get("host", ""), get("origin")
-    given = get("x-token") or request.query_params.get("token", "")
+    key = config.token and get("authorization", "").removeprefix("Bearer ")   # a program's
+    given = get("x-token") or request.query_params.get("token") or key
     if not is_ours(host, config):
         raise HTTPException(403, "wrong Host: this is not an address of view.page")
     # the page itself may be opened by a link elsewhere; only our page may do more
@@ -92,7 +97,7 @@ def check(request, config):
             or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):
         raise HTTPException(403, "wrong Origin")
     if not hmac.compare_digest(given.encode(), config.token.encode()):
-        raise HTTPException(401, "the link is incomplete: it ends in ?token=...")
+        raise HTTPException(401, "the link must end in ?token=..., which is also a program's key")
     if "transfer-encoding" in request.headers or int(get("content-length", 0)) > MAX_BODY:
         raise HTTPException(413, "this is too long")
 
@@ -137,20 +142,24 @@ def headers(nonce):
 # ---- what can be asked ----------------------------------------------------------------------
 
 Name = Annotated[str, Field(min_length=1, max_length=40)]
-Text = Annotated[str, Field(max_length=4000)]
 
 
 class Ask(BaseModel):
     """A question to one model. Its texts are by turns the person's and the model's; prefix: the ids
     with which the answer begins."""
     model: Annotated[str, Field(max_length=200)]
-    texts: Annotated[list[Text], Field(min_length=1, max_length=99)]
+    texts: Annotated[list[api.Text], Field(min_length=1, max_length=99)]
     prefix: Annotated[list[int], Field(max_length=4096)] = []
+
+    @property
+    def messages(self):
+        return [dict(role=("user", "assistant")[i % 2], content=text)
+                for i, text in enumerate(self.texts)]
 
 
 class Question(BaseModel):
     asks: Annotated[list[Ask], Field(min_length=1, max_length=MAX_MODELS)]
-    temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] = 0.7
+    temperature: api.Heat = 0.7
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] = 0
 
 
@@ -178,8 +187,13 @@ def make_app(config):
     rankings = Rankings(folder)
     shelf = Shelf(folder, Runtime(config))
     shelf.refresh()
-    worker = Worker(shelf, config)
+    worker = Worker(shelf)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Json)
+
+    def refuse(request, status, text):
+        if request.url.path.startswith("/v1/"):       # a program, which expects OpenAI's form
+            return Json(api.refusal(text), 400 if status == 422 else status)
+        return PlainTextResponse(text, status)        # a person
 
     @app.middleware("http")
     async def guard(request, call_next):
@@ -188,19 +202,23 @@ def make_app(config):
             check(request, config)
             response = await call_next(request)
         except HTTPException as error:
-            response = PlainTextResponse(error.detail, error.status_code)
+            response = refuse(request, error.status_code, error.detail)
         response.headers.update(headers(request.state.nonce))
         return response
 
+    @app.exception_handler(HTTPException)
+    def refused(request, error):
+        return refuse(request, error.status_code, error.detail)
+
     @app.exception_handler(RequestValidationError)
-    def invalid(_, error):
+    def invalid(request, error):
         first = error.errors()[0]
-        return PlainTextResponse(f"{first['loc'][-1]}: {first['msg']}", 422)
+        return refuse(request, 422, f"{first['loc'][-1]}: {first['msg']}")
 
     @app.exception_handler(ValueError)
     @app.exception_handler(OSError)
-    def failed(_, error):                             # one line, which the person reads
-        return PlainTextResponse(str(error), 507 if isinstance(error, OSError) else 422)
+    def failed(request, error):
+        return refuse(request, 507 if isinstance(error, OSError) else 422, str(error))
 
     @app.get("/")
     def page(request: Request):
@@ -241,20 +259,23 @@ def make_app(config):
     async def ask(question: Question):
         if any(len(a.texts) % 2 == 0 for a in question.asks):
             raise ValueError("the last text must be a question")
-        job = Job(question.asks, question.temperature, question.top_k)
+        job = Job(question.asks, chat.Config(temperature=question.temperature, top_k=question.top_k,
+                                             max_new_tokens=config.max_new_tokens))
+        events = (f"data: {to_json(event)}\n\n" async for event in worker.events(job))
+        return StreamingResponse(events, media_type="text/event-stream")
 
-        async def events():
-            try:
-                worker.submit(job)
-                while True:
-                    event = await job.events.get()
-                    yield f"data: {to_json(event)}\n\n"
-                    if event["kind"] == "end":
-                        return
-            finally:
-                worker.leave(job)                     # also when the person has gone
+    @app.get("/v1/models")
+    def models():
+        return dict(object="list", data=[
+            dict(id=model["name"], object="model", created=0, owned_by=model["stage"])
+            for model in shelf.names()])
 
-        return StreamingResponse(events(), media_type="text/event-stream")
+    @app.post("/v1/chat/completions")
+    async def completions(asked: api.Dialogue):
+        most = min(asked.max_tokens, asked.max_completion_tokens, config.max_new_tokens)
+        job = Job([asked], chat.Config(temperature=asked.temperature, top_p=asked.top_p,
+                                       max_new_tokens=most), True, asked.seed, asked.stop)
+        return api.Late(api.pieces(asked, worker.events(job)))
 
     return app, worker
 
