@@ -22,7 +22,7 @@ COMMAND = re.compile(r"python (?:-i )?(?:-m (?P<module>(?:tools|view|lessons|lab
 
 def commands(text):
     """(module, flags) of every command in a text; a command may go over lines that end in \\."""
-    text = re.sub(r"\$\(\(.*?\)\)", "8000", text.replace("\\\n", " "))     # bash's arithmetic
+    text = re.sub(r"\$\(\(.*?\)\)|\$s\b", "8000", text.replace("\\\n", " "))   # bash's numbers
     for found in COMMAND.finditer(text):
         module = found["module"] or (found["file"] or found["ddp"]).replace("/", ".")
         rest = re.split(r"\s[|;&>#<]|…", found["rest"] or found["more"] or "")[0]
