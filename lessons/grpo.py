@@ -96,6 +96,15 @@ def token_logps(model, ids, mask, rt, config):
     return logps
 
 
+def check_groups(config):
+    """A batch is made of groups, each of at least two answers, which may differ."""
+    if config.k < 2 or config.batch_size % config.k or config.batch_size % config.minibatch:
+        fail(f"--k={config.k} must be at least 2 and divide --batch_size={config.batch_size}; "
+             f"--minibatch={config.minibatch} must divide it, too")
+    if config.temperature < COLDEST:
+        fail("--temperature=0 always says the same: the policy learns from answers that differ")
+
+
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
@@ -103,11 +112,7 @@ if __name__ == "__main__":
     rt = Runtime(config)
     own_reward = function_file(config.reward)
     run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward])
-    if config.k < 2 or config.batch_size % config.k or config.batch_size % config.minibatch:
-        fail(f"--k={config.k} must be at least 2 and divide --batch_size={config.batch_size}; "
-             f"--minibatch={config.minibatch} must divide it, too")
-    if config.temperature < COLDEST:
-        fail("--temperature=0 always says the same: GRPO learns from answers that differ")
+    check_groups(config)
     policy, tok, history = load(config.init, rt, "sft ppo")
     reference, *_ = load(config.init, rt, frozen=True)
     reward = load_reward(config.reward, tok, rt)

@@ -31,12 +31,12 @@ from pathlib import Path
 
 import torch
 
-from answer import COLDEST, answer_mask, answer_text, complete, log_probs, right_pad
+from answer import answer_mask, answer_text, complete, log_probs, right_pad
 from checkpoint import Run, load, save_checkpoint
-from common import Common, Runtime, fail, function_file, get_scores, load_function, parse_config
+from common import Common, Runtime, function_file, get_scores, load_function, parse_config
 from data.town import write_jsonl
 from lessons.chain_of_thought import ask, at_once, by_steps, draw, result, vote
-from lessons.grpo import group_advantages, token_logps
+from lessons.grpo import check_groups, group_advantages, token_logps
 from lessons.held_out import check_room
 from optim import adamw, get_lr, set_lr
 from rlhf_ppo import policy_loss
@@ -199,11 +199,7 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     run = Run(config, rt, inputs=[config.init, function_file(config.reward)])
-    if config.k < 2 or config.batch_size % config.k or config.batch_size % config.minibatch:
-        fail(f"--k={config.k} must be at least 2 and divide --batch_size={config.batch_size}; "
-             f"--minibatch={config.minibatch} must divide it, too")
-    if config.temperature < COLDEST:
-        fail("--temperature=0 always says the same: the policy learns from answers that differ")
+    check_groups(config)
     policy, tok, history = load(config.init, rt, "pretrain sft ppo")
     reward = load_function(config.reward)
 
