@@ -8,6 +8,7 @@ reason.
     python -m lab.bench --what=tokenizer --data=books/   # one race, on your text
     python -m lab.bench --peers=../peers                 # clones of nanoGPT, minbpe, trl are there
     python -m lab.bench --what=busy --runs=3             # the stages beside other busy programs
+    python -m lab.bench --what=llama                     # llama.cpp, with SmolLM2 of docs/real.md
 """
 
 import gc
@@ -31,7 +32,7 @@ from statistics import median
 import torch
 
 from answer import generate
-from checkpoint import read_log, save_checkpoint
+from checkpoint import load, load_checkpoint, read_log, save_checkpoint
 from common import DTYPES, Runtime, parse_config
 from data.formats import read_texts
 from lab.chains import chosen
@@ -42,8 +43,9 @@ from tokenizer import GPT4, Tokenizer
 
 @dataclass
 class Config:
-    what: str = "tokenizer,train,sample,ppo"   # which races; also busy, after `bash run.sh`
+    what: str = "tokenizer,train,sample,ppo"   # which races; also busy, after `bash run.sh`, llama
     peers: str = ""                    # a folder with clones of nanoGPT, minbpe and trl
+    model: str = "out/smol.pt"         # of the race llama: a LLaMA
     runs: int = 5                      # turns of each entrant
     data: str = "data/town/pretrain"   # text for the tokenizers
     device: str = "auto"               # auto: cuda, else cpu
@@ -252,6 +254,37 @@ def sample(config):
     race("sampling, thousands of tokens a second", entrants, config.runs, 128 * 48 / 1e3, "k/s")
 
 
+def llama(config):
+    """One answer of 64 tokens to a short prompt, as in a chat, from SmolLM2-135M: llama.cpp reads
+    what tools/hf.py exports. Every token reads all weights once."""
+    n, tok, entrants = 64, load_checkpoint(config.model)["tokenizer"], {}
+    idx = torch.tensor([tok.encode("The town of")])
+
+    def ours(rt, model):
+        with rt.autocast():
+            generate(model, idx, n)
+
+    def theirs(server):
+        clock = server.handle_completions(dict(
+            prompt="The town of", n_predict=n, ignore_eos=True, cache_prompt=False))["timings"]
+        return (clock["prompt_ms"] + clock["predicted_ms"]) / 1000
+
+    for dtype, rt in in_each_dtype(config, "cpu").items():
+        model, *_ = load(config.model, rt, frozen=True)
+        entrants[f"answer.py, {dtype}"] = partial(ours, rt, model)
+    with optional("llama.cpp"), tempfile.TemporaryDirectory() as folder:
+        import xllamacpp as lib
+        for name, flags in (("float32", []), ("float16", ["--f16"])):
+            command = [sys.executable, "-m", "tools.hf", "export", config.model,
+                       f"{folder}/{name}.gguf", *flags]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            params = lib.CommonParams()
+            params.model.path, params.n_ctx, params.n_parallel = command[5], 512, 1
+            params.verbosity, params.cpuparams.n_threads = -1, torch.get_num_threads()
+            entrants[f"llama.cpp, {name}"] = partial(theirs, lib.Server(params))
+    race("one answer from SmolLM2, tokens a second", entrants, config.runs, n, "/s")
+
+
 # ---- PPO ------------------------------------------------------------------------------------
 
 def ppo(config):
@@ -360,6 +393,6 @@ def busy(config):
 
 if __name__ == "__main__":
     config = parse_config(Config, __doc__)
-    races = dict(tokenizer=tokenizer, train=train, sample=sample, ppo=ppo, busy=busy)
+    races = dict(tokenizer=tokenizer, train=train, sample=sample, ppo=ppo, busy=busy, llama=llama)
     for name in chosen(config.what, races):
         races[name](config)

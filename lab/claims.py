@@ -364,7 +364,7 @@ def ptx(chain):
                                          text="data/town/pretrain")
     _, sft, shipped = chain.models
     return {"--ptx_coef=0": without["text_loss"] / before["text_loss"] - 1,
-            "--ptx_coef=1": shipped["text_loss"] / sft["text_loss"] - 1}
+            "as shipped": shipped["text_loss"] / sft["text_loss"] - 1}
 
 
 @claim("{:.1%}", lambda full, last, lora: lora >= full - 0.05)
