@@ -351,7 +351,7 @@ def test_a_number_that_is_not_finite_is_left_out(page):
     rows = [dict(step=1, split="held out", score=None, kl=1), dict(step=2, split="held out",
                                                                     score=0.5, kl=None)]
     panel, *others = figures(page, ppo=rows)
-    assert "学到的分数 0.500" in panel[0] and "与 SFT 的 KL 1.000" in panel[0]
+    assert "奖励模型的分数 0.500" in panel[0] and "与 SFT 的 KL 1.000" in panel[0]
     assert "true grade" not in panel[0] and not others
 
 

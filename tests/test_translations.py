@@ -1,9 +1,11 @@
-"""The Chinese README, stages and course keep what the English ones say: commands, figures, tables.
+"""The Chinese pages keep what the English ones say: commands, figures, tables; and all Chinese
+texts, also those of the report and of the exercises, use the words of docs/glossary.md.
 
 Only digits count as figures ("two" may become 两). A Chinese file ends with one checksum for each
 section of the English text that it follows, so that no change of the English goes unnoticed.
 """
 
+import ast
 import re
 import zlib
 from collections import Counter
@@ -31,6 +33,11 @@ def sections(text):
     return [(part.partition("\n")[0].lstrip("# "), part) for part in parts]
 
 
+def figures(text):
+    """The numbers; English may leave out the 0 of 0.5."""
+    return [re.sub(r"^-?(?=\.)", r"\g<0>0", figure) for figure in FIGURE.findall(text)]
+
+
 def facts(text):
     """What a translation keeps: {name: list} where the order counts, else {name: Counter}."""
     blocks, prose = FENCED.findall(text), FENCED.sub("", text)
@@ -40,8 +47,8 @@ def facts(text):
     return {
         "command": [re.sub(r"(^|\s)#\s.*", "", line).rstrip() for line in bash],
         "line of output or formulas": plain + INDENTED.findall(prose),
-        "table row": [(row.count("|") - 1, *sorted(FIGURE.findall(row))) for row in rows],
-        "figures": Counter(FIGURE.findall(text)),
+        "table row": [(row.count("|") - 1, *sorted(figures(row))) for row in rows],
+        "figures": Counter(figures(text)),
         "in `backticks`": Counter(" ".join(code.split()).replace(".zh.", ".")
                                   for code in re.findall(r"`([^`]+)`", prose)),
         "links": Counter(target.replace(".zh.", ".") for target in LINK.findall(text)),
@@ -102,18 +109,12 @@ def test_every_wrong_figure_in_the_chinese_text_is_reported(name):
             assert "figures" in "".join(section_differences(english, wrong)), figure
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_chinese_text_has_spaces_around_latin_words_and_wide_punctuation(name):
-    text = FENCED.sub("", read(name)[1])
-    found = re.findall(f".*(?:{HAN}[A-Za-z0-9`]|[A-Za-z0-9%`]{HAN}|{HAN}[,;:?!.(]).*", text)
-    assert not found
-
-
 # ---- the comparison itself ------------------------------------------------------------------
 
 # English, Chinese, what is said of them; "" where they are faithful
 PAIRS = [
     ("5.9 of 7", "满分 7 分，得 5.9 分", ""),
+    ("+.5, -.75", "+0.5，-0.75", ""),
     ("5.9 of 7", "满分 7 分，得 6.9 分", "figures: only in English 5.9; only in Chinese 6.9"),
     ("`chat.py`", "`page.py`", "in `backticks`: only in English chat.py; only in Chinese page.py"),
     ("[a](ppo.svg)", "[图](ppo.zh.svg)", ""),
@@ -164,3 +165,71 @@ def test_new_english_words_are_reported_with_the_checksum_to_write_but_no_other_
     assert message.startswith("Results: the English has changed")
     line = message.partition("comment at its end: ")[2]
     assert differences(changed, CHINESE.replace(checksums(ENGLISH)[1], line)) == []
+
+
+# ---- one Chinese word for each thing: docs/glossary.md --------------------------------------
+
+def glossary():
+    """A row: (English names, meaning in Chinese, Chinese names, words not to use)."""
+    for row in (ROOT / "docs/glossary.md").read_text("utf-8").splitlines():
+        if row.startswith("| **"):
+            english, _, meaning, chinese, bad = (cell.strip(" *") for cell in row.split("|")[1:-1])
+            yield (re.sub(r" \(.*", "", english).split(", "), meaning, chinese.split("；"),
+                   bad.split("、") if bad else [])
+
+
+def texts(file):
+    """The Chinese in a file: lines of a page without `code`; strings; what stands between tags."""
+    text = (ROOT / file).read_text("utf-8")
+    if file.endswith(".py"):
+        found = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    elif file.endswith("glossary.md"):
+        found = [part for _, meaning, chinese, _ in glossary() for part in (meaning, *chinese)]
+    elif file.endswith(".md"):
+        text = re.sub(r"(?<=\])\([^)]*\)", "", text)                            # of links
+        found = re.sub(r"`[^`\n]+`", "`1`", text).splitlines()
+    else:
+        found = re.split(r'["`<>]', re.sub(r"\$\{[^}]*\}", "1", text))
+    return [part for part in found if isinstance(part, str) and re.search(HAN, part)]
+
+
+FORMULA = re.compile(r"(?<=[A-Za-z])\([^()]*\)")                                 # p(回答)
+CHINESE = sorted(file.relative_to(ROOT).as_posix() for pattern in (
+    "*.zh.md", "d*/*.zh.md", "docs/img/*.zh.svg", "docs/glossary.md", "view/*.html", "view/*.js",
+    "exercises/*.py", "exercises/answers/*.py") for file in ROOT.glob(pattern))
+
+
+def faults(part):
+    """What a Chinese text must not have: the places in a list."""
+    plain = FORMULA.sub("", part)
+    found = re.findall(r"(?<![\w.=)])\.\d+", part)                                # .7
+    found += re.findall(rf"{HAN}[,;:?!.()\"]|[,;:?!] ?{HAN}|[()\"]{HAN}", plain)   # half-width
+    found += re.findall(rf"{HAN}[A-Za-z0-9`]|[A-Za-z0-9%`]{HAN}", part)            # no space
+    for english, _, chinese, bad in glossary():
+        found += [f"{zh} {en}" for zh in chinese for en in english
+                  if zh != en and re.search(rf"{zh} ?{en}s?(?![\w(\[])", part, re.I)]
+        found += [word for word in bad if re.search(
+            word if re.match(HAN, word) else rf"(?<![\w（<|.-]){word}(?![\w(])", part)]
+    return found
+
+
+@pytest.mark.parametrize("file", CHINESE)
+def test_chinese_texts_use_the_words_of_the_glossary_and_wide_punctuation(file):
+    assert not [(found, part) for part in texts(file) if (found := faults(part))]
+
+
+@pytest.mark.parametrize("file", CHINESE)
+def test_a_page_gives_the_english_word_in_brackets_once_at_most(file):
+    text = "\n".join(texts(file))
+    names = [en for english, *_ in glossary() for en in english if file != "docs/glossary.md"]
+    assert not [en for en in names if len(re.findall(rf"（{en}s?）", text, re.I)) > 1]
+
+
+@pytest.mark.parametrize("part, found", [
+    ("给每个提示（prompt）采样，温度 0.7，“好”。", []), ("按 p(回答) 加权，1.5 倍", []),
+    ("给每个提示 prompt 采样", ["提示 prompt"]), ("KV 缓存 KV cache 存什么", ["KV 缓存 KV cache"]),
+    ("每个 token 的奖励", ["token"]), ("截断到 1 ± .2", [".2", "截断到"]), ("一个批次", ["批次"]),
+    ("约 -.5", [".5"]), ("对了,梯度不对", ["了,"]), ("正确; 它", ["确;"]),
+    ("第2题", ["第2"]), ("5%是", ["%是"]), ("KL 很大(而且", ["大("])])
+def test_a_fault_in_a_chinese_text_is_found(part, found):
+    assert faults(part) == found

@@ -49,7 +49,7 @@ const table = (head, rows) => el("div", { class: "scroll" }, el("table", {},
 const meter = (share, colour = "model") =>
   el("span", { class: "meter", style: `--c:var(--${colour});width:${Math.max(1, Math.round(share * 90))}px` });
 const missing = (en, zh) => el("p", { class: "card note" }, t(en, zh));
-const madeBy = command => command ? note(t("made by", "生成命令"), " ", el("code", {}, command)) : null;
+const madeBy = command => command ? note(t("made by", "生成命令："), " ", el("code", {}, command)) : null;
 /** One of the answers that a person ranks, in the order of the clicks: its place so far, and its text. */
 const ranked = (place, text) => [el("b", {}, place === undefined ? "·" : `${place + 1}`), " " + visible(text)];
 
@@ -62,25 +62,25 @@ function panels({ pretrain, sft, reward, ppo }, best) {
   const losses = rows => [[rows, "loss", t("training", "训练"), "loss", "dotted"], [rows, "val_loss", t("held out", "留出"), "loss", "dots"],
     [rows, "entropy", t("floor: the text's entropy", "下限：文本的熵"), "text", "dashed"]];
   return [
-    ["pretrain", t("1 Pretraining: loss (nats per token)", "1 预训练：损失（每词元奈特）"), losses(pretrain)],
+    ["pretrain", t("1 Pretraining: loss (nats per token)", "1 预训练：损失（奈特/词元）"), losses(pretrain)],
     ["sft", t("2 Supervised fine-tuning: loss", "2 监督微调：损失"), losses(sft)],
-    ["reward", t("3 Reward model: accuracy on pairs", "3 奖励模型：配对准确率"), [
+    ["reward", t("3 Reward model: accuracy on pairs", "3 奖励模型：配对的准确率"), [
       [reward, "val_accuracy", t("held out", "留出"), "reward", "dots"],
-      [reward, "ceiling", t("ceiling: the labels' noise", "上限：标注噪声"), "text", "dashed"]]],
-    ["ppo", t("4 PPO: learned score and distance, held-out prompts", "4 PPO：学到的分数与距离，留出的提问"), [
-      [seen, "score", t("learned score", "学到的分数"), "reward", "dots"],
+      [reward, "ceiling", t("ceiling: the labels' noise", "上限：标注的噪声"), "text", "dashed"]]],
+    ["ppo", t("4 PPO: learned score and distance, held-out prompts", "4 PPO：奖励模型的分数与距离，留出的提示"), [
+      [seen, "score", t("learned score", "奖励模型的分数"), "reward", "dots"],
       [seen, "kl", t("KL from SFT", "与 SFT 的 KL"), "text", "dotted"]]],
     ["ppo", t("4 PPO: true grade, 1 to 7", "4 PPO：真实评分，1 到 7"), [
       [seen, "grade", t("true grade", "真实评分"), "checkpoint", "dots"]]],
-    ["ppo", t("Learned score against √KL", "学到的分数，横轴 √KL"), [
+    ["ppo", t("Learned score against √KL", "奖励模型的分数，横轴 √KL"), [
       [byDistance(seen), "score", "PPO", "reward", "dots"],
-      [byDistance(best), "score", t("best of n", "n 选一"), "text", "dashed dots"]]],
+      [byDistance(best), "score", t("best of n", "n 选优"), "text", "dashed dots"]]],
     ["ppo", t("True grade against √KL", "真实评分，横轴 √KL"), [
       [byDistance(seen), "grade", "PPO", "checkpoint", "dots"],
-      [byDistance(best), "grade", t("best of n", "n 选一"), "text", "dashed dots"]]],
+      [byDistance(best), "grade", t("best of n", "n 选优"), "text", "dashed dots"]]],
     ["ppo", t("PPO, each iteration", "PPO，每次迭代"), [
-      [steps, "ppo/val/explained_var", t("variance that the critic explains", "评论家解释的方差"), "model", ""],
-      [steps, "ppo/policy/clipfrac", t("clipped tokens", "被截断的词元"), "loss", ""]]],
+      [steps, "ppo/val/explained_var", t("variance that the critic explains", "评论家解释的方差比例"), "model", ""],
+      [steps, "ppo/policy/clipfrac", t("clipped tokens", "被裁剪的词元"), "loss", ""]]],
   ];
 }
 /** About five round numbers between low and high. */
@@ -126,7 +126,7 @@ function start(views) {
     document.getElementById("links").append(el("a", { href: `#${section.id}` }, t(en, zh)));
     const absent = needs && !(found?.length ?? found);
     section.append(...[absent ? null : madeBy(data.commands?.[made]), box].filter(Boolean));
-    if (absent) put(box, missing(`\`${needs}\` makes this view.`, `运行 \`${needs}\` 后才有这个视图。`));
+    if (absent) put(box, missing(`\`${needs}\` makes this view.`, `先运行 \`${needs}\`，这里才有内容。`));
     else views[section.id](box, found);
   }
   const speak = lang => { document.documentElement.dataset.lang = document.documentElement.lang = lang; };
