@@ -61,24 +61,24 @@ def ours(n):
     return importlib.import_module(f"exercises.answers.{exercises()[n]}")
 
 
-def source(n):
+def source(n, lang="en"):
     """The text of the student's file, in UTF-8 or as its "coding" line says."""
     path = HERE / f"{exercises()[n]}.py"
     try:
         with tokenize.open(path) as file:
             return file.read()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from None
+        raise DataError(WORDS[lang]["no_file"].format(path, error.strerror)) from None
     except (SyntaxError, UnicodeDecodeError):
-        raise DataError(f"{path}: is not UTF-8: save it as UTF-8") from None
+        raise DataError(WORDS[lang]["not_utf8"].format(path)) from None
 
 
-def yours(n):
+def yours(n, lang="en"):
     """The function that the student has written."""
-    source(n)                                         # is it there, and UTF-8?
+    source(n, lang)                                   # is it there, and UTF-8?
     names = runpy.run_path(HERE / f"{exercises()[n]}.py")
     if not callable(names.get(ours(n).NAME)):
-        raise NameError(f"there is no function {ours(n).NAME}")
+        raise DataError(WORDS[lang]["no_function"].format(ours(n).NAME))
     return names[ours(n).NAME]
 
 
@@ -88,17 +88,33 @@ WORDS = {
         changed="it does not leave its arguments as it should: most functions must work on a copy",
         gradient="the values are right, the gradient is not: {}", raised="it raises {}",
         ended="it does not come to an end", quit="it ends the whole program",
-        printed="it prints ({} lines, the first: {})",
+        printed="; it prints ({} lines, the first: {})",
         returns="it returns {}, but {} is right", shape="its shape is {}, but {} is right",
         length="it returns {} values, but {} are right",
-        tensor="it returns {}, but a tensor of shape {} is right"),
+        tensor="it returns {}, but a tensor of shape {} is right",
+        no_function="there is no function {}", no_file="{}: {}",
+        not_utf8="{}: is not UTF-8: save it as UTF-8", wrong="   ({})", progress="{} of {}",
+        next="; next: python -m exercises {}",
+        no_exercise="no exercise {}: `python -m exercises` lists them",
+        no_number="--run needs the number of an exercise", no_run="exercise {} has no run",
+        no_half="--only={} is not ours or yours, or has no number of an exercise",
+        starts="\n--- {}: {} {}", no_log="the run with {} ended without a log",
+        step="step", ours="ours", yours="yours"),
     "zh": dict(
         right="正确", undone="还没有写", file="请写在 {}", case="输入 {} 时，",
-        changed="调用之后传入的参数不对：一般应当在副本上计算", gradient="数值对了，梯度不对：{}",
+        changed="调用之后，传入的参数不对：一般应当在副本上计算", gradient="数值对了，梯度不对：{}",
         raised="它抛出异常 {}", ended="它运行不完", quit="它结束了整个程序",
-        printed="它打印了 {} 行，第一行是：{}",
+        printed="；它打印了 {} 行，第一行是：{}",
         returns="它返回 {}，应当是 {}", shape="它的形状是 {}，应当是 {}",
-        length="它返回 {} 个值，应当是 {} 个", tensor="它返回 {}，应当是形状为 {} 的张量")}
+        length="它返回 {} 个值，应当是 {} 个", tensor="它返回 {}，应当是形状为 {} 的张量",
+        no_function="没有函数 {}", no_file="{}：读不了这个文件",
+        not_utf8="{}：不是 UTF-8 文件，请另存为 UTF-8", wrong="   （{}）", progress="完成 {} / {}",
+        next="；下一个：python -m exercises {} --lang=zh",
+        no_exercise="没有练习 {}：`python -m exercises --lang=zh` 列出全部练习",
+        no_number="--run 需要练习的编号", no_run="练习 {} 没有对应的训练脚本",
+        no_half="--only={} 应为 ours 或 yours，并且需要练习的编号",
+        starts="\n--- {}：{} {}", no_log="用{}运行之后，没有日志",
+        step="步", ours="我们的函数", yours="你的函数")}
 
 
 # ---- comparing two results ------------------------------------------------------------------
@@ -231,7 +247,7 @@ def verdict(n, lang):
 
     def work():
         try:
-            said.append(judge(yours(n), answer, lang))
+            said.append(judge(yours(n, lang), answer, lang))
         except DataError as error:
             said.append(str(error))
         except BaseException as error:                # a syntax error, exit(), no such function
@@ -248,7 +264,7 @@ def verdict(n, lang):
             thread.join(SECONDS)
     line = found or words["right"]
     if lines := printed.getvalue().splitlines():
-        line += "; " + words["printed"].format(len(lines), lines[0][:60])
+        line += words["printed"].format(len(lines), lines[0][:60])
     return not found, line
 
 
@@ -296,7 +312,7 @@ def half(n, config):
     """One of the two runs, in a process of its own. Where the stage calls its function in another
     way, RUN has a fourth part, which turns the student's function into one of that kind."""
     script, place, flags, *adapt = ours(n).RUN
-    function = yours(n) if config.only == "yours" else None
+    function = yours(n, config.lang) if config.only == "yours" else None
     if function and adapt:
         function = adapt[0](function)
     # the tensors that a student's function makes are on the CPU
@@ -304,31 +320,32 @@ def half(n, config):
                [*shlex.split(flags), "--device=cpu", f"--out={config.out}"])
 
 
-def side_by_side(n):
+def side_by_side(n, lang):
     """Both runs, then their logs as one table. An exercise whose runs read data of their own has a
     function `prepare`, which writes it."""
+    words = WORDS[lang]
     if not ours(n).RUN:
-        fail(f"exercise {n} has no run")
+        fail(words["no_run"].format(n))
     if hasattr(ours(n), "prepare"):
         ours(n).prepare()
     logs, (script, _, flags, *_) = {}, ours(n).RUN
     with TemporaryDirectory() as folder:
         for only in ("ours", "yours"):
             out = Path(folder) / f"{only}.pt"
-            print(f"\n--- {only}: {script} {flags}", flush=True)
+            print(words["starts"].format(words[only], script, flags), flush=True)
             done = subprocess.run([sys.executable, "-m", "exercises", str(n),
-                                   f"--only={only}", f"--out={out}"])
+                                   f"--only={only}", f"--out={out}", f"--lang={lang}"])
             log = out.with_suffix(".jsonl")
             if not log.exists():                      # it has said why, if it has failed
-                raise SystemExit(done.returncode or f"the run with {only} ended without a log")
+                raise SystemExit(done.returncode or words["no_log"].format(words[only]))
             logs[only] = read_log(log)
-    table(logs, ours(n).COLUMNS)
+    table(logs, ours(n).COLUMNS, words)
 
 
-def table(logs, columns):
+def table(logs, columns, words):
     """Ours beside yours: a row for each step that both have logged."""
-    print(f"\n{'step':>6}" + "".join(f"{c.split('/')[-1] + ' ' + who:>24}"
-                                     for c in columns for who in logs))
+    print("\n" + right(words["step"], 6) + "".join(
+        right(f"{c.split('/')[-1]} {words[who]}", 24) for c in columns for who in logs))
     rows = {who: {} for who in logs}
     for who, lines in logs.items():
         for line in lines:
@@ -337,6 +354,11 @@ def table(logs, columns):
         cells = [rows[who][step].get(column) for column in columns for who in logs]
         if any(cell is not None for cell in cells):
             print(f"{step:>6}" + "".join(f"{'-' if c is None else number(c):>24}" for c in cells))
+
+
+def right(text, width):
+    """Text at the right end of so many columns; a Chinese character takes two."""
+    return text.rjust(width - sum(c > "\u2e80" for c in text))
 
 
 def explain(n, lang):
@@ -354,30 +376,31 @@ if __name__ == "__main__":
     there = exercises()
     if config.lang not in WORDS:
         fail(f"--lang={config.lang} is not en or zh")
+    words = WORDS[config.lang]
     if config.exercise and (not config.exercise.isdecimal() or int(config.exercise) not in there):
-        fail(f"no exercise {config.exercise}: `python -m exercises` lists them")
+        fail(words["no_exercise"].format(config.exercise))
     n = int(config.exercise or 0)
     if config.run and not n:
-        fail("--run needs the number of an exercise")
+        fail(words["no_number"])
     if config.only not in ("", "ours", "yours") or config.only and not n:
-        fail(f"--only={config.only} is not ours or yours, or has no number of an exercise")
+        fail(words["no_half"].format(config.only))
     if config.only:
         half(n, config)
     elif config.run:
-        side_by_side(n)
+        side_by_side(n, config.lang)
     elif n:
         (solved, said), = verdicts([n], config.lang)
         if not solved:
             print(explain(n, config.lang) + "\n")
-        print(f"{n}: {said}" if not said == WORDS[config.lang]["undone"] else
-              WORDS[config.lang]["file"].format(f"exercises/{there[n]}.py"))
+        print(f"{n}: {said}" if not said == words["undone"] else
+              words["file"].format(f"exercises/{there[n]}.py"))
         raise SystemExit(not solved)
     else:
         undone = []
         for i, (solved, said) in zip(there, verdicts([*there], config.lang)):
             title = explain(i, config.lang).split("\n")[0].removeprefix(f"{i}. ")
-            wrong = "" if solved or said == WORDS[config.lang]["undone"] else f"   ({said})"
+            wrong = "" if solved or said == words["undone"] else words["wrong"].format(said)
             print(f"{'x' if solved else ' '} {i:>2}. {title}{wrong}", flush=True)
             undone += [] if solved else [i]
-        print(f"{len(there) - len(undone)} of {len(there)}"
-              + (f"; next: python -m exercises {undone[0]}" if undone else ""))
+        print(words["progress"].format(len(there) - len(undone), len(there))
+              + (words["next"].format(undone[0]) if undone else ""))

@@ -1,6 +1,7 @@
 """The exercises' framework: what a student sees, whatever is in the file."""
 
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -53,7 +54,7 @@ def said(tmp_path, monkeypatch):
     (RIGHT, True, "right", "正确"),
     (with_body("raise NotImplementedError"), False, "not written yet", "还没有写"),
     (first("print('hello')"), True, "right; it prints (7 lines, the first: hello)",
-     "正确; 它打印了 7 行，第一行是：hello")])
+     "正确；它打印了 7 行，第一行是：hello")])
 def test_what_is_said_of_a_function(said, capsys, source, solved, english, chinese):
     assert said(source) == (solved, english) and said(source, "zh") == (solved, chinese)
     assert capsys.readouterr().out == ""
@@ -100,6 +101,15 @@ def test_whatever_else_a_file_has_gets_one_line(said, source, words):
     assert not solved and words in line
 
 
+@pytest.mark.parametrize("source, line", [
+    (RIGHT.replace("def ranking_loss", "def loss"), "没有函数 ranking_loss"), ("", "没有函数"),
+    (first("ranks.add_(1)"), "传入的参数不对"), (with_body("return [1, 2]"), "应当是"),
+    (RIGHT.replace("return", "loss =") + "    return 2 * loss - loss.detach()", "梯度不对")])
+def test_in_chinese_no_english_sentence_is_left(said, source, line):
+    solved, told = said(source, "zh")
+    assert not solved and line in told and not re.search("[a-z]+ [a-z]+ [a-z]+", told)
+
+
 @pytest.mark.parametrize("ending", ["_exit(0)", "kill(os.getpid(), 9)"])
 def test_a_function_that_ends_the_program_has_solved_nothing(tmp_path, monkeypatch, ending):
     monkeypatch.setattr(course, "HERE", tmp_path)
@@ -143,8 +153,9 @@ def test_the_list_shows_what_is_solved(school):
                           encoding="utf-8", check=True)
     *lines, last = done.stdout.splitlines()
     assert [int(line[2:4]) for line in lines] == sorted(course.exercises()) and not done.stderr
-    assert [line for line in lines if line[0] == "x"] == ["x 14. 排序损失 ranking loss"]
-    assert last == "1 of 26; next: python -m exercises 1" and "还没有写" not in done.stdout
+    assert [line for line in lines if line[0] == "x"] == ["x 14. 排序损失"]
+    assert last == "完成 1 / 26；下一个：python -m exercises 1 --lang=zh"
+    assert "还没有写" not in done.stdout
 
 
 def test_one_exercise_shows_its_text_until_it_is_solved(school, command):
@@ -165,6 +176,12 @@ def test_a_broken_file_does_not_end_the_list_and_a_copy_is_not_in_it(school, tmp
     (there / "e15_agreement_and_ceiling.py").write_text("")
     (there / "e16_score_normalisation.py").unlink()
     (there / "e18_kl_reward.py").write_bytes("# coding: gbk\n# 采样".encode("gbk"))
+    status, (*lines, last) = command(tmp_path, "--lang=zh")
+    said = {int(line[2:4]): line.partition("   （")[2].rstrip("）") for line in lines}
+    assert last == "完成 0 / 26；下一个：python -m exercises 1 --lang=zh" and status == 0
+    assert said[13].endswith("e13_sampling.py：不是 UTF-8 文件，请另存为 UTF-8")
+    assert said[14] == "它结束了整个程序" and said[15] == "没有函数 agreement_and_ceiling"
+    assert said[16].endswith("e16_score_normalisation.py：读不了这个文件")
     status, (*lines, last) = command(tmp_path)
     assert [int(line[2:4]) for line in lines] == sorted(course.exercises())
     assert status == 0 and last == "0 of 26; next: python -m exercises 1"
@@ -178,7 +195,10 @@ def test_a_broken_file_does_not_end_the_list_and_a_copy_is_not_in_it(school, tmp
 @pytest.mark.parametrize("flags, words", [
     (["14", "--only=theirs"], "--only=theirs is not ours or yours"), (["--only=ours"], "no number"),
     (["99"], "no exercise 99"), (["one"], "no exercise one"), (["--lang=fr"], "not en or zh"),
-    (["--run"], "needs the number"), (["23", "--run"], "exercise 23 has no run")])
+    (["--run"], "needs the number"), (["23", "--run"], "exercise 23 has no run"),
+    (["99", "--lang=zh"], "没有练习 99"), (["--run", "--lang=zh"], "--run 需要练习的编号"),
+    (["--only=ours", "--lang=zh"], "并且需要练习的编号"),
+    (["23", "--run", "--lang=zh"], "练习 23 没有对应的训练脚本")])
 def test_a_wrong_command_gets_one_line(refused, monkeypatch, flags, words):
     monkeypatch.setattr(sys, "argv", ["exercises", *flags])
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)

@@ -9,6 +9,7 @@ import ast
 import re
 import zlib
 from collections import Counter
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 
@@ -169,13 +170,14 @@ def test_new_english_words_are_reported_with_the_checksum_to_write_but_no_other_
 
 # ---- one Chinese word for each thing: docs/glossary.md --------------------------------------
 
+@cache
 def glossary():
-    """A row: (English names, meaning in Chinese, Chinese names, words not to use)."""
-    for row in (ROOT / "docs/glossary.md").read_text("utf-8").splitlines():
-        if row.startswith("| **"):
-            english, _, meaning, chinese, bad = (cell.strip(" *") for cell in row.split("|")[1:-1])
-            yield (re.sub(r" \(.*", "", english).split(", "), meaning, chinese.split("；"),
-                   bad.split("、") if bad else [])
+    """For each row: English names, meaning in Chinese, Chinese names, words not to use."""
+    rows = re.findall(r"^\| \*\*.*", (ROOT / "docs/glossary.md").read_text("utf-8"), re.M)
+    cells = ([cell.strip(" *") for cell in row.split("|")[1:-1]] for row in rows)
+    return [(re.sub(r" \(.*", "", english).split(", "), meaning, chinese.split("；"),
+             [word for word in bad.split("、") if word])
+            for english, _, meaning, chinese, bad in cells]
 
 
 def texts(file):
@@ -186,7 +188,7 @@ def texts(file):
     elif file.endswith("glossary.md"):
         found = [part for _, meaning, chinese, _ in glossary() for part in (meaning, *chinese)]
     elif file.endswith(".md"):
-        text = re.sub(r"(?<=\])\([^)]*\)", "", text)                            # of links
+        text = re.sub(r"(?<=\])\([^)]*\)", "", text)                         # of links
         found = re.sub(r"`[^`\n]+`", "`1`", text).splitlines()
     else:
         found = re.split(r'["`<>]', re.sub(r"\$\{[^}]*\}", "1", text))
@@ -194,7 +196,7 @@ def texts(file):
 
 
 FORMULA = re.compile(r"(?<=[A-Za-z])\([^()]*\)")                                 # p(回答)
-CHINESE = sorted(file.relative_to(ROOT).as_posix() for pattern in (
+PAGES = sorted(file.relative_to(ROOT).as_posix() for pattern in (
     "*.zh.md", "d*/*.zh.md", "docs/img/*.zh.svg", "docs/glossary.md", "view/*.html", "view/*.js",
     "exercises/*.py", "exercises/answers/*.py") for file in ROOT.glob(pattern))
 
@@ -213,12 +215,12 @@ def faults(part):
     return found
 
 
-@pytest.mark.parametrize("file", CHINESE)
+@pytest.mark.parametrize("file", PAGES)
 def test_chinese_texts_use_the_words_of_the_glossary_and_wide_punctuation(file):
     assert not [(found, part) for part in texts(file) if (found := faults(part))]
 
 
-@pytest.mark.parametrize("file", CHINESE)
+@pytest.mark.parametrize("file", PAGES)
 def test_a_page_gives_the_english_word_in_brackets_once_at_most(file):
     text = "\n".join(texts(file))
     names = [en for english, *_ in glossary() for en in english if file != "docs/glossary.md"]

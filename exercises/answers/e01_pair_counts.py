@@ -5,18 +5,18 @@ RUN = None
 ZH = """
 1. 统计相邻对：先合并哪一对
 
-字节对编码 byte-pair encoding（BPE）从字节开始：最初的 token 是 0 到 255。学习时反复做同一步：
-把出现次数最多的一对相邻 token 变成一个新 token。本题只做第一步：找出这一对。
+字节对编码（BPE）从字节开始：最初的词元（token）是 0 到 255。学习就是反复做同一步：
+找出最常见的一对相邻词元，把它变成一个新词元。本题只做第一步：找出这一对。
 
-文本已经切成片段 chunk（大致是单词），相同的片段也已经数好。只统计片段内部的相邻对，所以任何
-token 都不会跨过单词的边界。出现 n 次的片段要算 n 次。（Sennrich et al. 2016，算法 1。）
+文本已经切成片段（chunk），大致是单词，相同的片段也已经数好。只数片段内部的相邻对，
+所以词元不会跨过单词的边界。出现 n 次的片段，要算 n 次。（Sennrich et al. 2016，算法 1。）
 
-次数相同时，取编号较小的一对：(97, 98) 先于 (98, 97)。有了这条规则，在哪台电脑上结果都一样。
+次数相同时，取编号较小的一对：(97, 98) 先于 (98, 97)。有了这条规则，每台电脑的结果都一样。
 
 例：{"aaab": 2, "ba": 3}
     aa 在 "aaab" 里出现 2 次，共 4 次；ab 共 2 次；ba 共 3 次  -> (97, 97)
 
-"text".encode() 得到文本的字节；再用 list() 就得到一串整数。
+"text".encode() 得到文本的字节，list() 再把它变成一串整数。
 """
 
 
@@ -46,12 +46,12 @@ def written_out(chunks):
 
 MISTAKES = [
     ("You count each chunk once. A chunk that occurs n times counts n times.",
-     "每个片段你只算了一次。出现 n 次的片段要算 n 次。", "+ times -> + 1"),
+     "每个片段你只算了一次。出现 n 次的片段，要算 n 次。", "+ times -> + 1"),
     ("You count pairs across the border of two chunks. Only pairs inside a chunk count.",
      "你把跨越两个片段边界的相邻对也数进去了。只数片段内部的。",
      'chunks.items() -> [("".join(text * n for text, n in chunks.items()), 1)]'),
     ("Overlapping pairs are missing: aaa has the pair (a, a) twice. str.count does not see that.",
-     "重叠的相邻对漏数了：aaa 里 (a, a) 出现两次。str.count 数不出来。",
+     "你漏数了重叠的相邻对：aaa 里 (a, a) 出现两次。str.count 数不出来。",
      "zip(data, data[1:]) -> {*zip(data, data[1:])} && "
      "+ times -> + times * data.count(bytes(pair))"),
     ("You count characters instead of bytes: é is two bytes. Use text.encode().",

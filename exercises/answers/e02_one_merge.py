@@ -3,17 +3,17 @@ from tokenizer import replace as answer
 NAME = "replace"
 RUN = None
 ZH = """
-2. 一次合并 merge
+2. 做一次合并
 
-BPE 学到：某一对相邻的 token 要变成一个新 token。把这条合并规则用到一串 token 上，就是：凡是 left
-后面紧跟着 right，就用一个 new 代替这两个。
+BPE 学到了一条合并规则（merge）：某一对相邻的词元（token），要变成一个新词元。
+把规则用到一串词元上：凡是 left 后面紧跟着 right，就用一个 new 代替这两个。
 
-从左往右读，每个 token 只能用一次：连续三个 a，前两个合成一个 token，第三个留下。
+从左往右读，每个词元只用一次：三个连续的 a，前两个合成一个词元，第三个留下。
 
-例：相邻对 (1, 2)，新 token 是 4：
+例：相邻对 (1, 2)，新词元 4：
     [1, 2, 3, 1, 2] -> [4, 3, 4]
     [2, 1]          -> [2, 1]           先后有区别
-相邻对 (1, 1)，新 token 是 4：
+相邻对 (1, 1)，新词元 4：
     [1, 1, 1]       -> [4, 1]
 """
 
@@ -36,15 +36,15 @@ def written_out(ids, pair, new):
 
 MISTAKES = [
     ("The right one of the two stays in the list. After a merge, go on two places further.",
-     "合并之后，右边的 token 还留在列表里。合并后应当向前走两步。", "1 + hit -> 1"),
+     "合并之后，右边的词元还留在列表里。合并之后应当向前走两步。", "1 + hit -> 1"),
     ("You go from right to left. Of three a, the first two become one token.",
      "你是从右往左合并的。三个连续的 a，应当是前两个合成一个。",
      "[:2] -> [-2:] && append( -> insert(0, && ids[0] -> ids[-1] && [1 + hit:] -> [:-1 - hit]"),
     ("A token is used twice: of three a, the middle one is part of two new tokens.",
-     "有的 token 用了两次：三个连续的 a，中间那个进了两个新 token。",
+     "有的词元用了两次：三个连续的 a，中间那个进了两个新词元。",
      "1 + hit -> 1 + (hit and tuple(ids[1:3]) != pair)"),
     ("The last token gets lost when it is not part of a merge.",
-     "最后一个 token 没有参与合并时，被丢掉了。", "while ids -> while ids[1:]"),
+     "最后一个词元没有参与合并时，被你丢掉了。", "while ids -> while ids[1:]"),
     ("You replace only the first place. Replace the pair wherever it stands.",
      "你只替换了第一处。每一处都要替换。", "== pair -> == pair and new not in out"),
     ("You also merge right followed by left. The order matters.",

@@ -6,17 +6,18 @@ from tokenizer import merge as answer
 NAME = "encode"
 RUN = None
 ZH = """
-3. 用合并规则编码 encode
+3. 用合并规则编码
 
-分词器 tokenizer 就是一串合并规则。给一个单词编码：从它的字节开始，不断合并，直到没有可以合并的
-相邻对。先后很重要：在单词里的所有相邻对当中，先合并最早学到的那一对，和训练时一样。最早学到的
-规则也最常用。换一种顺序会得到别的 token，而模型从没在这个位置见过它们。
+分词器（tokenizer）就是一串合并规则。给一个单词编码：从它的字节开始，不断合并，
+直到没有可以合并的相邻对。先后很重要：在单词的所有相邻对里，先合并最早学到的那一对，
+和训练时一样。最早学到的规则，用得也最多。换一种先后，得到的词元（token）就不同，
+而模型从没在这个位置见过它们。
 
     只要有相邻对在 merges 里：
         取最早学到的那一对
-        从左往右，把每一处都换掉（第 2 题）
+        从左往右，把每一处都换掉（练习 2）
 
-新 token 的编号按学习的顺序递增：编号最小的，学得最早。
+新词元的编号按学习的先后递增：编号最小的，学得最早。
 
 例：merges = {(98, 99): 256, (97, 98): 257, (256, 100): 258}，单词 "abcd" 的字节是
     [97, 98, 99, 100] -> [97, 256, 100] -> [97, 258]
@@ -69,9 +70,9 @@ MISTAKES = [
     ("You merge one pair and stop. Go on until no known pair is left.",
      "你合并了一对就停了。应当继续，直到没有可以合并的相邻对。", "while known -> if known"),
     ("You go through the word once. New tokens can be merged, too: go on until nothing changes.",
-     "你只从头到尾走了一遍。新 token 还可以再合并：直到不再变化为止。",
+     "你只从头到尾走了一遍。新词元还可以再合并，直到没有变化为止。",
      "while known -> if known && == pair -> in merges && merges[pair] -> merges[*ids[i:i + 2],]"),
     ("You take the longest token that fits, as WordPiece does. BPE repeats the merges in the order "
      "in which they were learned.",
-     "你取了能匹配的最长 token，那是 WordPiece 的做法。BPE 按学习的顺序重复合并。", longest),
+     "你取了能匹配的最长的词元，那是 WordPiece 的做法。BPE 按学到的先后合并。", longest),
 ]

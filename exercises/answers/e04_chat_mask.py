@@ -3,21 +3,22 @@ from tokenizer import PATTERNS, Tokenizer
 NAME = "encode_chat"
 COLUMNS = ["val_loss", "val_token_accuracy"]
 ZH = """
-4. 对话掩码 chat mask
+4. 对话掩码
 
-一段对话变成一行 token。特殊 token 说明是谁在说话，<|end|> 表示这一轮说完了。监督微调 supervised
-fine-tuning（SFT）时，模型读全部内容，但只学助手 assistant 说的话。掩码 mask 标出这些位置：要学的
-token 上为 1。
+一段对话变成一行词元（token）。特殊词元说明是谁在说话，<|end|> 表示这段话说完了。
+监督微调（SFT）时，模型读全部内容，但只学助手（assistant）说的话。
+掩码（mask）标出要学的位置：要学的词元上是 1，其余是 0。
 
     ids   <|endoftext|> <|user|> H i <|end|> <|assistant|> Y o <|end|>
     mask  0             0        0 0 0       0             1 1 1
 
-助手的话后面的 <|end|> 要学：模型就是这样学会停下来的。<|assistant|> 不学：它由程序写。助手没有说话
-的一轮（content.strip() 为空）只读不学。reply 为真时，最后加一个 <|assistant|>，请模型回答；它的掩码
-是 0。
+助手的话后面的 <|end|> 要学：模型这样才学会停下来。<|assistant|> 不学：它由程序写。
+如果助手什么也没说（content.strip() 为空），这段话只读不学。
+reply 为真时，最后加一个 <|assistant|>，请模型回答；它的掩码是 0。
 
-tok.encode(text) 给出文本的 ids。特殊 token 是 tok.eot（<|endoftext|>）、tok.end、tok.assistant，
-按名字取则是 tok.specials["<|user|>"]。文本里写着的 "<|end|>" 只会变成普通 ids，不会变成特殊 token。
+tok.encode(text) 给出文本的 ids。特殊词元是 tok.eot（<|endoftext|>）、tok.end、tok.assistant，
+也可以按名字取：tok.specials["<|user|>"]。文本里写着的 "<|end|>" 只会变成普通的 ids，
+不会变成特殊词元。
 """
 
 
@@ -69,7 +70,7 @@ MISTAKES = [
      "你的掩码处处是 1。要学的是助手说的话，不是它读到的话。",
      "return ids, mask -> return ids, [1] * len(ids)"),
     ("Your mask also counts the prompt: what user and system say is read, not learned.",
-     "你的掩码把提示也算进去了：用户 user 和系统 system 的话只读不学。",
+     "你的掩码把提示也算进去了：用户和系统的话只读不学。",
      'role == "assistant" and ->'),
     ("Your mask is 1 on the user's words. It is the assistant's words that are learned.",
      "你的掩码在用户的话上是 1。要学的是助手的话。", '"assistant" -> "user"'),
@@ -77,7 +78,7 @@ MISTAKES = [
      "用户的话后面的 <|end|> 不学：它由程序写。",
      ', learn] -> , int(learn or role != "assistant")]'),
     ("Your mask leaves out <|end|> after the assistant's words: the model would never stop.",
-     "助手的话后面的 <|end|> 没有算进掩码：模型就学不会停下来。", ", learn] -> , 0]"),
+     "助手的话后面的 <|end|> 没有算进掩码：这样模型学不会停下来。", ", learn] -> , 0]"),
     ("Your mask also counts <|assistant|>. The program writes it, so it is not learned.",
      "你的掩码把 <|assistant|> 也算进去了。它由程序写，不用学。",
      "[0, *[learn] -> [learn, *[learn]"),
@@ -89,7 +90,7 @@ MISTAKES = [
      'and content.strip() != "" ->'),
     ("Your mask stands one place too early. It marks the tokens themselves; targets are shifted "
      "later.",
-     "你的掩码早了一位。它标的是 token 自己；错开一位是后来做目标 target 时的事。",
+     "你的掩码早了一位。它标的是词元自己；生成目标时才错开一位。",
      "return ids, mask -> return ids, mask[1:] + [0]"),
     ("<|endoftext|> is missing at the start of the dialogue.",
      "对话开头缺了 <|endoftext|>。", "[tok.eot], [0] -> [], []"),

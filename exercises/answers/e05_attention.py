@@ -9,17 +9,19 @@ from model import attention as answer
 NAME = "attention"
 COLUMNS = ["val_loss"]
 ZH = """
-5. 注意力 attention
+5. 注意力
 
-每个 token 提出一个问题，即查询 query q；每个 token 也提供一个键 key k 和一个值 value v。查询和键的
-点积表示两者有多相配。对所有键做 softmax，这些数就变成和为 1 的权重；输出是值的加权平均：
+每个词元（token）提出一个查询（query）q，同时提供一个键（key）k 和一个值（value）v。
+查询与键的点积，表示两者有多匹配。对所有键做 softmax，点积就变成权重，权重之和是 1；
+输出是值的加权平均：
 
     attention = softmax(q k^T / sqrt(D) + bias) v          （Vaswani et al. 2017，式 1）
 
-D 是一个头 head 的宽度。不除以 sqrt(D)，点积会随 D 变大，softmax 就把权重几乎全放在一个键上，梯度
-也就几乎消失了。
+D 是一个注意力头（head）的宽度。如果不除以 sqrt(D)，点积会随 D 变大，
+softmax 把权重几乎全放在一个键上，梯度也就几乎消失。
 
-bias 在允许看的地方是 0，在不允许看的地方是 -inf：exp(-inf) = 0。它由第 6 题来做。
+bias 是注意力掩码：可以看的地方是 0，不可以看的地方是 -inf，因为 exp(-inf) = 0。
+怎样得到它，是练习 6。
 
 形状：B 行，H 个头，T 个查询，S 个键。B x H 组乘法一次做完：@ 只乘最后两维。
 例：所有的键都相同时，每个输出都是值的平均。
@@ -65,12 +67,12 @@ MISTAKES = [
      "dim=-1.",
      "你的 softmax 是对查询做的。对每个查询，各个键的权重之和为 1：dim=-1。", "dim=-1 -> dim=-2"),
     ("You do not use bias: every token sees all others, the later ones and padding, too.",
-     "你没有用 bias：每个 token 都能看到所有别的 token，包括后面的和填充 padding。", "+ bias ->"),
+     "你没有用 bias：每个词元都能看到所有别的词元，包括后面的词元和填充。", "+ bias ->"),
     ("You hide keys after the softmax: the weights then add up to less than 1. Add bias before it.",
-     "你在 softmax 之后才遮住键：权重之和就小于 1 了。应当在 softmax 之前加上 bias。",
+     "你在 softmax 之后才遮住键，权重之和就小于 1。应当在 softmax 之前加上 bias。",
      "+ bias, dim=-1) -> , dim=-1).masked_fill(bias < 0, 0)"),
     ("You divide by sqrt(D) after the softmax. Divide the products, before it.",
-     "你在 softmax 之后才除以 sqrt(D)。应当先除点积，再做 softmax。",
+     "你在 softmax 之后才除以 sqrt(D)。点积应当先除以它，再做 softmax。",
      "/ D ** 0.5 -> && @ v -> @ v / D ** 0.5"),
     ("You return the weights. Multiply them by the values.",
      "你返回的是权重。还要乘以值 v。", "@ v ->"),

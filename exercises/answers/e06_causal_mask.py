@@ -8,13 +8,14 @@ from model import positions
 NAME = "may_look"
 COLUMNS = ["val_loss"]
 ZH = """
-6. 因果掩码 causal mask 与填充 padding
+6. 因果掩码与填充
 
-语言模型预测下一个 token。所以一个 token 可以看自己和前面的 token，绝不能看后面的：那等于偷看答案。
-这就是因果掩码。
+语言模型预测下一个词元（token）。所以一个词元可以看自己和前面的词元，绝不能看后面的：
+那等于偷看答案。这就是因果掩码（causal mask）。
 
-长短不一的提示 prompt 放在同一个批次 batch 里。短的在前面填充，这样所有提示都在同一处结束，回答从
-那里开始。任何 token 都不能看填充。位置也只数真正的 token：一个提示，前面有没有填充，回答都一样。
+一批提示（prompt）有长有短。短的在前面填充（padding），于是所有提示都在同一处结束，
+回答从那里开始。任何词元都不能看填充。位置也只数真正的词元：
+同一个提示，前面有没有填充，回答都一样。
 
 例：一行是填充、a、b、c：mask [0, 1, 1, 1]
 
@@ -24,8 +25,8 @@ ZH = """
     b         0   1  1  0
     c         0   1  1  1
 
-这个矩阵的第 t 行说明第 t 个 token 可以看哪里。填充的位置是多少都无所谓；请写 0，因为嵌入
-embedding 没有第 -1 行。
+这个注意力掩码的第 t 行，说明第 t 个词元可以看哪里。填充的位置是几都无所谓；
+请写 0，因为嵌入（embedding）没有第 -1 行。
 """
 
 
@@ -66,21 +67,21 @@ def written_out(mask):
 
 MISTAKES = [
     ("Your tokens look into the future: row t is the token that looks, tril() is the past.",
-     "你的 token 在看后面：第 t 行是正在看的 token，过去是 tril()。", "s <= t -> s >= t"),
+     "你的词元在看后面：第 t 行是正在看的词元，前面的部分是 tril()。", "s <= t -> s >= t"),
     ("A token does not see itself. It may: it predicts the next token, not itself.",
-     "token 看不到自己。它可以看自己：它预测的是下一个 token，不是自己。", "s <= t -> s < t"),
+     "词元看不到自己。它可以看自己：它预测的是下一个词元，不是自己。", "s <= t -> s < t"),
     ("A token sees the next one, too: that is the answer. It may see itself, but nothing later.",
-     "token 还看到了下一个 token，那正是答案。最多只能看到对角线。", "s <= t -> s <= t + 1"),
+     "词元还看到了下一个词元，那正是答案。最多只能看到自己。", "s <= t -> s <= t + 1"),
     ("The causal mask is missing: all tokens see the later ones.",
-     "缺了因果掩码：每个 token 都能看到后面的 token。", "s <= t and ->"),
+     "缺了因果掩码：每个词元都能看到后面的词元。", "s <= t and ->"),
     ("Padding can be seen. Combine the causal mask with mask[:, None, :].",
-     "填充能被看到。请把因果掩码和 mask[:, None, :] 合在一起。", "and mask[b, s] == 1 ->"),
+     "填充被看到了。请把因果掩码和 mask[:, None, :] 合在一起。", "and mask[b, s] == 1 ->"),
     ("You close the rows of padding, not its columns. Columns are what is looked at, and padding "
      "must not be seen.",
-     "你遮住的是填充所在的行，不是列：应当让填充不被看到。列才是被看的 token。",
+     "你遮住的是填充所在的行，不是列。列才是被看的词元，填充不能被看到。",
      "mask[b, s] -> mask[b, t]"),
     ("Your positions count padding: the first real token has the position 0.",
-     "你的位置把填充也数进去了：第一个真正的 token 位置是 0。",
+     "你的位置把填充也数进去了：第一个真正的词元，位置是 0。",
      "mask.cumsum(1) - 1 -> torch.arange(mask.size(1)).expand_as(mask)"),
     ("Your positions begin at 1. Count from 0.", "你的位置从 1 开始。应当从 0 开始。",
      "mask.cumsum(1) - 1 -> mask.cumsum(1)"),

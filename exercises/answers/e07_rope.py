@@ -6,21 +6,21 @@ from model import GPTConfig, rotary_turns, rotate
 NAME = "rope"
 COLUMNS = ["val_loss"]
 ZH = """
-7. 旋转位置编码 rotary position embedding（RoPE）
+7. 旋转位置编码（RoPE）
 
-注意力本身不知道 token 的先后。RoPE（Su et al. 2021，式 34）靠旋转查询和键来告诉它。一个头的 D 个数
-分成 D/2 对相邻的数：(x[0], x[1])、(x[2], x[3])……每一对是平面上的一个点。在位置 m，第 i 对转过的
-角度 angle 是
+注意力本身不知道词元（token）的先后。RoPE（Su et al. 2021，式 34）旋转查询和键，
+把位置告诉注意力。一个注意力头的 D 个数，分成 D/2 对相邻的数：(x[0], x[1])、(x[2], x[3])……
+每一对是平面上的一个点。在位置 m，第 i 对转过的角度 angle 是
 
     angle = m * theta ** (-2 i / D)                           i = 0, 1, … D/2 - 1
     (a, b) -> (a cos(angle) - b sin(angle),  a sin(angle) + b cos(angle))
 
-第一对转得快，最后一对转得慢，就像钟表的指针。于是，位置 m 的查询和位置 n 的键的点积只取决于
-m - n：取决于距离，而不是在哪里。
+第一对转得快，最后一对转得慢，就像钟表的指针。于是，位置 m 的查询与位置 n 的键，
+点积只取决于 m - n：只看距离，不看在哪里。
 
-例：D = 2，位置 0：不转。位置 1 上，x = [1, 0] -> [cos 1, sin 1] = [.54, .84]。
+例：D = 2，位置 0：不转。位置 1：x = [1, 0] -> [cos 1, sin 1] = [0.54, 0.84]。
 
-x[..., 0::2] 是所有对的第一个数。torch.stack(…, dim=-1).flatten(-2) 让各对回到原来的次序。
+x[..., 0::2] 是各对的第一个数。torch.stack(…, dim=-1).flatten(-2) 让各对回到原来的次序。
 """
 
 
@@ -56,8 +56,9 @@ def written_out(x, pos, theta):
 MISTAKES = [
     ("You pair x[i] with x[i + D/2], as LLaMA on Hugging Face does. Here neighbours are pairs. "
      "Both learn well, but a model trained with one does not work with the other.",
-     "你把 x[i] 和 x[i + D/2] 配成一对，Hugging Face 上的 LLaMA 就是这样。这里是相邻的两个数配成"
-     "一对。两种都能学好，但用一种训练的模型不能换用另一种。", "2 * i, 2 * i + 1 -> i, i + D // 2"),
+     "你把 x[i] 和 x[i + D/2] 配成一对，Hugging Face 上的 LLaMA 就是这样。"
+     "这里是相邻的两个数配成一对。两种都能学好，但用一种训练的模型，不能换用另一种。",
+     "2 * i, 2 * i + 1 -> i, i + D // 2"),
     ("You turn in the other direction: a cos - b sin, a sin + b cos.",
      "你转的方向反了：a cos - b sin，a sin + b cos。", "pos * -> -pos *"),
     ("This is no rotation: exactly one of the four products has a minus.",
@@ -74,5 +75,5 @@ MISTAKES = [
      "你把所有对的第一个数排在了所有第二个数的前面。应当让各对回到原来的次序。",
      "out[..., a] -> out[..., i] && out[..., b] -> out[..., i + D // 2]"),
     ("You use 0, 1, 2, … instead of pos. A token may stand anywhere.",
-     "你用了 0, 1, 2, …，没有用 pos。token 可以在任何位置。", "pos * -> torch.arange(len(pos)) *"),
+     "你用了 0, 1, 2, …，没有用 pos。词元可以在任何位置。", "pos * -> torch.arange(len(pos)) *"),
 ]

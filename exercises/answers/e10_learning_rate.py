@@ -7,18 +7,19 @@ NAME = "get_lr"
 RUN = "pretrain.py", "get_lr", "--steps=200 --warmup=20 --eval_every=40 --eval_rows=32"
 COLUMNS = ["lr", "val_loss"]
 ZH = """
-10. 学习率调度 learning-rate schedule
+10. 学习率调度
 
-学习率 learning rate 开始时要小：优化器对梯度的平均还很粗略。它在 warmup 步里线性上升，到其中最后
-一步达到峰值。然后沿直线下降，到 step = steps 时为 0：最后的步子很小，批次之间的噪声就互相抵消。
+学习率（learning rate）开始时要小，因为优化器对梯度的平均还很粗略。
+学习率在 warmup 步里线性上升，到最后一步达到峰值，这叫预热。然后沿直线下降，到 step = steps
+时为 0：最后的步子很小，各批之间的噪声就互相抵消。
 
     step < warmup：  lr * (step + 1) / warmup
     之后：           lr * (1 - done)
                      done = (step - warmup) / (steps - warmup)，从 0 到 1
 
-步数从 0 数起。+ 1 使最初一步的学习率大于 0：如果是 0，这一步就什么也学不到。
+步数从 0 数起。+ 1 使第一步的学习率大于 0：如果是 0，这一步什么也学不到。
 
-例：lr 1，warmup 2，steps 6  ->  第 0 到第 5 步：.5, 1, 1, .75, .5, .25
+例：lr 1，warmup 2，steps 6  ->  第 0 到第 5 步：0.5, 1, 1, 0.75, 0.5, 0.25
 """
 
 
@@ -40,11 +41,11 @@ def written_out(step, config):
 
 MISTAKES = [
     ("Your first step has the learning rate 0: it learns nothing. Use step + 1 in the warmup.",
-     "你的第一步学习率是 0：什么也学不到。预热 warmup 里请用 step + 1。", "step + 1 -> step"),
+     "你的第一步学习率是 0，什么也学不到。预热时请用 step + 1。", "step + 1 -> step"),
     ("There is no warmup: the first steps are as large as the peak.",
-     "没有预热：最初几步就和峰值一样大。", "(step + 1) / config.warmup -> 1"),
+     "没有预热：最初几步的学习率就是峰值。", "(step + 1) / config.warmup -> 1"),
     ("In the warmup your learning rate does not follow the peak: multiply by lr.",
-     "预热里，你的学习率与峰值无关：要乘以 lr。", "config.lr * (step + 1) -> (step + 1)"),
+     "预热时，你的学习率与峰值无关：要乘以 lr。", "config.lr * (step + 1) -> (step + 1)"),
     ("Your line counts from step 0: it must begin where the warmup ends.",
      "你的直线从第 0 步算起：应当从预热结束处算起。",
      "start, end = config.warmup, config.steps -> start, end = 0, config.steps"),

@@ -8,20 +8,22 @@ NAME = "pack"
 RUN = "sft.py", "pack", "--steps=200 --eval_every=50 --ptx=0"
 COLUMNS = ["val_loss", "val_token_accuracy"]
 ZH = """
-12. 打包 packing
+12. 打包
 
-对话短，而一行很长。一行只放一段对话，大半行都会空着，而空位花的时间和有用的位置一样多。所以几段完整的
-对话共用一行。一行有 T + 1 个位置：T 个输入，以及错开一位的同样的 token 作为目标。
+对话短，一行却很长。一行只放一段对话，大半行都是空的，而空位花的时间和有用的位置一样多。
+所以，几段完整的对话打包（packing）成一行。一行有 T + 1 个位置：T 个输入，
+以及错开一位的同样的词元（token），作为目标。
 
     四段对话长 40、70、55、30，T + 1 = 100  ->  两行 [0, 2]（95）和 [1, 3]（100）
 
 要求：
-- 恰好 n_rows 行，每行是一个列表，里面是 lengths 的下标；任何一行都不超过 T + 1 个 token
-- 每一轮 epoch 都有新的随机次序，来自 rng.permutation(len(lengths))，每段对话各用一次；一轮用完了，
-  就开始下一轮（可以有少数对话还在没放满的行里等着）
-- 不要按长度排序：批次应当是随机的混合
-- 至少 85% 的位置有 token。如果一段对话放不下就结束这一行，大约五分之一会空着。请让几行（比如 8 行）
-  同时开着：对话放进第一个放得下的行，否则另开一行；开着的行太多时，结束其中最满的一行。
+- 恰好 n_rows 行，每行是一个列表，里面是 lengths 的下标；任何一行都不超过 T + 1 个词元
+- 每一轮（epoch）都有新的随机次序，来自 rng.permutation(len(lengths))，每段对话各用一次；
+  一轮用完了，就开始下一轮（可以有少数对话，还在没放满的行里等着）
+- 不要按长度排序：每一批都应当是随机的混合
+- 至少 85% 的位置有词元。如果一段对话放不下就结束这一行，大约五分之一会空着。
+  请让几行（比如 8 行）同时开着：对话放进第一个放得下的行，都放不下就另开一行；
+  开着的行太多时，结束其中最满的一行
 """
 T, N, ROWS = 99, 200, 250     # about three epochs
 
@@ -56,10 +58,10 @@ MISTAKES = [
     ("Return a list of rows; each row is a list of indices into lengths, and none is empty.",
      "请返回一个列表，每一行又是一个列表，里面是 lengths 的下标，没有空行。", lambda f: f is None),
     ("You do not return n_rows rows. Stop when there are n_rows, not at the end of an epoch.",
-     "你返回的不是 n_rows 行。凑够 n_rows 行就停，而不是在一轮结束时停。",
+     "你返回的不是 n_rows 行。凑够 n_rows 行就停，不要等一轮结束才停。",
      lambda f: (len(f.rows), len(f.again), len(f.halves)) != (ROWS, ROWS, 30)),
     ("A row has more than T + 1 tokens: look whether a dialogue fits before you add it.",
-     "有的行超过了 T + 1 个 token：放进去之前，先看放不放得下。",
+     "有的行超过了 T + 1 个词元：放进去之前，先看放不放得下。",
      lambda f: max(f.fill) > T + 1),
     ("There is one dialogue in each row: nothing is packed.",
      "每行只有一段对话：根本没有打包。", lambda f: max(map(len, f.rows)) == 1),
@@ -79,6 +81,6 @@ MISTAKES = [
     ("Some dialogues get lost: one that does not fit must wait for another row.",
      "有的对话丢掉了：放不下的，应当等别的行。", lambda f: np.ptp(f.counts) > 2),
     ("Less than 85% of the places are filled: keep several rows open.",
-     "有 token 的位置不到 85%：请让几行同时开着。",
+     "有词元的位置不到 85%：请让几行同时开着。",
      lambda f: sum(f.fill) < 0.85 * (T + 1) * len(f.rows)),
 ]

@@ -8,22 +8,23 @@ from answer import sample as ours
 NAME = "sample"
 COLUMNS = ["objective/score", "ppo/policy/approxkl"]     # large if sampling and scoring disagree
 ZH = """
-13. 采样与 top-p（核采样 nucleus sampling）
+13. 采样与 top-p（核采样）
 
-写下一个 token，就是按模型的概率抽一个。有两个数可以让选择不那么随意。
+写一个词元（token），就是按模型的概率抽一个。有两个数，可以让选择不那么随意。
 
-温度 temperature：logits 要除以它。小于 1 时，概率大的 token 更容易抽到；大于 1 时，各个 token 的
-概率更接近。
+温度（temperature）：logits 要除以它。小于 1 时，概率大的词元更容易抽到；
+大于 1 时，各个词元的概率更接近。
 
-top-p（Holtzman et al. 2019）切掉尾巴：尾巴里有成千上万个概率很小的 token，单个很少见，合起来却
-不少。它只留下概率最大的、最少的几个 token，使它们的概率加起来至少是 p。使总和达到 p 的那个 token
-也留下，所以至少留一个。这里的概率，是除以温度之后的概率。留下的 token 再按各自的概率比例来抽。
+top-p（Holtzman et al. 2019）切掉尾巴：那里有成千上万个概率很小的词元，
+单个很少见，合起来却不少。它只留下概率最大的几个词元，越少越好，但概率之和至少是 p。
+使总和达到 p 的那个词元也留下，所以至少留一个。这里的概率，是除以温度之后的概率。
+然后在留下的词元里，按各自的概率抽一个。
 
-例：概率 [.5, .3, .15, .05]，p = .7  ->  留下 token 0 和 1，以 5/8 和 3/8 的概率抽
-    p = .85 -> token 0、1、2
+例：概率 [0.5, 0.3, 0.15, 0.05]，p = 0.7  ->  留下词元 0 和 1，抽到的概率是 5/8 和 3/8
+    p = 0.85 -> 词元 0、1、2
 
-sort(descending=True) 给出排好的值和原来的位置；scatter 把结果放回原来的位置。torch.multinomial
-按概率抽取。批次里的每一行各有自己的切点。
+sort(descending=True) 给出排好的值和原来的位置；scatter 把结果放回原来的位置。
+torch.multinomial 按概率抽取。每一行各有自己的切点。
 """
 
 
@@ -79,7 +80,7 @@ def check(function, lang):
 FORM = ("Return the ids in one tensor of shape (B,): torch.multinomial gives (B, 1), squeeze it.",
         "请把 ids 放在形状为 (B,) 的张量里返回：torch.multinomial 给出 (B, 1)，要用 squeeze。")
 OTHER = ("The tokens do not come as often as they should: try logits = log [.4, .3, .16, .1, .04].",
-         "各个 token 出现的次数不对：请用 logits = log [.4, .3, .16, .1, .04] 试一试。")
+         "各个词元出现的次数不对：请用 logits = log [0.4, 0.3, 0.16, 0.1, 0.04] 试一试。")
 
 
 def nucleus(logits, temperature, top_p, kept=lambda before, probs, p: before < p, first=False,
@@ -102,22 +103,22 @@ def unsorted(logits, temperature, top_p):
 
 MISTAKES = [
     ("You drop the token that crosses p. It is kept: the sum must reach p.",
-     "你去掉了使总和达到 p 的那个 token。它应当留下：总和要达到 p。",
+     "你去掉了使总和达到 p 的那个词元。它应当留下：总和要达到 p。",
      lambda *a: nucleus(*a, kept=lambda before, probs, p: (before + probs <= p) | (before == 0))),
     ("You keep one token too many: stop as soon as the sum has reached p.",
-     "你多留了一个 token：总和一达到 p 就该停。",
+     "你多留了一个词元：总和一达到 p，就该停。",
      lambda *a: nucleus(*a, kept=lambda before, probs, p: before - probs.roll(1, -1).index_fill(
          -1, torch.tensor(0), 0) < p)),
     ("You keep the tokens whose own probability is at least p. The sum from the top counts.",
-     "你留下的是自身概率不小于 p 的 token。要看的是从大到小的累加和。",
+     "你留下的是自身概率不小于 p 的词元。要看的是从大到小的累加和。",
      lambda *a: nucleus(*a, kept=lambda before, probs, p: (probs >= p) | (before == 0))),
     ("You compare sorted probabilities, but cut unsorted ones: bring the mask back with scatter.",
-     "你比较的是排好序的概率，切的却是没排序的：请用 scatter 把掩码放回原来的位置。", unsorted),
+     "你比较的是排好的概率，切的却是没排的：请用 scatter 把掩码放回原来的位置。", unsorted),
     ("You cut off the probable tokens and keep the tail: sort in descending order.",
-     "你切掉了概率大的 token，留下了尾巴：请从大到小排序。",
+     "你切掉了概率大的词元，留下了尾巴：请从大到小排序。",
      lambda *a: nucleus(*a, down=False)),
     ("You choose the tokens before the temperature. Divide the logits first.",
-     "你在除以温度之前就选了 token。应当先除以温度。", lambda *a: nucleus(*a, first=True)),
+     "你在除以温度之前就选了词元。应当先除以温度。", lambda *a: nucleus(*a, first=True)),
     ("You multiply by the temperature. Divide by it: below 1 it makes differences larger.",
      "你乘以了温度。应当除以它：小于 1 时，差别要变大。",
      lambda logits, temperature, top_p: nucleus(logits, 1 / temperature, top_p)),
@@ -126,9 +127,9 @@ MISTAKES = [
     ("You do not use top_p: the tail can still be drawn.", "你没有用 top_p：尾巴还会被抽到。",
      lambda logits, temperature, top_p: nucleus(logits, temperature, 1)),
     ("You always take the most probable token. Draw one.",
-     "你总是取概率最大的 token。应当抽一个。",
+     "你总是取概率最大的词元。应当按概率抽一个。",
      lambda *a: nucleus(*a[:2], 0.5, kept=lambda before, probs, p: before == 0)),
     ("All tokens that are left are equally probable. Draw in proportion to their probabilities.",
-     "留下的 token 抽到的机会都一样。应当按它们的概率比例来抽。",
+     "留下的词元，抽到的机会都一样。应当按各自的概率来抽。",
      lambda *a: (keep := nucleus(*a) > 0) / keep.sum(-1, keepdim=True)),
 ]

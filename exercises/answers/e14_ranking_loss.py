@@ -9,18 +9,18 @@ NAME = "ranking_loss"
 RUN = "reward.py", "ranking_loss", "--steps=60 --batch_size=16 --micro_batch=16 --eval_every=15"
 COLUMNS = ["val_loss", "val_accuracy"]
 ZH = """
-14. 排序损失 ranking loss
+14. 排序损失
 
-标注者给同一个提示 prompt 的 K 个回答排了名次。奖励模型 reward model 给每个回答一个分数 score。
-训练要让每一对回答里，更好的那个分数更高：
+标注者给同一个提示（prompt）的 K 个回答排了序。奖励模型给每个回答一个数，即分数（score）。
+训练要使每个配对中，较好的回答分数更高：
 
-    loss = 所有回答对的平均值：-log sigmoid(较好者的分数 - 较差者的分数)
+    loss = 对所有配对取平均：-log sigmoid(较好者的分数 - 较差者的分数)
 
-K 个回答组成 K (K - 1) / 2 对。名次相同的两个回答不分高下：它们不成对，也不计入对数。
-（InstructGPT 式 1。）
+K 个回答组成 K (K - 1) / 2 个配对。名次（rank）相同的两个回答是并列的，不组成配对，也不计数。
+（InstructGPT，式 1。）
 例：分数 [1, 0]，名次 [0, 1] -> log(1 + exp(-1))。
 
-请用 torch.nn.functional 里的 logsigmoid：x 很小时，log(sigmoid(x)) 会变成 -inf。
+请用 torch.nn.functional 里的 logsigmoid：x 是很大的负数时，log(sigmoid(x)) 会变成 -inf。
 """
 
 
@@ -40,26 +40,26 @@ def written_out(scores, ranks):
 
 MISTAKES = [
     ("You prefer the worse answer: rank 0 is the best, so its score must be the higher one.",
-     "你偏爱了较差的回答：名次 0 是最好的，它的分数应当更高。",
+     "你偏爱了较差的回答：名次 0 最好，它的分数应当更高。",
      "scores[i] - scores[j] -> scores[j] - scores[i]"),
     ("You add the pairs up. Take their mean: prompts with many answers must not weigh more.",
-     "你把所有回答对加起来了。应当取平均值，否则回答多的提示权重更大。", "/ len(losses) ->"),
+     "你把所有配对加起来了。应当取平均值，否则回答多的提示权重更大。", "/ len(losses) ->"),
     ("You divide by K, the number of answers. Divide by the number of pairs.",
-     "你除以了回答的个数 K。应当除以回答对的个数。", "/ len(losses) -> / len(scores)"),
+     "你除以了回答的个数 K。应当除以配对的个数。", "/ len(losses) -> / len(scores)"),
     ("You divide by K (K - 1) / 2 even when answers are tied. Tied answers make no pair.",
-     "有并列名次时，你仍然除以 K (K - 1) / 2。并列的回答不成对。",
+     "有并列时，你仍然除以 K (K - 1) / 2。并列的回答不组成配对。",
      "/ len(losses) -> / (len(scores) * (len(scores) - 1) / 2)"),
     ("You divide by K (K - 1): that counts each pair twice.",
-     "你除以了 K (K - 1)：每一对被数了两次。",
+     "你除以了 K (K - 1)：每个配对数了两次。",
      "/ len(losses) -> / (len(scores) * (len(scores) - 1))"),
     ("You compare with <=: then tied answers, and each answer with itself, make a pair.",
-     "你用了 <=：这样并列的回答、甚至每个回答与自己，都成了一对。",
+     "你用了 <=：这样，并列的回答，甚至每个回答与自己，都成了配对。",
      "ranks[i] < ranks[j] -> ranks[i] <= ranks[j]"),
     ("You use only the best and the worst answer. Every pair teaches something.",
-     "你只用了最好和最差的回答。每一对都有用。",
+     "你只用了最好和最差的回答。每个配对都有用。",
      "ranks[i] < ranks[j] -> i == ranks.argmin() and j == ranks.argmax()"),
     ("You take log(sigmoid(x)): for very negative x it is -inf. Use logsigmoid.",
-     "你用了 log(sigmoid(x))：x 很小时它是 -inf。请用 logsigmoid。",
+     "你用了 log(sigmoid(x))：x 是很大的负数时，它是 -inf。请用 logsigmoid。",
      "F.logsigmoid( -> torch.log(F.sigmoid( && [j])) -> [j])))"),
     ("You forgot the logarithm: the loss is not the probability, but its -log.",
      "你忘了取对数：损失不是概率，而是概率的 -log。", "F.logsigmoid( -> torch.sigmoid("),

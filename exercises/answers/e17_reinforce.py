@@ -5,21 +5,22 @@ RUN = None
 ZH = """
 17. 带基线的 REINFORCE
 
-模型采样出一些回答，每个回答得到一个分数 score。怎样的损失能使平均分数上升？分数没有梯度：它只是别人
-给的一个数。回答的概率却有梯度，而且
+模型采样出几个回答，每个回答得到一个分数（score）。怎样的损失能使平均分数上升？
+分数没有梯度：它只是别人给的一个数。但回答的概率有梯度，而且
 
     E[score] 的梯度 = E[ score x log p(回答) 的梯度 ]                  （Williams 1992）
 
-所以每个回答都把自己的 log p 往上推，分数越高推得越用力；log p 是回答中各 token 之和。如果所有分数都是
-正的，那么每次都往上推，真正有用的只是分数之间的差别。从分数中减去一个基线 baseline b，平均结果不变，
-噪声却小得多——前提是 b 与这个回答自己无关。同一个提示有 k 个回答时，可以取其他 k - 1 个的平均分数
-（Ahmadian et al. 2024，RLOO）：
+所以，每个回答都把自己的 log p 往上推，分数越高，推得越用力；log p 是各个词元（token）之和。
+如果分数全是正的，每次都往上推，真正有用的只是分数之间的差别。
+从分数中减去一个基线（baseline）b，期望不变，噪声却小得多，条件是 b 与这个回答自己无关。
+同一个提示有 k 个回答时，基线取其他 k - 1 个的平均分数（Ahmadian et al. 2024，RLOO）：
 
     b_i = 其他回答的平均分数          loss = -对 i 取平均：(score_i - b_i) log p_i
 
-GRPO 的基线是全部 k 个的平均；PPO 的基线是评论家 critic，每个 token 都有一个。
+GRPO 的基线是全部 k 个的平均值；PPO 的基线由评论家给出，每个词元都有一个。
 
-例：scores [1, 0, 0] -> b [0, .5, .5]；log p 为 [-2, -1, -3] 时，损失为 0：-(-2 + .5 + 1.5)/3。
+例：scores [1, 0, 0] -> b [0, 0.5, 0.5]；log p 为 [-2, -1, -3] 时，
+    损失为 0：-(-2 + 0.5 + 1.5) / 3。
 """
 
 
@@ -41,13 +42,14 @@ MISTAKES = [
     ("The sign is missing: the optimizer makes the loss small, and the mean score must rise.",
      "漏了负号：优化器使损失变小，而平均分数应当上升。", "return -( -> return ("),
     ("There is no baseline: if all scores are high, every answer is pushed up.",
-     "没有基线：分数都高时，每个回答都被往上推。", "scores - baseline -> scores"),
+     "没有基线：分数都很高时，每个回答都被往上推。", "scores - baseline -> scores"),
     ("Your baseline is the mean of all scores, with the answer's own (GRPO's). Then the gradient is "
      "too small by (k - 1) / k: leave the own score out.",
-     "你的基线是全部分数的平均，包含了这个回答自己的（GRPO 的做法）。这样梯度会小到 (k - 1) / k：应当把自"
-     "己的分数去掉。", "(scores.sum() - scores) / (len(scores) - 1) -> scores.mean()"),
+     "你的基线是全部分数的平均值，包含了这个回答自己的（GRPO 的做法）。"
+     "这样梯度只有应有的 (k - 1) / k：应当去掉自己的分数。",
+     "(scores.sum() - scores) / (len(scores) - 1) -> scores.mean()"),
     ("Your baseline divides by k. It is the mean of k - 1 scores.",
-     "你的基线除以了 k。它是 k - 1 个分数的平均。", "(len(scores) - 1) -> len(scores)"),
+     "你的基线除以了 k。它是 k - 1 个分数的平均值。", "(len(scores) - 1) -> len(scores)"),
     ("You subtract the sum of the others' scores. Divide it by k - 1.",
      "你减去的是其他分数之和。应当再除以 k - 1。", "/ (len(scores) - 1) ->"),
     ("You divide by the deviation, too, as GRPO does. Here only subtract.",
@@ -56,16 +58,16 @@ MISTAKES = [
     ("You do not use the mask: the prompt and the padding count, too.",
      "你没有用 mask：提示和填充也被算进去了。", "logp * mask -> logp"),
     ("You take the mean over an answer's tokens. log p of an answer is the sum.",
-     "你对回答的 token 取了平均。回答的 log p 是各 token 之和。",
+     "你对回答的词元取了平均。回答的 log p 是各个词元之和。",
      "(logp * mask).sum(1) -> (logp * mask).sum(1) / mask.sum(1)"),
     ("You use the probability. The gradient of log p is right: with p, improbable answers would "
      "teach nothing.",
-     "你用的是概率 p。应当用 log p：用 p 的话，不太可能的回答几乎教不了什么。",
+     "你用的是概率 p。应当用 log p：如果用 p，概率小的回答几乎不起作用。",
      "(logp * mask).sum(1) -> (logp * mask).sum(1).exp()"),
-    ("You add up over the answers. Take the mean.", "你对回答求了和。应当取平均。",
+    ("You add up over the answers. Take the mean.", "你对各个回答求了和。应当取平均值。",
      ".mean() -> .sum()"),
     ("You divide by all tokens. Each answer counts the same: divide by k.",
-     "你除以了全部 token 数。每个回答的分量相同：应当除以 k。", ".mean() -> .sum() / mask.sum()"),
+     "你除以了全部词元的个数。每个回答的权重相同：应当除以 k。", ".mean() -> .sum() / mask.sum()"),
     ("The values are right, but no gradient reaches logp: no .detach() and no torch.no_grad().",
      "数值对了，但梯度传不到 logp：不要用 .detach() 或 torch.no_grad()。",
      "(logp * mask) -> (logp * mask).detach()"),

@@ -10,16 +10,16 @@ RUN = ("rlhf_ppo.py", "whiten", "--steps=10 --batch_size=128 --minibatch=32 --n_
        lambda function: lambda x, mask, rt: function(x, mask))
 COLUMNS = ["objective/score", "objective/kl", "ppo/policy/clipfrac"]
 ZH = """
-20. 白化 whitening
+20. 白化
 
-优势 advantage 在这一轮可能很大，在下一轮可能很小，而学习率不变。所以 PPO 对一轮里的所有回答一起做平
-移和缩放，使优势的平均值为 0，标准差为 1：
+优势（advantage）在这次迭代里可能很大，在下次迭代里可能很小，而学习率不变。
+所以 PPO 把一次迭代的所有回答放在一起，平移并缩放优势，使平均值为 0，标准差为 1：
 
     (x - mean) / sqrt(variance + 1e-8)
 
-各个回答长度不同；mask 在回答的 token 上为 1。填充 padding 不是数据：平均值和方差都不计入它，结果在
-那里为 0。方差用有偏的估计，即除以 token 的个数。（Ziegler et al. 2019；“有偏方差，1e-8”是其复现工
-作列出的细节之一。）
+各个回答长度不同；mask 在回答的词元上为 1。填充（padding）不是数据：
+平均值和方差都不算它，结果在那里是 0。方差用有偏的估计，即除以词元的个数。
+（Ziegler et al. 2019；“有偏，1e-8”是复现这篇论文的人列出的细节之一。）
 
 例：[[1, 3, 7]]，mask 为 [[1, 1, 0]] -> [[-1, 1, 0]]。
 """
@@ -48,10 +48,10 @@ def written_out(x, mask):
 
 MISTAKES = [
     ("Padding counts in your mean and variance. Take both over x[mask].",
-     "你的平均值和方差计入了填充。两者都应当只取 x[mask]。", "if k ->"),
+     "你的平均值和方差把填充也算进去了。两者都应当只取 x[mask]。", "if k ->"),
     ("You set the padding to 0, and then it counts as zeros in your mean and variance. Divide by "
      "the number of real tokens.",
-     "你把填充设成了 0，但它们仍作为 0 计入平均值和方差。应当除以真实 token 的个数。",
+     "你把填充设成了 0，但它们仍然作为 0 计入了平均值和方差。应当除以真正的词元的个数。",
      "if k -> && zip(x.tolist(), -> zip((x * mask).tolist(),"),
     ("Your result is not 0 where mask is 0.", "在 mask 为 0 的地方，你的结果不是 0。",
      "torch.where(mask, white, 0.0) -> white"),
@@ -66,7 +66,7 @@ MISTAKES = [
      "你只减了平均值，还要除以标准差。", "/ (variance + 1e-8) ** 0.5 ->"),
     ("You whiten each answer by itself. A bad answer must stay worse than a good one: take all "
      "answers together.",
-     "你对每个回答单独做了白化。差的回答应当仍比好的回答差：请把所有回答放在一起算。",
+     "你对每个回答单独做了白化。差的回答应当仍然比好的差：请把所有回答放在一起算。",
      "return -> "
      "return torch.cat([*map(written_out, x.split(1), mask.split(1))]) if len(x) > 1 else"),
     ("You divide by 0 when all advantages are equal: add 1e-8 to the variance.",

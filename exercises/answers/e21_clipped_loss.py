@@ -8,18 +8,19 @@ RUN = ("rlhf_ppo.py", "policy_loss", "--steps=10 --batch_size=128 --minibatch=32
        lambda function: lambda *args: (function(*args), *rlhf_ppo.policy_loss(*args)[1:]))
 COLUMNS = ["objective/score", "objective/kl", "ppo/policy/clipfrac"]
 ZH = """
-21. PPO 的截断损失 clipped loss
+21. PPO 的裁剪损失
 
-回答由旧策略采样得到。概率比 ratio 表示现在的策略 policy 认为其中某个 token 的概率是原来的多少倍：
+回答由旧策略采样得到。概率比（ratio）表示：现在的策略给某个词元（token）的概率，
+是旧策略的多少倍。
 
     ratio = pi(a_t) / pi_old(a_t)          给出的是两者的对数
     loss = -min(ratio A, clip(ratio, 1 - eps, 1 + eps) A)        （Schulman et al. 2017，式 7）
 
-优势 advantage A > 0 时，损失使这个 token 的概率增大，直到 ratio 等于 1 + eps，此后梯度为 0。A < 0
-时使它减小，直到 1 - eps。取 min 是悲观的选择：如果 token 的概率朝错误的方向移动，无论多远，总会被拉
-回来。所以截断限制的是收益，不是损失。
+优势 A > 0 时，损失使这个词元的概率增大，直到 ratio 等于 1 + eps，此后梯度为 0。
+A < 0 时，损失使它减小，直到 1 - eps。取 min 是悲观的选择：如果概率朝错误的方向移动，
+无论走了多远，都会被拉回来。所以裁剪（clip）只限制能赢多少，不限制会输多少。
 
-例：ratio 1.5，A 2，eps .2 -> -min(3, 2.4) = -2.4；A 为 -2 时 -> -min(-3, -2.4) = 3。
+例：ratio 1.5，A 2，eps 0.2 -> -min(3, 2.4) = -2.4；A 为 -2 时 -> -min(-3, -2.4) = 3。
 """
 
 
@@ -43,17 +44,17 @@ def written_out(logp, old_logp, advantages, eps):
 MISTAKES = [
     ("The sign is missing: the optimizer makes the loss small, and A > 0 must become more "
      "probable.",
-     "漏了负号：优化器使损失变小，而 A > 0 的 token 应当变得更可能。", "-torch.min -> torch.min"),
+     "漏了负号：优化器使损失变小，而 A > 0 的词元，概率应当增大。", "-torch.min -> torch.min"),
     ("You take the max inside the minus. It is -min(…), or max(-…, -…).",
-     "负号里面你取了 max。应为 -min(…)，或者 max(-…, -…)。", "minimum -> maximum"),
+     "你在负号里面取了 max。应为 -min(…)，或者 max(-…, -…)。", "minimum -> maximum"),
     ("The min is missing: you always use the clipped ratio. A token that has moved to the wrong "
      "side then gets no gradient and never comes back.",
-     "漏了 min：你总是用截断后的 ratio。这样朝错误方向移动的 token 没有梯度，再也回不来。",
+     "漏了 min：你总是用裁剪之后的 ratio。朝错误方向移动的词元就没有梯度，再也回不来。",
      "torch.minimum(ratio * advantages, near * advantages) -> near * advantages"),
-    ("Nothing is clipped.", "没有截断。",
+    ("Nothing is clipped.", "你没有裁剪。",
      "torch.minimum(ratio * advantages, near * advantages) -> ratio * advantages"),
     ("You clip the difference of the logarithms to ±eps. Clip the ratio, to 1 ± eps.",
-     "你把对数之差截断到 ±eps。应当把 ratio 截断到 1 ± eps。",
+     "你把对数之差裁剪到 ±eps。应当把 ratio 裁剪到 1 ± eps。",
      "ratio.clamp(1 - eps, 1 + eps) -> (logp - old_logp).clamp(-eps, eps).exp()"),
     ("Your ratio is upside down: the present policy is above, the old one below.",
      "ratio 上下颠倒了：现在的策略在上，旧策略在下。", "logp - old_logp -> old_logp - logp"),
@@ -65,10 +66,10 @@ MISTAKES = [
     ("You use the probability instead of the ratio: exp(logp - old_logp).",
      "你用的是概率，不是概率比：exp(logp - old_logp)。", "logp - old_logp -> logp"),
     ("You clip from 1 - eps only; the ratio must not exceed 1 + eps either.",
-     "你只截断了下界 1 - eps；ratio 也不能超过 1 + eps。", "1 - eps, 1 + eps) -> min=1 - eps)"),
+     "你只裁剪了下界 1 - eps；ratio 也不能超过 1 + eps。", "1 - eps, 1 + eps) -> min=1 - eps)"),
     ("You return one number, the mean. The stage averages itself, over all micro-batches: return a "
      "loss for each token.",
-     "你返回了一个平均值。训练脚本自己会对所有小批求平均：请返回每个 token 的损失。",
+     "你返回了一个平均值。训练脚本自己会对所有微批取平均：请返回每个词元的损失。",
      "near * advantages) -> near * advantages).mean()"),
     ("The values are right, but no gradient reaches logp: no .detach() and no torch.no_grad().",
      "数值对了，但梯度传不到 logp：不要用 .detach() 或 torch.no_grad()。",
