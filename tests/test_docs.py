@@ -14,7 +14,7 @@ from rlhf_ppo import Config, gae
 from tiny import close
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCS = [*ROOT.glob("README*.md"), ROOT / "data/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = [*ROOT.glob("README*.md"), *ROOT.glob("data/*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 COMMAND = re.compile(r"python (?:-i )?(?:-m (?P<module>(?:tools|view|lessons|lab)\.\w+)|"
                      r"(?P<file>[\w/]+)\.py)(?P<rest>[^\n`]*)|"
                      r"torchrun [^\n`]*?(?P<ddp>\w+)\.py(?P<more>[^\n`]*)")

@@ -811,5 +811,5 @@ def test_the_page_speaks_both_languages(tab):
     tab.until("document.querySelector('#command') !== null")          # nobody has ranked yet
     assert "null" not in tab.text("#class") and "people have ranked" in tab.text("#class")
     tab.press("#switch")
-    assert tab.text("h1") == "从文本到助手：实时" and "温度" in tab.text("#chat")
+    assert tab.text("h1") == "从文本到助手：实时网页" and "温度" in tab.text("#chat")
     assert "temperature" not in tab.text("#chat")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ["README", "docs/stages", "docs/course", "docs/troubleshooting"]
+FILES = ["README", "docs/stages", "docs/course", "docs/troubleshooting", "data/README"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"^    .+$", re.M)
 FIGURE = re.compile(r"-?(?:\d+(?:[.,:]\d+)*|\.\d+)%?")     # -1, 36,000, 4:34, .75, 90%
