@@ -83,7 +83,7 @@ MISTAKES = [
      "你的掩码把 <|assistant|> 也算进去了。它由程序写，不用学。",
      "[0, *[learn] -> [learn, *[learn]"),
     ("You learn only the last answer. In a longer dialogue every answer is learned.",
-     "你只学了最后一个回答。多轮对话里，每个回答都要学。",
+     "你只学了最后一个回答。对话里有几个回答，每个都要学。",
      "role == -> message is messages[-1] and role =="),
     ("An empty answer is read, not learned: its <|end|> would teach the model to say nothing.",
      "空的回答只读不学：学了它的 <|end|>，模型就会学着什么也不说。",
