@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FILES = ["README", "docs/stages", "docs/course", "docs/troubleshooting", "data/README"]
+FILES = ["README", "docs/stages", "docs/course", "docs/lessons", "docs/troubleshooting",
+         "data/README"]
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 INDENTED = re.compile(r"^    .+$", re.M)
 FIGURE = re.compile(r"-?(?:\d+(?:[.,:]\d+)*|\.\d+)%?")     # -1, 36,000, 4:34, .75, 90%
@@ -39,6 +40,7 @@ def figures(text):
     return [re.sub(r"^-?(?=\.)", r"\g<0>0", figure) for figure in FIGURE.findall(text)]
 
 
+@cache
 def facts(text):
     """What a translation keeps: {name: list} where the order counts, else {name: Counter}."""
     blocks, prose = FENCED.findall(text), FENCED.sub("", text)
@@ -195,7 +197,7 @@ def texts(file):
     return [part for part in found if isinstance(part, str) and re.search(HAN, part)]
 
 
-FORMULA = re.compile(r"(?<=[A-Za-z])\([^()]*\)")                                 # p(回答)
+FORMULA = re.compile(r"^ {4}.*|(?<=[A-Za-z])\([^()]*\)")           # an indented line; p(回答)
 PAGES = sorted(file.relative_to(ROOT).as_posix() for pattern in (
     "*.zh.md", "d*/*.zh.md", "docs/img/*.zh.svg", "docs/glossary.md", "view/*.html", "view/*.js",
     "exercises/*.py", "exercises/answers/*.py") for file in ROOT.glob(pattern))
