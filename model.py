@@ -7,7 +7,7 @@ fast kernel each. STYLES below has GPT-2 and LLaMA proper.
     GPT         token ids -> logits over the next token, and the loss       pretrain.py, sft.py
     ScalarGPT   the same trunk -> one number per token                      reward model and critic
 
-Shapes: B batch, T time, C = n_embd, H heads, D = C / H per head, V vocabulary.
+Shapes: B batch, T time, C = n_embd, H heads, D = head_dim per head, V vocabulary.
 """
 
 import math
@@ -27,15 +27,19 @@ class GPTConfig:
     n_head: int = 2
     n_kv_head: int = 2         # fewer than n_head: grouped-query attention; 1: multi-query
     n_embd: int = 128
+    head_dim: int = 0          # width of a head; 0: n_embd / n_head
     n_hidden: int = 512        # width of the MLP: usually 4 * n_embd for gelu, 8/3 of it for swiglu
     pos: str = "rope"          # rope | learned
     norm: str = "plain"        # plain: LayerNorm without weights | layer | rms
     qk_norm: bool = True       # normalise queries and keys, so that no attention grows too sharp
+    qk_rms: bool = False       # normalise them by RMSNorm with weights instead, as in Qwen3
     mlp: str = "gelu"          # gelu | gelu_tanh, GPT-2's approximation, half as fast | swiglu
     bias: bool = False         # biases in the linear layers, as in GPT-2
+    qkv_bias: bool = False     # biases for queries, keys and values only, as in Qwen2
     tied: bool = True          # one matrix is both token embedding and output layer
     dropout: float = 0.0
     rope_theta: float = 10000.0
+    rope_scaling: tuple = ()   # Llama 3.1's (factor, low, high, old context), see rotary_turns
     norm_eps: float = 1e-5
 
     def __post_init__(self):
@@ -44,14 +48,14 @@ class GPTConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(known)}")
         for name, value in vars(self).items():
-            if type(value) is int and value < 1:
+            if type(value) is int and value < (name != "head_dim"):
                 raise ValueError(f"{name}={value} must be at least 1")
-        if self.n_embd % self.n_head or self.n_head % self.n_kv_head:
+        if not self.head_dim and self.n_embd % self.n_head or self.n_head % self.n_kv_head:
             raise ValueError(f"n_head={self.n_head} must divide n_embd={self.n_embd}, and "
                              f"n_kv_head={self.n_kv_head} must divide n_head")
-        if self.pos == "rope" and self.n_embd // self.n_head % 2:
-            raise ValueError(f"rotary positions need an even width per head, not "
-                             f"n_embd / n_head = {self.n_embd // self.n_head}")
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        if self.pos == "rope" and self.head_dim % 2:
+            raise ValueError(f"rotary positions need an even width per head, not {self.head_dim}")
 
 
 STYLES = {
@@ -69,9 +73,16 @@ def make_norm(config):
 
 
 def rotary_turns(pos, config):
-    """cos and sin, (…, D/2, 2), of the rotation angles at positions (…): D/2 frequencies."""
-    D = config.n_embd // config.n_head
+    """cos and sin, (…, D/2, 2), of the rotation angles at positions (…): D/2 frequencies.
+
+    Llama 3.1 lengthens its context: a pair that turns fewer than `low` times in the old context now
+    turns `factor` times as slowly, one that turns more than `high` times as before."""
+    D = config.head_dim
     freqs = config.rope_theta ** (-torch.arange(0, D, 2, device=pos.device).float() / D)
+    if config.rope_scaling:
+        factor, low, high, old = config.rope_scaling
+        same = ((old * freqs / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
+        freqs = freqs * (same + (1 - same) / factor)
     angles = pos[..., None] * freqs
     return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
@@ -131,7 +142,7 @@ class KVCache:
     """Keys and values of the tokens read so far, so that a new token costs one step, not T."""
 
     def __init__(self, config, batch, length, device, dtype):
-        shape = (batch, config.n_kv_head, length, config.n_embd // config.n_head)
+        shape = (batch, config.n_kv_head, length, config.head_dim)
         self.k = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.v = [torch.empty(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.length = 0
@@ -153,19 +164,24 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
-        self.head_dim = config.n_embd // config.n_head
+        self.head_dim, self.qk_rms = config.head_dim, config.qk_rms
         self.dropout, self.qk_norm, self.norm_eps = config.dropout, config.qk_norm, config.norm_eps
+        if config.qk_rms:
+            self.q_norm, self.k_norm = nn.RMSNorm(config.head_dim), nn.RMSNorm(config.head_dim)
         # queries, keys and values of all heads in one matrix multiplication
         width = (config.n_head + 2 * config.n_kv_head) * self.head_dim
-        self.qkv = nn.Linear(config.n_embd, width, bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.qkv = nn.Linear(config.n_embd, width, bias=config.bias or config.qkv_bias)
+        self.proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias)
 
     def forward(self, x, turns, bias, cache):
-        B, T, C = x.shape
+        B, T, _ = x.shape
         heads = (self.n_head, self.n_kv_head, self.n_kv_head)
         qkv = self.qkv(x).view(B, T, sum(heads), self.head_dim).transpose(1, 2)
         q, k, v = qkv.split(heads, dim=1)                             # (B, H, T, D) each
-        if self.qk_norm:                                              # Henry et al. 2020
+        if self.qk_rms:                                               # Qwen3
+            q, k = (F.rms_norm(t, (self.head_dim,), norm.weight.type_as(t), eps=self.norm_eps)
+                    for t, norm in ((q, self.q_norm), (k, self.k_norm)))
+        elif self.qk_norm:                                            # Henry et al. 2020
             q, k = (F.layer_norm(t, (self.head_dim,), eps=self.norm_eps) for t in (q, k))
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
@@ -180,7 +196,7 @@ class Attention(nn.Module):
                                                is_causal=bias is None and T > 1)
         else:
             y = attention(q, k, v, bias, dropout)
-        y = y.transpose(1, 2).reshape(B, T, C)
+        y = y.transpose(1, 2).flatten(2)                              # (B, T, H D)
         return F.dropout(self.proj(y), dropout)
 
 
@@ -248,10 +264,11 @@ class GPT(nn.Module):
 
     def flops_per_token(self, T):
         """Of a forward and a backward pass: 6 for each weight that multiplies, and attention's
-        12 T C per layer (PaLM, appendix B). Looking up an embedding multiplies nothing."""
+        12 T H D per layer (PaLM, appendix B). Looking up an embedding multiplies nothing."""
         multiply = sum(p.numel() for name, p in self.named_parameters() if "wpe" not in name)
         multiply -= 0 if self.config.tied else self.wte.weight.numel()
-        return 6 * multiply + 12 * self.config.n_layer * self.config.n_embd * T
+        config = self.config
+        return 6 * multiply + 12 * config.n_layer * config.n_head * config.head_dim * T
 
     def hidden(self, idx, mask=None, cache=None, extra=None):
         """The last layer's normalised state: idx (B, T) -> (B, T, C).

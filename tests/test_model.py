@@ -1,4 +1,5 @@
-"""Three models stand for all: the laptop's default, GPT-2, and LLaMA with grouped queries."""
+"""Four models stand for all: the laptop's default, GPT-2, LLaMA with grouped queries, and one with
+what Qwen and Llama 3 add: wide heads, biases of q, k and v, weights in the norm of q and k."""
 
 import math
 from collections import Counter
@@ -18,6 +19,8 @@ SIZES = {
     "laptop": dict(STYLES["laptop"], n_head=2, n_kv_head=2, n_hidden=96),
     "gpt2": dict(STYLES["gpt2"], n_head=2, n_kv_head=2, n_hidden=96),
     "llama": dict(STYLES["llama"], n_head=4, n_kv_head=2, n_hidden=48),
+    "qwen": dict(STYLES["llama"], n_head=3, n_kv_head=1, head_dim=12, n_hidden=48, qk_norm=True,
+                 qk_rms=True, qkv_bias=True, rope_scaling=(8.0, 1.0, 4.0, 16.0)),
 }
 
 
@@ -74,32 +77,41 @@ def test_every_past_token_and_their_order_can_change_the_present(model):
 def test_attention_equals_the_formula_written_as_loops(model):
     attn, x = model.blocks[0].attn, torch.randn(1, 5, 32)
     H, K, T = attn.n_head, attn.n_kv_head, 5
-    D = 32 // H
+    D = model.config.head_dim
     qkv = attn.qkv(x)[0].detach()                                     # (T, (H + 2 K) D)
     rotary = model.config.pos == "rope"
 
-    def turned(vector, t):
+    def slower(freq):
+        """Llama 3.1: how many turns were there in the old context of 16?"""
+        if not model.config.rope_scaling or (turns := 16 * freq / (2 * math.pi)) > 4:
+            return freq
+        return freq / 8 if turns < 1 else freq / 8 + (turns - 1) / 3 * (freq - freq / 8)
+
+    def turned(vector, t, norm):
         """Each pair (2i, 2i + 1) is turned by the angle t * theta^(-2 i / D). With QK norm a vector
-        has mean 0 and variance 1 before that."""
-        if model.config.qk_norm:
+        has mean 0 and variance 1 before that; or mean square 1, times weights."""
+        if model.config.qk_rms:
+            weight = getattr(attn, norm).weight.detach()
+            vector = vector / (vector.square().mean() + 1e-5) ** 0.5 * weight
+        elif model.config.qk_norm:
             vector = (vector - vector.mean()) / (vector.var(correction=0) + 1e-5) ** 0.5
         if not rotary:
             return vector.tolist()
         out = []
         for i in range(D // 2):
-            angle, (x, y) = t * 10000.0 ** (-2 * i / D), vector[2 * i:2 * i + 2].tolist()
+            angle, (x, y) = t * slower(10000.0 ** (-2 * i / D)), vector[2 * i:2 * i + 2].tolist()
             out += [x * math.cos(angle) - y * math.sin(angle),
                     x * math.sin(angle) + y * math.cos(angle)]
         return out
 
-    y = torch.zeros(1, T, 32)
+    y = torch.zeros(1, T, H * D)
     for h in range(H):
         shared = h // (H // K)                                        # the key head of this query
         for t in range(T):
-            q = turned(qkv[t, h * D:(h + 1) * D], t)
+            q = turned(qkv[t, h * D:(h + 1) * D], t, "q_norm")
             scores, values = [], []
             for s in range(t + 1):
-                k = turned(qkv[s, (H + shared) * D:(H + shared + 1) * D], s)
+                k = turned(qkv[s, (H + shared) * D:(H + shared + 1) * D], s, "k_norm")
                 scores.append(sum(a * b for a, b in zip(q, k)) / math.sqrt(D))
                 values.append(qkv[s, (H + K + shared) * D:(H + K + shared + 1) * D])
             total = sum(math.exp(score) for score in scores)
@@ -369,7 +381,7 @@ def test_tied_weights_are_one_tensor_and_untied_ones_two(style, tied):
 def test_biases_are_there_when_asked_for_and_only_then(style):
     names = [name for name, _ in GPT(config(style)).named_parameters() if "bias" in name]
     # in each of 2 layers: two norms and four linear layers; and the last norm
-    assert len(names) == (2 * (2 + 4) + 1 if style == "gpt2" else 0)
+    assert len(names) == {"gpt2": 2 * (2 + 4) + 1, "qwen": 2}.get(style, 0)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
