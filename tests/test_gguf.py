@@ -28,11 +28,13 @@ run, refused, take, safetensors = (                                    # fixture
     test_hf.run, test_hf.refused, test_hf.take, test_hf.safetensors)
 
 
-def rotate(x, theta):
-    """RoFormer, eq. 34: x (heads, T, D); pairs are rows 2i and 2i + 1."""
+def rotate(x, theta, neighbours, slower=1):
+    """RoFormer, eq. 34: x (heads, T, D); pairs are rows 2i and 2i + 1, or i and i + D/2."""
     T, D = x.shape[1:]
-    angles = np.arange(T)[:, None] * theta ** (-np.arange(0, D, 2) / D)
+    angles = np.arange(T)[:, None] * theta ** (-np.arange(0, D, 2) / D) / slower
     one, two = slice(0, None, 2), slice(1, None, 2)
+    if not neighbours:
+        one, two = slice(0, D // 2), slice(D // 2, None)
     out = np.empty_like(x)
     out[..., one] = x[..., one] * np.cos(angles) - x[..., two] * np.sin(angles)
     out[..., two] = x[..., one] * np.sin(angles) + x[..., two] * np.cos(angles)
@@ -53,7 +55,7 @@ def logits(path, ids):
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
 
     def norm(x, name):
-        if arch == "llama":
+        if arch != "gpt2":
             eps = get["attention.layer_norm_rms_epsilon"]
             return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"]
         x = x - x.mean(-1, keepdims=True)
@@ -63,25 +65,28 @@ def logits(path, ids):
     x = w["token_embd.weight"][ids]
     if arch == "gpt2":
         x = x + w["position_embd.weight"][:T]
-    C = x.shape[1]
+    D = get.get("attention.key_length", x.shape[1] // H)
     for i in range(get["block_count"]):
         y = norm(x, f"blk.{i}.attn_norm")
-        if arch == "llama":
+        if arch != "gpt2":
             qkv = [linear(y, f"blk.{i}.attn_{part}") for part in "qkv"]
         else:
             qkv = np.split(linear(y, f"blk.{i}.attn_qkv"), 3, axis=1)
-        q, k, v = (t.reshape(T, -1, C // H).transpose(1, 0, 2) for t in qkv)
-        if arch == "llama":
-            assert get["rope.dimension_count"] == C // H
-            q, k = (rotate(t, get["rope.freq_base"]) for t in (q, k))
+        q, k, v = (t.reshape(T, -1, D).transpose(1, 0, 2) for t in qkv)
+        if arch == "qwen3":
+            q, k = (norm(t, f"blk.{i}.attn_{part}_norm") for part, t in (("q", q), ("k", k)))
+        if arch != "gpt2":
+            assert get["rope.dimension_count"] == get.get("attention.value_length", D) == D
+            q, k = (rotate(t, get["rope.freq_base"], arch == "llama",
+                           w.get("rope_freqs.weight", 1)) for t in (q, k))
         k, v = (t.repeat(H // K, axis=0) for t in (k, v))
-        att = q @ k.transpose(0, 2, 1) / np.sqrt(C // H) + np.triu(np.full((T, T), -1e30), 1)
+        att = q @ k.transpose(0, 2, 1) / np.sqrt(D) + np.triu(np.full((T, T), -1e30), 1)
         att = np.exp(att - att.max(-1, keepdims=True))
         y = (att / att.sum(-1, keepdims=True)) @ v
-        x = x + linear(y.transpose(1, 0, 2).reshape(T, C), f"blk.{i}.attn_output")
+        x = x + linear(y.transpose(1, 0, 2).reshape(T, H * D), f"blk.{i}.attn_output")
         y = norm(x, f"blk.{i}.ffn_norm")
         up = linear(y, f"blk.{i}.ffn_up")
-        if arch == "llama":
+        if arch != "gpt2":
             gate = linear(y, f"blk.{i}.ffn_gate")
             up = up * gate / (1 + np.exp(-gate))
         else:
@@ -185,7 +190,7 @@ def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(take):
 
 
 @pytest.mark.parametrize("change, reason", [
-    (dict(arch="qwen3", weights={}), "the architecture qwen3 is not supported"),
+    (dict(arch="gemma", weights={}), "the architecture gemma is not supported"),
     (dict(model="llama"), "the tokenizer llama is not supported"),
     (dict(pre="llama-bpe"), "the pre-tokenizer llama-bpe is not supported"),
     (dict(token_type=[1] * 394 + [4]), "added tokens inside plain text ['<|endoftext|>']"),
@@ -202,7 +207,8 @@ def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(take):
     (dict(settings=LLAMA | {"block_count": 10**7}), "blk.2.attn_norm.weight is missing"),
     *((dict(weights=tensors("llama", True) | {name: np.float32(w)}), f"the tensor {reason}")
       for name, w, reason in (
-          ("rope_freqs.weight", [1] * 8, "rope_freqs.weight is (8,), but none expected"),
+          ("rope_freqs.weight", [1, 1, 1, 2, 3, 3, 3, 3],
+           "rope_freqs.weight is not supported, only that of Llama 3.1 to 3.3 is"),
           ("blk.0.x.weight", [1] * 8, "blk.0.x.weight is (8,), but none expected"),
           ("output_norm.weight", [math.nan] * C, "output_norm.weight must hold finite floats")))],
     ids=lambda value: value if isinstance(value, str) else "")
@@ -250,7 +256,7 @@ def test_an_exported_file_gives_the_same_logits_by_the_formula(variant, f16, exp
     check(ours, "x.gguf", 0.05 if f16 else 0.02 if exact else 1e-3)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if "llama" in v] + ["gpt2"])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "llama" in v or "qwen" in v] + ["gpt2"])
 def test_an_exported_file_comes_back_bit_for_bit(variant, export, take):
     same(export(variant), *take("x.gguf"))
 

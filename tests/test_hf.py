@@ -83,10 +83,11 @@ def same(ours, model, tok):
 
 
 def close(ours, theirs):
-    """Ours and transformers' give the same logits."""
+    """Ours and transformers' give the same logits, and so the same most probable tokens."""
     idx = torch.randint(0, 394, (2, 32))
-    torch.testing.assert_close(ours(idx)[..., :394], theirs.eval()(idx).logits[..., :394],
-                               rtol=0, atol=1e-4)
+    mine, yours = ours(idx)[..., :394], theirs.eval()(idx).logits[..., :394]
+    torch.testing.assert_close(mine, yours, rtol=0, atol=1e-4)
+    assert mine.argmax(-1).equal(yours.argmax(-1))
 
 
 # ---- a tiny GPT-2, written by hand: 395 tokens in 400 rows ----------------------------------
@@ -99,6 +100,9 @@ LLAMA_CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", voca
                     max_position_embeddings=32, num_hidden_layers=2, num_attention_heads=4,
                     num_key_value_heads=2, hidden_size=C, intermediate_size=24, hidden_act="silu",
                     rms_norm_eps=1e-6)
+QWEN_CONFIG = LLAMA_CONFIG | dict(architectures=["Qwen2ForCausalLM"], model_type="qwen2")
+LLAMA_3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
+               original_max_position_embeddings=8192)
 
 
 def gpt2_weights():
@@ -432,7 +436,16 @@ def settings(more="", base={}, **wrong):
     *settings(base=LLAMA_CONFIG, hidden_act="gelu_new", attention_bias=True, mlp_bias=True,
               rope_scaling={"rope_type": "llama3", "factor": 8.0}, partial_rotary_factor=0.5),
     *settings(base=LLAMA_CONFIG, rope_scaling={"type": "linear", "factor": 2.0}),
-    *settings(" is not supported, only 4", LLAMA_CONFIG, head_dim=8),
+    *(case for change in (dict(rope_type="yarn"), dict(factor=0.5), dict(low_freq_factor=4.0),
+                          dict(original_max_position_embeddings=-1), dict(attention_factor=2.0))
+      for case in settings(base=LLAMA_CONFIG, rope_scaling=LLAMA_3 | change)),
+    *settings(base=QWEN_CONFIG, use_sliding_window=True, model_type="llama",
+              layer_types=["full_attention", "sliding_attention"]),
+    *settings(base=QWEN_CONFIG | dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3"),
+              attention_bias=True),
+    *settings(" is not supported, only", architectures=["GemmaForCausalLM"]),
+    *settings(" is not supported, only", architectures=["MistralForCausalLM"]),
+    ("head_dim=-2 must be at least 1", LLAMA_CONFIG | dict(head_dim=-2), {}),
     ("rope_scaling", LLAMA_CONFIG | dict(rope_parameters={"rope_theta": 1e4, "rope_type": "yarn"}),
      {}),
     ("lacks 'rms_norm_eps'", LLAMA_CONFIG | dict(rms_norm_eps=None), {}),
@@ -538,8 +551,14 @@ VARIANTS = {
     "gpt2, exact gelu, shared keys": dict(STYLES["gpt2"], mlp="gelu", n_kv_head=1),
     "llama": STYLES["llama"],
     "llama, shared keys, tied": dict(STYLES["llama"], n_kv_head=2, tied=True, rope_theta=5e5,
-                                     norm_eps=1e-3)}
-CLASSES = dict(laptop="PersimmonForCausalLM", gpt2="GPT2LMHeadModel", llama="LlamaForCausalLM")
+                                     norm_eps=1e-3),
+    "llama, 3": dict(STYLES["llama"], n_kv_head=2, rope_theta=5e5,
+                     rope_scaling=(8.0, 1.0, 4.0, 8192)),
+    "llama, wide heads": dict(STYLES["llama"], head_dim=12),
+    "qwen2": dict(STYLES["llama"], qkv_bias=True, n_kv_head=2, tied=True),
+    "qwen3": dict(STYLES["llama"], qk_norm=True, qk_rms=True, n_kv_head=2, head_dim=16)}
+CLASSES = dict(laptop="PersimmonForCausalLM", gpt2="GPT2LMHeadModel", llama="LlamaForCausalLM",
+               qwen2="Qwen2ForCausalLM", qwen3="Qwen3ForCausalLM")
 SHARED = [name for name in VARIANTS if "shared" in name and "llama" not in name]
 
 
@@ -611,7 +630,9 @@ def test_an_export_that_fails_leaves_nothing(run, safetensors, monkeypatch):
 
 @pytest.mark.parametrize("parts, reasons", [
     (dict(norm="rms"), ["norm=rms"]), (dict(mlp="swiglu"), ["mlp=swiglu"]),
-    (dict(qk_norm=False), ["qk_norm=False"]),
+    (dict(qk_norm=False), ["qk_norm=False"]), (dict(qk_rms=True), ["qk_rms=True"]),
+    (dict(head_dim=10), ["head_dim=10"]),
+    (dict(rope_scaling=(8.0, 1.0, 4.0, 16)), ["rope_scaling=(8.0, 1.0, 4.0, 16)"]),
     (dict(pos="learned", norm="rms"), ["pos=learned", "norm=rms"])])
 def test_what_can_not_be_exported_is_refused_and_its_parts_are_named(parts, reasons, refused):
     save("sft.pt", "laptop", **parts)
@@ -624,13 +645,22 @@ def test_what_can_not_be_exported_is_refused_and_its_parts_are_named(parts, reas
 def from_transformers(name, **sizes):
     lib = pytest.importorskip("transformers", reason="transformers is not installed")
     size = "n_positions" if name == "GPT2" else "max_position_embeddings"
-    config = getattr(lib, f"{name}Config")(vocab_size=V, **{size: 32}, **sizes)
-    return getattr(lib, {"GPT2": hf.GPT_2, "Llama": hf.LLAMA}[name])(config)
+    config = getattr(lib, f"{name}Config")(vocab_size=V, **{size: 32} | sizes)
+    return getattr(lib, "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM")(config)
 
 
-def llama(layers, heads, width, hidden, **more):
-    return "Llama", dict(num_hidden_layers=layers, num_attention_heads=heads, hidden_size=width,
+def llama(layers, heads, width, hidden, name="Llama", **more):
+    return name, dict(num_hidden_layers=layers, num_attention_heads=heads, hidden_size=width,
                          intermediate_size=hidden, **more)
+
+
+FAMILIES = [
+    llama(2, 4, 32, 48, num_key_value_heads=2, rope_parameters=dict(
+        LLAMA_3, rope_theta=1e4, original_max_position_embeddings=16)),
+    llama(2, 4, 32, 48, head_dim=12),
+    llama(2, 4, 32, 48, "Qwen2", num_key_value_heads=2, tie_word_embeddings=True,
+          rope_parameters=dict(rope_type="default", rope_theta=1e6)),
+    llama(2, 4, 32, 48, "Qwen3", num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-3)]
 
 
 @pytest.mark.parametrize("size", ["50GB", "20KB"])
@@ -639,7 +669,7 @@ def llama(layers, heads, width, hidden, **more):
     ("GPT2", dict(n_layer=3, n_head=4, n_embd=64, n_inner=80)), llama(2, 4, 64, 96),
     llama(3, 4, 32, 80, num_key_value_heads=2, rms_norm_eps=1e-3,
           rope_parameters=dict(rope_type="default", rope_theta=5e5)),
-    llama(1, 8, 64, 32, num_key_value_heads=1, tie_word_embeddings=True)], ids=str)
+    llama(1, 8, 64, 32, num_key_value_heads=1, tie_word_embeddings=True), *FAMILIES], ids=str)
 @torch.no_grad()
 def test_the_imported_model_gives_the_logits_of_transformers(name, sizes, size, take):
     theirs = loud(from_transformers(name, **sizes))
@@ -647,6 +677,33 @@ def test_the_imported_model_gives_the_logits_of_transformers(name, sizes, size, 
     Path("there", "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     assert Path("there/model.safetensors.index.json").exists() == (size == "20KB")
     close(take("there")[0], theirs)
+
+
+@pytest.mark.parametrize("name, sizes", FAMILIES, ids=str)
+@torch.no_grad()
+def test_a_model_that_goes_in_and_out_and_in_writes_the_same_40_tokens(name, sizes, take, run):
+    theirs = loud(from_transformers(name, **sizes | dict(max_position_embeddings=64)))
+    theirs.eval().save_pretrained("first")
+    Path("first", "tokenizer.json").write_text(json.dumps(tokenizer_json()))
+    first, _ = take("first")
+    assert run("export", "p.pt", "second")[0] == 0
+    second, _ = take("second")
+    again = import_module("transformers").AutoModelForCausalLM.from_pretrained("second").eval()
+    assert type(again) is type(theirs)
+    for model in (first, second):
+        close(model, theirs)
+        close(model, again)
+    ids = torch.randint(0, 394, (1, 10))
+    written = ids
+    for _ in range(40):
+        best = theirs(written).logits[:, -1, :394].argmax(-1)
+        written = torch.cat((written, best[:, None]), dim=1)
+    for model in (first, second):
+        mine = ids
+        for _ in range(40):
+            best = model(mine)[:, -1, :394].argmax(-1)
+            mine = torch.cat((mine, best[:, None]), dim=1)
+        assert mine.equal(written)
 
 
 def test_settings_that_are_missing_or_older_have_the_same_meaning():

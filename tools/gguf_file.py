@@ -2,7 +2,8 @@
 
 A GGUF file has settings, a tokenizer and tensors. The tensors are those of Hugging Face under other
 names, and nearer to ours (source: convert_hf_to_gguf.py of llama.cpp): GPT-2's matrices are not
-transposed, and in LLaMA's queries and keys the two rows that RoPE rotates together are neighbours.
+transposed, and in LLaMA's queries and keys the two rows that RoPE rotates together are neighbours
+(in Qwen's they are not). Llama 3's rotary scaling is a tensor of what divides each frequency.
 The functions raise errors for what the other side lacks. They need: pip install gguf
 """
 
@@ -12,25 +13,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model import GPTConfig, rotary_turns
 from tokenizer import GPT2, PATTERNS
 
-ARCHS = {"GPT2LMHeadModel": "gpt2", "LlamaForCausalLM": "llama"}
+ARCHS = {"GPT2LMHeadModel": "gpt2", "LlamaForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2",
+         "Qwen3ForCausalLM": "qwen3"}
 FIELDS = dict(
     block_size="context_length", vocab_size="vocab_size", n_layer="block_count",
     n_embd="embedding_length", n_hidden="feed_forward_length", n_head="attention.head_count",
-    n_kv_head="attention.head_count_kv", rope_theta="rope.freq_base")
-EPS = dict(gpt2="attention.layer_norm_epsilon", llama="attention.layer_norm_rms_epsilon")
+    n_kv_head="attention.head_count_kv", head_dim="attention.key_length",
+    rope_theta="rope.freq_base")
 
 # SmolLM splits digits off first. So GPT-2's regex sees the end of a text before each digit.
 SMOLLM = GPT2.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
 # A file does not hold its split pattern, only llama.cpp's name for it.
 PRE = {"gpt-2": GPT2, "smollm": SMOLLM, "dbrx": PATTERNS["gpt4"], "qwen2": PATTERNS["digits"]}
+ROPE = "rope_freqs.weight"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5    # llama.cpp's kinds of tokens
 
 
 def fields_of(arch):
     """{our name of a setting: theirs}"""
-    return {ours: f"{arch}.{name}" for ours, name in (FIELDS | dict(norm_eps=EPS[arch])).items()}
+    eps = f"attention.layer_norm_{'' if arch == 'gpt2' else 'rms_'}epsilon"
+    return {ours: f"{arch}.{name}" for ours, name in (FIELDS | dict(norm_eps=eps)).items()}
 
 
 def names_of(arch, n_layer):
@@ -71,18 +76,39 @@ def read_config(settings, tensors):
     kind = settings.get("general.architecture")
     arch = next((arch for arch, name in ARCHS.items() if name == kind), None)
     if arch is None:
-        raise ValueError(f"the architecture {kind} is not supported, only gpt2 and llama are")
+        raise ValueError(f"the architecture {kind} is not supported, only "
+                         f"{', '.join(ARCHS.values())} are")
     names, wte = fields_of(kind), tensors["token_embd.weight"]
     # 1e-5 in 32 bits is 0.00000999…: 1e-5 again
     said = {name: float(str(np.float32(value))) if isinstance(value, float) else value
             for name, value in settings.items() if name.startswith(f"{kind}.")}
     said = {names["n_kv_head"]: said[names["n_head"]], names["rope_theta"]: 1e4,
-            names["vocab_size"]: int(wte.shape[1])} | said
-    head = ("rope.dimension_count", "attention.key_length", "attention.value_length")
+            names["head_dim"]: 0, names["vocab_size"]: int(wte.shape[1])} | said
+    head = ("rope.dimension_count", "attention.value_length")
     fixed = (dict.fromkeys(said.keys() - names.values()) | {f"{kind}.rope.scaling.type": "none"}
              | {f"{kind}.{name}": ... for name in head})
     said["tied"] = np.array_equal(tensors.get("output.weight", wte).data, wte.data)
-    return arch, said, names | dict(tied="tied"), fixed
+    said["rope_scaling"] = scaling_of(said[names["rope_theta"]],
+                                      tensors.pop(ROPE, None) if kind == "llama" else None)
+    return arch, said, names | dict(tied="tied", rope_scaling="rope_scaling"), fixed
+
+
+def slowed(theta, scaling, D):
+    """By what the D/2 frequencies, the angles of model.rotary_turns at position 1, are divided"""
+    turns = [rotary_turns(torch.tensor(1), GPTConfig(head_dim=D, rope_theta=theta, rope_scaling=s))
+             for s in ((), scaling)]
+    return torch.div(*(torch.atan2(sin, cos) for cos, sin in (t.unbind(-1) for t in turns)))
+
+
+def scaling_of(theta, tensor):
+    """The tensor that divides the frequencies -> GPTConfig.rope_scaling. Of its four numbers it
+    shows the first; the others are the same in all of Llama 3.1, 3.2 and 3.3."""
+    if tensor is None:
+        return ()
+    scaling = (round(float(max(tensor.data)), 3), 1.0, 4.0, 8192)
+    if not np.allclose(tensor.data, slowed(theta, scaling, 2 * len(tensor.data)), rtol=1e-3):
+        raise ValueError(f"the tensor {ROPE} is not supported, only that of Llama 3.1 to 3.3 is")
+    return scaling
 
 
 def read_tokenizer(settings):
@@ -122,10 +148,15 @@ def write_gguf(path, arch, config, weights, tokenizer, ids, chat, f16):
         raise ValueError("llama.cpp can't split texts by the pattern of this tokenizer, only by "
                          f"those of {', '.join(PRE)}")
     file = gguf.GGUFWriter(path, arch)
-    if arch != "llama":                               # hf.py has repeated shared keys
+    if arch == "gpt2":                                # hf.py has repeated shared keys
         config = replace(config, n_kv_head=config.n_head)
     settings = {name: getattr(config, ours) for ours, name in fields_of(arch).items()}
-    settings[f"{arch}.rope.dimension_count"] = config.n_embd // config.n_head
+    settings |= dict.fromkeys((f"{arch}.rope.dimension_count", f"{arch}.attention.value_length"),
+                              config.head_dim)
+    if config.rope_scaling and arch != "llama":
+        raise ValueError(f"llama.cpp has no rotary scaling as Llama 3's in models like {arch}")
+    if config.rope_scaling:
+        weights = weights | {ROPE: slowed(config.rope_theta, config.rope_scaling, config.head_dim)}
     for name, value in settings.items():
         add = file.add_float32 if isinstance(value, float) else file.add_uint32
         add(name, value)

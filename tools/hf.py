@@ -2,11 +2,12 @@
 
 import  reads a folder with config.json, model.safetensors and tokenizer.json, or downloads such a
         model from huggingface.co by its name; writes a checkpoint, as pretrain.py does
-        or reads a GGUF file of the LLaMA or GPT-2 family, the format of llama.cpp and Ollama
+        or reads a GGUF file of these families, the format of llama.cpp and Ollama
 export  reads a checkpoint; writes such a folder, or a GGUF file if the name ends in .gguf
 
 Both formats hold the same numbers. Only the names of the tensors differ, and some tensors are
-transposed, stacked or in another order. GPT2LMHeadModel and LlamaForCausalLM can be imported.
+transposed, stacked or in another order. GPT2LMHeadModel, LlamaForCausalLM (Llama 3 and SmolLM2,
+too), Qwen2ForCausalLM (2.5, too) and Qwen3ForCausalLM can be imported.
 The style laptop is exported as PersimmonForCausalLM, the one family with LayerNorm, GELU and
 normalised queries and keys, with biases of 0; llama.cpp can't compute it.
 Needs: pip install safetensors; for models from huggingface.co also huggingface_hub, for GGUF gguf
@@ -71,6 +72,8 @@ MODULES = dictionary("""
     norm_1      ln_1                 input_layernorm           input_layernorm
     norm_2      ln_2                 post_attention_layernorm  post_attention_layernorm
     attn.qkv    attn.c_attn          self_attn.[q,k,v]_proj    self_attn.query_key_value
+    attn.q_norm -                    self_attn.q_norm          -
+    attn.k_norm -                    self_attn.k_norm          -
     attn.proj   attn.c_proj          self_attn.o_proj          self_attn.dense
     mlp.fc      mlp.c_fc             mlp.[gate,up]_proj        mlp.dense_h_to_4h
     mlp.proj    mlp.c_proj           mlp.down_proj             mlp.dense_4h_to_h
@@ -83,23 +86,35 @@ FIELDS = dictionary("""
     n_head      n_head               num_attention_heads       num_attention_heads
     n_kv_head   -                    num_key_value_heads       -
     n_embd      n_embd               hidden_size               hidden_size
+    head_dim    -                    head_dim                  -
     n_hidden    n_inner              intermediate_size         intermediate_size
     mlp         activation_function  hidden_act                hidden_act
     tied        tie_word_embeddings  tie_word_embeddings       tie_word_embeddings
     rope_theta  -                    rope_theta                rope_theta
+    rope_scaling -                   rope_scaling              -
     norm_eps    layer_norm_epsilon   rms_norm_eps              layer_norm_eps
 """)
 GPT_2, LLAMA, PERSIMMON = FIELDS
-MLPS = {GPT_2: {"gelu_tanh": "gelu_new", "gelu": "gelu"}, LLAMA: {"swiglu": "silu"}}
-MLPS[PERSIMMON] = MLPS[GPT_2]
-PARTS = {GPT_2: dict(pos="learned", norm="layer", qk_norm=False),
-         LLAMA: dict(pos="rope", norm="rms", qk_norm=False, bias=False),
-         PERSIMMON: dict(pos="rope", norm="plain", qk_norm=True)}
+QWEN_2, QWEN_3 = "Qwen2ForCausalLM", "Qwen3ForCausalLM"
+LLAMAS = LLAMA, QWEN_2, QWEN_3                        # different biases, and norms of q and k
+for qwen in (QWEN_2, QWEN_3):
+    MODULES[qwen], FIELDS[qwen] = MODULES[LLAMA], FIELDS[LLAMA]
+MLPS = {arch: {"swiglu": "silu"} if arch in LLAMAS else {"gelu_tanh": "gelu_new", "gelu": "gelu"}
+        for arch in FIELDS}
+LIKE_LLAMA = dict(pos="rope", norm="rms", qk_norm=False, qk_rms=False, bias=False, qkv_bias=False)
+PARTS = {GPT_2: dict(pos="learned", norm="layer", qk_norm=False, qk_rms=False, rope_scaling=()),
+         LLAMA: LIKE_LLAMA, QWEN_2: LIKE_LLAMA | dict(qkv_bias=True),
+         QWEN_3: LIKE_LLAMA | dict(qk_norm=True, qk_rms=True),
+         PERSIMMON: dict(pos="rope", norm="plain", qk_norm=True, qk_rms=False, rope_scaling=())}
 # These settings make their models compute what ours computes.
 FIXED = {GPT_2: dict(model_type="gpt2", scale_attn_weights=True, add_cross_attention=False,
                      scale_attn_by_inverse_layer_idx=False),
-         LLAMA: dict(model_type="llama", rope_scaling=None, attention_bias=False, mlp_bias=False),
+         LLAMA: dict(model_type="llama", attention_bias=False, mlp_bias=False),
+         QWEN_2: dict(model_type="qwen2", use_sliding_window=False),
+         QWEN_3: dict(model_type="qwen3", use_sliding_window=False, attention_bias=False),
          PERSIMMON: dict(model_type="persimmon", partial_rotary_factor=1.0, qk_layernorm=True)}
+# The four numbers of GPTConfig.rope_scaling, as config.json has them beside rope_type="llama3".
+SCALING = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def their_names(arch, name, names=None):
@@ -115,14 +130,18 @@ def their_names(arch, name, names=None):
     return [names.get_name(name, (".weight", ".bias")) for name in found] if names else found
 
 
-def split_heads(arch, config, w, names):
+def halves(w, dim):
+    """RoPE rotates rows in pairs: ours are 2i, 2i + 1, as in GGUF's LLaMA; theirs i, i + D/2."""
+    return w.unflatten(dim, (-1, 2)).transpose(dim, dim + 1).flatten(dim, dim + 1)
+
+
+def split_heads(arch, config, w, turn):
     """Our attn.qkv: the rows of all queries, then all keys, then all values -> their tensors."""
-    G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.n_embd // config.n_head
+    G, K, D = config.n_head // config.n_kv_head, config.n_kv_head, config.head_dim
     q, k, v = w.unflatten(0, (-1, D)).split((G * K, K, K))            # (heads, D, C) or (heads, D)
-    # RoPE rotates rows in pairs: ours are 2i and 2i + 1, as in GGUF's LLaMA; theirs i and i + D/2
-    if arch != GPT_2 and not names:
-        q, k = (t.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for t in (q, k))
-    if arch == LLAMA:
+    if turn:
+        q, k = halves(q, 1), halves(k, 1)
+    if arch in LLAMAS:
         return [t.flatten(0, 1) for t in (q, k, v)]
     k, v = (t.repeat_interleave(G, dim=0) for t in (k, v))            # no shared keys there
     by_head = arch == PERSIMMON                                       # q, k, v of head 0, then of 1
@@ -131,12 +150,14 @@ def split_heads(arch, config, w, names):
 
 def to_theirs(arch, config, weights, names=None):
     """{our name: tensor} -> {their name: tensor}; names: GGUF's table of names, for its tensors"""
-    theirs = {}
+    theirs, turn = {}, arch != GPT_2 and not (names and arch == LLAMA)
     for name, w in weights.items():
         if name == "lm_head.weight" and config.tied:
             continue
-        parts = split_heads(arch, config, w, names) if ".attn.qkv." in name else [w]
-        if arch == LLAMA and ".mlp.fc." in name:
+        parts = split_heads(arch, config, w, turn) if ".attn.qkv." in name else [w]
+        if turn and re.search(r"\.[qk]_norm\.", name):
+            parts = [halves(w, 0)]
+        if arch in LLAMAS and ".mlp.fc." in name:
             parts = w.chunk(2)
         if arch == GPT_2 and not names and name.startswith("blocks."):
             parts = [part.t() for part in parts]      # so they stand in OpenAI's files
@@ -183,7 +204,7 @@ def our_config(arch, theirs, names, fixed):
     config = GPTConfig(**dict(n_kv_head=values["n_head"], bias=True, mlp=next(iter(MLPS[arch])))
                        | values | PARTS[arch])
     for name, known in fixed.items():
-        known = config.n_embd // config.n_head if known is ... else known
+        known = config.head_dim if known is ... else known
         if theirs.get(name, known) != known:
             raise ValueError(f"{name}={theirs[name]!r} is not supported, only {known!r} is")
     return config
@@ -234,24 +255,39 @@ def read_config(theirs):
     """What config.json says -> the architecture and our GPTConfig. Raises errors for settings that
     model.py lacks."""
     theirs = {key: value for key, value in theirs.items() if value is not None}
-    arch = next((arch for arch in (GPT_2, LLAMA) if theirs.get("architectures") == [arch]), None)
+    known = [GPT_2, *LLAMAS]
+    arch = next((arch for arch in known if theirs.get("architectures") == [arch]), None)
     if arch is None:
         raise ValueError(f"architectures={theirs.get('architectures')!r} is not supported, only "
-                         f"[{GPT_2!r}] and [{LLAMA!r}] are")
+                         f"[{'], ['.join(map(repr, known))}] are")
     # Missing settings have defaults. Newer files keep the settings of RoPE in a dict.
     rope = dict(theirs.get("rope_parameters") or theirs.get("rope_scaling") or {})
     wide, mlp = theirs.get("n_embd"), FIELDS[arch]["mlp"]
     theirs = dict(tie_word_embeddings=arch == GPT_2, n_inner=wide and 4 * wide, rope_theta=1e4,
-                  num_key_value_heads=theirs.get("num_attention_heads"),
+                  num_key_value_heads=theirs.get("num_attention_heads"), head_dim=0,
                   activation_function="gelu_new", hidden_act="silu") | theirs
     theirs["rope_theta"] = rope.pop("rope_theta", theirs["rope_theta"])
-    theirs["rope_scaling"] = None if rope in ({}, {"rope_type": "default"}) else rope
+    theirs["rope_scaling"] = our_scaling(rope)
+    if set(theirs.get("layer_types", ())) == {"full_attention"}:
+        del theirs["layer_types"]
     ours = {act: name for name, act in MLPS[arch].items()}
     if theirs[mlp] not in ours:
         raise ValueError(f"{mlp}={theirs[mlp]!r} is not supported, only {' and '.join(ours)}")
     theirs[mlp] = ours[theirs[mlp]]
     return arch, our_config(arch, theirs, FIELDS[arch], FIXED[arch] | dict(
-        partial_rotary_factor=1.0, quantization_config=None, head_dim=...))
+        partial_rotary_factor=1.0, quantization_config=None, layer_types=None))
+
+
+def our_scaling(rope):
+    """What config.json says of RoPE -> GPTConfig.rope_scaling"""
+    if rope in ({}, {"rope_type": "default"}):
+        return ()
+    factor, low, high, old = four = tuple(rope.get(name, math.nan) for name in SCALING)
+    if rope.get("rope_type") == "llama3" and len(rope) == 5 and type(old) is int and (
+            1 <= factor < math.inf and 0 < low < high < math.inf and 0 < old):
+        return four
+    raise ValueError(f"rope_scaling={rope!r} is not supported, only none, and rope_type 'llama3' "
+                     f"with {', '.join(SCALING)}")
 
 
 def read_weights(folder, arch):
@@ -429,11 +465,13 @@ def export_model(config):
     if ckpt["stage"] == "reward":
         fail(f"{config.init} is a reward model: export a model that writes text, as out/sft.pt")
     ours, tok, mine = ckpt["model"].config, ckpt["tokenizer"], ckpt["model"].state_dict()
+    square = ours.head_dim * ours.n_head == ours.n_embd
     arch = next((arch for arch in FIELDS if PARTS[arch].items() <= vars(ours).items()
-                 and ours.mlp in MLPS[arch]), None)
+                 and ours.mlp in MLPS[arch] and (square or arch in LLAMAS)), None)
     if arch is None:
-        fail(f"{config.init}: no supported architecture has pos={ours.pos}, norm={ours.norm}, "
-             f"qk_norm={ours.qk_norm}, mlp={ours.mlp} and bias={ours.bias}")
+        names = "pos norm qk_norm qk_rms mlp bias qkv_bias head_dim rope_scaling".split()
+        fail(f"{config.init}: no supported architecture has "
+             f"{', '.join(f'{name}={getattr(ours, name)}' for name in names)}")
     if gguf and arch not in gguf_file.ARCHS:
         fail(f"{config.init}: llama.cpp can't compute the style laptop: export it to a folder, or "
              f"pretrain with --style=llama")
@@ -441,14 +479,14 @@ def export_model(config):
 
     with torch.device("meta"):                        # only shapes
         norm = "layer" if ours.norm == "plain" else ours.norm
-        blank = GPT(dataclasses.replace(ours, bias=arch != LLAMA, norm=norm)).state_dict()
+        blank = GPT(dataclasses.replace(ours, bias=arch not in LLAMAS, norm=norm)).state_dict()
     # Where we have no biases, theirs are 0; where our norms have no weights, theirs are 1.
     filled = {name: mine.get(name, torch.full(w.shape, float(name.endswith("weight"))))
               for name, w in blank.items()}
     weights = to_theirs(arch, ours, filled,
                         gguf_file.names_of(arch, ours.n_layer) if gguf else None)
     if arch == PERSIMMON:
-        D = ours.n_embd // ours.n_head
+        D = ours.head_dim
         for part in (f"model.layers.{i}.self_attn.{t}_layernorm" for i in range(ours.n_layer)
                      for t in "qk"):
             weights |= {f"{part}.weight": torch.ones(D), f"{part}.bias": torch.zeros(D)}
@@ -470,10 +508,12 @@ def export_model(config):
 def write_folder(folder, arch, config, weights, tokenizer, ids, chat):
     """tokenizer: what tokenizer.json will hold; ids, chat: settings for the files about it"""
     special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
+    four = config.rope_scaling
+    scaling = dict(zip(SCALING, four), rope_type="llama3") if four else None
     files = {
         "config.json": {theirs: getattr(config, name) for name, theirs in FIELDS[arch].items()} | {
             FIELDS[arch]["mlp"]: MLPS[arch][config.mlp], **FIXED[arch], **ids,
-            "architectures": [arch], "torch_dtype": "float32"},
+            **(dict(rope_scaling=scaling) if arch in LLAMAS else {}), "architectures": [arch], "torch_dtype": "float32"},
         "generation_config.json": ids,
         "tokenizer_config.json": {name[:-3]: special[id] for name, id in ids.items()} | dict(
             tokenizer_class="PreTrainedTokenizerFast", model_max_length=config.block_size,
