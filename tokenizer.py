@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from heapq import heappop, heappush, heappushpop
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import regex
@@ -113,6 +113,11 @@ def learn_merges(chunks, n_merges, progress=False):
 # Only the program places special tokens. The same characters in a text become ordinary bytes.
 SPECIALS = ["<|endoftext|>", "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"]
 
+# The chat format: what stands before and after each message, and before the first one ("start"; but
+# "opening" where that is a system message). An imported model may have its own, with other tokens.
+CHAT = {role: [f"<|{role}|>", "<|end|>"] for role in ("system", "user", "assistant")} | {
+    "start": "<|endoftext|>", "opening": ["<|endoftext|><|system|>", "<|end|>"], "strip": False}
+
 GPT2 = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 GPT4 = "|".join([
     r"'(?i:[sdmt]|ll|ve|re)",       # the ends of I'm, you'll, THEY'RE
@@ -133,9 +138,11 @@ def clean(text):
 class Tokenizer:
     """tok.encode("Hi") -> ids, tok.decode(ids) -> "Hi"; tok.eot, tok.pad, tok.user … are ids."""
 
-    def __init__(self, pattern, byte_ids, merges, specials=()):
+    def __init__(self, pattern, byte_ids, merges, specials=(), chat=CHAT):
         """byte_ids: the id of each byte. merges: {(left, right): id}, with rising ids.
-        specials: {name: id}. The SPECIALS that are missing there get the next free ids."""
+        specials: {name: id}. The SPECIALS that are missing there get the next free ids.
+        chat: like CHAT; after an answer comes a special token, which ends it. With another one than
+        CHAT the last four SPECIALS are not needed: their names may be plain text in it."""
         self.pattern, self.byte_ids, self.merges = pattern, byte_ids, merges
         self.split = regex.compile(pattern).finditer
         self.tokens = {id: bytes([byte]) for byte, id in enumerate(byte_ids)}
@@ -143,12 +150,15 @@ class Tokenizer:
             self.tokens[id] = self.tokens[left] + self.tokens[right]
         self.ranks = {token: id for id, token in self.tokens.items()}
         self.specials = dict(specials)
-        for name in SPECIALS:
+        for name in SPECIALS if chat == CHAT else SPECIALS[:2]:
             self.specials.setdefault(name, max(*self.tokens, *self.specials.values()) + 1)
         self.tokens |= {id: name.encode() for name, id in self.specials.items()}
         self.vocab_size = max(self.tokens) + 1  # some vocabularies have unused ids
-        self.eot, self.pad, self.system, self.user, self.assistant, self.end = (
-            self.specials[name] for name in SPECIALS)
+        self.eot, self.pad, self.system, self.user, self.assistant, self.end = map(
+            self.specials.get, SPECIALS)
+        names = sorted(map(regex.escape, self.specials), key=len, reverse=True)
+        self.chat, self.names = chat, regex.compile(f"({'|'.join(names)})")
+        self.end = self.pieces(chat["assistant"][1])[0]
         self.fingerprint = self.to_dict()["fingerprint"]
 
     @classmethod
@@ -201,6 +211,10 @@ class Tokenizer:
         """Yield the text while ids arrive, in whole characters: 4 tokens of one byte -> one 😊"""
         return codecs.iterdecode((self.decode_bytes([id]) for id in ids), "utf-8", "replace")
 
+    def pieces(self, text):
+        """Of what the program writes: "<|user|>Q: " -> [id of <|user|>, "Q: "]"""
+        return [self.specials.get(part, part) for part in self.names.split(text) if part]
+
     def encode_chat(self, messages, reply=False):
         """[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}] ->
         ids:  <|endoftext|> <|user|> Hi <|end|> <|assistant|> Yes <|end|>
@@ -208,20 +222,34 @@ class Tokenizer:
         The mask is 1 where the assistant speaks. reply=True adds <|assistant|>: it speaks next."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        ids, mask = [self.eot], [0]
-        for message in messages:
-            role, turn = message["role"], [*self.encode(message["content"]), self.end]
-            if role not in ("system", "user", "assistant"):
-                raise ValueError(f"a role must be system, user or assistant, not {role!r}")
-            ids += [self.specials[f"<|{role}|>"], *turn]
-            learned = role == "assistant" and message["content"].strip() != ""
-            mask += [0] + [int(learned)] * len(turn)
-        return (ids + [self.assistant], mask + [0]) if reply else (ids, mask)
+        chat, opened = self.chat, bool(messages) and messages[0]["role"] == "system"
+        # (a special token's id or text, and 1: an answer, to be learned; -1: an empty one; 0: none)
+        said = [(piece, 0) for piece in self.pieces("" if opened else chat["start"])]
+        for i, message in enumerate(messages):
+            role, content = message["role"], message["content"]
+            turn = "opening" if role == "system" and i == 0 else role
+            if role not in ("system", "user", "assistant") or turn not in chat:
+                raise ValueError(f"this chat format has no messages of role {role!r} at this place")
+            before, after = map(self.pieces, chat[turn])
+            content = content.strip() if chat["strip"] else content
+            learn = role == "assistant" and (1 if content.strip() else -1)
+            said += [*((piece, 0) for piece in before), (content, learn),
+                     *zip(after, [learn] + [0] * len(after))]
+        if reply:
+            said += [(piece, 0) for piece in self.pieces(chat["assistant"][0])]
+        # text is encoded in one go, but an answer alone, since the model begins there
+        ids, mask = [], []
+        for (kind, learn), group in groupby(said, lambda part: (type(part[0]), part[1])):
+            found = [piece for piece, _ in group]
+            found = self.encode("".join(found)) if kind is str else found
+            ids, mask = ids + found, mask + [int(learn > 0)] * len(found)
+        return ids, mask
 
     def to_dict(self):
         """All that from_dict() needs, in types that JSON and torch.save can store."""
         saved = {"pattern": self.pattern, "byte_ids": self.byte_ids, "specials": self.specials,
                  "merges": [[*pair, id] for pair, id in self.merges.items()]}
+        saved |= {"chat": self.chat} if self.chat != CHAT else {}
         digest = sha256(json.dumps(saved, sort_keys=True).encode()).hexdigest()
         return saved | {"fingerprint": digest[:16]}
 
@@ -229,7 +257,8 @@ class Tokenizer:
     def from_dict(cls, saved):
         try:
             merges = {(left, right): id for left, right, id in saved["merges"]}
-            tok = cls(saved["pattern"], saved["byte_ids"], merges, saved["specials"])
+            tok = cls(saved["pattern"], saved["byte_ids"], merges, saved["specials"],
+                      saved.get("chat", CHAT))
             if tok.fingerprint == saved["fingerprint"]:
                 return tok
         except (AttributeError, KeyError, TypeError, ValueError, regex.error):

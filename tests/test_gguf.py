@@ -277,7 +277,7 @@ def test_the_file_says_how_a_text_ends_and_how_a_chat_is_written(stage, end, exp
     assert not get["ggml.add_bos_token"] and get["ggml.pre"] == "gpt-2"
     kinds = dict(zip(get["ggml.tokens"], get["ggml.token_type"]))
     assert {name for name, kind in kinds.items() if kind == 3} == {*LEARNED.specials}
-    assert get.get("chat_template", "") == (hf.CHAT if stage == "sft" else "")
+    assert get.get("chat_template", "") == (hf.template_of(LEARNED.chat) if stage == "sft" else "")
 
 
 def test_a_split_pattern_that_llama_cpp_lacks_is_refused(refused, monkeypatch):

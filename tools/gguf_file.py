@@ -130,6 +130,14 @@ def read_tokenizer(settings):
                       for id, token in enumerate(tokens) if kinds[id] in (CONTROL, USER_DEFINED)])
 
 
+def read_template(settings):
+    """-> what tokenizer_config.json would hold of the chat format"""
+    tokens = dict(enumerate(settings["tokenizer.ggml.tokens"]))
+    return {"chat_template": settings.get("tokenizer.chat_template")} | {
+        f"{end}_token": tokens.get(settings.get(f"tokenizer.ggml.{end}_token_id"))
+        for end in ("bos", "eos")}
+
+
 def read_weights(tensors):
     from gguf.quants import dequantize
     return {name: torch.tensor(dequantize(tensor.data, tensor.tensor_type), dtype=torch.float32)

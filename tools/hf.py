@@ -14,7 +14,7 @@ Needs: pip install safetensors; for models from huggingface.co also huggingface_
 
     python -m tools.hf import gpt2 out/gpt2.pt --block_size=256
     python -m tools.hf import HuggingFaceTB/SmolLM2-135M out/smol.pt --block_size=256
-    python -m tools.hf import SmolLM2-135M-Instruct.Q4_1.gguf out/smol.pt --block_size=256
+    python -m tools.hf import SmolLM2-135M-Instruct.Q4_1.gguf out/smol.pt --chat=own
     python -m tools.hf export out/sft.pt out/assistant
     python -m tools.hf export out/sft.pt out/assistant.gguf --f16
 """
@@ -41,6 +41,7 @@ from data.pattern import check_pattern
 from model import GPT, GPTConfig
 from tokenizer import GPT2, Tokenizer
 from tools import gguf_file
+from tools.chat_format import check_format, find_format, renderer, template_of
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Config:
     init: str = ""        # what to read: the second word of the command
     out: str = ""         # what to write: the third word
     block_size: int = 0   # import: shorten the context to so many tokens; 0: keep all of it
+    chat: str = "ours"    # import: our chat format, which SFT must teach; own: that of the model
     fresh: bool = False   # import: replace an existing checkpoint
     f16: bool = False     # export to GGUF: the matrices in 16 bits, not 32
     debug: bool = False   # show tracebacks
@@ -246,7 +248,7 @@ def find(source):
     hub = need("huggingface_hub", f"{source} is no folder; to download it from huggingface.co")
     try:
         return Path(hub.snapshot_download(source, allow_patterns=[
-            "config.json", "tokenizer.json", "model*.safetensors"]))
+            "config.json", "tokenizer*.json", "chat_template.jinja", "model*.safetensors"]))
     except Exception as error:                        # a wrong name, or no network
         fail(f"{source} is no folder, and the download from huggingface.co failed: {brief(error)}")
 
@@ -313,9 +315,10 @@ others = map(chr, range(256, 324))
 BYTE_CHARS = [chr(b) if 33 <= b < 127 or 161 <= b != 173 else next(others) for b in range(256)]
 
 
-def tokenizer_from_hf(saved):
+def tokenizer_from_hf(saved, own=None):
     """The content of a tokenizer.json -> our Tokenizer and the number of their ids: our new ids
-    follow them. Raises ValueError if ours would give other ids for some texts."""
+    follow them. own: the arguments of renderer(), where the model's own chat format is kept.
+    Raises ValueError if ours would give other ids for some texts."""
     model, added = saved["model"], saved.get("added_tokens") or []
     vocab = model["vocab"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
@@ -347,9 +350,19 @@ def tokenizer_from_hf(saved):
                          "a copy of the folder, and import the copy")
     # chat models end a message with <|im_end|>; under our name for it they know when to stop
     names = vocab | {token["content"]: token["id"] for token in added}
-    ours = {} if "<|end|>" in names else {"<|im_end|>": "<|end|>"}
+    ours = {} if own or "<|end|>" in names else {"<|im_end|>": "<|end|>"}
     specials = {ours.get(name, name): id for name, id in names.items() if id not in made}
-    return Tokenizer(split_pattern(saved.get("pre_tokenizer")), byte_ids, merges, specials), known
+    make = partial(Tokenizer, split_pattern(saved.get("pre_tokenizer")), byte_ids, merges, specials)
+    if not own:
+        return make(), known
+    try:
+        render = renderer(*own)
+        tok = make(find_format(render, specials))
+        check_format(render, tok)
+    except ValueError as error:
+        raise ValueError(f"the chat template is more than a text around each message: "
+                         f"{brief(error)}; with --chat=ours the model learns our format") from None
+    return tok, known
 
 
 def split_pattern(steps):
@@ -396,26 +409,45 @@ def new_rows(w, known, size):
     return torch.cat((w[:known], w[:known].mean(0) + 0.1 * w[:known].std(0) * noise))
 
 
-def read_folder(source):
-    """-> the architecture, our GPTConfig, our Tokenizer, the number of their ids, our weights"""
-    folder, said = find(source), {}
-    for name, understand in (("config", read_config), ("tokenizer", tokenizer_from_hf)):
-        with naming(folder / f"{name}.json"):
-            text = (folder / f"{name}.json").read_text(encoding="utf-8")
-            said[name] = understand(dict(json.loads(text)))
-    arch, config = said["config"]
+def template_in(settings, folder=None):
+    """What tokenizer_config.json says, and its folder -> the arguments of renderer()"""
+    template = settings.get("chat_template")
+    if folder and (folder / "chat_template.jinja").exists():
+        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if isinstance(template, list):                    # several, by name
+        template = {named["name"]: named["template"] for named in template}.get("default")
+    if not template:
+        raise ValueError("the model has no chat template: import it without --chat=own")
+    ends = [settings.get(f"{end}_token") or "" for end in ("bos", "eos")]
+    return template, *(end["content"] if isinstance(end, dict) else end for end in ends)
+
+
+def read(path, understand):
+    """understand(what the JSON file says). Errors name the file."""
+    with naming(path):
+        return understand(dict(json.loads(path.read_text(encoding="utf-8"))))
+
+
+def read_folder(source, own):
+    """-> the architecture, our GPTConfig, our Tokenizer, the number of their ids, our weights.
+    own: whether the model's chat format is kept"""
+    folder = find(source)
+    arch, config = read(folder / "config.json", read_config)
+    own = own and read(folder / "tokenizer_config.json", partial(template_in, folder=folder))
+    tokenizer = read(folder / "tokenizer.json", partial(tokenizer_from_hf, own=own))
     weights = from_theirs(arch, config, read_weights(folder, arch), folder)
-    return arch, config, *said["tokenizer"], weights
+    return arch, config, *tokenizer, weights
 
 
-def read_gguf(path):
+def read_gguf(path, own):
     """The same of a GGUF file"""
     need("gguf", f"to read {path}")
     with naming(path):
         settings, tensors = gguf_file.open_gguf(path)
         arch, *said = gguf_file.read_config(settings, tensors)
         config = our_config(arch, *said)
-        tokenizer = tokenizer_from_hf(gguf_file.read_tokenizer(settings))
+        own = own and template_in(gguf_file.read_template(settings))
+        tokenizer = tokenizer_from_hf(gguf_file.read_tokenizer(settings), own)
         weights = gguf_file.read_weights(tensors)
     return arch, config, *tokenizer, from_theirs(arch, config, weights, path, gguf=True)
 
@@ -423,8 +455,11 @@ def read_gguf(path):
 def import_model(config):
     if Path(config.out).exists() and not config.fresh:
         fail(f"{config.out} is there already: add --fresh to replace it")
-    read = read_gguf if config.init.endswith(".gguf") else read_folder
-    arch, theirs, tok, known, weights = read(config.init)
+    if config.chat not in ("ours", "own"):
+        fail(f"--chat={config.chat} is neither ours nor own")
+    own = config.chat == "own"
+    read_from = read_gguf if config.init.endswith(".gguf") else read_folder
+    arch, theirs, tok, known, weights = read_from(config.init, own)
     T = config.block_size or theirs.block_size
     if not 0 < T <= theirs.block_size:
         fail(f"--block_size={T} must be between 1 and {theirs.block_size}, the model's context")
@@ -439,21 +474,17 @@ def import_model(config):
     if arch == GPT_2:
         weights["wpe.weight"] = weights["wpe.weight"][:T].clone()
     ours = dataclasses.replace(theirs, vocab_size=tok.vocab_size, block_size=T)
-    save_checkpoint(config.out, stage="pretrain", step=0, metrics={}, model=weights, history=[],
-                    model_config=ours, tokenizer=tok, config=config)
+    # with its own format it can answer, so it counts as a model after SFT
+    save_checkpoint(config.out, stage="sft" if own else "pretrain", step=0, metrics={},
+                    model=weights, history=[], model_config=ours, tokenizer=tok, config=config)
     n_params = sum(w.numel() for w in set(weights.values()))
     print(f"{config.out}: {arch}, {n_params / 1e6:.2f}M parameters, a context of {T} tokens, "
           f"{known:,} tokens and {tok.vocab_size - known} new ones")
-    print(f"next: python sft.py --init={quote(config.out)} --lr=5e-5")
+    print(f"next: python {'chat' if own else 'sft'}.py --init={quote(config.out)}"
+          f"{'' if own else ' --lr=5e-5'}")
 
 
 # ---- export ---------------------------------------------------------------------------------
-
-# encode_chat() as a template: the same ids. But there a special token that a user types counts.
-CHAT = ("{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + "
-        "message['content'] + '<|end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
-
 
 def export_model(config):
     out, gguf = Path(config.out), config.out.endswith(".gguf")
@@ -493,7 +524,7 @@ def export_model(config):
     talks = ckpt["stage"] != "pretrain"
     ids = dict(bos_token_id=tok.eot, eos_token_id=tok.end if talks else tok.eot,
                pad_token_id=tok.pad)
-    chat = dict(chat_template=CHAT) if talks else {}
+    chat = dict(chat_template=template_of(tok.chat)) if talks else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     with named(out), TemporaryDirectory(dir=out.parent, prefix=f"{out.name}.") as tmp:
         whole = Path(tmp, "whole")                    # renamed when it is complete
@@ -513,7 +544,8 @@ def write_folder(folder, arch, config, weights, tokenizer, ids, chat):
     files = {
         "config.json": {theirs: getattr(config, name) for name, theirs in FIELDS[arch].items()} | {
             FIELDS[arch]["mlp"]: MLPS[arch][config.mlp], **FIXED[arch], **ids,
-            **(dict(rope_scaling=scaling) if arch in LLAMAS else {}), "architectures": [arch], "torch_dtype": "float32"},
+            **(dict(rope_scaling=scaling) if arch in LLAMAS else {}),
+            "architectures": [arch], "torch_dtype": "float32"},
         "generation_config.json": ids,
         "tokenizer_config.json": {name[:-3]: special[id] for name, id in ids.items()} | dict(
             tokenizer_class="PreTrainedTokenizerFast", model_max_length=config.block_size,
