@@ -179,6 +179,8 @@ class Tokenizer:
 
     @lru_cache(1 << 16)  # words repeat
     def encode_chunk(self, chunk):
+        if chunk.encode() in self.ranks:  # to some of Llama 3's tokens no merges lead
+            return [self.ranks[chunk.encode()]]
         if len(chunk) > 500:  # merge() reads the chunk once per merge: too slow for a long one
             return self.to_tiktoken()._encode_single_piece(chunk)
         return merge([self.byte_ids[byte] for byte in chunk.encode()], self.merges)

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 import test_hf
 from answer import generate
+from checkpoint import load_checkpoint
 from model import GPT, STYLES, GPTConfig
+from test_chat_format import parts
 from test_hf import LEARNED, VARIANTS, same, save, texts
 from tiny import loud
 from tokenizer import GPT2, Tokenizer
@@ -124,7 +126,7 @@ def tensors(arch, tied):
 
 
 def write(path="x.gguf", arch="llama", tied=True, kind="F32", settings=None, weights=None, **tok):
-    """tok: replaces model, pre, tokens, token_type or merges of the tokenizer"""
+    """tok: replaces model, pre, tokens, token_type or merges of the tokenizer; or a template"""
     file = gguf.GGUFWriter(path, arch)
     settings = (LLAMA if arch == "llama" else GPT_2) if settings is None else settings
     for name, value in settings.items():
@@ -133,6 +135,8 @@ def write(path="x.gguf", arch="llama", tied=True, kind="F32", settings=None, wei
     learned = test_hf.tokenizer_json()["model"]
     tok = dict(model="gpt2", pre="gpt-2", tokens=[*learned["vocab"]], merges=learned["merges"],
                token_type=[1] * 394 + [3]) | tok
+    if "template" in tok:
+        file.add_chat_template(tok.pop("template"))
     for name, value in tok.items():
         add = file.add_string if isinstance(value, str) else file.add_array
         add(f"tokenizer.ggml.{name}", value)
@@ -164,8 +168,9 @@ def test_an_output_layer_that_equals_the_embedding_is_tied(take):
 
 @pytest.mark.parametrize("pre, cuts", [
     ("gpt-2", [GPT2]), ("smollm", [r"\p{N}", GPT2]),
-    ("dbrx", [r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
-              r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"]),
+    *((pre, [r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
+              r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"])
+      for pre in ("dbrx", "llama-bpe")),
     ("qwen2", [r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
                r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"])])
 def test_texts_are_split_as_llama_cpp_splits_them(pre, cuts, take):
@@ -192,7 +197,7 @@ def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(take):
 @pytest.mark.parametrize("change, reason", [
     (dict(arch="gemma", weights={}), "the architecture gemma is not supported"),
     (dict(model="llama"), "the tokenizer llama is not supported"),
-    (dict(pre="llama-bpe"), "the pre-tokenizer llama-bpe is not supported"),
+    (dict(pre="falcon"), "the pre-tokenizer falcon is not supported"),
     (dict(token_type=[1] * 394 + [4]), "added tokens inside plain text ['<|endoftext|>']"),
     (dict(settings=LLAMA | {"expert_count": 8}), "llama.expert_count=8 is not supported"),
     (dict(settings=LLAMA | {"rope.scaling.type": "yarn"}), "llama.rope.scaling.type='yarn'"),
@@ -278,6 +283,30 @@ def test_the_file_says_how_a_text_ends_and_how_a_chat_is_written(stage, end, exp
     kinds = dict(zip(get["ggml.tokens"], get["ggml.token_type"]))
     assert {name for name, kind in kinds.items() if kind == 3} == {*LEARNED.specials}
     assert get.get("chat_template", "") == (hf.template_of(LEARNED.chat) if stage == "sft" else "")
+
+
+def test_the_chat_format_of_a_file_can_be_kept_and_goes_into_the_next_file(take, run, refused):
+    write()
+    assert "the model has no chat template" in refused("import", "x.gguf", "p.pt", "--chat=own")
+    ids, (template, _, _) = parts("ChatML")
+    kinds = [1] * 394 + [3] * 3
+    names = [*test_hf.tokenizer_json(specials=ids)["model"]["vocab"]]
+    weights = tensors("llama", True) | {"token_embd.weight": np.ones((397, C), np.float32)}
+    write(settings=LLAMA | {"vocab_size": 397}, weights=weights, tokens=names, token_type=kinds,
+          template=template)
+    assert run("import", "x.gguf", "p.pt", "--chat=own")[0] == 0
+    tok = load_checkpoint("p.pt", "sft")["tokenizer"]
+    assert tok.chat["assistant"] == ["<|im_start|>assistant\n", "<|im_end|>\n"]
+    assert tok.decode([tok.end]) == "<|im_end|>" and tok.chat["start"].startswith("<|im_start|>sys")
+    assert run("export", "p.pt", "y.gguf")[0] == 0
+    assert run("import", "y.gguf", "q.pt", "--chat=own")[0] == 0
+    assert load_checkpoint("q.pt", "sft")["tokenizer"].to_dict() == tok.to_dict()
+
+
+def test_llama_cpp_has_no_rotary_scaling_for_qwen(refused):
+    save("sft.pt", "qwen2", rope_scaling=(8.0, 1.0, 4.0, 8192))
+    assert "no rotary scaling as Llama 3's in models like qwen2" in refused("export", "sft.pt",
+                                                                           "x.gguf")
 
 
 def test_a_split_pattern_that_llama_cpp_lacks_is_refused(refused, monkeypatch):

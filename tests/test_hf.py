@@ -23,7 +23,7 @@ from model import GPT, STYLES, GPTConfig
 from tiny import loud, store
 from tiny import run as run_here
 from tokenizer import GPT2, PATTERNS, SPECIALS, Tokenizer
-from tools import hf
+from tools import gguf_file, hf
 from tools.hf import BYTE_CHARS, tokenizer_from_hf, tokenizer_to_hf
 
 ROOT = Path(hf.__file__).resolve().parents[1]
@@ -196,6 +196,12 @@ def test_fine_tuning_starts_from_an_imported_model(folder, run):
     assert history[0]["config"]["init"] == str(folder)
 
 
+def test_a_tokenizer_with_nfc_is_imported_with_loose_only(run, refused):
+    place = write("nfc", tokenizer=tokenizer_json(normalizer=dict(type="NFC")))
+    assert "--loose" in refused("import", place, "p.pt")
+    assert run("import", place, "p.pt", "--loose")[0] == 0
+
+
 def test_the_import_prints_a_summary_and_the_next_command(folder, run):
     status, out, err = run("import", folder, "out/p.pt", "--block_size=8")
     assert "GPT2LMHeadModel" in out and "context of 8 " in out and "395 tokens and 5 new" in out
@@ -361,18 +367,34 @@ def added(*tokens):
 MERGES = tokenizer_json()["model"]["merges"]
 
 
+def several_merges(ignore_merges):
+    """As Llama 3's: made of tiktoken's ranks, so a token has a merge for each way to cut it in two.
+    "bc" comes first: the merges never lead to "abcd"."""
+    vocab = [*BYTE_CHARS, "bc", "ab", "aba", "bab", "abab", "cd", "abcd"]
+    ids = {name: id for id, name in enumerate(vocab)}
+    splits = [(name[:k], name[k:]) for name in vocab for k in range(1, len(name))]
+    merges = [pair for pair in splits if all(part in ids for part in pair)
+              and max(ids[part] for part in pair) < ids["".join(pair)]]
+    level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
+    words = split(pattern={"Regex": r"\p{L}+|\P{L}+"})
+    words["pretokenizers"][1] = level
+    return dict(model=dict(type="BPE", vocab=ids, merges=merges, ignore_merges=ignore_merges),
+                pre_tokenizer=words, normalizer=None, added_tokens=[])
+
+
+
 @pytest.mark.parametrize("saved, reason", [
     (model(type="Unigram"), "only byte-level BPE"), (model(byte_fallback=True), "SentencePiece"),
     *((model(**{name: value}), f"{name} is not supported") for name, value in (
-        ("ignore_merges", True), ("dropout", 0.1), ("continuing_subword_prefix", "##"),
-        ("end_of_word_suffix", "</w>"))),
-    (tokenizer_json(normalizer=dict(type="NFC")), "normalizer"),
+        ("dropout", 0.1), ("continuing_subword_prefix", "##"), ("end_of_word_suffix", "</w>"))),
+    (tokenizer_json(normalizer=dict(type="NFC")), r"normalizer NFC \(--loose does without NFC\)"),
+    (several_merges(False), r"token \[abcd\], to which the merges of its bytes do not lead, is not"),
     (model(merges=MERGES[::-1]), "order of merges"),
     (model(merges=MERGES + MERGES[:1]), "order of merges"),
     (added((97, "a", True)), "the added token 'a', which is also an ordinary one, is not suppo"),
     # all of them, and a way that works
     (added((500, "<think>", False), (501, "</think>", False)),
-     "'<think>', '</think>'.*\"special\": true"),
+     "'<think>', '</think>'.*add --loose"),
     *((tokenizer_json(pre_tokenizer=steps), regex.escape(f"the pre_tokenizer {reason}"))
       for steps, reason in (
           (level(add_prefix_space=True), "ByteLevel"), (level(use_regex=False), "ByteLevel"),
@@ -384,6 +406,34 @@ MERGES = tokenizer_json()["model"]["merges"]
 def test_a_tokenizer_that_gives_other_ids_than_ours_would_is_refused_by_name(saved, reason):
     with pytest.raises(ValueError, match=reason):
         imported(saved)
+
+
+def test_a_word_that_is_a_token_gets_its_id_where_merges_are_ignored_as_in_llama_3():
+    lib = pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
+    saved, rng = several_merges(True), random.Random(8)
+    ours, theirs = imported(saved)[0], lib.Tokenizer.from_str(json.dumps(saved))
+    again = lib.Tokenizer.from_str(json.dumps(tokenizer_to_hf(ours)))
+    assert ours.encode("abcd") == [saved["model"]["vocab"]["abcd"]]
+    for _ in range(999):
+        text = "".join(rng.choices(["a", "b", "c", "d", "bc", " ", "!"], k=9))
+        assert ours.encode(text) == theirs.encode(text).ids == again.encode(text).ids
+        assert ours.encode_batch([text]) == [ours.encode(text)]
+
+
+def test_the_patterns_of_llama_3_and_qwen_are_ours_in_another_spelling():
+    for theirs, ours in gguf_file.SPELLED.items():
+        assert hf.split_pattern(split(pattern={"Regex": theirs})) == ours
+        for text in texts(1000, seed=9):
+            assert regex.findall(theirs, text) == regex.findall(ours, text)
+
+
+def test_nfc_and_added_tokens_in_plain_text_are_accepted_with_loose():
+    saved = added((500, "<think>", False)) | dict(normalizer=dict(type="NFC"))
+    tok, _ = tokenizer_from_hf(json.loads(json.dumps(saved)), loose=True)
+    assert tok.decode([500]) == "<think>" and 500 not in tok.encode("<think>")
+    saved["normalizer"]["type"] = "Lowercase"
+    with pytest.raises(ValueError, match="the normalizer Lowercase"):
+        tokenizer_from_hf(saved, loose=True)
 
 
 def test_tokens_from_the_library_tokenizers_keep_their_ids():

@@ -27,7 +27,12 @@ FIELDS = dict(
 # SmolLM splits digits off first. So GPT-2's regex sees the end of a text before each digit.
 SMOLLM = GPT2.replace(r" ?\p{N}+", r"\p{N}").replace(r"(?!\S)", r"(?![^\s\p{N}])")
 # A file does not hold its split pattern, only llama.cpp's name for it.
-PRE = {"gpt-2": GPT2, "smollm": SMOLLM, "dbrx": PATTERNS["gpt4"], "qwen2": PATTERNS["digits"]}
+PRE = {"gpt-2": GPT2, "smollm": SMOLLM, "llama-bpe": PATTERNS["gpt4"], "dbrx": PATTERNS["gpt4"],
+       "qwen2": PATTERNS["digits"]}
+# Llama 3's and Qwen's patterns, as their tokenizer.json spells them -> as we spell them
+LLAMA_3 = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+           r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+SPELLED = {LLAMA_3: PATTERNS["gpt4"], LLAMA_3.replace("{1,3}", ""): PATTERNS["digits"]}
 ROPE = "rope_freqs.weight"
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5    # llama.cpp's kinds of tokens
 
@@ -123,7 +128,7 @@ def read_tokenizer(settings):
     split = dict(type="Split", pattern={"Regex": PRE[pre]}, behavior="Isolated")
     level = dict(type="ByteLevel", add_prefix_space=False, use_regex=False)
     return dict(
-        model=dict(type="BPE", merges=merges, vocab={
+        model=dict(type="BPE", merges=merges, ignore_merges=pre == "llama-bpe", vocab={
             token: id for id, token in enumerate(tokens) if kinds[id] != UNUSED}),
         pre_tokenizer=dict(type="Sequence", pretokenizers=[split, level]),
         added_tokens=[dict(id=id, content=token, special=kinds[id] == CONTROL)

@@ -39,7 +39,7 @@ from checkpoint import load_checkpoint, save_checkpoint
 from common import fail, named, parse_config
 from data.pattern import check_pattern
 from model import GPT, GPTConfig
-from tokenizer import GPT2, Tokenizer
+from tokenizer import GPT2, Tokenizer, merge
 from tools import gguf_file
 from tools.chat_format import check_format, find_format, renderer, template_of
 
@@ -50,6 +50,7 @@ class Config:
     out: str = ""         # what to write: the third word
     block_size: int = 0   # import: shorten the context to so many tokens; 0: keep all of it
     chat: str = "ours"    # import: our chat format, which SFT must teach; own: that of the model
+    loose: bool = False   # import: allow other ids for rare texts: Unicode's NFC, added tokens
     fresh: bool = False   # import: replace an existing checkpoint
     f16: bool = False     # export to GGUF: the matrices in 16 bits, not 32
     debug: bool = False   # show tracebacks
@@ -315,10 +316,11 @@ others = map(chr, range(256, 324))
 BYTE_CHARS = [chr(b) if 33 <= b < 127 or 161 <= b != 173 else next(others) for b in range(256)]
 
 
-def tokenizer_from_hf(saved, own=None):
+def tokenizer_from_hf(saved, own=None, loose=False):
     """The content of a tokenizer.json -> our Tokenizer and the number of their ids: our new ids
     follow them. own: the arguments of renderer(), where the model's own chat format is kept.
-    Raises ValueError if ours would give other ids for some texts."""
+    Raises ValueError if ours would give other ids for some texts; with loose, not for those with
+    letters that are not in Unicode's form NFC, or with tokens that were added to plain text."""
     model, added = saved["model"], saved.get("added_tokens") or []
     vocab = model["vocab"]
     if model.get("type") != "BPE" or model.get("byte_fallback"):
@@ -336,25 +338,35 @@ def tokenizer_from_hf(saved, own=None):
     byte_ids = [ids[char] for char in BYTE_CHARS]
     made = {*byte_ids, *merges.values()}              # the ids in a text; all others are special
 
-    odd = [key for key in ("ignore_merges", "dropout", "continuing_subword_prefix",
-                           "end_of_word_suffix", "normalizer") if (model | saved).get(key)]
+    odd = [key for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+           if model.get(key)]
+    if saved.get("normalizer") and not (loose and saved["normalizer"] == dict(type="NFC")):
+        odd.append(f"the normalizer {saved['normalizer'].get('type')} (--loose does without NFC)")
     odd += [f"the added token {token['content']!r}, which is also an ordinary one,"
             for token in added if token["id"] in made]
-    if len(merges) < len(pairs) or [*merges.values()] != sorted({*merges.values()}):
+    if len(merges) < len(pairs) or [*merges.values()] != sorted(merges.values()):
         odd.append("an order of merges that differs from the order of their ids,")
     if odd:
         raise ValueError(f"{odd[0]} is not supported")
-    if inside := [token["content"] for token in added if not token.get("special")]:
+    inside = [token["content"] for token in added if not token.get("special")]
+    if inside and not loose:
         raise ValueError(f"added tokens inside plain text {inside} are not supported; if your "
-                         'texts contain none of them, set "special": true for each of these in '
-                         "a copy of the folder, and import the copy")
+                         "texts contain none of them, add --loose")
     # chat models end a message with <|im_end|>; under our name for it they know when to stop
     names = vocab | {token["content"]: token["id"] for token in added}
     ours = {} if own or "<|end|>" in names else {"<|im_end|>": "<|end|>"}
     specials = {ours.get(name, name): id for name, id in names.items() if id not in made}
     make = partial(Tokenizer, split_pattern(saved.get("pre_tokenizer")), byte_ids, merges, specials)
-    if not own:
-        return make(), known
+    tok = with_own_format(make, own, specials) if own else make()
+    if not model.get("ignore_merges"):                # the Tokenizer takes a word that is a token
+        for token, id in tok.ranks.items():
+            if merge([byte_ids[byte] for byte in token], merges) != [id]:
+                raise ValueError(f"the token {tok.show(id)}, to which the merges of its bytes do "
+                                 f"not lead, is not supported")
+    return tok, known
+
+
+def with_own_format(make, own, specials):
     try:
         render = renderer(*own)
         tok = make(find_format(render, specials))
@@ -362,7 +374,7 @@ def tokenizer_from_hf(saved, own=None):
     except ValueError as error:
         raise ValueError(f"the chat template is more than a text around each message: "
                          f"{brief(error)}; with --chat=ours the model learns our format") from None
-    return tok, known
+    return tok
 
 
 def split_pattern(steps):
@@ -380,7 +392,7 @@ def split_pattern(steps):
                 not cuts[0].get("invert")):
             with suppress(ValueError):
                 check_pattern(pattern := cuts[0]["pattern"].get("Regex", ""))
-                return pattern
+                return gguf_file.SPELLED.get(pattern, pattern)
     raise ValueError(f"the pre_tokenizer {' + '.join([*kinds, level['type']])} is not supported")
 
 
@@ -390,7 +402,8 @@ def tokenizer_to_hf(tok):
     off = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)
     level = dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)
     split = dict(type="Split", pattern={"Regex": tok.pattern}, behavior="Isolated", invert=False)
-    return {"model": {"type": "BPE", "vocab": {n: id for id, n in names.items()} | tok.specials,
+    return {"model": {"type": "BPE", "ignore_merges": True,
+                      "vocab": {n: id for id, n in names.items()} | tok.specials,
                       "merges": [f"{names[left]} {names[right]}" for left, right in tok.merges]},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
             "decoder": level, "added_tokens": [dict(id=id, content=name, special=True, **off)
@@ -428,18 +441,18 @@ def read(path, understand):
         return understand(dict(json.loads(path.read_text(encoding="utf-8"))))
 
 
-def read_folder(source, own):
+def read_folder(source, own, loose):
     """-> the architecture, our GPTConfig, our Tokenizer, the number of their ids, our weights.
     own: whether the model's chat format is kept"""
     folder = find(source)
     arch, config = read(folder / "config.json", read_config)
     own = own and read(folder / "tokenizer_config.json", partial(template_in, folder=folder))
-    tokenizer = read(folder / "tokenizer.json", partial(tokenizer_from_hf, own=own))
+    tokenizer = read(folder / "tokenizer.json", partial(tokenizer_from_hf, own=own, loose=loose))
     weights = from_theirs(arch, config, read_weights(folder, arch), folder)
     return arch, config, *tokenizer, weights
 
 
-def read_gguf(path, own):
+def read_gguf(path, own, loose):
     """The same of a GGUF file"""
     need("gguf", f"to read {path}")
     with naming(path):
@@ -447,7 +460,7 @@ def read_gguf(path, own):
         arch, *said = gguf_file.read_config(settings, tensors)
         config = our_config(arch, *said)
         own = own and template_in(gguf_file.read_template(settings))
-        tokenizer = tokenizer_from_hf(gguf_file.read_tokenizer(settings), own)
+        tokenizer = tokenizer_from_hf(gguf_file.read_tokenizer(settings), own, loose)
         weights = gguf_file.read_weights(tensors)
     return arch, config, *tokenizer, from_theirs(arch, config, weights, path, gguf=True)
 
@@ -459,7 +472,7 @@ def import_model(config):
         fail(f"--chat={config.chat} is neither ours nor own")
     own = config.chat == "own"
     read_from = read_gguf if config.init.endswith(".gguf") else read_folder
-    arch, theirs, tok, known, weights = read_from(config.init, own)
+    arch, theirs, tok, known, weights = read_from(config.init, own, config.loose)
     T = config.block_size or theirs.block_size
     if not 0 < T <= theirs.block_size:
         fail(f"--block_size={T} must be between 1 and {theirs.block_size}, the model's context")
