@@ -141,8 +141,8 @@ class Tokenizer:
     def __init__(self, pattern, byte_ids, merges, specials=(), chat=CHAT):
         """byte_ids: the id of each byte. merges: {(left, right): id}, with rising ids.
         specials: {name: id}. The SPECIALS that are missing there get the next free ids.
-        chat: like CHAT; after an answer comes a special token, which ends it. With another one than
-        CHAT the last four SPECIALS are not needed: their names may be plain text in it."""
+        chat: like CHAT; after an answer comes a special token, which ends it. Only CHAT needs the
+        last four SPECIALS."""
         self.pattern, self.byte_ids, self.merges = pattern, byte_ids, merges
         self.split = regex.compile(pattern).finditer
         self.tokens = {id: bytes([byte]) for byte, id in enumerate(byte_ids)}
@@ -231,14 +231,14 @@ class Tokenizer:
             role, content = message["role"], message["content"]
             turn = "opening" if role == "system" and i == 0 else role
             if role not in ("system", "user", "assistant") or turn not in chat:
-                raise ValueError(f"this chat format has no messages of role {role!r} at this place")
+                raise ValueError(f"this chat format has no place for a {role!r} message here: leave "
+                                 "it out, or import the model with --chat=ours")
             before, after = map(self.pieces, chat[turn])
             content = content.strip() if chat["strip"] else content
             learn = role == "assistant" and (1 if content.strip() else -1)
             said += [*((piece, 0) for piece in before), (content, learn),
                      *zip(after, [learn] + [0] * len(after))]
-        if reply:
-            said += [(piece, 0) for piece in self.pieces(chat["assistant"][0])]
+        said += [(piece, 0) for piece in self.pieces(chat["assistant"][0] if reply else "")]
         # text is encoded in one go, but an answer alone, since the model begins there
         ids, mask = [], []
         for (kind, learn), group in groupby(said, lambda part: (type(part[0]), part[1])):

@@ -186,7 +186,7 @@ def test_a_message_that_the_format_has_no_place_for_is_refused(case):
     late = [dict(role=role, content="a") for role in ("user", "assistant", "system", "user")]
     for messages in (late, late[2:]):
         if name == "Gemma":
-            with pytest.raises(ValueError, match="no messages of role 'system' at this place"):
+            with pytest.raises(ValueError, match="no place for a 'system' message here"):
                 tok.encode_chat(messages)
         else:
             assert tok.encode_chat(messages)
@@ -250,6 +250,11 @@ def test_an_imported_model_keeps_its_format_answers_at_once_and_takes_it_along(w
     tok = load_checkpoint("p.pt", "sft")["tokenizer"]
     assert tok.chat["user"] == ["<|user|>\n", "</s>\n"] and tok.end == tok.specials["</s>"]
     assert run_here(".", "chat", "--init=p.pt", "--prompt=Hi", "--max_new_tokens=4")[0] == 0
+    rows = [dict(prompt=f"{i}?", response=f"{i}.") for i in range(60)]
+    Path("demos.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert run_here(".", "sft", "--init=p.pt", "--data=demos.jsonl", "--text=", "--steps=1",
+                    "--out=sft.pt", "--fresh")[0] == 0
+    assert load_checkpoint("sft.pt", "sft", tok)["tokenizer"].chat == tok.chat
     assert run("export", "p.pt", "there")[0] == 0
     said = json.loads(Path("there/tokenizer_config.json").read_text())
     assert said["eos_token"] == "</s>" and said["chat_template"] == template_of(tok.chat)
