@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
 from heapq import heappop, heappush, heappushpop
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 
 import regex
@@ -154,11 +154,12 @@ class Tokenizer:
             self.specials.setdefault(name, max(*self.tokens, *self.specials.values()) + 1)
         self.tokens |= {id: name.encode() for name, id in self.specials.items()}
         self.vocab_size = max(self.tokens) + 1  # some vocabularies have unused ids
-        self.eot, self.pad, self.system, self.user, self.assistant, self.end = map(
+        self.eot, self.pad, self.system, self.user, self.assistant, _ = map(
             self.specials.get, SPECIALS)
-        names = sorted(map(regex.escape, self.specials), key=len, reverse=True)
-        self.chat, self.names = chat, regex.compile(f"({'|'.join(names)})")
-        self.end = self.pieces(chat["assistant"][1])[0]
+        self.chat, self.start = chat, self.marks(chat["start"])
+        self.turns = {turn: [*map(self.marks, chat[turn])]  # ids before and after a message
+                      for turn in ("opening", "system", "user", "assistant") if turn in chat}
+        self.end = self.turns["assistant"][1][0]
         self.fingerprint = self.to_dict()["fingerprint"]
 
     @classmethod
@@ -213,9 +214,11 @@ class Tokenizer:
         """Yield the text while ids arrive, in whole characters: 4 tokens of one byte -> one 😊"""
         return codecs.iterdecode((self.decode_bytes([id]) for id in ids), "utf-8", "replace")
 
-    def pieces(self, text):
-        """Of what the program writes: "<|user|>Q: " -> [id of <|user|>, "Q: "]"""
-        return [self.specials.get(part, part) for part in self.names.split(text) if part]
+    def marks(self, text):
+        """Text of the program as ids: "<|user|>Q: " -> the id of <|user|>, and those of "Q: "."""
+        names = "|".join(sorted(map(regex.escape, self.specials), key=len, reverse=True))
+        return [id for part in regex.split(f"({names})", text) for id in
+                ([self.specials[part]] if part in self.specials else self.encode(part))]
 
     def encode_chat(self, messages, reply=False):
         """[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}] ->
@@ -224,28 +227,22 @@ class Tokenizer:
         The mask is 1 where the assistant speaks. reply=True adds <|assistant|>: it speaks next."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        chat, opened = self.chat, bool(messages) and messages[0]["role"] == "system"
-        # (a special token's id or text, and 1: an answer, to be learned; -1: an empty one; 0: none)
-        said = [(piece, 0) for piece in self.pieces("" if opened else chat["start"])]
+        opened = messages[:1] and messages[0]["role"] == "system"
+        ids = [] if opened else [*self.start]
+        mask = [0] * len(ids)
         for i, message in enumerate(messages):
             role, content = message["role"], message["content"]
             turn = "opening" if role == "system" and i == 0 else role
-            if role not in ("system", "user", "assistant") or turn not in chat:
-                raise ValueError(f"this chat format has no place for a {role!r} message here: leave "
-                                 "it out, or import the model with --chat=ours")
-            before, after = map(self.pieces, chat[turn])
-            content = content.strip() if chat["strip"] else content
-            learn = role == "assistant" and (1 if content.strip() else -1)
-            said += [*((piece, 0) for piece in before), (content, learn),
-                     *zip(after, [learn] + [0] * len(after))]
-        said += [(piece, 0) for piece in self.pieces(chat["assistant"][0] if reply else "")]
-        # text is encoded in one go, but an answer alone, since the model begins there
-        ids, mask = [], []
-        for (kind, learn), group in groupby(said, lambda part: (type(part[0]), part[1])):
-            found = [piece for piece, _ in group]
-            found = self.encode("".join(found)) if kind is str else found
-            ids, mask = ids + found, mask + [int(learn > 0)] * len(found)
-        return ids, mask
+            if role == "opening" or turn not in self.turns:
+                raise ValueError(f"this chat format has no place for a {role!r} message here: "
+                                 f"leave it out, or import the model with --chat=ours")
+            before, after = self.turns[turn]
+            said = self.encode(content.strip() if self.chat["strip"] else content)
+            learned = int(role == "assistant" and content.strip() != "")
+            ids += [*before, *said, *after]
+            mask += [0] * len(before) + [learned] * (len(said) + 1) + [0] * (len(after) - 1)
+        before = self.turns["assistant"][0] if reply else []
+        return ids + before, mask + [0] * len(before)
 
     def to_dict(self):
         """All that from_dict() needs, in types that JSON and torch.save can store."""

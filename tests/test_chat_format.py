@@ -1,5 +1,5 @@
 """Five templates, as models have them. The oracle is jinja2: it renders a template with a mark for
-each message, and the text between two special tokens, with the messages in it, is encoded at once.
+each message; each message, and each text between two of them, is encoded by itself.
 Where transformers is installed, its apply_chat_template is a second oracle."""
 
 import itertools
@@ -92,12 +92,11 @@ def by_hand(name, tok, messages, reply):
         messages=[m | dict(content=mark) for m, mark in zip(messages, marks)],
         add_generation_prompt=reply, bos_token=bos, eos_token=eos)
     strip = name in ("Llama 3", "Gemma")
-    for mark, m in zip(marks, messages):              # an answer, encoded alone, begins at \uF000
+    for mark, m in zip(marks, messages):              # a message begins and ends at \uF000
         content = m["content"].strip() if strip else m["content"]
-        cut = "\uf000" if m["role"] == "assistant" else ""
         specials = "|".join(map(re.escape, sorted(ids, key=len)))
         hidden = re.sub(specials, lambda found: "\uf001".join(found[0]), content)
-        text = text.replace(mark, cut + hidden)
+        text = text.replace(mark, f"\uf000{hidden}\uf000")
     found = []
     for piece in re.split(f"({'|'.join(map(re.escape, ids))})|\uf000", text):
         if piece in ids:
@@ -126,8 +125,8 @@ def test_the_ids_are_those_of_apply_chat_template(case):
     rng = random.Random(2)
     for _ in range(100):
         messages, reply = dialogue(rng, name, texts(40, seed=4))
-        for m in messages:                            # there, answers are not encoded alone
-            m["content"] = "A" * (m["role"] == "assistant") + m["content"]
+        for m in messages:                            # there, white space joins the template's
+            m["content"] = f"A{m['content']}A"
         found = theirs.apply_chat_template(messages, add_generation_prompt=reply, return_dict=True)
         assert found["input_ids"] == tok.encode_chat(messages, reply)[0]
 
