@@ -154,7 +154,7 @@ def test_the_list_shows_what_is_solved(school):
     *lines, last = done.stdout.splitlines()
     assert [int(line[2:4]) for line in lines] == sorted(course.exercises()) and not done.stderr
     assert [line for line in lines if line[0] == "x"] == ["x 14. 排序损失"]
-    assert last == "完成 1 / 26；下一个：python -m exercises 1 --lang=zh"
+    assert last == "完成 1 / 27；下一个：python -m exercises 1 --lang=zh"
     assert "还没有写" not in done.stdout
 
 
@@ -184,7 +184,7 @@ def test_a_broken_file_does_not_end_the_list_and_a_copy_is_not_in_it(school, tmp
     assert said[16].endswith("e16_score_normalisation.py：读不了这个文件")
     status, (*lines, last) = command(tmp_path)
     assert [int(line[2:4]) for line in lines] == sorted(course.exercises())
-    assert status == 0 and last == "0 of 26; next: python -m exercises 1"
+    assert status == 0 and last == "0 of 27; next: python -m exercises 1"
     said = {int(line[2:4]): line.partition("   (")[2].rstrip(")") for line in lines}
     assert said[13].endswith("e13_sampling.py: is not UTF-8: save it as UTF-8")
     assert said[14] == "it ends the whole program"

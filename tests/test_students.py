@@ -1,4 +1,4 @@
-"""Exercises 1 to 26, as a class would solve them: a right solution passes, and each mistake is
+"""Exercises 1 to 27, as a class would solve them: a right solution passes, and each mistake is
 called by its name. Then our own functions are compared with other ways to the same numbers."""
 
 import builtins
@@ -29,6 +29,7 @@ from data import town
 from data.formats import read_prompts
 from exercises.__main__ import judge, mistaken
 from model import GPT, GPTConfig, KVCache
+from optim import adamw
 from tiny import ROOT
 from tokenizer import Tokenizer, replace
 
@@ -194,6 +195,10 @@ OTHERWISE = [
         q := torch.stack([p[i:].sum() ** n - p[i + 1:].sum() ** n for i in range(len(p))]),
         (q * q.log() - q * p.log()).sum(), math.log(n) - 1 + 1 / n)),
     (25, "", lambda w, l, ref_w, ref_l, beta: F.softplus(beta * (l - w + ref_w - ref_l)).mean()),
+    (27, "", lambda w, g, m, v, t, c: (torch.addcdiv(
+        w * (1 - c.lr * c.decay), m := m.lerp(g, 1 - c.beta1),
+        ((v := v.lerp(g * g, 1 - c.beta2)) / (1 - c.beta2 ** t)).sqrt() + c.eps,
+        value=-c.lr / (1 - c.beta1 ** t)), m, v)),
 ]
 
 
@@ -337,6 +342,19 @@ def test_the_best_of_n_is_what_counting_all_outcomes_gives_and_its_kl_of_many_th
     assert kl.item() == pytest.approx(limit, rel=1e-3)
 
 
+def test_adamw_is_that_of_pytorch_step_by_step():
+    torch.manual_seed(0)
+    ours, theirs = torch.randn(4, 3), torch.nn.Parameter(torch.zeros(4, 3))
+    theirs.data, m, v = ours.clone(), torch.zeros(4, 3), torch.zeros(4, 3)
+    config = SimpleNamespace(lr=0.1, beta1=0.9, beta2=0.95, eps=1e-3, decay=0.3)
+    optimizer = torch.optim.AdamW([theirs], lr=0.1, betas=(0.9, 0.95), eps=1e-3, weight_decay=0.3)
+    for t in range(1, 21):
+        theirs.grad = torch.randn(4, 3)
+        optimizer.step()
+        ours, m, v = course.ours(27).answer(ours, theirs.grad, m, v, t, config)
+        tiny.close(ours, theirs.detach())
+
+
 def test_the_reward_in_the_text_of_exercise_26_is_hacked():
     def naive(prompts, responses):
         numbers = [re.findall(r"\d+", prompt[-1]["content"]) for prompt in prompts]
@@ -357,7 +375,8 @@ def put_back(monkeypatch):
     """What the exercises replace is as before after the test."""
     for place, names in ((model, "attention fused_is_faster positions rotary_turns rotate"),
                          (answer, "sample"),
-                         (F, "cross_entropy"), (KVCache, "append"), (Tokenizer, "encode_chat")):
+                         (F, "cross_entropy"), (KVCache, "append"), (Tokenizer, "encode_chat"),
+                         (torch.optim.AdamW, "step")):
         for name in names.split():
             monkeypatch.setattr(place, name, getattr(place, name))
 
@@ -371,12 +390,14 @@ def outputs(tok):
     idx, mask = torch.randint(64, (2, 6)), torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
     logits, loss = gpt(idx), gpt(idx, torch.tensor([[3, -1, 2, 5, -1, 1]] * 2))
     loss.backward()
+    for optimizer in [adamw(gpt, weight_decay=0.1)] * 2:
+        optimizer.step()
     greedy = answer.generate(gpt, idx, 6, mask=mask, temperature=0)
     chat = tok.encode_chat([dict(role="user", content="Hi")], reply=True)
     return logits.detach(), loss.item(), gpt.wte.weight.grad, greedy, chat
 
 
-@pytest.mark.parametrize("n", [4, 5, 6, 7, 8, 9, 13])
+@pytest.mark.parametrize("n", [4, 5, 6, 7, 8, 9, 13, 27])
 def test_a_right_function_in_its_place_changes_nothing(n, put_back, tiny_tokenizer):
     before, used = outputs(tiny_tokenizer), []
     course.ours(n).RUN[1](lambda *args, **more: used.append(n) or RIGHT[n](*args, **more))
@@ -481,4 +502,5 @@ def test_the_prompts_of_the_run_of_exercise_26_are_the_sums():
 
 
 def test_every_run_is_tested():
-    assert {4, 5, 6, 7, 8, 9, 10, 12, 13, *SHOWS, 26} == {n for n in RIGHT if course.ours(n).RUN}
+    tested = {4, 5, 6, 7, 8, 9, 10, 12, 13, *SHOWS, 26, 27}
+    assert tested == {n for n in RIGHT if course.ours(n).RUN}
