@@ -35,11 +35,17 @@ new_enough python ||
     die "Python 3.10 or newer is needed, this is $(python -V) in ${active:-.venv}: deactivate or" \
         "remove it"
 
-# pip runs only when requirements.txt has changed since it last succeeded here
+# this runs only when requirements.txt has changed since it last succeeded here
 stamp="$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rlhf-requirements.txt"
 if ! cmp -s requirements.txt "$stamp"; then
-    echo "installing requirements.txt (once; some minutes, more on a slow network)"
-    python -m pip install --quiet --disable-pip-version-check -r requirements.txt ||
-        die "pip could not install requirements.txt; its message is above"
+    install="python -m pip install --disable-pip-version-check"
+    # uv is faster, but does not know what pip is told about mirrors and certificates
+    if command -v uv >/dev/null && [ -z "$(python -m pip config list 2>/dev/null)" ]; then
+        install="uv pip install --python python"
+    fi
+    echo "installing requirements.txt with ${install%% install*} (once; some minutes, more on a slow" \
+        "network)"
+    $install --quiet -r requirements.txt ||
+        die "${install%% install*} could not install requirements.txt; its message is above"
     cp requirements.txt "$stamp"
 fi

@@ -20,7 +20,8 @@ def checkout(tmp_path):
         (tmp_path / folder).mkdir(parents=True)
     shutil.copy(ROOT / "env.sh", tmp_path / "first")
     (tmp_path / "first/requirements.txt").write_text("torch\n")
-    (tmp_path / "lib/pip/__main__.py").write_text("print('pip runs')")
+    (tmp_path / "lib/pip/__main__.py").write_text(
+        "import os, sys\nprint(os.getenv('SETTINGS', '') if 'config' in sys.argv else 'pip runs')")
     python3 = tmp_path / "bin/python3"
     python3.write_text(f'#!/bin/sh\n[ "$1 $2" = "-m venv" ] || exec {sys.executable} "$@"\n'
                        f'shift 2; exec {sys.executable} -m venv --without-pip "$@"\n')
@@ -41,9 +42,23 @@ def env(checkout, **variables):
 
 
 def test_an_environment_is_made_once(checkout):
-    assert env(checkout) == ("making the environment in .venv\ninstalling requirements.txt (once; "
-                             f"some minutes, more on a slow network)\npip runs\n{checkout}/.venv\n")
+    assert env(checkout) == ("making the environment in .venv\n"
+                             "installing requirements.txt with python -m pip (once; some minutes, "
+                             f"more on a slow network)\npip runs\n{checkout}/.venv\n")
     assert env(checkout) == f"{checkout}/.venv\n"
+
+
+@pytest.mark.parametrize("settings, runs", [
+    ("", "uv runs pip install --python python --quiet -r requirements.txt"),
+    ("global.cert='a.crt'", "pip runs")])
+def test_uv_installs_where_it_is_there_and_pip_has_no_settings_that_uv_does_not_know(
+        checkout, settings, runs):
+    uv = checkout.parent / "bin/uv"
+    uv.write_text('#!/bin/sh\necho "uv runs $@"\n')
+    uv.chmod(0o755)
+    said = env(checkout, SETTINGS=settings)
+    assert said.splitlines()[-2:] == [runs, f"{checkout}/.venv"]
+    assert env(checkout, SETTINGS=settings) == f"{checkout}/.venv\n"
 
 
 def test_a_checkout_that_was_moved_gets_a_new_one(checkout):
