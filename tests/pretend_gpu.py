@@ -1,11 +1,16 @@
 """A GPU for machines without one. Its tensors are CPU tensors in a wrapper that does what CUDA's do
 when they meet a tensor on the CPU: they refuse. So what is on the wrong device is found here;
-speed, memory, autocast, compilers and nccl are not."""
+speed, memory, autocast, compilers and nccl are not. Apple's, "mps", also refuses what it lacks:
+float64, complex numbers, and operations that PyTorch's own list does not have for it."""
 
+import re
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
+import torchgen
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -16,6 +21,8 @@ MIXED = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.inde
 
 
 class GPUTensor(torch.Tensor):
+    place = "cuda:0"
+
     @staticmethod
     def __new__(cls, inner):
         # to autograd it is on a device that needs no driver
@@ -25,7 +32,7 @@ class GPUTensor(torch.Tensor):
         self.inner = inner.detach()
         return self
 
-    device = property(lambda self: torch.device("cuda:0"))
+    device = property(lambda self: torch.device(GPUTensor.place))
     __torch_dispatch__ = classmethod(lambda cls, op, types, args=(), kwargs=None:
                                      compute(op, args, kwargs or {}))
 
@@ -65,7 +72,32 @@ def as_tensors(index):
 
 
 def is_gpu(device):
-    return device is not None and torch.device(device).type in ("cuda", "lazy")
+    return device is not None and torch.device(device).type in ("cuda", "mps", "lazy")
+
+
+@cache
+def ops_of_mps():
+    """The operations that have a kernel of Apple's, or are made of others."""
+    file = Path(torchgen.__file__).parent / "packaged/ATen/native/native_functions.yaml"
+    entries = {}                                      # {name: (keys of its kernels, [delegate])}
+    for entry in re.split(r"^- func: ", file.read_text("utf-8"), flags=re.M)[1:]:
+        entries[re.match(r"[\w.]+", entry)[0]] = (
+            re.findall(r"^    (\w[\w, ]*): ", entry, re.M),
+            *re.findall(r"^  structured_delegate: (\S+)", entry, re.M))
+
+    def there(keys, delegate=""):
+        return there(*entries[delegate]) if delegate else not keys or bool(re.search(
+            "MPS|Composite", " ".join(keys)))
+
+    return {name for name, entry in entries.items() if there(*entry)}
+
+
+def lacks(op, tensors):
+    """What of an operation Apple's GPU does not have, or ""."""
+    name, overload = op._schema.name.removeprefix("aten::"), op._schema.overload_name
+    if f"{name}.{overload}".rstrip(".") not in ops_of_mps():
+        return "this operation"
+    return ", ".join({str(t.dtype) for t in tensors if t.dtype == torch.float64 or t.is_complex()})
 
 
 def compute(op, args, kwargs):
@@ -75,7 +107,7 @@ def compute(op, args, kwargs):
     here = any(not isinstance(t, GPUTensor) and t.dim() for t in tensors)
     if there and (here and op not in MIXED or op is aten.index.Tensor
                   and not isinstance(args[0], GPUTensor)):
-        raise RuntimeError(f"{op}: tensors on cuda:0 and on cpu")
+        raise RuntimeError(f"{op}: tensors on {GPUTensor.place} and on cpu")
     if op is aten._fused_sdp_choice.default:
         return 0                                      # attention by its formula
     target, name = there, op._schema.name.split("::")[1]
@@ -84,6 +116,9 @@ def compute(op, args, kwargs):
     unwrapped = tree_map(lambda t: t.inner if isinstance(t, GPUTensor) else t, (args, kwargs))
     with _disable_current_modes():
         out = op(*unwrapped[0], **unwrapped[1])
+    made = [t for t in tree_leaves(out) if isinstance(t, torch.Tensor)]
+    if target and GPUTensor.place == "mps" and (lack := lacks(op, made)):
+        raise TypeError(f"{op}: mps does not have {lack}")
     if name.endswith("_") and isinstance(args[0], torch.Tensor):
         return args[0]                                # in place
     if op is aten._local_scalar_dense.default or not target:
@@ -97,32 +132,38 @@ class Mode(TorchDispatchMode):
 
 
 @contextmanager
-def pretend_gpu():
-    """Within it --device=cuda:0 works, in fp32 and without the compiler."""
-    real = dict(tensor=torch.tensor, rand=torch.rand, Generator=torch.Generator)
+def pretend_gpu(place="cuda:0"):
+    """Within it --device=cuda:0 works, or mps, in fp32 and without the compiler."""
+    real = dict(tensor=torch.tensor, rand=torch.rand, Generator=torch.Generator, to=torch.Tensor.to)
 
     def tensor(data, *, device=None, **more):
         made = real["tensor"](data, **more)
-        return made.to("cuda:0") if is_gpu(device) else made
+        return made.to(place) if is_gpu(device) else made
 
     def rand(*size, device=None, generator=None, **more):
         ours = isinstance(generator, GPUGenerator)
         if generator is not None and ours != is_gpu(device):
             raise RuntimeError(f"the generator is not on {device}")
         made = real["rand"](*size, generator=generator.inner if ours else generator, **more)
-        return made.to("cuda:0") if is_gpu(device) else made
+        return made.to(place) if is_gpu(device) else made
+
+    def to(self, *args, **more):                      # it looks for a driver of Apple's
+        return real["to"](self, *("lazy:0" if isinstance(arg, (str, torch.device))
+                                  and is_gpu(arg) else arg for arg in args), **more)
 
     class Generator(real["Generator"]):
         def __new__(cls, device="cpu"):
             return GPUGenerator() if is_gpu(device) else real["Generator"](device)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(GPUTensor, "place", place)
+        patch.setattr(torch.cuda, "is_available", lambda: place != "mps")
         patch.setattr(torch.cuda, "device_count", lambda: 1)
         patch.setattr(torch.cuda, "set_device", lambda device: None)
         patch.setattr(torch.cuda, "max_memory_allocated", lambda device: 10**9)
         patch.setattr(torch.cuda, "_lazy_init", lambda: None)
         patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)   # asked by AdamW
+        patch.setattr(torch.Tensor, "to", to)
         patch.setattr(torch, "tensor", tensor)
         patch.setattr(torch, "rand", rand)
         patch.setattr(torch, "Generator", Generator)

@@ -119,6 +119,23 @@ def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, folder):
         torch.testing.assert_close(gpu[name], cpu[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("stage", FLAGS)
+def test_a_stage_asks_for_nothing_that_apples_gpu_does_not_have(stage, folder):
+    out = f"mps_{stage}.{'jsonl' if stage == 'compare' else 'pt'}"
+    with pretend_gpu("mps"):
+        assert go(folder, "mps", stage, [*FLAGS[stage].split(), f"--out={out}"] + (
+            ["--steps=1"] if stage != "compare" else [])) == 0
+
+
+def test_what_apples_gpu_does_not_have_is_refused():
+    with pretend_gpu("mps"):
+        there = torch.ones(2, 2, device="mps")
+        assert there.device.type == "mps" and (there @ there).sum() == 8
+        for wrong in (there.double, lambda: torch.view_as_complex(there), there.geqrf):
+            with pytest.raises(TypeError, match="mps does not have"):
+                wrong()
+
+
 def test_chat_says_the_same(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
     flags = ["--compare=pretrain.pt,ppo.pt", "--reward=reward.pt", "--prompt=Who?", "--top_k=9",
