@@ -10,51 +10,42 @@ import torch
 import torch.nn.functional as F
 
 from common import parse_config
+from pages import lines, scripts
 from rlhf_ppo import Config, gae
 from tiny import close
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = [*ROOT.glob("README*.md"), *ROOT.glob("data/*.md"), *sorted((ROOT / "docs").glob("*.md"))]
-COMMAND = re.compile(r"python (?:-i )?(?:-m (?P<module>(?:tools|view|lessons|lab)\.\w+)|"
-                     r"(?P<file>[\w/]+)\.py)(?P<rest>[^\n`]*)|"
-                     r"torchrun [^\n`]*?(?P<ddp>\w+)\.py(?P<more>[^\n`]*)")
+CASES = [(path.relative_to(ROOT).as_posix(), script, [word for word in words if word[:2] == "--"])
+         for path in DOCS for script, words in scripts(path.read_text(encoding="utf-8"))
+         if not script.startswith(("data/real", "out/"))]            # files that the page writes
 
 
-def commands(text):
-    """(module, flags) of every command in a text; a command may go over lines that end in \\."""
-    text = re.sub(r"\$\(\(.*?\)\)|\$s\b", "8000", text.replace("\\\n", " "))   # bash's numbers
-    for found in COMMAND.finditer(text):
-        module = found["module"] or (found["file"] or found["ddp"]).replace("/", ".")
-        rest = re.split(r"\s[|;&>#<]|…", found["rest"] or found["more"] or "")[0]
-        yield module, re.findall(r"(?<!\S)--\w+(?:=\"[^\"]*\"|=[^\s)]*)?", rest)
-
-
-def known(module):
-    return (ROOT / f"{module.replace('.', '/')}.py").exists()
-
-
-CASES = [(path.relative_to(ROOT).as_posix(), module, flags) for path in DOCS
-         for module, flags in commands(path.read_text(encoding="utf-8"))
-         if not module.startswith(("data.real", "out."))]            # files that the page writes
-
-
-@pytest.mark.parametrize("page, module, flags", CASES, ids=str)
-def test_a_command_of_the_docs_has_a_script_and_its_flags(page, module, flags):
-    assert known(module)
-    parse_config(importlib.import_module(module).Config, "", [f.replace('"', "") for f in flags])
+@pytest.mark.parametrize("page, script, flags", CASES, ids=str)
+def test_a_command_of_the_docs_has_a_script_and_its_flags(page, script, flags):
+    assert (ROOT / f"{script}.py").exists()
+    parse_config(importlib.import_module(script.replace("/", ".")).Config, "", flags)
 
 
 def test_commands_are_found_in_blocks_and_in_lines():
-    text = ("`python sft.py --lr=1 --out=a.pt` or\n    torchrun --nproc_per_node=2 pretrain.py \\\n"
-            "        --steps=3   # --no\npython -m tools.hf import a b --block_size=8 > c --no\n")
-    assert list(commands(text)) == [("sft", ["--lr=1", "--out=a.pt"]),
-                                    ("pretrain", ["--steps=3"]), ("tools.hf", ["--block_size=8"])]
+    text = ("`sft.py` is `python sft.py --lr=1\n--out=a.pt` or\n    python -m pytest tests/a.py\n"
+            "```bash\nTWO=\"--steps=3\"\ncd out && torchrun --nproc_per_node=2 pretrain.py \\\n"
+            "    $TWO   # --no\npython -m tools.hf import a b --block_size=8 > c --no\n```\n"
+            "```\n$ python chat.py --prompt=\"Who; me?\"\nNot python sft.py\n```\n")
+    assert scripts(text) == [
+        ("sft", ["--lr=1", "--out=a.pt"]), ("pretrain", ["--steps=3"]),
+        ("tools/hf", ["import", "a", "b", "--block_size=8"]), ("chat", ["--prompt=Who; me?"])]
+
+
+def test_what_a_command_reads_and_prints_belongs_to_it():
+    assert lines("```\n$ cat > a.py <<'END'\nx = 1\nEND\n$ python a.py\n1\n```\n") == [
+        ("cat > a.py <<'END'\nx = 1\nEND", ""), ("python a.py", "1")]
 
 
 def test_a_flag_that_does_not_exist_is_found(capsys):
-    (module, flags), = commands("python sft.py --learning=1")
+    (script, flags), = scripts("`python sft.py --learning=1`")
     with pytest.raises(SystemExit):
-        parse_config(importlib.import_module(module).Config, "", flags)
+        parse_config(importlib.import_module(script).Config, "", flags)
     assert "unknown flag --learning" in capsys.readouterr().err
 
 

@@ -178,7 +178,7 @@ def test_a_broken_file_does_not_end_the_list_and_a_copy_is_not_in_it(school, tmp
     (there / "e18_kl_reward.py").write_bytes("# coding: gbk\n# 采样".encode("gbk"))
     status, (*lines, last) = command(tmp_path, "--lang=zh")
     said = {int(line[2:4]): line.partition("   （")[2].rstrip("）") for line in lines}
-    assert last == "完成 0 / 26；下一个：python -m exercises 1 --lang=zh" and status == 0
+    assert last == "完成 0 / 27；下一个：python -m exercises 1 --lang=zh" and status == 0
     assert said[13].endswith("e13_sampling.py：不是 UTF-8 文件，请另存为 UTF-8")
     assert said[14] == "它结束了整个程序" and said[15] == "没有函数 agreement_and_ceiling"
     assert said[16].endswith("e16_score_normalisation.py：读不了这个文件")

@@ -5,13 +5,13 @@ import importlib
 import json
 import os
 import re
-import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from common import parse_config
+from pages import commands, lines, script_of, scripts
 from tiny import FLAGS, WORDS, build, run, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,35 +22,12 @@ HELPERS = re.search(r"```bash\n(.*?)```", HEAD, re.S)[1]
 STAGES = ("pretrain", "sft", "reward", "rlhf_ppo")
 
 
-def words(command):
-    """As bash splits it; ( ) ; & and > are words, too."""
-    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
-    lexer.whitespace_split = True
-    return list(lexer)
-
-
-def commands(section):
-    """The words of each command, which stands behind "$ "; $PPO and so on are replaced."""
-    for name, value in re.findall(r'^(\w+)="(.*)"$', HELPERS, re.M):
-        section = section.replace(f"${name} ", f"{value} ")
-    for command in re.findall(r"^\$ ((?:.*\\\n)*.*)$", section, re.M):
-        yield words(command.replace("\\\n", " "))
-
-
-def script_of(command):
-    """(the script, its flags), or None if a command runs none of ours."""
-    for i, word in enumerate(command):
-        if word.endswith(".py") and {"python", "torchrun"} & set(command[:i]):
-            flags = command[i + 1:]
-            ends = [k for k, flag in enumerate(flags) if not flag.startswith("--")]
-            return word[:-3], flags[:min(ends, default=len(flags))]
-
-
-COMMANDS = [command for section in [HEAD, *SECTIONS] for command in commands(section)]
-RUNS = [found for command in COMMANDS if (found := script_of(command))]
+COMMANDS = [words for line, _ in lines(TEXT) for words in commands(line)]
+RUNS = [(script, [word for word in words if word[:2] == "--"])
+        for script, words in filter(None, map(script_of, COMMANDS))]
 MAKERS = {Path(flag[6:]).stem: script for script, flags in RUNS for flag in flags
           if flag.startswith("--out=out/bug/")}
-BUGS = [command for command in COMMANDS if command[0] == "bug"]
+BUGS = [command for command in COMMANDS if command[:1] == ["bug"]]
 LINES = [line for line in TEXT.splitlines() if re.search(r"step +\d+.* \| ", line)]
 
 
@@ -76,14 +53,14 @@ def test_the_table_lists_every_section():
 
 @pytest.mark.parametrize("section", SECTIONS, ids=NUMBERS)
 def test_a_section_has_a_command_causes_and_advice(section):
-    assert any(map(script_of, commands(section)))
+    assert scripts(section)
     assert "*Likely" in section and "*Do:*" in section
 
 
 @pytest.mark.parametrize("script, flags", RUNS, ids=str)
 def test_the_scripts_know_the_flags(script, flags):
     assert (ROOT / f"{script}.py").exists()
-    parse_config(importlib.import_module(script).Config, "", flags)
+    parse_config(importlib.import_module(script.replace("/", ".")).Config, "", flags)
 
 
 @pytest.mark.parametrize("command", BUGS, ids=lambda command: command[2])

@@ -3,68 +3,110 @@ with few steps: they find a command that is refused because another one has writ
 that reads what none has made."""
 
 import io
+import os
 import re
-import shlex
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
 import tiny
+from pages import commands, lines, script_of
 from tiny import ROOT
 
-RUN_SH = "bash run.sh"
 SHORT = {script.removesuffix(".py").removeprefix("-m ").replace(".", "/"): flags
          for script, flags in tiny.SHORT.items()} | {
     "data/town": dict(n_docs=1500, n_demos=200, n_prompts=200, n_eval=20),
-    "tokenizer": dict(vocab_size=384), "chat": dict(max_new_tokens=8),
-    "tools/label": dict(n_prompts=1, max_new_tokens=8), "tools/check": {}, "view/report": {}}
+    "tokenizer": dict(vocab_size=384), "chat": dict(max_new_tokens=8), "view/report": {},
+    "tools/label": dict(n_prompts=2, max_new_tokens=8), "tools/check": {}, "tools/hf": {},
+    "lessons/ratings": dict(steps=1, n_screen=8),
+    "lessons/data": dict(steps=1, batch_size=2, block_size=32, n_layer=1, n_embd=16, eval_rows=9),
+    "lessons/scaling": dict(widths="8,12,16", lengths="1,2,3", batch_size=2, block_size=32,
+                            eval_rows=4),
+    "lessons/few_shot": dict(n_prompts=24, max_new_tokens=8, block_size=999),
+    "lessons/in_context": dict(steps=1, batch_size=2, n_layer=1, n_sheets=2, n_questions=2),
+    "lessons/chain_of_thought": dict(steps=1, n_tokens=60, n_test=2, votes=2, most=3),
+    "lessons/calculator": dict(steps=1, n_demos=60, n_eval=2, max_new_tokens=8),
+    "lessons/look_up": dict(steps=1, n_demos=40, n_eval=2, max_new_tokens=8),
+    "lessons/constrained": dict(steps=1, n_demos=50, n_eval=4, max_new_tokens=4)}
+
+# What is not run: what needs a network, a GPU, other packages, little memory, two processes, the
+# lab's seeds or a planted bug.
+ELSEWHERE = ("import gpt2", "out/gpu", "out/assistant", "ulimit", "torchrun", "out/seed1", "bug ",
+             "FILE")
+
+# A reader's own files, and what a network brings: here they are the town's.
+OWN = {
+    "data/town/sft.jsonl": "my.jsonl train.jsonl alpaca.json data/smoltalk/sft.jsonl",
+    "data/town/test.jsonl": "my_test.jsonl test.jsonl",
+    "data/town/pretrain/stories.jsonl": "book.txt wiki.txt c4.jsonl data/shakespeare/all.txt "
+                                        "data/tinystories/all.jsonl",
+    "out/comparisons.jsonl": "out/class.jsonl preferences.json data/hh/comparisons.jsonl",
+    "out/pretrain.pt": "out/gpt2.pt", "out/ppo.pt": "NEW.pt"}
+TYPED = "1>2\n1>2>3\n1>2>3>4\n" * 2                   # to rank, or to chat
 
 
-def commands(page):
-    """[script, word …] of each command of Python that stands in `…` or in a block, in order."""
-    text = (ROOT / page).read_text("utf-8").replace("\\\n", " ")
-    for block, line in re.findall(r"^ *```\w*\n(.*?)^ *```|`([^`]+)`", text, re.M | re.S):
-        for part in re.split(r"\n|&&|;", block or " ".join(line.split())):
-            if re.match(r"(\$ )?python (-[mi] )?[\w./]+", part.strip()):
-                words = shlex.split(part.strip().removeprefix("$ "), comments=True)[1:]
-                script, *flags = [word for word in words if word not in ("-m", "-i")]
-                yield script.removesuffix(".py").replace(".", "/"), flags
-
-
-# What is not run: what takes a night, a network, a GPU, or files of the reader's own.
-ELSEWHERE = ("my.", "my_", "gpt2", "out/gpu", "text/", "out/assistant", "NEW.pt")
+def prepare(folder, chain):
+    """The reader's folder, when the chain has run."""
+    shutil.copytree(chain, folder)
+    for source, files in OWN.items():
+        for file in map(folder.joinpath, files.split()):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".pt":
+                shutil.copy(folder / source, file)
+                continue
+            rows = tiny.read_log(folder / source)[:150]
+            if file.suffix == ".txt":
+                file.write_text("<|endoftext|>".join(row["text"] for row in rows))
+            else:
+                tiny.write(file, *rows)
+    (folder / "my.py").write_text("def score(prompts, said): return [0.5 for _ in said]\n")
+    ckpt = torch.load(folder / "out/sft.pt")          # the default's context, which lessons need
+    ckpt["model_config"]["block_size"] = 256
+    torch.save(ckpt, folder / "out/sft.pt")
+    assert follow(folder, "tools/label", ["--out=out/yours.jsonl"]) == 0
 
 
 def walk(page):
-    return [(script, flags) for script, flags in commands(page)
-            if script in SHORT and not any(word in flag for flag in flags for word in ELSEWHERE)]
+    """(line, script or "" for bash, its arguments, what the page prints below) of what is run."""
+    for line, printed in lines((ROOT / page).read_text("utf-8")):
+        if any(word in line for word in ELSEWHERE):
+            continue
+        if re.match(r"(cat|echo|python -) ", line):
+            yield line, "", [], printed
+        for script, words in filter(None, map(script_of, commands(line))):
+            if script in SHORT:
+                yield line, script, words, printed
 
 
-@pytest.mark.parametrize("page, first", [
-    ("README.md", RUN_SH), ("docs/stages.md", ""), ("docs/course.md", RUN_SH),
-    ("docs/exercises.md", RUN_SH)])
-def test_the_commands_of_a_page_run_one_after_the_other(page, first, chain, tmp_path, monkeypatch,
-                                                        capsys):
+def follow(folder, script, words):
+    """Run it shortly: the exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(TYPED.encode())))
+        short = [f"--{name}={value}" for name, value in SHORT[script].items()]
+        return tiny.run(folder, script, *words, *short)[0] or 0
+
+
+@pytest.mark.parametrize("page", [
+    "README.md", "docs/stages.md", "docs/course.md", "docs/exercises.md", "docs/lessons.md",
+    "data/README.md", "docs/experiments.md", "docs/troubleshooting.md"])
+def test_the_commands_of_a_page_run_one_after_the_other(page, chain, tmp_path, capsys):
     folder = tmp_path / "reader"
-    if first == RUN_SH:
-        shutil.copytree(chain, folder)
-        shutil.copy(folder / "out/comparisons.jsonl", folder / "out/class.jsonl")   # as if ranked
-    else:
+    if page == "docs/stages.md":                      # it is the chain
         folder.mkdir()
+    else:
+        prepare(folder, chain)
     for file in ("data/town.py", "lessons/reason.py"):                # FILE.py:function
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).symlink_to(ROOT / file)
-    for script, flags in walk(page):
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO()))
-        short = [f"--{name}={value}" for name, value in SHORT[script].items()]
-        status, _ = tiny.run(folder, script, *flags, *short)
-        assert status == 0, f"{script} {' '.join(flags)}: {capsys.readouterr().err[-300:]}"
-
-
-def test_commands_are_found_in_lines_and_blocks_and_with_all_their_words():
-    found = walk("docs/course.md")
-    assert ("tools/check", ["out/comparisons.jsonl"]) in found
-    assert ("pretrain", ["--steps=600", "--out=out/short/pretrain.pt"]) in found
-    assert [script for script, _ in walk("docs/stages.md")][:4] == [
-        "data/town", "tokenizer", "pretrain", "sft"] and len(found) > 12
+    for line, script, words, printed in walk(page):
+        if not script:
+            subprocess.run(["bash", "-c", line], cwd=folder, check=True,
+                           env=dict(os.environ, PYTHONPATH=str(ROOT)))
+            continue
+        status, said = follow(folder, script, words), capsys.readouterr().err
+        shown = printed.startswith(f"{Path(script).name}.py: ")       # that it fails
+        assert status == shown, f"{line}: {said[-300:]}"
