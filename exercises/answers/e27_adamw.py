@@ -7,23 +7,23 @@ COLUMNS = ["val_loss", "val_token_accuracy"]
 ZH = """
 27. AdamW 的一步
 
-普通的梯度下降从每个权重里减去 lr x 梯度。这样，梯度大的权重每步走得很远，梯度小的几乎不动。AdamW 把
-每个梯度除以它平常的大小。它为每个权重保存两个滑动平均 running mean：m 是梯度 g 的平均，v 是梯度平方
-的平均：
+普通的梯度下降从每个权重里减去 lr x 梯度。这样，梯度大的权重一步走得很远，梯度小的几乎不动。
+AdamW 把每个梯度除以它平常的大小。它为每个权重保存两个滑动平均：m 是梯度 g 的平均，
+v 是 g 的平方的平均：
 
     m = beta1 m + (1 - beta1) g           v = beta2 v + (1 - beta2) g^2
 
-两者都从 0 开始，所以最初偏小：t 步之后，总权重里只有 1 - beta^t 属于梯度。除以它就能补回来（Kingma
-and Ba 2015）：
+两者都从 0 开始，所以最初偏小：t 步之后，总权重里只有 1 - beta^t 属于梯度。除以它就能补回来
+（Kingma and Ba 2015）：
 
     weight = weight - lr (m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps) + decay weight)
 
-权重衰减 weight decay 把每个权重拉向 0。它不属于 g：放进 g 里，它也会被除以 sqrt(v)（Loshchilov and
-Hutter 2019，名字里的 W 就是它）。sft.py、reward.py 和 rlhf_ppo.py 都这样训练；pretrain.py 的矩阵用
-Muon。
+权重衰减（weight decay）把每个权重拉向 0。它不属于 g，否则也会被除以 sqrt(v)
+（Loshchilov and Hutter 2019：名字里的 W 就是它）。sft.py、reward.py 和 rlhf_ppo.py 都这样训练；
+pretrain.py 的矩阵用 Muon。
 
-例：第一步里 m / (1 - beta1) 就是 g，v / (1 - beta2) 就是 g^2，所以 eps 和 decay 为 0 时，每个权重都
-移动 lr，与梯度大小无关。
+例：第一步里 m / (1 - beta1) 就是 g，v / (1 - beta2) 就是 g^2，所以 eps 和 decay 为 0 时，
+每个权重都移动 lr，与梯度大小无关。
 """
 
 
