@@ -240,7 +240,8 @@ class Tokenizer:
             said = self.encode(content.strip() if self.chat["strip"] else content)
             learned = int(role == "assistant" and content.strip() != "")
             ids += [*before, *said, *after]
-            mask += [0] * len(before) + [learned] * (len(said) + 1) + [0] * (len(after) - 1)
+            mask += [0] * len(before) + [learned] * len(said)
+            mask += [learned, *[0] * len(after)][:len(after)]         # after may be empty
         before = self.turns["assistant"][0] if reply else []
         return ids + before, mask + [0] * len(before)
 

@@ -184,7 +184,7 @@ answer.py
     an answer's temperature is ignored: max_new_tokens, «temperature → 1.0», tok.end
     the prompt counts as part of the answer: [[«0 → 1»] * len(p)
 tokenizer.py
-    answers do not learn to end: [learned] * «(len(said) + 1) + [0] * (len(after) - 1) → len(said) + [0] * len(after)»
+    answers do not learn to end: mask += [«learned → 0», *[0] * len(after)]
     <|assistant|> is learned: mask += [«0 → learned»] * len(before)
 common.py
     only the first micro-batch is averaged over the processes: last = start «+ size >= n → == 0»
