@@ -388,7 +388,7 @@ def several_merges(ignore_merges):
     *((model(**{name: value}), f"{name} is not supported") for name, value in (
         ("dropout", 0.1), ("continuing_subword_prefix", "##"), ("end_of_word_suffix", "</w>"))),
     (tokenizer_json(normalizer=dict(type="NFC")), r"normalizer NFC \(--loose does without NFC\)"),
-    (several_merges(False), r"token \[abcd\], to which the merges of its bytes do not lead, is not"),
+    (several_merges(False), r"token \[abcd\], to which the merges of its bytes do not lead, is"),
     (model(merges=MERGES[::-1]), "order of merges"),
     (model(merges=MERGES + MERGES[:1]), "order of merges"),
     (added((97, "a", True)), "the added token 'a', which is also an ordinary one, is not suppo"),
