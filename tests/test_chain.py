@@ -15,17 +15,12 @@ from common import Runtime
 from data.formats import read_demonstrations
 from reward import Config as RewardConfig
 from reward import encode_answer, score_all
-from tiny import CHAIN, ROOT, equal, interrupted, read_log, run
+from tiny import CHAIN, ROOT, equal, held_out, interrupted, run
 
 
 @pytest.fixture(scope="module")
 def folder(own_chain):
     return own_chain
-
-
-def held_out(folder, stage, name):
-    """A figure at every evaluation, the first to the last."""
-    return [line[name] for line in read_log(folder / f"out/{stage}.jsonl") if name in line]
 
 
 # ---------------------------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 import errno
-import json
 import math
 import os
 import random
 import shutil
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,30 +13,26 @@ import torch
 from checkpoint import fingerprint
 from data import corpus as corpus_module
 from data.corpus import PIECE, Corpus, id_type, pieces
+from tiny import write
 
 
 def sentences(n, words, seed):
     """n different texts, each with a made-up log-probability."""
     rng = random.Random(seed)
     bag = "Ada Ashton lives on Mill Street and has a cat . 12 + 30 = 42 fox river".split()
-    return [(f"{seed}.{i} " + " ".join(rng.choices(bag, k=rng.randrange(1, 2 * words))),
-             -rng.uniform(5, 50)) for i in range(n)]
+    return [dict(text=f"{seed}.{i} " + " ".join(rng.choices(bag, k=rng.randrange(1, 2 * words))),
+                 logp=-rng.uniform(5, 50)) for i in range(n)]
 
 
 SHORT, LONG = sentences(150, 6, seed=1), sentences(60, 30, seed=2)
-TEXTS = [text for text, _ in SHORT + LONG]
-LOGPS = [logp for _, logp in SHORT + LONG]
+TEXTS, LOGPS = ([row[name] for row in SHORT + LONG] for name in ("text", "logp"))
 IS_LONG = np.array([False] * 150 + [True] * 60)
-
-
-def write(path, docs):
-    path.write_text("".join(json.dumps(dict(text=t, logp=p)) + "\n" for t, p in docs))
 
 
 @pytest.fixture
 def data(tmp_path):
-    write(tmp_path / "a_short.jsonl", SHORT)
-    write(tmp_path / "b_long.jsonl", LONG)
+    write(tmp_path / "a_short.jsonl", *SHORT)
+    write(tmp_path / "b_long.jsonl", *LONG)
     return f"{tmp_path}/a_short.jsonl,{tmp_path}/b_long.jsonl"
 
 
@@ -45,11 +41,9 @@ def read(tmp_path, tiny_tokenizer):
     """read(text of a book, texts of documents, or files, …) -> the corpus."""
     def read(data, share=0.05, tok=tiny_tokenizer, print="print", **more):
         if isinstance(data, list):
-            write(tmp_path / "docs.jsonl", [(text, None) for text in data])
-            data = tmp_path / "docs.jsonl"
+            data = write(tmp_path / "docs.jsonl", *(dict(text=text) for text in data))
         elif not str(data).startswith("/"):
-            (tmp_path / "book.txt").write_text(data)
-            data = tmp_path / "book.txt"
+            data = write(tmp_path / "book.txt", data)
         return Corpus(data, tok, tmp_path / "cache", print, share, **more)
     return read
 
@@ -77,7 +71,8 @@ def test_tokens_holds_all_documents_in_order_with_source_bytes_and_log_probabili
 
 
 def test_a_text_file_and_pieces_of_a_long_text_have_no_log_probabilities(read, tmp_path):
-    write(tmp_path / "long.jsonl", [("".join(f"line {i} of many\n" for i in range(8000)), -5.0)])
+    lines = "".join(f"line {i} of many\n" for i in range(8000))
+    write(tmp_path / "long.jsonl", dict(text=lines, logp=-5.0))
     for data in ("<|endoftext|>".join(TEXTS[:40]), tmp_path / "long.jsonl"):
         corpus = read(data, 0.5, print=str(data)[-5:])
         assert len(corpus.logp) > 3 and np.isnan(corpus.logp).all()
@@ -97,7 +92,7 @@ def test_the_cache_is_reused_until_the_text_changes(data, read, tmp_path, encodi
     assert len(encodings) == 1
     assert np.array_equal(first.tokens, second.tokens)
     assert np.array_equal(first.held_out, second.held_out)
-    write(tmp_path / "a_short.jsonl", [SHORT[0], ("Something else.", -1.0)] + SHORT[2:])
+    write(tmp_path / "a_short.jsonl", SHORT[0], dict(text="Something else."), *SHORT[2:])
     corpus = read(data, 0.2, print=fingerprint(data))
     changed = corpus.tokens[corpus.starts[1] + 1:corpus.starts[2]]
     assert len(encodings) == 2 and corpus.tok.decode(changed) == "Something else."
@@ -128,10 +123,8 @@ def test_a_cache_that_lacks_something_is_made_again(data, read, tmp_path, ids, n
 
 def test_a_disk_that_fails_is_told_with_its_place_and_leaves_nothing(
         data, read, tmp_path, monkeypatch):
-    def fails(*_):
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    monkeypatch.setattr(corpus_module, "write", fails)
+    error = OSError(errno.EIO, os.strerror(errno.EIO))
+    monkeypatch.setattr(corpus_module, "write", Mock(side_effect=error))
     with pytest.raises(OSError, match=f"{tmp_path}.*{os.strerror(errno.EIO)}.*another --out"):
         read(data)
     assert not list((tmp_path / "cache").iterdir())
@@ -174,11 +167,10 @@ def test_about_the_wanted_share_is_held_out(data, read):
 
 
 @pytest.mark.parametrize("docs, share", [
-    ([text for text, _ in SHORT] * 3, 0.3),
-    ([text for text, _ in SHORT[:4] for _ in range(3)], 0.05),    # none has a hash below the share
-    ([SHORT[4][0]] * 40 + [text for text, _ in SHORT[:8]], 0.05),     # the one that has is the most
+    (TEXTS[:150] * 3, 0.3), (TEXTS[:4] * 3, 0.05),    # none of the four has a hash below the share
+    ([TEXTS[4]] * 40 + TEXTS[:8], 0.05),              # the one that has is the most
     (["One text. " * 30] * 20 + ["Another. " * 30] * 20, 0.05),
-    ([text + end for text, _ in SHORT[:12] for end in ("", " ", "\n")], 0.05)],
+    ([text + end for text in TEXTS[:12] for end in ("", " ", "\n")], 0.05)],
     ids=lambda docs: str(docs)[:20])
 def test_all_copies_of_a_text_are_on_one_side_and_both_sides_get_a_fair_share(read, docs, share):
     corpus = read(docs, share)
@@ -189,8 +181,7 @@ def test_all_copies_of_a_text_are_on_one_side_and_both_sides_get_a_fair_share(re
 
 
 def test_copies_in_another_file_are_on_the_same_side(read, tmp_path):
-    write(tmp_path / "a.jsonl", SHORT)
-    write(tmp_path / "b.jsonl", SHORT)
+    write(tmp_path / "a.jsonl", *SHORT), write(tmp_path / "b.jsonl", *SHORT)
     first, second = read(tmp_path, 0.3).held_out.reshape(2, -1)
     assert first.any() and not first.all() and np.array_equal(first, second)
 
@@ -249,16 +240,6 @@ def test_an_epoch_of_all_or_of_a_source_in_a_mixture_holds_each_document_once(co
         first, second = mine[:len(train)], mine[len(train):2 * len(train)]
         assert sorted(first) == train and second and first[:len(second)] != second
         assert mix or sorted(second) == train
-
-
-def test_held_out_documents_never_occur_in_training_rows(corpus, tiny_tokenizer):
-    corpus.shuffle(2 * corpus.lengths.sum(), seed=3)
-    n = int(2 * corpus.lengths.sum()) // 50
-    seen = "".join(tiny_tokenizer.decode(row) for row in corpus.rows(0, n, 50)[:, :-1])
-    seen = set(seen.split("<|endoftext|>"))
-    held_out = {TEXTS[d] for d in np.flatnonzero(corpus.held_out)}
-    assert not held_out & seen
-    assert len(seen & set(TEXTS)) == len(TEXTS) - len(held_out)
 
 
 @pytest.mark.parametrize("mix, short", [("a_short=0.7,b_long=0.3", 0.7), ("b_long=1", 0.0),

@@ -9,6 +9,8 @@ import pytest
 from data.dialects import DataError
 from data.formats import (check_sizes, held_out, is_held_out, read_comparisons,
                           read_demonstrations, read_prompts, read_rows, read_texts, split)
+from tiny import write
+
 
 def turn(role):
     return lambda text: {"role": role, "content": text}
@@ -34,21 +36,6 @@ DEMO = {"messages": QA}
 PAIR = {"prompt": [user("Hi")], "responses": ["Hello", "Go away"], "ranks": [0, 1]}
 SOUND = {read_demonstrations: DEMO, read_comparisons: PAIR, read_prompts: {"prompt": [user("Hi")]}}
 readers = pytest.mark.parametrize("read", SOUND)
-
-
-@pytest.fixture
-def write(tmp_path):
-    """write(name, content) -> the path. Dicts become JSON lines, a list becomes a JSON list."""
-    def write(name, *content):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        if isinstance(content[0], bytes):
-            path.write_bytes(content[0])
-        else:
-            path.write_text("".join(part if isinstance(part, str) else json.dumps(part) + "\n"
-                                    for part in content), encoding="utf-8")
-        return path
-    return write
 
 
 def texts(paths):
@@ -100,7 +87,7 @@ START = "x" * ((1 << 20) - 5)
     ("an empty text cell is left out", "a.jsonl",
      '{"text": null, "id": 5}\n{"text": "Ada", "id": 6}', ["Ada"]),
     *((f"{name} is text", name, "[[home]]\n", ["[[home]]"]) for name in ("notes.md", "README"))])
-def test_a_file_holds_documents(write, name, content, found):
+def test_a_file_holds_documents(name, content, found):
     assert texts(write(name, content)) == found
 
 
@@ -109,12 +96,12 @@ def test_a_file_holds_documents(write, name, content, found):
         {"data": [row_of("Hi", "Hello")]}, row_of("Hi", "Hello"), [row_of("Hi", "Hello")],
         {"version": 1, "train": [row_of("Hi", "Hello")]}, QA, [QA])),                 # nanochat
     '\ufeff{"prompt": "Hi", "response": "Hello"}'], ids=range(13))
-def test_rows_are_found_in_every_layout_of_json(write, text):
+def test_rows_are_found_in_every_layout_of_json(text):
     for name in ("a.json", "a.jsonl")[:1 + ("\n" not in text)]:
         assert demonstrations(write(name, text)) == [QA]
 
 
-def test_a_file_may_have_a_dialogue_on_each_line(write):
+def test_a_file_may_have_a_dialogue_on_each_line():
     assert demonstrations(write("a.jsonl", QA, [*QA, *QA])) == [QA, [*QA, *QA]]
 
 
@@ -144,14 +131,14 @@ ONE = '{"text": "one"}\n'
       for row in ('{"text": 1}', '{"text": "a", "logp": "b"}', '{"title": "a"}', '["a"]', '"a"')),
     *((f"a log-probability that is {logp}", "a.jsonl", '{"text": "a", "logp": %s}' % logp,
        "logp must be a number") for logp in ("true", "Infinity", "1" + "0" * 400, "[1]", '"2"'))])
-def test_a_file_is_refused_with_the_place(write, name, content, reason):
+def test_a_file_is_refused_with_the_place(name, content, reason):
     path = write(name, content)
     assert reason in refusal(texts, path)
     assert refusal(read_demonstrations, path).startswith(str(path))
 
 
 @pytest.mark.parametrize("paths", ["", "missing.txt", ",", "a.txt,missing.txt", "d", "pipe"])
-def test_what_is_no_file_is_refused_before_the_others_are_read(write, paths):
+def test_what_is_no_file_is_refused_before_the_others_are_read(paths):
     write("a.txt", "one"), write("d/c.md", "no")      # d has neither .txt nor .jsonl
     os.mkfifo("pipe")
     for read in (read_texts, read_demonstrations):
@@ -159,20 +146,20 @@ def test_what_is_no_file_is_refused_before_the_others_are_read(write, paths):
             next(iter(read(paths)))
 
 
-def test_a_very_long_document_becomes_several_without_losing_a_word(write):
+def test_a_very_long_document_becomes_several_without_losing_a_word():
     lines = "".join(f"line {i}\n" for i in range(400_000))
     parts = texts(write("a.txt", lines))
     assert len(parts) > 1 and "\n".join(parts) + "\n" == lines
 
 
-def test_every_file_of_a_list_and_of_a_directory_is_a_source(write):
+def test_every_file_of_a_list_and_of_a_directory_is_a_source():
     write("d/b.jsonl", {"text": "2", "logp": -2.5}), write("d/a.txt", "1"), write("d/c.md", "no")
     last = write("z.txt", "3")
     assert list(read_texts(f"{last.parent / 'd'}, {last}")) == [
         ("a", "1", None), ("b", "2", -2.5), ("z", "3", None)]
 
 
-def test_reading_a_large_file_takes_little_memory(write):
+def test_reading_a_large_file_takes_little_memory():
     documents = [f"{i} " + "x" * 10_000 for i in range(2400)]  # 24 MB
     files = [write("a.txt", "<|endoftext|>".join(documents)),
              write("b.jsonl", *({"text": text} for text in documents))]
@@ -184,7 +171,7 @@ def test_reading_a_large_file_takes_little_memory(write):
         assert peak < 8e6
 
 
-def test_hidden_files_are_not_read_and_a_link_to_nowhere_is_refused(write, tmp_path):
+def test_hidden_files_are_not_read_and_a_link_to_nowhere_is_refused(tmp_path):
     write("b.txt", "Bea"), write("texts/c.txt", "Cleo"), write("texts/deep/d.txt", "Dora")
     write("texts/._c.txt", "no"), write("texts/.git/e.txt", "no")
     (tmp_path / "texts/b.txt").symlink_to(tmp_path / "b.txt")
@@ -231,7 +218,7 @@ def test_hidden_files_are_not_read_and_a_link_to_nowhere_is_refused(write, tmp_p
      [system("Be kind"), *QA]),
     ({"instruction": "", "input": "Hi", "output": "Hello"}, QA),                      # LIMA
 ], ids=lambda value: "+".join(value) if isinstance(value, dict) else "")
-def test_demonstrations_come_in_many_forms(write, row, messages):
+def test_demonstrations_come_in_many_forms(row, messages):
     assert read_demonstrations(write("a.jsonl", row)) == [{"messages": messages}]
     assert read_demonstrations(write("a.json", [row])) == [{"messages": messages}]
 
@@ -255,7 +242,7 @@ def test_demonstrations_come_in_many_forms(write, row, messages):
     {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello",                                   # Anthropic
      "rejected": "\n\nHuman: Hi\n\nAssistant: Go away"},
 ], ids=lambda row: "+".join(f"{name}:{type(value).__name__}" for name, value in row.items()))
-def test_comparisons_come_in_many_forms(write, row):
+def test_comparisons_come_in_many_forms(row):
     assert read_comparisons(write("a.jsonl", row)) == [PAIR]
 
 
@@ -284,7 +271,7 @@ HH = "\n\nHuman: Hi \n\nAssistant:  Hello\n\nHuman: A list?\n\nAssistant:"
        row_of(prompt, HH + " An hour.", HH + " No."),
        {"prompt": TURNS, "responses": ["An hour.", "No."], "ranks": [0, 1]})
       for prompt in (HH, "A list?", [user("A list?")]))])
-def test_a_comparison_is_read(write, row, found):
+def test_a_comparison_is_read(row, found):
     assert read_comparisons(write("a.jsonl", row)) == [found]
 
 
@@ -297,7 +284,7 @@ def test_a_comparison_is_read(write, row, found):
     *(({"prompt": text}, [user(text)]) for text in (
         "Human: Hi", "Is this good?\n\nHuman: Hi\n\nAssistant: Hello",
         "Human: Assistant: what are these?", "Humans\n\nAssistant:"))], ids=str)
-def test_every_format_has_a_prompt_which_is_all_but_the_last_answer(write, row, prompt):
+def test_every_format_has_a_prompt_which_is_all_but_the_last_answer(row, prompt):
     """A text that only speaks of humans stays one turn."""
     assert read_prompts(write("a.jsonl", row | {"kind": "easy"})) == [
         {"prompt": prompt, "kind": "easy"}]
@@ -305,7 +292,7 @@ def test_every_format_has_a_prompt_which_is_all_but_the_last_answer(write, row, 
 
 @pytest.mark.parametrize("start", [HH, HH + " ", HH[:-12]])
 @pytest.mark.parametrize("name", ["prompt", "instruction", "question", "input", "messages"])
-def test_a_question_that_is_a_transcript_becomes_turns_for_every_reader(write, start, name):
+def test_a_question_that_is_a_transcript_becomes_turns_for_every_reader(start, name):
     """As in Dahoas/rm-static, where the space before the answer belongs to `Assistant:`."""
     compared = {"prompt": TURNS, "responses": ["An hour.", "No."], "ranks": [0, 1]}
     row = {name: start, "response": " An hour.\n", "chosen": " An hour.\n", "rejected": " No."}
@@ -377,7 +364,7 @@ EVERYWHERE = [                                        # what all three refuse
 
 
 @readers
-def test_a_malformed_row_is_refused_with_file_line_and_reason(write, read):
+def test_a_malformed_row_is_refused_with_file_line_and_reason(read):
     for row, reason in REFUSED[read] + EVERYWHERE:
         path = write("a.jsonl", SOUND[read], row)
         said = refusal(read, path)
@@ -385,7 +372,7 @@ def test_a_malformed_row_is_refused_with_file_line_and_reason(write, read):
 
 
 @readers
-def test_a_bad_row_raises_nothing_but_a_data_error(write, capsys, read):
+def test_a_bad_row_raises_nothing_but_a_data_error(capsys, read):
     values = [None, True, 3, float("nan"), "", "Hi", [], [[]], ["a"], {}, [{}], [{"role": []}], QA,
               [{"role": "user", "content": 1}], [{"from": "bot", "value": "a"}], [assistant("a")]]
     names = ["messages", "conversations", "prompt", "response", "instruction", "output", "input",
@@ -401,7 +388,7 @@ def test_a_bad_row_raises_nothing_but_a_data_error(write, capsys, read):
 
 
 @pytest.mark.parametrize("empty", [None, "", [], {}, "[]", False])
-def test_a_meaningful_field_may_be_there_if_it_is_empty(write, empty):
+def test_a_meaningful_field_may_be_there_if_it_is_empty(empty):
     more = dict.fromkeys(FIELDS, empty)
     path = write("a.jsonl", {"messages": [user("Hi") | more, GOOD | more], **more})
     assert demonstrations(path) == [QA]
@@ -433,7 +420,7 @@ def test_a_meaningful_field_may_be_there_if_it_is_empty(write, empty):
         (read_comparisons, row_of("Hi", user("a"), GOOD)),
         (read_demonstrations, {"prompt": "Hi", "completion": [*QA, user("So?")]}))),
     (texts, {"text": " \n"}, "without text"), (texts, {"text": ""}, "without text")])
-def test_a_row_with_nothing_to_learn_from_is_dropped_and_counted(write, capsys, read, row, reason):
+def test_a_row_with_nothing_to_learn_from_is_dropped_and_counted(capsys, read, row, reason):
     path = write("a.jsonl", SOUND.get(read, {"text": "one"}), row)
     assert len(read(path)) == 1
     assert capsys.readouterr().err == f"{path}: 1 of 2 rows left out, {reason}\n"
@@ -451,7 +438,7 @@ def test_a_row_with_nothing_to_learn_from_is_dropped_and_counted(write, capsys, 
     ([user("Hi"), assistant("Hello"), assistant("you")], [user("Hi"), assistant("Hello\n\nyou")],
      "turns of one role in a row"),
     ([user("Hi"), assistant(" "), *QA], [user("Hi"), assistant(" "), *QA], "an empty answer in")])
-def test_a_dialogue_that_can_be_mended_is_mended_and_counted(write, capsys, messages, mended, note):
+def test_a_dialogue_that_can_be_mended_is_mended_and_counted(capsys, messages, mended, note):
     path = write("a.jsonl", {"messages": messages}, DEMO)
     assert demonstrations(path) == [mended, QA]
     said = capsys.readouterr().err
@@ -460,7 +447,7 @@ def test_a_dialogue_that_can_be_mended_is_mended_and_counted(write, capsys, mess
 
 
 @pytest.mark.parametrize("kind", [3, True, "3", ["math", "easy"]])
-def test_kinds_are_names_and_other_fields_are_kept(write, kind):
+def test_kinds_are_names_and_other_fields_are_kept(kind):
     for read, row in SOUND.items():
         assert read(write("a.jsonl", row | {"kind": kind, "id": 7})) == [
             row | {"kind": str(kind), "id": 7}]
@@ -474,7 +461,7 @@ PAIRS = [("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"),
 
 
 @pytest.mark.parametrize("names", PAIRS, ids="+".join)
-def test_scores_agree_tie_or_contradict_the_order(write, capsys, names):
+def test_scores_agree_tie_or_contradict_the_order(capsys, names):
     """The fields of UltraFeedback's, argilla's and other sets."""
     agree, tie, contradict = (row_of("Hi", "Hello", "Go away") | dict(zip(names, scores))
                               for scores in ((7.5, 2), (7.5, 7.5), (2, 7.5)))
@@ -486,7 +473,7 @@ def test_scores_agree_tie_or_contradict_the_order(write, capsys, names):
         "worse: swap these, or leave the row out")
 
 
-def test_a_prompt_loses_what_was_said_of_the_answers_that_it_had(write):
+def test_a_prompt_loses_what_was_said_of_the_answers_that_it_had():
     """The answers that compare.py and tools.label write beside it are others."""
     judged = {"noise": 1, "label": True, "labeler": "Ada", "models": [], "grades": [2, 1],
               "scores": [2, 1], "id": 3, **dict.fromkeys(sum(PAIRS, ()), 7)}

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from common import function_file, get_scores, load_function, verdicts_of
+from tiny import write
 
 MINE = """
 X = 1
@@ -15,23 +16,12 @@ def inverse(prompts, responses): return [1 / len(r) for r in responses]
 PAIR = [[dict(role="user", content="Who?")], [dict(role="user", content="Where?")]], ["Ada", "here"]
 
 
-@pytest.fixture
-def write(tmp_path):
-    """write("a/mine.py", text) -> its path"""
-    def write(name, text):
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-        return path
-    return write
-
-
 @pytest.mark.parametrize("path", ["mine.py", "a.py:b/my, file.v2.py:x.py"])
-def test_a_function_is_loaded_from_a_file_whose_path_may_hold_anything(write, path):
+def test_a_function_is_loaded_from_a_file_whose_path_may_hold_anything(path):
     assert load_function(f"{write(path, MINE)}:length")(["", ""], ["a", "bc"]) == [1, 2]
 
 
-def test_a_function_that_fails_is_named_with_the_first_answer_that_makes_it_fail(write):
+def test_a_function_that_fails_is_named_with_the_first_answer_that_makes_it_fail():
     prompts = [[dict(role="user", content=text)] for text in ("Hi", "Who?", "Why?")]
     with pytest.raises(ValueError) as error:
         get_scores(load_function(f"{write('mine.py', MINE)}:inverse"), prompts, ["Hello", "", ""],
@@ -54,12 +44,12 @@ def test_what_names_a_function_is_told_from_a_path_by_its_end(spec, file):
     ("mine.py:X", "mine.py has no function named X"), *(
         (spec, f"{spec!r} is no function: give one as FILE.py:name, of a file that is there")
         for spec in ("missing.py:f", "mine.py", "notes.txt:f", ""))])
-def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, write, refused):
+def test_what_is_not_a_function_in_a_file_is_refused(spec, reason, refused):
     write("mine.py", MINE), write("notes.txt", "f")
     assert reason in refused(load_function, spec)
 
 
-def test_a_file_may_hold_dataclasses_with_annotations_that_are_text(write):
+def test_a_file_may_hold_dataclasses_with_annotations_that_are_text():
     path = write("mine.py", """from __future__ import annotations
 from dataclasses import dataclass
 @dataclass
@@ -71,7 +61,7 @@ def f(prompts, responses): return [Rule().bonus] * len(responses)""")
 
 @pytest.mark.parametrize("change", ["p.append(dict(role='user', content='x'))",
                                     "p[0]['content'] += 'x'", "p.clear()", "responses.clear()"])
-def test_what_a_function_does_to_its_arguments_is_done_to_copies(write, change):
+def test_what_a_function_does_to_its_arguments_is_done_to_copies(change):
     """Two answers to one prompt: the lists hold the same prompt twice."""
     path = write("mine.py", f"""def f(prompts, responses):
     for p in prompts:
@@ -84,7 +74,7 @@ def test_what_a_function_does_to_its_arguments_is_done_to_copies(write, change):
     assert prompts == [[dict(role="user", content="Hi")]] * 2 and responses == ["a", "b"]
 
 
-def test_a_function_finds_its_neighbours(write):
+def test_a_function_finds_its_neighbours():
     write("a/neighbour.py", "NAME = 'theirs'")
     path = write("a/mine.py", "import neighbour as n\ndef f(): return n.NAME")
     f = load_function(f"{path}:f")

@@ -7,8 +7,7 @@ import sys
 
 import pytest
 
-from data.formats import is_held_out
-from tiny import read_log, run, write
+from tiny import held_out, run, write
 from tokenizer import Tokenizer
 
 NAMES = [a + b for a in "王李张刘陈杨赵黄周吴" for b in ["芳", "伟", "秀英", "明", "小红", "建国"]]
@@ -63,10 +62,6 @@ def tok(folder):
     return Tokenizer.load(folder[0] / "out/tokenizer.json")
 
 
-def held_out(folder, stage, name):
-    return [row[name] for row in read_log(folder[0] / f"out/{stage}.jsonl") if name in row]
-
-
 def test_the_tokenizer_learns_words_of_several_characters(tok, folder):
     texts = (folder[0] / "text.txt").read_text(encoding="utf-8").split("<|endoftext|>")
     ids = [tok.encode(text) for text in texts]
@@ -75,24 +70,19 @@ def test_the_tokenizer_learns_words_of_several_characters(tok, folder):
     assert {"医生", "喜欢吃"} < {tok.decode([i]) for i in range(tok.vocab_size)}
 
 
-def test_training_and_held_out_questions_both_exist():
-    sides = [is_held_out([dict(role="user", content=q)]) for q, *_ in dialogues(random.Random(0))]
-    assert 1 < sum(sides) < 0.15 * len(sides)
-
-
 @pytest.mark.parametrize("stage, most", [("pretrain", 2), ("sft", math.inf),
                                          ("reward", 0.5 * math.log(2))])
 def test_each_stage_lowers_the_loss_on_what_is_held_out(folder, stage, most):
-    first, *_, last = held_out(folder, stage, "val_loss")
+    first, *_, last = held_out(folder[0], stage, "val_loss")
     assert last < min(first, math.log(420), most)
 
 
 def test_the_reward_model_knows_a_good_answer_to_a_held_out_question(folder):
-    assert held_out(folder, "reward", "val_accuracy")[-1] > 0.9
+    assert held_out(folder[0], "reward", "val_accuracy")[-1] > 0.9
 
 
 def test_ppo_counts_lengths_in_tokens(folder):
-    lengths, names = held_out(folder, "ppo", "length"), folder[1]
+    lengths, names = held_out(folder[0], "ppo", "length"), folder[1]
     answers, tok = names["answers"], names["tok"]                 # of the last iteration
     assert lengths[-2] == sum(map(len, answers)) / len(answers) <= 24
     assert lengths[-2] != sum(len(tok.decode(a[:-1])) for a in answers) / len(answers)

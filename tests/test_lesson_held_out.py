@@ -1,7 +1,6 @@
-import json
-
 from data.town import World
 from lessons.held_out import check_room, load_world, of_the_town
+from tiny import write
 
 ROWS = [dict(kind="fact"), dict(kind="sum"), dict(kind=["sum"]), dict(), dict(kind="story")]
 
@@ -15,9 +14,8 @@ def test_a_kind_without_a_row_is_named(refused):
                                                              "my.jsonl")
 
 
-def test_another_town_than_that_in_the_folder_is_refused(tmp_path, refused):
-    (tmp_path / "data/town").mkdir(parents=True)
-    (tmp_path / "data/town/world.json").write_text(json.dumps(dict(facts=World(9).facts)))
+def test_another_town_than_that_in_the_folder_is_refused(refused):
+    write("data/town/world.json", dict(facts=World(9).facts))
     assert load_world(9).facts == World(9).facts
     assert "--town=0 is not the town in data/town" in refused(load_world, 0)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -58,10 +59,8 @@ def test_a_run_under_nohup_stays_when_the_terminal_closes(folder):
 # ---- disks on which fsync fails: ArchiveBox 456, pytorch 144752 --------------------------------
 
 def test_a_disk_that_cannot_tell_when_a_file_is_written_is_no_reason_to_stop(monkeypatch):
-    def unknown(_):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
-
-    monkeypatch.setattr(os, "fsync", unknown)
+    error = OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    monkeypatch.setattr(os, "fsync", Mock(side_effect=error))
     with writing("a.txt") as f:
         f.write("Ada")
     assert Path("a.txt").read_text() == "Ada"
@@ -113,8 +112,7 @@ def test_a_question_in_the_data_cannot_control_the_terminal(folder, capsys, scri
 
 def test_what_is_not_read_in_a_folder_is_told_once(tmp_path, capsys):
     for name in ("a.txt", "b.md", "c.md", "d.jsonl.gz", "sub/README", ".DS_Store", ".git/HEAD"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("Ada lives on Mill Street.")
+        tiny.write(name, "Ada lives on Mill Street.")
     for _ in range(2):
         assert [doc.source for doc in read_texts(tmp_path)] == ["a"]
     assert capsys.readouterr().err == (f"{tmp_path}: only .txt and .jsonl are read, not 2 .md, "

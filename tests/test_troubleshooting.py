@@ -12,9 +12,8 @@ import pytest
 
 from common import parse_config
 from pages import commands, lines, script_of, scripts
-from tiny import FLAGS, WORDS, build, run, write
+from tiny import FLAGS, ROOT, WORDS, build, run, write
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs/troubleshooting.md").read_text()
 HEAD, *SECTIONS = re.split(r"^### ", TEXT, flags=re.M)
 NUMBERS = [int(section.partition(".")[0]) for section in SECTIONS]
@@ -81,13 +80,12 @@ def test_the_log_of_the_run_has_the_columns_that_are_shown(line, columns):
 
 
 def test_see_prints_the_lines_that_have_all_columns(tmp_path):
-    (tmp_path / "out/bug").mkdir(parents=True)
     (tmp_path / "common.py").symlink_to(ROOT / "common.py")
     (tmp_path / "data").mkdir()
     for file in (ROOT / "data").glob("*.py"):
         (tmp_path / "data" / file.name).symlink_to(file)
-    rows = [dict(step=3, loss=0.5, lr=1e-3), {"step": 4, "ppo/loss": 2.0, "grade": 1.5}]
-    (tmp_path / "out/bug/mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write("out/bug/mine.jsonl", dict(step=3, loss=0.5, lr=1e-3),
+          {"step": 4, "ppo/loss": 2.0, "grade": 1.5})
     said = subprocess.run(["bash", "-c", HELPERS + "see mine grade loss"], cwd=tmp_path,
                           capture_output=True, text=True, check=True).stdout
     assert said.split() == "mine step 4 | grade 1.500 | loss 2.000".split()

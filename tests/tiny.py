@@ -91,6 +91,11 @@ def read_log(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
+def held_out(folder, stage, name):
+    """A figure at every evaluation of a stage, the first to the last."""
+    return [row[name] for row in read_log(folder / f"out/{stage}.jsonl") if name in row]
+
+
 def words(rng, most):
     return " ".join(rng.choices(WORDS, k=rng.randint(1, most)))
 
@@ -105,8 +110,13 @@ def questions(rng, n, held_out, most=4):
     return list(asked)
 
 
-def write(path, *rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+def write(name, *parts):
+    """A file of rows, or of text or bytes as they are -> its path, from the root on."""
+    path = Path(name).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [part if isinstance(part, str | bytes) else json.dumps(part) + "\n" for part in parts]
+    path.write_bytes(b"".join(x if isinstance(x, bytes) else x.encode() for x in lines))
+    return path
 
 
 def store(path, stage, model, tok, **metrics):
@@ -114,14 +124,29 @@ def store(path, stage, model, tok, **metrics):
                     model_config=model.config, tokenizer=tok, config=Config(), history=[])
 
 
-def save(path, stage, tok, block_size=32, n_embd=16):
+def loud(model, std=0.2, shift=0.5, seed=0):
+    """Random weights, far from their initial values, so that each of them changes the logits."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=std if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else shift)
+    return model.eval()
+
+
+def awake(model):
+    """Give weights to the layers that start at 0: without them a block adds nothing."""
+    for name, p in model.named_parameters():
+        if name.endswith("proj.weight"):
+            torch.nn.init.normal_(p, std=0.05)
+    return model
+
+
+def save(path, stage, tok, block_size=32, n_embd=16, weights=awake):
     torch.manual_seed(0)
     config = GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=2, n_embd=n_embd,
                        n_hidden=32)
-    if stage == "reward":
-        store(path, stage, awake(ScalarGPT(config)), tok, score_mean=0.0, score_std=1.0)
-    else:
-        store(path, stage, awake(GPT(config)), tok)
+    scores = dict(score_mean=0.0, score_std=1.0) if stage == "reward" else {}
+    store(path, stage, weights((ScalarGPT if scores else GPT)(config)), tok, **scores)
 
 
 def build(folder, tok):
@@ -173,23 +198,6 @@ def printed(folder, script, *flags):
     with redirect_stdout(io.StringIO()) as out:
         assert run(folder, script, *flags)[0] == 0
     return out.getvalue().splitlines()
-
-
-def loud(model, std=0.2, shift=0.5, seed=0):
-    """Random weights, far from their initial values, so that each of them changes the logits."""
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.normal_(std=std if p.dim() > 1 else 0.1).add_(0 if p.dim() > 1 else shift)
-    return model.eval()
-
-
-def awake(model):
-    """Give weights to the layers that start at 0: without them a block adds nothing."""
-    for name, p in model.named_parameters():
-        if name.endswith("proj.weight"):
-            torch.nn.init.normal_(p, std=0.05)
-    return model
 
 
 def model(vocab_size, kind=GPT, **sizes):
