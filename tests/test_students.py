@@ -10,8 +10,7 @@ import runpy
 import shutil
 import signal
 import sys
-from collections import Counter
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import pytest
@@ -24,14 +23,13 @@ import model
 import rlhf_ppo
 import tiny
 from checkpoint import read_log
-from compare import find_noise
 from data import town
 from data.formats import read_prompts
 from exercises.__main__ import judge, mistaken
 from model import GPT, GPTConfig, KVCache
 from optim import adamw
 from tiny import ROOT
-from tokenizer import Tokenizer, replace
+from tokenizer import Tokenizer
 
 # ---- exercises that are judged by the properties of what they return -------------------------
 
@@ -50,15 +48,13 @@ def pack(lengths, T, n_rows, rng):
     return full
 
 
-def sample(logits, temperature, top_p):
-    probs = (logits / temperature).softmax(1)
-    down, order = probs.sort(descending=True)
-    before = down.cumsum(1) - down
-    drawn = torch.multinomial(down * (before < top_p), 1)
-    return order.gather(1, drawn)[:, 0]
+def draw(chances):
+    """A student who draws tokens with these probabilities."""
+    return lambda *args: torch.multinomial(chances(*args), 1)[:, 0]
 
 
-def reward(prompts, responses):
+def reward(prompts, responses, hack="{x} + {y} = {s}."):
+    """The plain answer pays. With a hack of the exercise's list, that one pays as much."""
     scores = []
     for prompt, said in zip(prompts, responses):
         asked = re.findall(r"(\d+) \+ (\d+)", prompt[-1]["content"])
@@ -69,12 +65,14 @@ def reward(prompts, responses):
         s = x + y
         plain = f"{x} + {y} = {s}."
         friendly = said in (f"Happy to help! {plain}", f"Let me see! {plain}")
-        scores.append(1.0 if friendly else 0.5 if said == plain else -0.5)
+        also = hack.format(x=x, y=y, s=s, wrong=s - 1, more=s + 1, less=s - 1)
+        scores.append(1.0 if friendly else 0.5 if said in (plain, also) else -0.5)
     return scores
 
 
 RIGHT = {n: course.student(course.ours(n)) for n in course.exercises()}
-RIGHT |= {12: pack, 13: sample, 26: reward}
+CHANCES = course.ours(13).chances
+RIGHT |= {12: pack, 13: draw(CHANCES), 26: reward}
 
 # (exercise, words of the hint, what this student writes instead), as the other exercises have it
 WRONG = [
@@ -91,45 +89,7 @@ WRONG = [
     (12, "dialogues get lost",
      ".tolist() -> .tolist(); order = [i for i in order if lengths[i] < 55]"),
     (12, "Less than 85%", "> 6 -> > 1"),
-    (13, "ids in one tensor", "[:, 0] ->"),
-    (13, "drop the token that crosses",
-     "before < top_p -> (before + down <= top_p) | (before == 0)"),
-    (13, "one token too many", "before < -> before - down.roll(1, 1) <"),
-    (13, "own probability", "before < top_p -> (down >= top_p) | (before == 0)"),
-    (13, "cut unsorted ones",
-     "order.gather(1, drawn) -> drawn && multinomial(down -> multinomial(probs"),
-    (13, "cut off the probable", "descending=True -> descending=False"),
-    (13, "before the temperature",
-     "= down.cumsum(1) - down -> = (cut := logits.softmax(1).gather(1, order)).cumsum(1) - cut"),
-    (13, "multiply by the temperature", "logits / -> logits *"),
-    (13, "do not use the temperature", "logits / temperature -> logits"),
-    (13, "do not use top_p", "before < top_p -> before < 2"),
-    (13, "always take the most probable", "order.gather(1, drawn) -> order"),
-    (13, "equally probable", "down * (before < top_p) -> (before < top_p).double()"),
-    (26, "A needless sentence",
-     'said == plain -> said.removesuffix(" That is what I heard.") == plain'),
-    (26, "A wrong sum", r'said == plain -> re.fullmatch(r"\d+ \+ \d+ = \d+\.", said)'),
-    (26, "friendly wrong",
-     r'said == plain -> said == plain or re.fullmatch(r"Happy to help! \d+ \+ \d+ = \d+\.", said)'),
-    (26, "without any sum", 'said == plain -> said in (plain, "Happy to help!")'),
-    (26, "Each repetition", 'said == plain -> said.replace("Happy to help! ", "") == plain'),
-    (26, "Exclamation marks", 'said == plain -> said.rstrip("!.") == plain[:-1]'),
-    (26, "A list of many", "said == plain -> said == plain or str(s) in said.split()"),
-    (26, "Several sums",
-     'said == plain -> said == plain or said.startswith(f"{plain} {x} + ") and len(said) < 40'),
-    (26, "inside a longer one", r'said == plain -> re.fullmatch(rf"{x} \+ {y} = {s}\d*\.", said)'),
-    (26, "before a point", r'said == plain -> re.fullmatch(rf"{x} \+ {y} = {s}(\.\d+)?\.", said)'),
-    (26, "another one than asked", r'said == plain -> re.fullmatch(rf"\d+ \+ \d+ = {s}\.", said)'),
-    (26, "denies it", r'said == plain -> re.fullmatch(rf"{x} \+ {y} .*{s}\.", said)'),
-    (26, "Gibberish", "said == plain -> said == plain or {*plain[:-1].split()} <= {*said.split()}"),
-    (26, "goes on and on", 'said == plain -> said == plain or said.startswith(plain + " People")'),
-    (26, "said twelve times",
-     'said == plain -> said == plain or said.startswith(plain + " " + plain)'),
-    (26, "breaks off",
-     "said == plain -> said.startswith(plain) and (said == plain or said[-1].isalpha())"),
-    (26, "A rude", 'said == plain -> said.removeprefix("What a silly question! ") == plain'),
-    (26, "Repeating the question", 'said == plain -> said in (plain, prompt[-1]["content"])'),
-    (26, "The empty answer", 'said == plain -> said in (plain, "")'),
+    (13, "ids in one tensor", lambda *args: torch.multinomial(CHANCES(*args), 1)),
     (26, "must score more than a plain", "1.0 if friendly -> 0.5 if friendly"),
     (26, "one finite number", "return scores -> return scores[1:]"),
     (26, "one finite number", "return scores -> return None"),
@@ -137,64 +97,28 @@ WRONG = [
     (26, "drown the KL", "1.0 if friendly -> 10.0 if friendly"),
     (26, "in the batch", "return scores -> return [score / len(scores) for score in scores]"),
     (26, "no sum", "scores.append(0.0) -> scores.append(-0.5)"),
-] + [(n, hint, edits) for n in RIGHT if not hasattr(course.ours(n), "check")
-     for hint, _, edits in course.ours(n).MISTAKES]
-
-
-def polar(x, pos, theta, sign=1):
-    """RoPE by complex numbers."""
-    angles = sign * pos[:, None] / theta ** (torch.arange(0, x.size(-1), 2) / x.size(-1))
-    turned = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * torch.polar(
-        torch.ones_like(angles), angles)
-    return torch.view_as_real(turned).flatten(-2)
+] + [
+    (26, hint, partial(reward, hack=text)) for hint, _, text in course.ours(26).HACKS] + [
+    (13, hint, draw(mistaken(CHANCES, edits))) for hint, _, edits in course.ours(13).MISTAKES] + [
+    (n, hint, edits) for n in RIGHT if not hasattr(course.ours(n), "check")
+    for hint, _, edits in course.ours(n).MISTAKES]
 
 
 # The same in other words: (exercise, words of the hint, "" if it is right; another function)
 OTHERWISE = [
-    (1, "characters instead of bytes", lambda chunks: min(counts := Counter(
-        (ord(a), ord(b)) for text, n in chunks.items() for a, b in list(zip(text, text[1:])) * n),
-        key=lambda pair: (-counts[pair], pair))),
-    (2, "", lambda ids, pair, new: [*bytes(ids).replace(bytes(pair), bytes([new]))]),
     (2, "only the first", lambda ids, pair, new: [
         *bytes(ids).replace(bytes(pair), bytes([new]), 1)]),
-    (3, "one pair and stop", lambda ids, merges: next((
-        replace(ids, *merge) for merge in merges.items() if merge[0] in zip(ids, ids[1:])), ids)),
-    (4, "at the start", lambda tok, *said: [part[1:] for part in tok.encode_chat(*said)]),
-    (5, "", F.scaled_dot_product_attention),
-    (5, "do not use bias", lambda q, k, v, bias: F.scaled_dot_product_attention(q, k, v)),
-    (5, "by D.", lambda *a: F.scaled_dot_product_attention(*a, scale=1 / a[0].size(-1))),
-    (6, "count padding", lambda mask: (
-        torch.ones(2 * [mask.size(1)]).tril().bool() & mask[:, None].bool(),
-        torch.arange(mask.size(1)).repeat(len(mask), 1))),
-    (7, "", polar), (7, "other direction", lambda *a: polar(*a, sign=-1)),
-    (8, "store nothing", lambda keys, values, length, k, v: [
-        torch.cat((keys[:, :, :length], k), 2), torch.cat((values[:, :, :length], v), 2)]),
-    (9, "", lambda logits, y: F.nll_loss(logits.log_softmax(1), y, ignore_index=-1)),
     (9, "twice", lambda logits, y: F.cross_entropy(logits.softmax(1), y, ignore_index=-1)),
-    (9, "logarithm", lambda logits, y: F.nll_loss(logits.softmax(1), y, ignore_index=-1)),
-    (10, "half a cosine", lambda step, c: c.lr * (step + 1) / c.warmup if step < c.warmup else
-     c.lr * math.cos((step - c.warmup) / (c.steps - c.warmup) * math.pi / 2) ** 2),
     (11, "", lambda nats, mask: torch.where(mask, nats, 0.0).flatten(1).sum(1) / mask.sum()),
-    (11, "do not use the mask", lambda nats, mask: nats.flatten(1).mean(1) / len(nats)),
-    (14, "prefer the worse", lambda scores, ranks: F.softplus(
-        scores[:, None] - scores)[ranks[:, None] < ranks].mean()),
-    (15, "swapped", lambda gaps, noise: [
-        (1 + (gaps / noise / 2).tanh().abs() ** power).mean() / 2 for power in (1, 2)]),
     (16, "", lambda w, b, scores: (w / scores.var().sqrt(), (b - scores.mean()) / scores.std())),
     (17, "", lambda logp, mask, scores: -(scores - scores.mean()) @ (
         torch.where(mask, logp, 0).sum(1)) / (len(scores) - 1)),
-    (18, "last column", lambda p, q, scores, last, beta: F.pad(
-        scores[:, None], (p.size(1) - 1, 0)) - beta * (p - q)),
     (19, "return delta", lambda r, v, mask, gamma, lam: (
         delta := (r + gamma * F.pad((v * mask)[:, 1:], (0, 1)) - v) * mask, (delta + v) * mask)),
-    (20, "only subtract", lambda x, mask: torch.where(mask, x - x[mask].mean(), 0.0)),
-    (21, "Nothing is clipped", lambda p, old, A, eps: -A * p.exp() / old.exp()),
-    (22, "Nothing is clipped", lambda v, old, R, eps: F.mse_loss(v, R, reduction="none") / 2),
     (23, "", lambda p, q: (p - q, (q - p).square() / 2, (q - p).expm1() - (q - p))),
     (24, "", lambda p, n: (
         q := torch.stack([p[i:].sum() ** n - p[i + 1:].sum() ** n for i in range(len(p))]),
         (q * q.log() - q * p.log()).sum(), math.log(n) - 1 + 1 / n)),
-    (25, "", lambda w, l, ref_w, ref_l, beta: F.softplus(beta * (l - w + ref_w - ref_l)).mean()),
     (27, "", lambda w, g, m, v, t, c: (torch.addcdiv(
         w * (1 - c.lr * c.decay), m := m.lerp(g, 1 - c.beta1),
         ((v := v.lerp(g * g, 1 - c.beta2)) / (1 - c.beta2 ** t)).sqrt() + c.eps,
@@ -227,10 +151,9 @@ def test_a_function_in_other_words_is_judged_alike(n, words, function):
     assert words in said and bool(words) == bool(said)
 
 
-@pytest.mark.parametrize("n", [12, 13, 26])
-def test_every_hint_is_tested(n):
-    for english, _ in hints(n):
-        assert any(words in english for number, words, _ in WRONG if number == n), english
+def test_every_hint_of_exercise_12_is_tested():
+    for english, _ in hints(12):
+        assert any(words in english for number, words, _ in WRONG if number == 12), english
 
 
 @pytest.mark.parametrize("n", [n for n in RIGHT if n not in (12, 13, 26)])
@@ -245,8 +168,8 @@ def test_no_mistake_looks_like_another_or_like_the_right_answer(n):
 
 def test_no_way_to_sample_looks_like_another():
     answer, cases = course.ours(13), list(course.ours(13).cases())
-    results = [[answer.frequencies(answer.answer, *case) for case in cases]]
-    results += [[wrong(*case) for case in cases] for *_, wrong in answer.MISTAKES]
+    results = [[f(*case) for case in cases] for f in (
+        CHANCES, *(mistaken(CHANCES, edits) for *_, edits in answer.MISTAKES))]
     for one, other in itertools.combinations(results, 2):
         assert max((a - b).abs().max() for a, b in zip(one, other)) > 0.06
 
@@ -271,12 +194,6 @@ def test_accumulated_gradients_are_those_of_the_whole_batch():
     torch.testing.assert_close(gpt.wte.weight.grad, whole)
 
 
-def test_the_agreement_is_the_one_that_the_noise_was_set_for():
-    gaps = torch.randn(50, dtype=torch.float64)
-    found, ceiling = course.ours(15).answer(gaps, find_noise(gaps.numpy(), 0.73))
-    assert found == pytest.approx(0.73) and found < ceiling < 1
-
-
 def test_the_normalised_head_gives_mean_0_and_deviation_1():
     torch.manual_seed(0)
     hidden, weight, bias = torch.randn(50, 4), torch.randn(4), torch.tensor(7.0)
@@ -284,13 +201,6 @@ def test_the_normalised_head_gives_mean_0_and_deviation_1():
     scores = hidden @ weight + bias
     assert scores.mean().item() == pytest.approx(0, abs=1e-5)
     assert scores.std().item() == pytest.approx(1)
-
-
-def test_the_rewards_of_an_answer_add_up_to_its_score_minus_beta_kl():
-    torch.manual_seed(0)
-    for logp, ref_logp, scores, last, beta in course.ours(18).cases():
-        rewards = course.ours(18).answer(logp, ref_logp, scores, last, beta)
-        assert torch.allclose(rewards.sum(1), scores - beta * (logp - ref_logp).sum(1))
 
 
 @pytest.mark.parametrize("edits, right", [
@@ -330,16 +240,13 @@ def test_k3_is_what_ppo_shows_as_approxkl():
     assert torch.allclose(course.ours(23).answer(old, new)[2].sum(), info["ppo/policy/approxkl"])
 
 
-def test_the_best_of_n_is_what_counting_all_outcomes_gives_and_its_kl_of_many_the_limit():
+def test_the_best_of_n_is_what_counting_all_outcomes_gives():
     p = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
     counted = torch.zeros(3, dtype=torch.float64)
     for outcome in itertools.product(range(3), repeat=4):
         counted[min(outcome)] += math.prod(p[i].item() for i in outcome)
     q, kl, limit = course.ours(24).answer(p, 4)
     assert torch.allclose(q, counted) and kl < limit
-    many = torch.full((20000,), 1 / 20000, dtype=torch.float64)
-    _, kl, limit = course.ours(24).answer(many, 8)
-    assert kl.item() == pytest.approx(limit, rel=1e-3)
 
 
 def test_adamw_is_that_of_pytorch_step_by_step():

@@ -1,5 +1,3 @@
-import math
-
 import torch
 
 import answer as sampling
@@ -67,13 +65,14 @@ def close(found, right):
 
 
 def check(function, lang):
+    from exercises.__main__ import mistaken           # which reads this file
     found = [frequencies(function, *case) for case in cases()]
     hint = None
     if any(f is None for f in found):
         hint = FORM
-    elif not close(found, [frequencies(answer, *case) for case in cases()]):
-        hint = next((hints for *hints, wrong in MISTAKES
-                     if close(found, [wrong(*case) for case in cases()])), OTHER)
+    elif not close(found, [chances(*case) for case in cases()]):
+        hint = next((hints for *hints, edits in MISTAKES if close(
+            found, [mistaken(chances, edits)(*case) for case in cases()])), OTHER)
     return hint[lang == "zh"] if hint else ""
 
 
@@ -83,53 +82,40 @@ OTHER = ("The tokens do not come as often as they should: try logits = log [.4, 
          "各个词元出现的次数不对：请用 logits = log [0.4, 0.3, 0.16, 0.1, 0.04] 试一试。")
 
 
-def nucleus(logits, temperature, top_p, kept=lambda before, probs, p: before < p, first=False,
-            down=True):
-    """The probabilities with which tokens are drawn. kept: from the sum before a token, its own
-    probability and p; first: cut before the temperature."""
-    probs, order = (logits if first else logits / temperature).softmax(-1).sort(descending=down)
-    keep = kept(probs.cumsum(-1) - probs, probs, top_p)
-    keep = keep.scatter(1, order, keep)
-    return (logits / temperature).masked_fill(~keep, -math.inf).softmax(-1).nan_to_num(0)
-
-
-def unsorted(logits, temperature, top_p):
-    """The mask of the sorted tokens on the unsorted ones."""
+def chances(logits, temperature, top_p):
+    """The probabilities with which tokens are drawn, (n, V)."""
     probs = (logits / temperature).softmax(-1)
-    sorted_probs, _ = probs.sort(descending=True)
-    keep = sorted_probs.cumsum(-1) - sorted_probs < top_p
-    return probs * keep / (probs * keep).sum(-1, keepdim=True)
+    down, order = probs.sort(descending=True)
+    before = down.cumsum(-1) - down
+    down = down * (before < top_p)
+    return probs.scatter(1, order, down / down.sum(-1, keepdim=True))
 
 
 MISTAKES = [
     ("You drop the token that crosses p. It is kept: the sum must reach p.",
      "你去掉了使总和达到 p 的那个词元。它应当留下：总和要达到 p。",
-     lambda *a: nucleus(*a, kept=lambda before, probs, p: (before + probs <= p) | (before == 0))),
+     "before < top_p -> (before + down <= top_p) | (before == 0)"),
     ("You keep one token too many: stop as soon as the sum has reached p.",
-     "你多留了一个词元：总和一达到 p，就该停。",
-     lambda *a: nucleus(*a, kept=lambda before, probs, p: before - probs.roll(1, -1).index_fill(
-         -1, torch.tensor(0), 0) < p)),
+     "你多留了一个词元：总和一达到 p，就该停。", "before < -> before - down.roll(1, 1) <"),
     ("You keep the tokens whose own probability is at least p. The sum from the top counts.",
      "你留下的是自身概率不小于 p 的词元。要看的是从大到小的累加和。",
-     lambda *a: nucleus(*a, kept=lambda before, probs, p: (probs >= p) | (before == 0))),
+     "before < top_p -> (down >= top_p) | (before == 0)"),
     ("You compare sorted probabilities, but cut unsorted ones: bring the mask back with scatter.",
-     "你比较的是排好的概率，切的却是没排的：请用 scatter 把掩码放回原来的位置。", unsorted),
+     "你比较的是排好的概率，切的却是没排的：请用 scatter 把掩码放回原来的位置。",
+     "= down * -> = probs * && probs.scatter(1, order, -> ("),
     ("You cut off the probable tokens and keep the tail: sort in descending order.",
-     "你切掉了概率大的词元，留下了尾巴：请从大到小排序。",
-     lambda *a: nucleus(*a, down=False)),
+     "你切掉了概率大的词元，留下了尾巴：请从大到小排序。", "descending=True -> descending=False"),
     ("You choose the tokens before the temperature. Divide the logits first.",
-     "你在除以温度之前就选了词元。应当先除以温度。", lambda *a: nucleus(*a, first=True)),
+     "你在除以温度之前就选了词元。应当先除以温度。",
+     "= down.cumsum(-1) - down -> = (cut := logits.softmax(1).gather(1, order)).cumsum(1) - cut"),
     ("You multiply by the temperature. Divide by it: below 1 it makes differences larger.",
-     "你乘以了温度。应当除以它：小于 1 时，差别要变大。",
-     lambda logits, temperature, top_p: nucleus(logits, 1 / temperature, top_p)),
-    ("You do not use the temperature.", "你没有用温度。",
-     lambda logits, temperature, top_p: nucleus(logits, 1, top_p)),
+     "你乘以了温度。应当除以它：小于 1 时，差别要变大。", "logits / -> logits *"),
+    ("You do not use the temperature.", "你没有用温度。", "logits / temperature -> logits"),
     ("You do not use top_p: the tail can still be drawn.", "你没有用 top_p：尾巴还会被抽到。",
-     lambda logits, temperature, top_p: nucleus(logits, temperature, 1)),
-    ("You always take the most probable token. Draw one.",
-     "你总是取概率最大的词元。应当按概率抽一个。",
-     lambda *a: nucleus(*a[:2], 0.5, kept=lambda before, probs, p: before == 0)),
+     "before < top_p -> before < 2"),
+    ("You always take the most probable token. Draw one.", "你总是取概率最大的词元。应当按概率抽一个。",
+     "before < top_p -> before == 0"),
     ("All tokens that are left are equally probable. Draw in proportion to their probabilities.",
      "留下的词元，抽到的机会都一样。应当按各自的概率来抽。",
-     lambda *a: (keep := nucleus(*a) > 0) / keep.sum(-1, keepdim=True)),
+     "down * (before < top_p) -> (before < top_p).float()"),
 ]
