@@ -63,6 +63,20 @@ def test_a_lesson_of_several_models_is_interrupted_within_one_and_where_one_ends
 
 
 OWN = "--reward=length.py:longer"
+RAISED = {"a group's advantages": "grpo --batch_size=64 --k=8 --steps=15 --lr=1e-2 --kl_coef=0.01",
+          "without the division": "grpo --batch_size=64 --k=8 --steps=15 --lr=1e-2 --kl_coef=0.01 "
+                                  "--normalise=false",
+          "the best of n": "best_of_n --batch_size=32 --best_of=8 --steps=10 --lr=2e-2"}
+
+
+@pytest.mark.parametrize("command", RAISED.values(), ids=RAISED)
+def test_a_reward_of_ones_own_rises_on_held_out_prompts(folder, command):
+    lesson, *flags = command.split()
+    log = tiny.watched(folder, lesson, *flags_of(lesson), OWN, *flags)
+    assert log[0]["kl"] == 0 and log[-1]["kl"] > 0
+    assert log[-1]["score"] > log[0]["score"] + 0.5
+
+
 REFUSED = {
     f"best_of_n {OWN}": "--best_of=1 --minibatch=3 --temperature=0 --reward=sft.pt",
     "dpo": "--beta=0 --temperature=0 --batch_size=400",
