@@ -4,7 +4,6 @@ import json
 import math
 import random
 from itertools import combinations
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -95,58 +94,36 @@ def test_the_reward_model_is_examined_pair_by_pair(tiny_tokenizer):
         rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts, noise=noise,
                          kind="fact" if i < 7 else "sum", ranks=list(range(len(texts))),
                          grades=[rng.random() * 6 for _ in texts]))
-    right, allowed, longer, kinds = [], [], [], []
+    right, allowed, longer, kinds, margins = [], [], [], [], []
     for row in rows:
         ids = [encode_answer(tiny_tokenizer, row["prompt"], t, 64) for t in row["responses"]]
         scores = [score(reward_model, [i], tiny_tokenizer, ENV).item() for i in ids]
         for a, b in combinations(range(len(ids)), 2):
             right.append(scores[a] > scores[b])
+            margins.append((abs(scores[a] - scores[b]), right[-1]))
             longer.append(len(ids[a]) > len(ids[b]))
             kinds.append(row["kind"])
             gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
             allowed.append(1 / (1 + math.exp(-gap)))
-    found = examine_reward(reward_model, tiny_tokenizer, rows, ENV)
-    assert found["pairs"] == len(right) and found["accuracy"] == pytest.approx(np.mean(right))
+    found = examine_reward(reward_model, tiny_tokenizer, rows, ENV, std=0.6)
+    assert 0.2 < np.mean(right) < 0.8 and found["pairs"] == len(right)
+    assert found["accuracy"] == pytest.approx(np.mean(right))
     assert found["ceiling"] == pytest.approx(np.mean(allowed))
     assert found["by_length"]["longer was preferred"] == pytest.approx(
         np.mean([r for r, l in zip(right, longer) if l]))
     assert found["by_kind"] == {kind: (
         pytest.approx(np.mean([r for r, k in zip(right, kinds) if k == kind])), kinds.count(kind))
         for kind in ("fact", "sum")}
-
-
-class Judge(torch.nn.Module):
-    """Its score of a text is the sum of a number for each token."""
-
-    def __init__(self, n_tokens):
-        super().__init__()
-        self.config = SimpleNamespace(block_size=64)
-        self.worth = torch.randn(n_tokens, generator=torch.Generator().manual_seed(0)) / 4
-
-    def forward(self, idx):
-        return self.worth[idx].cumsum(1)
-
-
-def test_each_quarter_of_the_margins_has_what_is_predicted_and_what_was_observed(tiny_tokenizer):
-    rng, rows, pairs = random.Random(0), [], []
-    judge = Judge(tiny_tokenizer.vocab_size)
-    for i in range(40):                               # a pair each, in a random order
-        texts = [f"{i} {' '.join(rng.choices(['Ada', 'cat', 'fox', '42'], k=k))}" for k in (2, 3)]
-        rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts,
-                         ranks=rng.choice([[0, 1], [1, 0]])))
-        first, second = (judge.worth[encode_answer(tiny_tokenizer, rows[-1]["prompt"], t, 64)].sum()
-                         for t in texts)
-        pairs.append((first - second).item() * (1 if rows[-1]["ranks"] == [0, 1] else -1))
-    pairs.sort(key=abs)
-    found = examine_reward(judge, tiny_tokenizer, rows, ENV, std=0.6)["by_margin"]
-    assert len(found) == 4 and 0.2 < np.mean([m > 0 for m in pairs]) < 0.8
-    for quarter, start in zip(found, range(0, 40, 10)):
-        mine = pairs[start:start + 10]
-        assert quarter["accuracy"] == pytest.approx(np.mean([m > 0 for m in mine]))
+    margins.sort()
+    last = len(margins) - 1
+    for i, quarter in enumerate(found["by_margin"]):
+        m, r = zip(*margins[math.ceil(last * i / 4):last * (i + 1) // 4 + 1])
+        assert quarter["accuracy"] == pytest.approx(np.mean(r))
         assert quarter["predicted"] == pytest.approx(
-            np.mean([1 / (1 + math.exp(-0.6 * abs(m))) for m in mine]), rel=1e-4)
+            np.mean([1 / (1 + math.exp(-0.6 * x)) for x in m]), rel=1e-4)
         low, high = quarter["margin"]
-        assert low - 1e-5 < abs(mine[0]) and abs(mine[-1]) < high + 1e-5
+        assert low - 1e-5 < m[0] and m[-1] < high + 1e-5
+    assert i == 3
 
 
 JUDGE = """
