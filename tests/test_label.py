@@ -1,5 +1,6 @@
 import re
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -37,10 +38,6 @@ def alphabetical(screen):
     return ">".join(number for number, _ in sorted(shown, key=lambda pair: pair[1]))
 
 
-def ctrl_c(screen):
-    raise KeyboardInterrupt
-
-
 @pytest.fixture
 def talk(capsys, monkeypatch):
     """Label items as a person who types `answers`: lines, or functions of the screen's text. Gives
@@ -70,7 +67,7 @@ def talk(capsys, monkeypatch):
     return talk
 
 
-FOUR = [list("dbca")] * 20
+FOUR, CTRL_C = [list("dbca")] * 20, Mock(side_effect=KeyboardInterrupt)
 
 
 def test_ranks_belong_to_the_answers_in_any_order_which_is_the_same_in_the_next_session(talk):
@@ -87,7 +84,7 @@ def test_ranks_belong_to_the_answers_in_any_order_which_is_the_same_in_the_next_
     (FOUR, ["u", "u", alphabetical], {0: [3, 1, 2, 0]}),
     (FOUR, ["4>3>2>1", "s", "u", "u", alphabetical], {0: [3, 1, 2, 0]}),
     *((FOUR, [alphabetical, "s", *stop], {0: [3, 1, 2, 0]})
-      for stop in (["q"], ["Q "], [], [ctrl_c]))],
+      for stop in (["q"], ["Q "], [], [CTRL_C]))],
     ids=["ties are kept", "a skipped item has no ranks", "undo at the beginning does nothing",
          "undo goes back more than once", "q ends it", "Q ends it", "Ctrl-D ends it",
          "Ctrl-C ends it"])
