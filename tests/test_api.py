@@ -140,8 +140,13 @@ def test_the_pages_token_is_the_key_and_without_one_any_key_will_do(site, tmp_pa
         assert locked.ask("/v1/models", authorization="Bearer secret-secret")[0] == 200
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_who_hangs_up_ends_the_answer_or_leaves_the_queue(site, monkeypatch, stream):
+STREAM, WHOLE = ((CHAT, asked(stream=stream, stop="never")) for stream in (True, False))
+PAGE = "/ask", dict(asks=[question()] * 2)
+
+
+@pytest.mark.parametrize("requests", [(STREAM, WHOLE), (WHOLE, STREAM), (PAGE, PAGE)],
+                         ids=["a stream", "a whole answer", "the page"])
+def test_who_hangs_up_ends_the_answer_or_leaves_the_queue(site, monkeypatch, requests):
     made, callers = [], []
 
     def endless(*_, **__):
@@ -149,10 +154,9 @@ def test_who_hangs_up_ends_the_answer_or_leaves_the_queue(site, monkeypatch, str
             time.sleep(0.02)
             yield torch.tensor([97])
     monkeypatch.setattr(page.chat, "stream", endless)
-    for streams in (stream, not stream):              # the second one waits
+    for path, body in requests:                       # the second one waits
         callers.append(http.client.HTTPConnection("127.0.0.1", site.port, timeout=20))
-        callers[-1].request("POST", CHAT, json.dumps(asked(stream=streams, stop="never")),
-                            {"content-type": "application/json"})
+        callers[-1].request("POST", path, json.dumps(body), {"content-type": "application/json"})
         site.state_until(lambda state: state["waiting"] == len(callers))
     while len(made) < 5:
         time.sleep(0.01)
