@@ -1,6 +1,7 @@
 import os
 import pickle
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -85,10 +86,8 @@ def test_a_truncated_checkpoint_is_called_damaged(saved, refused):
 
 
 def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(saved, monkeypatch):
-    def load(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: not enough memory")
-
-    monkeypatch.setattr(torch, "load", load)
+    monkeypatch.setattr(torch, "load", Mock(side_effect=RuntimeError(
+        "DefaultCPUAllocator: not enough memory")))
     with pytest.raises(RuntimeError, match="not enough memory"):
         load_checkpoint(saved, "sft")
 

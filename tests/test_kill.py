@@ -11,13 +11,14 @@ import random
 import signal
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import checkpoint
 from checkpoint import atomic_save
-from tiny import FLAGS, ROOT, build, equal, read_log, run, torchrun
+from tiny import FLAGS, build, equal, read_log, run, two_ranks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="kills copies of this process")
 STEPS = dict(pretrain=12, sft=12, reward=12, rlhf_ppo=4)
@@ -146,32 +147,21 @@ def test_a_run_that_is_killed_in_each_moment_of_a_save_loses_nothing(folder, sta
     finish(folder, stage, whole[0])
 
 
-# Runs a stage, whose process 1 is killed after the second step.
-DOOMED = """
-import os, runpy, signal, sys
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
-del sys.argv[0]
-import checkpoint
-save_state = checkpoint.Run.save_state
-def doomed(run, step):
-    save_state(run, step)
-    run.rt.barrier()                                  # until process 0 has written
-    if step == 2 and run.rt.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-checkpoint.Run.save_state = doomed
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-
-
 @pytest.mark.slow
-def test_ppo_goes_on_when_one_of_two_processes_was_killed(folder, tmp_path):
-    def go(name, *wrapper):
-        stage, *flags = arguments("rlhf_ppo", name)
-        return torchrun(folder, *wrapper, f"{ROOT}/{stage}.py", *flags, SAVE_SECONDS="0")
+def test_ppo_goes_on_when_one_of_two_processes_was_killed(folder, monkeypatch):
+    def go(name):
+        return two_ranks(folder, *arguments("rlhf_ppo", name), SAVE_SECONDS="0")
 
-    (tmp_path / "doomed.py").write_text(DOOMED)
+    def doomed(run, step, save_state=checkpoint.Run.save_state):
+        save_state(run, step)
+        run.rt.barrier()                              # until process 0 has written
+        if step == 2 and run.rt.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     assert go("whole_two").returncode == 0
-    assert go("killed_two", f"{tmp_path}/doomed.py").returncode != 0
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Run, "save_state", doomed)
+        assert go("killed_two").returncode != 0
     again = go("killed_two")
     assert again.returncode == 0 and "resuming from step 2" in again.stdout
     whole, cut = (result(folder, "rlhf_ppo", f"{name}_two") for name in ("whole", "killed"))
@@ -215,12 +205,10 @@ def test_a_disk_that_is_full_at_the_end_is_told_in_one_line_and_the_result_can_b
     if stage == "compare":
         pytest.skip("its result grows line by line")
     save_checkpoint = checkpoint.save_checkpoint
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def save(*arguments, **named):
-        patch.setattr(os, "fsync", full)
+        patch.setattr(os, "fsync", Mock(side_effect=full))
         save_checkpoint(*arguments, **named)
 
     with monkeypatch.context() as patch:
