@@ -166,10 +166,9 @@ def test_ctrl_c_stops_the_answer_and_the_dialogue_goes_on(talk, monkeypatch):
                                                             "--reward="],
     "sft.pt comes from stage 'sft'": ["--compare=ppo.pt", "--reward=sft.pt"],
 }.items(), ids=["default", "missing", "reward"])
-def test_a_mistake_ends_in_one_line_that_names_it(words, flags, talk):
-    code, lines, errors = talk(*flags)
-    assert (code, lines) == (1, [])
-    assert errors.startswith("chat.py: ") and words in errors and errors.count("\n") == 1
+def test_a_mistake_ends_in_one_line_that_names_it(words, flags, folder, monkeypatch, refused):
+    monkeypatch.chdir(folder)
+    assert words in refused("chat", *flags)
 
 
 @pytest.mark.parametrize("terminal, no_color, coloured", [

@@ -3,7 +3,6 @@ leads somewhere, and every page is in the index."""
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,9 +11,8 @@ import torch.nn.functional as F
 from common import parse_config
 from pages import lines, scripts
 from rlhf_ppo import Config, gae
-from tiny import close
+from tiny import ROOT, close
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCS = [*ROOT.glob("README*.md"), *ROOT.glob("data/*.md"), *sorted((ROOT / "docs").glob("*.md"))]
 CASES = [(path.relative_to(ROOT).as_posix(), script, [word for word in words if word[:2] == "--"])
          for path in DOCS for script, words in scripts(path.read_text(encoding="utf-8"))
@@ -40,13 +38,6 @@ def test_commands_are_found_in_blocks_and_in_lines():
 def test_what_a_command_reads_and_prints_belongs_to_it():
     assert lines("```\n$ cat > a.py <<'END'\nx = 1\nEND\n$ python a.py\n1\n```\n") == [
         ("cat > a.py <<'END'\nx = 1\nEND", ""), ("python a.py", "1")]
-
-
-def test_a_flag_that_does_not_exist_is_found(capsys):
-    (script, flags), = scripts("`python sft.py --learning=1`")
-    with pytest.raises(SystemExit):
-        parse_config(importlib.import_module(script).Config, "", flags)
-    assert "unknown flag --learning" in capsys.readouterr().err
 
 
 def test_there_are_commands_in_every_page_that_should_have_some():

@@ -34,17 +34,13 @@ def test_every_call_gives_pythons_sum():
         assert result(f"Let me see! <call>{x}+{y}=") == f"{int(x) + int(y)}</call>"
 
 
+# The pieces of the next test make the other forms.
 HOSTILE = [
-    "", "=", "1+2=", "<call>", "<call>=", "<call>+=", "<call>1+=", "<call>+2=", "<call>1=",
-    "<call>1-2=", "<call>1*2=", "<call>1/0=", "<call>2**9=", "<call>1++2=", "<call>1+-2=",
-    "<call>1+2+3=", "<call>(1)+2=", "<call>1 + 2=", "<call>1+2 =", "<call>1+2==", "<call>1+2",
-    "<call>1.5+2=", "<call>1e9+1=", "<call>0x10+1=", "<call>1_0+1=", "<call>1j+1=",
-    "<call>9999999999+1=", "<call>" + "9" * 5000 + "+1=", "<call>True+1=", "<call>a+b=",
+    "<call>1*2=", "<call>1/0=", "<call>2**9=", "<call>1.5+2=", "<call>1e9+1=", "<call>0x10+1=",
+    "<call>1_0+1=", "<call>1j+1=", "<call>" + "9" * 5000 + "+1=", "<call>True+1=", "<call>a+b=",
     "<call>__import__('os').system('true')+1=", "<call>open('x')+1=", "<call>exit()+1=",
-    "<call>١+٢=", "<call>1+２=", "<call>²+1=", "<call>1\n+2=", "<call>1+2=\n", "<call>1+2=3</call>",
-    "<call>1+2=3</call> 1 + 2 =", "<call>1+2=3=", "<CALL>1+2=", "< call>1+2=",
-    "<call>1+2=" * 2 + "3", "<call>\x001+2=", "<call>1+2=\x00", "<call>1+2;import os=",
-    "<call>1+2<call>="]
+    "<call>1+２=", "<call>²+1=", "<CALL>1+2=", "< call>1+2=", "<call>1+2=" * 2 + "3",
+    "<call>\x001+2=", "<call>1+2=\x00", "<call>1+2;import os="]
 
 
 @pytest.mark.parametrize("text", HOSTILE)

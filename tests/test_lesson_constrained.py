@@ -11,7 +11,7 @@ import tiny
 from answer import generate
 from checkpoint import load_checkpoint
 from data.town import VALUES, World
-from lessons.constrained import allowed, check, sentence_form, trie, walk, word_form, write
+from lessons.constrained import allowed, check, sentence_form, trie, word_form, write
 from tiny import ENV
 from tokenizer import Tokenizer
 
@@ -97,16 +97,6 @@ def test_a_special_token_is_never_the_text_of_its_name(tiny_tokenizer):
     ways = allowed(trie(["<|end|>"], {}), tiny_tokenizer)
     assert not set(ways) & set(tiny_tokenizer.specials.values())
     assert tiny_tokenizer.ranks[b"<"] in ways
-
-
-def test_a_trie_goes_on_into_another_one_and_ends():
-    end = trie(["x", "yz"], {})
-    root = trie(["ab", "ac"], end)
-    assert walk(root, b"ab") is walk(root, b"ac") is end
-    ends = [text for n in range(6) for text in map(bytes, product(b"abcxyz", repeat=n))
-            if walk(root, text) == {}]
-    assert set(ends) == {b"abx", b"acx", b"abyz", b"acyz"}
-    assert walk(root, b"abxx") is None and walk(root, b"") is root
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0, 5.0])

@@ -46,15 +46,8 @@ def test_bm25_is_its_formula():
             f = text.split().count(word)
             total += idf * f * (k + 1) / (f + k * (1 - b + b * len(text.split()) / mean))
         expected.append(total)
-    found = bm25("a c zebra", [Counter(text.split()) for text in texts], k, b)
+    found = bm25("A c, Zebra?", [Counter(text.split()) for text in texts], k, b)
     assert found.tolist() == pytest.approx(expected) and len(set(expected)) > 5
-
-
-def test_rare_words_and_short_documents_count_more():
-    documents = [Counter(words(text)) for text in
-                 ("the fox", "the crow", "the crow", "the fox and the crow and the bear")]
-    scores = bm25("The fox?", documents).tolist()
-    assert scores[0] > scores[3] > scores[1] == scores[2] > 0
 
 
 def test_most_questions_find_the_article_about_their_person_and_with_but_none_does():

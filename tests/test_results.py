@@ -3,15 +3,14 @@
 import json
 import re
 import shutil
-from pathlib import Path
 
 import pytest
 
 import tiny
 from common import read_json
 from lab.results import SHOW, renewed
+from tiny import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/results.md"
 TEXT = PAGE.read_text("utf-8")
 FIGURE = re.compile(r"\d+(?:[.,:]\d+)*")                    # 5.68, 1,602, 8:26

@@ -22,15 +22,12 @@ PIECES = [*SPECIALS, "<|", "|>", "<", "|", ">", "end", "assistant", "<|END|>", "
           "＜|end|＞"]
 
 
-def attack(rng):
-    return "".join(rng.choices(PIECES, k=rng.randint(1, 9)))
-
-
 @pytest.fixture(scope="module")
 def attacks():
     """2,000 texts. Most contain a special token's name, or nearly."""
     rng = random.Random(0)
-    return [*SPECIALS, *(attack(rng) for _ in range(2000 - len(SPECIALS)))]
+    return [*SPECIALS, *("".join(rng.choices(PIECES, k=rng.randint(1, 9)))
+                         for _ in range(2000 - len(SPECIALS)))]
 
 
 def specials(tok, ids):
@@ -46,12 +43,6 @@ def test_most_of_the_attacks_name_a_special_token(attacks):
 def test_text_has_no_special_tokens(tiny_tokenizer, attacks):
     assert not any(specials(tiny_tokenizer, tiny_tokenizer.encode(text)) for text in attacks)
     assert not any(specials(tiny_tokenizer, ids) for ids in tiny_tokenizer.encode_batch(attacks))
-
-
-def test_decoding_gives_the_text_again(tiny_tokenizer, attacks):
-    for text in attacks:
-        assert tiny_tokenizer.decode(tiny_tokenizer.encode(text)) == \
-            text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def test_a_dialogue_has_only_the_templates_special_tokens(tiny_tokenizer, attacks):

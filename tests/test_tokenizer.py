@@ -15,9 +15,9 @@ import pytest
 import regex
 import torch
 
+from tiny import ROOT
 from tokenizer import PATTERNS, SPECIALS, Tokenizer, bpe, learn_merges, merge
 
-ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "tokenizer.py").read_text(encoding="utf-8")
 
 
