@@ -185,6 +185,8 @@ def texts(file):
         found = [part for _, meaning, chinese, _ in glossary() for part in (meaning, *chinese)]
     elif file.endswith(".md"):
         text = re.sub(r"(?<=\])\([^)]*\)", "", text)                         # of links
+        text = re.sub(r"^```bash$.*?^```$", lambda block: re.sub(r'"[^"]*"', '"1"', block[0]), text,
+                      flags=re.M | re.S)                                     # strings of commands
         found = re.sub(r"`[^`\n]+`", "`1`", text).splitlines()
     else:
         found = re.split(r'["`<>]', re.sub(r"\$\{[^}]*\}", "1", text))
