@@ -180,6 +180,13 @@ def fingerprint(path):
     return digest.hexdigest()[:16]
 
 
+def state_of(part):
+    """Of an optimizer all, of a model the weights that are trained."""
+    if not isinstance(part, torch.nn.Module):
+        return part.state_dict()
+    return {name: p.detach() for name, p in part.named_parameters() if p.requires_grad}
+
+
 class Run:
     """One run of one stage: its loop is `for step in run.steps()`.
 
@@ -284,6 +291,8 @@ class Run:
                 part[:] = self.state[name]
             elif isinstance(part, dict):
                 part.update(self.state[name])
+            elif isinstance(part, torch.nn.Module):   # what is not trained is there already
+                part.load_state_dict(part.state_dict() | self.state[name])
             else:
                 part.load_state_dict(self.state[name])
         self.tracked, self.state = parts, None        # frees the memory
@@ -369,7 +378,7 @@ class Run:
         due, self.interrupted = map(bool, self.rt.sum(due, self.interrupted))     # on any rank
         if due or self.interrupted:
             began = time.monotonic()
-            state = {name: part if isinstance(part, (list, dict)) else part.state_dict()
+            state = {name: part if isinstance(part, (list, dict)) else state_of(part)
                      for name, part in self.tracked.items()}
             if self.rt.main:
                 atomic_save(dict(step=step, run=self.flags, metrics=self.metrics, **state),

@@ -129,7 +129,7 @@ BOUNDS = [
                   "n_layer n_head n_embd n_prompts n_eval max_new_tokens k seeds jobs "
                   "runs n_test n_tokens n_screen n_sheets n_questions n_samples votes demos"),
     (0, math.inf, "lr critic_lr critic_first eps warmup weight_decay muon temperature kl_coef clip "
-                  "clip_value ptx_coef best_of top_k n_docs n_demos freeze max_calls limit "
+                  "clip_value ptx_coef best_of top_k n_docs n_demos lora max_calls limit "
                   "demo_steps demo_lr shown"),
     (0, 1, "dropout gamma lam top_p ptx held_out wrong"), (0.5, 1, "agreement"),
     (0, 2**63 - 1, "seed")]

@@ -10,6 +10,7 @@ fast kernel each. STYLES below has GPT-2 and LLaMA proper.
 Shapes: B batch, T time, C = n_embd, H heads, D = head_dim per head, V vocabulary.
 """
 
+import copy
 import math
 from dataclasses import dataclass
 
@@ -255,13 +256,6 @@ class GPT(nn.Module):
         if isinstance(module, (Attention, MLP)):                      # comes after its children
             nn.init.zeros_(module.proj.weight)
 
-    def freeze(self, n_layer):
-        """Do not train the embeddings and the lowest n_layer blocks; 0: train everything."""
-        if n_layer:
-            embeddings = [m for m in self.children() if isinstance(m, nn.Embedding)]
-            for part in (*embeddings, *self.blocks[:n_layer]):
-                part.requires_grad_(False)
-
     def flops_per_token(self, T):
         """Of a forward and a backward pass: 6 for each weight that multiplies, and attention's
         12 T H D per layer (PaLM, appendix B). Looking up an embedding multiplies nothing."""
@@ -302,7 +296,7 @@ class GPT(nn.Module):
         """The precision of the activations: autocast's where it is on, else the weights'."""
         device = x.device.type
         on = torch.is_autocast_enabled(device)
-        return torch.get_autocast_dtype(device) if on else self.wte.weight.dtype
+        return torch.get_autocast_dtype(device) if on else next(self.parameters()).dtype
 
     def forward(self, idx, targets=None, mask=None, cache=None, where=..., reduction="mean"):
         """idx (B, T) -> logits (B, T, V); `where`, an index of (B, T), asks for some of them.
@@ -358,8 +352,9 @@ class ScalarGPT(nn.Module):
             nn.init.normal_(self.surprise.weight, std=0.02)
 
     def start_from(self, gpt):
-        """Take the trunk of a language model; its output layer has no place here."""
-        self.gpt.load_state_dict({k: v for k, v in gpt.state_dict().items() if "lm_head" not in k})
+        """Take the trunk of a language model, not a copy of it. The output layer has no place."""
+        weights = {k: v for k, v in gpt.state_dict().items() if "lm_head" not in k}
+        self.gpt.load_state_dict(weights, assign=True)
 
     def forward(self, idx, lm_logp=None):
         """idx (B, T) -> (B, T). lm_logp: self.lm.token_logp(idx), where it is known."""
@@ -371,3 +366,66 @@ class ScalarGPT(nn.Module):
         # bf16 would round scores to steps of 0.008
         with torch.autocast(idx.device.type, enabled=False):
             return self.head(x.type_as(self.head.weight)).squeeze(-1)
+
+
+# ---- LoRA: train a small change of the weights ----------------------------------------------
+
+class LoRA(nn.Module):
+    """W x + s B A x: a layer whose W stays as it is, plus a trained product of two thin matrices,
+    B (out, r) and A (r, in) (Hu et al. 2021, eq. 3). For an embedding x is a token's unit vector:
+    its row of W, and its row of B A."""
+
+    def __init__(self, layer, B, A, scale=1.0):
+        super().__init__()
+        self.layer, self.scale = layer, scale
+        self.B, self.A = nn.Parameter(B), nn.Parameter(A)
+
+    def forward(self, x):
+        if isinstance(self.layer, nn.Embedding):
+            return self.layer(x) + self.scale * F.embedding(x, self.B) @ self.A
+        return self.layer(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    @torch.no_grad()
+    def merged(self):
+        """A layer that computes the same without them. W may be shared, so it is not written to."""
+        self.layer.weight = nn.Parameter(self.layer.weight + self.scale * self.B @ self.A)
+        return self.layer
+
+
+def with_lora(model, rank, alpha=16.0, tokens=()):
+    """A model that computes the same, with thin matrices to train beside those of its blocks. It
+    shares the weights of `model`, which are frozen; the head of a ScalarGPT is copied, and trained.
+    tokens: ids whose embeddings are trained, too, such as those that pretraining has never seen."""
+    width, vocab_size = model.config.n_embd, model.config.vocab_size
+    if rank > width:
+        raise ValueError(f"a rank of {rank} is more than n_embd={width}, the most that a matrix "
+                         f"here can have: try 8, or train all weights")
+    shared = [p for gpt in model.modules() if isinstance(gpt, GPT) for p in gpt.parameters()]
+    model = copy.deepcopy(model, {id(p): p for p in shared}).requires_grad_(True)
+    for p in shared:
+        p.requires_grad_(False)
+    gpt = model.gpt if isinstance(model, ScalarGPT) else model
+    for part in [part for block in gpt.blocks for part in (block.attn, block.mlp)]:
+        for name, linear in [*part.named_children()]:
+            n_out, n_in = linear.weight.shape
+            A = torch.randn(rank, n_in) / n_in**0.5
+            setattr(part, name, LoRA(linear, torch.zeros(n_out, rank), A, alpha / rank))
+    if tokens:                                        # B picks their rows, A is what they change by
+        B = F.one_hot(torch.tensor(tokens), vocab_size).T.float()
+        gpt.wte, gpt.lm_head = (LoRA(layer, B, torch.zeros(len(tokens), width))
+                                for layer in (gpt.wte, gpt.lm_head))
+        gpt.wte.B.requires_grad_(False), gpt.lm_head.B.requires_grad_(False)
+        if model.config.tied:
+            gpt.lm_head.A = gpt.wte.A
+    return model
+
+
+def merge(model):
+    """An ordinary model that computes the same: answering costs nothing more."""
+    for part in [*model.modules()]:
+        for name, layer in part.named_children():
+            if isinstance(layer, LoRA):
+                setattr(part, name, layer.merged())
+    if isinstance(model, GPT):
+        model.tie_weights()
+    return model

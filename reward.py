@@ -25,7 +25,7 @@ from answer import right_pad
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config, wilson
 from data.formats import check_sizes, read_comparisons, read_demonstrations, split
-from model import ScalarGPT
+from model import ScalarGPT, merge, with_lora
 from optim import adamw, get_lr, set_lr
 
 
@@ -44,7 +44,7 @@ class Config(Common):
     batch_size: int = 8                  # prompts per step, over all processes
     micro_batch: int = 8                 # prompts per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
-    freeze: int = 0                      # freeze embeddings and the lowest so many blocks
+    lora: int = 0                        # train matrices of this rank beside the weights; 0: all
     lr: float = 1e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
@@ -145,8 +145,9 @@ if __name__ == "__main__":
     run = Run(config, rt, inputs=[config.data, config.demos, config.lm,
                                   config.init or config.like])
     B, micro_batch = rt.rows_per_step(config)         # prompts of this process
-    base, tok, history = load(config.init or config.like, rt, "sft pretrain ppo")
-    lm = load(config.lm, rt, "sft pretrain ppo", tok)[0] if config.lm else None
+    lora, stages = config.lora > 0, "sft pretrain ppo"
+    base, tok, history = load(config.init or config.like, rt, stages, frozen=lora)
+    lm = load(config.lm, rt, stages, tok, frozen=lora)[0] if config.lm else None
     if lm and lm.config != base.config:
         fail(f"{config.lm} is a model of another size than {config.init or config.like}")
 
@@ -179,9 +180,10 @@ if __name__ == "__main__":
     if config.init:
         model.start_from(base)
     if lm:
-        model.lm.load_state_dict(lm.state_dict())
+        model.lm = lm.requires_grad_(False)
+    if lora:
+        model = with_lora(model, config.lora)
     model.gpt.recompute = config.recompute
-    model.gpt.freeze(config.freeze)
     model_ddp = rt.prepare(model, config.compile)
     optimizer = adamw(model, config.weight_decay)
     run.track(model=model, optimizer=optimizer)
@@ -224,4 +226,4 @@ if __name__ == "__main__":
     low, high = wilson(accuracy, len(val))            # pairs of a prompt are alike
     print(f"accuracy on held-out pairs {accuracy:.3f} [{low:.3f}, {high:.3f}]"
           + (f", {100 * accuracy / top:.1f}% of the ceiling {top:.3f}" if top else ""))
-    run.finish("reward", model, tok, history if config.init else [])
+    run.finish("reward", merge(model), tok, history if config.init else [])

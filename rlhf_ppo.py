@@ -28,7 +28,7 @@ from answer import COLDEST, answer_mask, answer_text, complete, log_probs, right
 from checkpoint import Run, load, load_reward
 from common import Common, Runtime, fail, function_file, get_scores, load_function, parse_config
 from data.formats import epochs, prompts_that_fit
-from model import ScalarGPT
+from model import ScalarGPT, merge, with_lora
 from optim import adamw, set_lr
 
 
@@ -49,7 +49,7 @@ class Config(Common):
     minibatch: int = 32                    # answers per update, over all processes
     micro_batch: int = 32                  # answers per forward pass; smaller needs less memory
     recompute: bool = False                # recompute activations: slower, less memory
-    freeze: int = 0                        # freeze embeddings and the lowest so many blocks
+    lora: int = 0                          # train matrices of this rank beside the weights; 0: all
     epochs: int = 2                        # passes over each iteration's answers
     lr: float = 1.5e-4                     # the policy's peak: a short warmup, then linear to 0
     critic_lr: float = 8.0                 # the critic's, as a multiple of lr
@@ -278,13 +278,22 @@ if __name__ == "__main__":
              f"a multiple of the {rt.world_size} processes")
     if config.temperature < COLDEST:
         fail("--temperature=0 always says the same: PPO learns from samples")
-    policy, tok, history = load(config.init, rt, "sft pretrain ppo")
-    reference, *_ = load(config.reference or config.init, rt, "sft pretrain ppo", tok, frozen=True)
+    # with LoRA the policy is the reference, and the critic the reward model, plus thin matrices
+    lora, stages = config.lora > 0, "sft pretrain ppo"
+    policy, tok, history = load(config.init, rt, stages, frozen=lora)
     reward = load_reward(config.reward, tok, rt)
-    critic, *_ = load(config.critic or (config.init if own_reward else config.reward), rt, tok=tok)
+    reference, critic = policy, policy if own_reward else reward
+    if config.reference or not lora:
+        reference, *_ = load(config.reference or config.init, rt, stages, tok, frozen=True)
+    if config.critic or not lora:
+        critic, *_ = load(config.critic or (config.init if own_reward else config.reward), rt,
+                          tok=tok, frozen=lora)
     if not isinstance(critic, ScalarGPT):
         trunk, critic = critic, ScalarGPT(critic.config)
         critic.start_from(trunk)
+    if lora:
+        torch.manual_seed(config.seed)                # the same weights on every rank
+        policy, critic = (with_lora(net, config.lora) for net in (policy, critic))
     # The reward model has learned to judge whole answers. What its head says in the middle of one
     # is noise, worse than no estimate. So the critic takes only its trunk, and starts by saying
     # the same number everywhere: the mean score of the first evaluation.
@@ -314,7 +323,6 @@ if __name__ == "__main__":
 
     for gpt in (policy, critic.gpt):
         gpt.recompute = config.recompute
-        gpt.freeze(config.freeze)
     policy_ddp, critic_ddp = (rt.prepare(net, "false") for net in (policy, critic))
     optimizers = [adamw(net, 0.0, eps=1e-5) for net in (policy, critic)]
     run.track(model=policy, critic=critic, policy_adamw=optimizers[0], critic_adamw=optimizers[1])
@@ -406,4 +414,4 @@ if __name__ == "__main__":
             answers=first_of_each_kind(seen, policy, tok, rt, config))
     for k in range(min(4, len(seen.rows))):
         run.say(example(seen, k))
-    run.finish("ppo", policy, tok, history)
+    run.finish("ppo", merge(policy), tok, history)

@@ -23,7 +23,7 @@ from answer import respond
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config
 from data.formats import check_sizes, read_demonstrations, split
-from model import GPT
+from model import GPT, merge, with_lora
 from optim import adamw, get_lr, set_lr
 
 
@@ -41,7 +41,7 @@ class Config(Common):
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
-    freeze: int = 0                      # freeze embeddings and the lowest so many blocks
+    lora: int = 0                        # train matrices of this rank beside the weights; 0: all
     lr: float = 2e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
@@ -89,7 +89,7 @@ def damping(model, eps):
     Adam moves each weight by about lr, however small its gradient is, and so wears down what the
     dialogues say nothing of, such as facts about other people. With eps = 1 a weight with a small
     gradient hardly moves (a step towards SGD): these facts stay."""
-    return max(eps / sum(p.numel() for p in model.parameters()) ** 0.5, 1e-8)
+    return max(eps / sum(p.numel() for p in model.parameters() if p.requires_grad) ** 0.5, 1e-8)
 
 
 def batch(dialogues, rows, T, pad):
@@ -145,7 +145,7 @@ if __name__ == "__main__":
     run = Run(config, rt, inputs=[config.data, ptx, config.init or config.like])
     B, micro_batch = rt.rows_per_step(config)         # rows of this process
     model, tok, history = load(config.init or config.like, rt, "pretrain sft",
-                               dropout=config.dropout)
+                               frozen=config.lora > 0, dropout=config.dropout)
     if not config.init:
         torch.manual_seed(config.seed)                # the same weights on every rank
         model, history = GPT(model.config), []
@@ -177,8 +177,10 @@ if __name__ == "__main__":
 
     # ---- model and optimizer ----------------------------------------------------------------
 
+    if config.lora:
+        torch.manual_seed(config.seed)
+        model = with_lora(model, config.lora, tokens=[*tok.specials.values()])
     model.recompute = config.recompute
-    model.freeze(config.freeze)
     model_ddp = rt.prepare(model, config.compile)
     optimizer = adamw(model, config.weight_decay, damping(model, config.eps))
     run.track(model=model, optimizer=optimizer)
@@ -222,4 +224,4 @@ if __name__ == "__main__":
 
     # ---- save -------------------------------------------------------------------------------
 
-    run.finish("sft", model, tok, history)
+    run.finish("sft", merge(model), tok, history)

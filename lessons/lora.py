@@ -22,7 +22,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from answer import respond
@@ -31,6 +30,7 @@ from common import Common, Runtime, fail, parse_config, percent
 from data.formats import read_demonstrations, read_prompts
 from data.town import judge
 from lessons.held_out import check_room, of_the_town
+from model import merge, with_lora
 from optim import adamw, get_lr, set_lr
 from pretrain import evaluate as text_loss
 from sft import batch, encode_dialogues, pack
@@ -65,43 +65,6 @@ COLUMNS = ("method", "trained", "facts right", "sums right", "unknown, wishes", 
 
 # ---- the idea -------------------------------------------------------------------------------
 
-class LoRA(nn.Module):
-    """A linear layer that stays as it is, plus a trained product of two thin matrices."""
-
-    def __init__(self, linear, rank, alpha):
-        super().__init__()
-        self.linear, self.scale = linear, alpha / rank
-        self.A = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
-        self.B = nn.Parameter(torch.zeros(linear.out_features, rank))    # B A = 0 at first
-
-    def forward(self, x):
-        return self.linear(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
-
-    @torch.no_grad()
-    def merged(self):
-        """One linear layer that computes the same."""
-        self.linear.weight += self.scale * self.B @ self.A
-        return self.linear
-
-
-def change_layers(model, kind, change):
-    """Put change(layer) in the place of every such layer in the blocks."""
-    for part in [part for block in model.blocks for part in (block.attn, block.mlp)]:
-        for name, layer in list(part.named_children()):
-            if isinstance(layer, kind):
-                setattr(part, name, change(layer))
-    return model
-
-
-def add_lora(model, rank, alpha):
-    model.requires_grad_(False)
-    return change_layers(model, nn.Linear, lambda layer: LoRA(layer, rank, alpha))
-
-
-def merge(model):
-    return change_layers(model, LoRA, LoRA.merged)
-
-
 @torch.no_grad()
 def renew(model, ids):
     """Give new tokens random embeddings. Pretraining makes all tokens that it never sees improbable
@@ -124,7 +87,7 @@ def prepare(new, method, config, rt):
         for part in (*model.blocks[-int(n):], model.norm):
             part.requires_grad_(True)
     elif kind == "lora":
-        add_lora(model, int(n), config.alpha)
+        model = with_lora(model, int(n), config.alpha)
     return model, adamw(model.to(rt.device), config.weight_decay)
 
 

@@ -17,6 +17,7 @@ labeler and no model sees.
 laptop   python -m lessons.ratings
 """
 
+import copy
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -175,7 +176,7 @@ if __name__ == "__main__":
         """A new reward model, its optimizer, and the items with these people's labels."""
         torch.manual_seed(config.seed)
         model = ScalarGPT(base.config, lm=True)
-        model.start_from(base)
+        model.start_from(copy.deepcopy(base))
         model.lm.load_state_dict(base.state_dict())
         labels = label(train, people[who], config.seed)
         labels = centre(labels) if method == "centred" else labels

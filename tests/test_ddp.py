@@ -70,6 +70,7 @@ FLAGS = {
     "rlhf_ppo": f"{PPO} --text=text.jsonl",
     "rlhf_ppo_without_text": f"{PPO} --ptx_coef=0",
 }
+FLAGS |= {f"{stage}_lora": f"{FLAGS[stage]} --lora=2" for stage in ("sft", "reward", "rlhf_ppo")}
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +107,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
 
 
 def arguments(stage, out):
-    script = ROOT / f"{stage.removesuffix('_without_text')}.py"
+    script = ROOT / f"{stage.removesuffix('_without_text').removesuffix('_lora')}.py"
     return [out, str(script), *f"{FLAGS[stage]} {COMMON} --out={out}.pt".split()]
 
 

@@ -58,6 +58,10 @@ CASES = """
     sft --out=bad/armed.pt                | not a checkpoint: run `python sft.py --fresh` again
     sft --out=bad/theirs.pt               | bad/theirs.state is from another run
     sft --out=bad/folder.pt --fresh       | bad/folder.pt is a folder: choose another --out
+    sft --lora=-1                         | --lora=-1 must be at least 0
+    sft --lora=9999                       | a rank of 9999 is more than n_embd=16, the most that a
+    reward --lora=9999                    | a rank of 9999 is more than n_embd=16
+    rlhf_ppo --lora=9999                  | a rank of 9999 is more than n_embd=16
     sft --lr=1e30                         | is nan at step 2 (its batch: new.nan.pt); with a
     compare --agreement=0.3               | --agreement=0.3 must be at least 0.5
     compare --labeler=bad/syntax.py:f     | SyntaxError: invalid syntax (syntax.py, line 1)
@@ -239,7 +243,7 @@ ABSENT = dict.fromkeys(("lab/compare_methods", "lab/experiments", "lab/claims"),
 SMALL |= ABSENT
 FILES = "word", "", "prompts.jsonl", "sft.pt", "bad"
 # what all scripts do alike with these is tried in one of them
-SHARED = "seed lr warmup weight_decay fresh debug device dtype compile recompute freeze dropout"
+SHARED = "seed lr warmup weight_decay fresh debug device dtype compile recompute lora dropout"
 # must be empty soon: load_function does not name the flag; the report's prompts are not cut
 KNOWN = {("compare", "labeler", ""), ("lessons/dpo", "watch", ""), ("lessons/grpo", "watch", ""),
          ("lessons/best_of_n", "watch", ""), ("view/report", "folder", "")}

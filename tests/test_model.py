@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from answer import generate, left_pad, log_probs, sample
 from checkpoint import build_model, freeze_all
-from model import GPT, STYLES, GPTConfig, KVCache, ScalarGPT, rotary_turns, rotate
+from model import (GPT, STYLES, GPTConfig, KVCache, LoRA, ScalarGPT, merge, rotary_turns, rotate,
+                   with_lora)
 from optim import adamw
 from tiny import awake, close, greedy, loud
 
@@ -471,10 +472,9 @@ def test_the_scalar_head_starts_with_scores_of_about_unit_size():
 
 # ---- memory ---------------------------------------------------------------------------------
 
-def gradients(model, recompute, n_frozen=0):
+def gradients(model, recompute):
     model = loud(GPT(model.config)).double().train()  # so that rounding is not what differs
     model.recompute = recompute
-    model.freeze(n_frozen)
     torch.manual_seed(1)                              # for dropout
     loss = model(tokens(3, 12), tokens(3, 12, seed=1))
     loss.backward()
@@ -504,16 +504,6 @@ def test_recomputing_keeps_less_for_the_backward_pass(style):
         return total["bytes"]
 
     assert saved(True) < 0.6 * saved(False)
-
-
-def test_frozen_layers_get_no_gradient_and_the_others_the_same_as_before(style):
-    model = awake(GPT(config(style)))
-    _, all_of_them = gradients(model, False)
-    _, upper = gradients(model, False, n_frozen=1)
-    frozen = {name for name, gradient in upper.items() if gradient is None}
-    assert frozen == {name for name in upper if name.startswith(("wte", "wpe", "blocks.0."))}
-    for name in upper.keys() - frozen:
-        assert torch.equal(upper[name], all_of_them[name])
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -546,3 +536,127 @@ def test_no_more_logits_than_a_slice_exist_at_once(model, monkeypatch):
     model.recompute = True
     model(tokens(3, 12), tokens(3, 12)).backward()
     assert max(sizes) == 4 * V and len(sizes) == 2 * 9                # forward, and once more
+
+
+# ---- LoRA -----------------------------------------------------------------------------------
+
+def thin(model, rank=3, **more):
+    """With thin matrices that change something: no product B A is 0."""
+    torch.manual_seed(3)
+    model = with_lora(model, rank, **more)
+    for name, p in model.named_parameters():
+        if p.requires_grad and name.endswith((".B", "wte.A", "lm_head.A")):
+            torch.nn.init.normal_(p, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_layer_is_a_sum_of_outer_products(bias):
+    torch.manual_seed(0)
+    linear, x, A, B = torch.nn.Linear(5, 7, bias=bias), *map(torch.randn, [(4, 5), (2, 5), (7, 2)])
+    weight = linear.weight + sum(3.0 * torch.outer(B[:, r], A[r]) for r in range(2))
+    expected = x @ weight.T + (linear.bias if bias else 0)
+    assert torch.allclose(LoRA(linear, B, A, 3.0)(x), expected, atol=1e-5)
+
+
+def test_the_embeddings_of_chosen_tokens_alone_are_trained_and_change_both_ends(model):
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    changed, idx = thin(model, tokens=[4, 9, 7]), tokens(3, 12)
+    idx[0, :3] = torch.tensor([4, 9, 7])
+    new = [p for name, p in changed.named_parameters()
+           if p.requires_grad and name.startswith(("wte", "lm_head"))]
+    assert [p.shape for p in new] == [(3, 32)] * (1 if model.config.tied else 2)
+    changed(idx, idx).backward()
+    assert all(p.grad.abs().sum(1).all() for p in new)
+    for name, p in zip(("wte", "lm_head"), new * 2):
+        before[f"{name}.weight"].index_add_(0, torch.tensor([4, 9, 7]), p.detach())
+    merged, by_hand = merge(changed), GPT(model.config).eval()
+    assert (merged.lm_head.weight is merged.wte.weight) == model.config.tied
+    for name in before:
+        if "blocks" in name:
+            before[name] = merged.state_dict()[name]
+    by_hand.load_state_dict(before)
+    close(merged(idx), by_hand(idx))
+    close(thin(model, tokens=[4, 9, 7])(idx), by_hand(idx), atol=1e-4)
+
+
+def test_a_model_with_thin_matrices_first_says_exactly_the_same(net):
+    before, changed = net(tokens(2, 8)), with_lora(net, 3)(tokens(2, 8))
+    assert torch.equal(changed, before)
+
+
+def test_every_matrix_of_the_blocks_gets_two_thin_ones_and_only_they_and_a_head_are_trained(net):
+    net = with_lora(net, 3)
+    trunk = net if isinstance(net, GPT) else net.gpt
+    shapes = [p.shape for name, p in trunk.blocks.named_parameters() if "layer.weight" in name]
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    head = {name for name in trained if name.startswith(("head.", "surprise."))}
+    assert {name[-2:] for name in trained.keys() - head} == {".A", ".B"} and len(shapes) == 8
+    assert {name.partition(".")[0] for name in trained.keys() - head} == {
+        "blocks" if trunk is net else "gpt"}
+    assert sum(trained[name].numel() for name in trained.keys() - head) == 3 * sum(map(sum, shapes))
+    assert head == {name for name, _ in net.named_parameters()
+                    if name.startswith(("head.", "surprise."))}
+
+
+def test_the_thin_matrices_gradients_follow_from_that_of_the_whole_matrix(model):
+    """W + s B A: dL/dA = s B^T dL/dW, dL/dB = s dL/dW A^T, with s = alpha / r."""
+    pair = thin(model, rank=2)
+    whole = loud(GPT(model.config))
+    whole.load_state_dict(merge(thin(model, rank=2)).state_dict())
+    for m in (pair, whole):
+        m(tokens(3, 12), tokens(3, 12, seed=1)).backward()
+    for i, part, name in [(0, "attn", "qkv"), (1, "mlp", "fc"), (1, "mlp", "proj")]:
+        layer, full = (getattr(getattr(m.blocks[i], part), name) for m in (pair, whole))
+        torch.testing.assert_close(layer.A.grad, 8 * layer.B.T @ full.weight.grad)
+        torch.testing.assert_close(layer.B.grad, 8 * full.weight.grad @ layer.A.T)
+    assert all(p.grad is None for p in pair.parameters() if not p.requires_grad)
+
+
+def test_merged_is_unmerged_an_ordinary_model_and_a_change_of_rank_r(net):
+    names, idx = list(net.state_dict()), tokens(3, 12)
+    changed = thin(net)
+    unmerged = changed(idx)
+    assert not torch.allclose(unmerged, net(idx), atol=1e-2)
+    merged = merge(changed)
+    assert list(merged.state_dict()) == names and torch.allclose(merged(idx), unmerged, atol=1e-4)
+    new, old = merged.state_dict(), net.state_dict()
+    name = next(name for name in names if name.endswith("1.mlp.fc.weight"))
+    assert torch.linalg.matrix_rank(new[name] - old[name], rtol=1e-4) == 3
+    assert all(torch.equal(new[name], old[name]) for name in names if "blocks" not in name)
+
+
+def test_the_first_model_keeps_its_weights_which_stand_in_memory_once(net):
+    before = {name: w.clone() for name, w in net.state_dict().items()}
+    places = {w.data_ptr() for w in net.state_dict().values()}
+    changed = with_lora(net, 3)
+    optimizer = adamw(changed, 0.1)
+    optimizer.param_groups[0]["lr"] = 0.1
+    for _ in range(2):
+        changed(tokens(2, 8)).square().mean().backward()
+        optimizer.step()
+    own = [p for p in changed.parameters() if p.data_ptr() not in places]
+    assert {id(p) for p in own} == {id(p) for p in changed.parameters() if p.requires_grad}
+    assert not torch.allclose(changed(tokens(2, 8)), net(tokens(2, 8)), atol=1e-3)
+    merge(changed)
+    assert all(torch.equal(w, before[name]) for name, w in net.state_dict().items())
+
+
+def test_beside_weights_in_bf16_the_thin_matrices_and_the_merged_ones_are_in_fp32(net):
+    changed, idx = thin(freeze_all(net, torch.bfloat16)), tokens(3, 12)
+    assert all(p.dtype == torch.float32 for p in changed.parameters() if p.requires_grad)
+    mlp = (changed if isinstance(net, GPT) else changed.gpt).blocks[1].mlp
+    by_hand = mlp.fc.layer.weight.float() + 16 / 3 * mlp.fc.B @ mlp.fc.A
+    said = []
+    for _ in range(2):
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            said.append(changed(idx))
+        merge(changed)
+    torch.testing.assert_close(mlp.fc.weight, by_hand)
+    torch.testing.assert_close(*said, atol=0.1, rtol=0.1)
+
+
+def test_a_rank_above_the_width_is_a_value_error_that_says_what_to_do(net):
+    with pytest.raises(ValueError, match="rank of 33 is more than n_embd=32"):
+        with_lora(net, 33)
+    with_lora(net, 32)

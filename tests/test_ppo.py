@@ -245,12 +245,13 @@ def run(folder, flags):
 
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-7), ("bfloat16", 1e-4)])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_before_an_update_all_ratios_are_1_and_the_kl_is_0(folder, dtype, tolerance, temperature):
+@pytest.mark.parametrize("temperature, lora", [(1.0, 0), (0.6, 0), (0.6, 2)])
+def test_before_an_update_all_ratios_are_1_and_the_kl_is_0(folder, dtype, tolerance, temperature,
+                                                           lora):
     """At --lr=0 no update changes anything. The answers are scored in batches sorted and cropped by
     length, and trained on in others. approxkl is half the mean square of log(ratio)."""
     train, held_out = run(folder, f"--reward=mine.py:length --lr=0 --dtype={dtype} "
-                                  f"--temperature={temperature}")
+                                  f"--temperature={temperature} --lora={lora}")
     for line in train:
         assert line["ppo/policy/approxkl"] == pytest.approx(0, abs=tolerance)
         assert line["ppo/val/ratio"] == pytest.approx(1, abs=math.sqrt(2 * tolerance))
@@ -290,6 +291,24 @@ def test_the_kl_is_measured_from_the_reference(folder):
     change(folder, 1.1)
     _, held_out = run(folder, "--reward=mine.py:one --lr=0 --reference=changed.pt")
     assert abs(held_out[0]["kl"]) > 0.01 and held_out[0]["kl"] == held_out[2]["kl"]
+
+
+@pytest.mark.parametrize("reward", ["reward.pt", "mine.py:length"])
+def test_with_lora_the_reference_is_the_policy_that_ppo_started_from_in_the_same_memory(folder,
+                                                                                       reward):
+    flags = (f"{SMALL} --lora=2 --reward={reward} --critic_first=0 --lr=0.01 --dtype=float32 "
+             f"--out=ppo.pt --fresh")
+    status, end = tiny.run(folder, "rlhf_ppo", *flags.split())
+    train = [line for line in tiny.read_log(folder / "ppo.jsonl") if "split" not in line]
+    assert status == 0 and train[0]["objective/kl"] == 0 != train[1]["objective/kl"]
+    before = torch.load(folder / "sft.pt", weights_only=True)["model"]
+    policy, reference, critic, reward = (end["models"][name] for name in (
+        "policy", "reference", "critic", "reward"))
+    assert tiny.equal(before, dict(reference.state_dict()))
+    assert policy.wte.weight is reference.wte.weight
+    trunk = reward.gpt if isinstance(reward, ScalarGPT) else reference
+    mlp, theirs = critic.gpt.blocks[1].mlp, trunk.blocks[1].mlp
+    assert mlp.fc.layer.weight.data_ptr() == theirs.fc.weight.data_ptr() and mlp.fc.B.any()
 
 
 def test_a_prompt_that_just_fits_may_get_an_answer_without_an_end(folder, tiny_tokenizer):

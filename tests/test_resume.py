@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import checkpoint
+import tiny
 from checkpoint import Run, fingerprint
 from model import GPT, GPTConfig
 
@@ -299,3 +300,22 @@ def test_a_second_ctrl_c_does_not_wait(config):
     signal.raise_signal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+
+
+# ---- what a state holds ---------------------------------------------------------------------
+
+@pytest.mark.parametrize("stage", ["sft", "reward", "rlhf_ppo"])
+def test_a_stopped_stage_with_lora_keeps_what_it_trains_alone_and_ends_with_the_same_bits(
+        tmp_path, tiny_tokenizer, stage):
+    folder = tiny.build(tmp_path, tiny_tokenizer)
+    flags = [*tiny.FLAGS[stage].split(), "--steps=3", "--lora=2"]
+    assert tiny.run(folder, stage, *flags, "--out=whole.pt")[0] == 0
+    assert tiny.interrupted(folder, stage, 2, *flags, "--out=parts.pt") == 130
+    state = torch.load(folder / "parts.state", weights_only=True)
+    for name in state["model"] | state.get("critic", {}):
+        assert name.endswith((".A", ".B")) or name.startswith(("head.", "surprise.")), name
+    assert tiny.run(folder, stage, *flags, "--out=parts.pt")[0] == 0
+    whole, parts = (torch.load(folder / f"{name}.pt", weights_only=True)["model"]
+                    for name in ("whole", "parts"))
+    assert tiny.equal(whole, parts) and whole["blocks.0.mlp.fc.weight" if stage != "reward" else
+                                              "gpt.blocks.0.mlp.fc.weight"].any()
