@@ -312,17 +312,19 @@ class GPT(nn.Module):
                                ignore_index=-1, reduction=reduction)
 
     def sliced_loss(self, x, targets, reduction, size=2**24):
-        """The loss of x (N, C), only where a target counts, and `size` logits at a time, which the
-        backward pass computes again. With a vocabulary of 50,000, (N, V) would need gigabytes."""
+        """The loss of x (N, C), `size` logits at a time, which the backward pass computes again.
+        With a vocabulary of 50,000, (N, V) would need gigabytes. All slices are equally large, also
+        where few targets count: pieces of many sizes would fill the memory with holes."""
         def nats(x, targets):
-            return F.cross_entropy(self.lm_head(x).float(), targets, reduction="none")
+            return F.cross_entropy(self.lm_head(x).float(), targets, ignore_index=-1,
+                                   reduction="none")
 
-        counted, rows = targets >= 0, max(1, size // self.config.vocab_size)
-        slices = zip(x[counted].split(rows), targets[counted].split(rows))
+        rows = max(1, size // self.config.vocab_size)
+        slices = zip(x.split(rows), targets.split(rows))
         loss = torch.cat([checkpoint(nats, *part, use_reentrant=False) for part in slices])
-        if reduction == "none":                       # 0 where no target counts, as in torch
-            return torch.zeros_like(targets, dtype=loss.dtype).masked_scatter(counted, loss)
-        return loss.sum() if reduction == "sum" else loss.mean()
+        if reduction == "mean":
+            return loss[targets >= 0].mean()
+        return loss.sum() if reduction == "sum" else loss                 # 0 where none counts
 
     @torch.no_grad()
     def token_logp(self, idx):
