@@ -99,11 +99,13 @@ def test_tensors_of_two_devices_do_not_meet():
             there.numpy()
 
 
-@pytest.mark.parametrize("stage", FLAGS)
-def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, folder):
+@pytest.mark.parametrize("stage, more", [
+    *((stage, "") for stage in FLAGS),
+    *((stage, " --lora=2") for stage in ("sft", "reward", "rlhf_ppo"))])
+def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, more, folder):
     ending = "jsonl" if stage == "compare" else "pt"
-    flags = FLAGS[stage].split() + ["--steps=4"] * (stage != "compare")
-    cpu, gpu = (f"{device}_{stage}.{ending}" for device in ("cpu", "gpu"))
+    flags = (FLAGS[stage] + more).split() + ["--steps=4"] * (stage != "compare")
+    cpu, gpu = (f"{device}_{stage}{more[1:]}.{ending}" for device in ("cpu", "gpu"))
     assert go(folder, "cpu", stage, [*flags, f"--out={cpu}"]) == 0
 
     with pretend_gpu():
