@@ -89,7 +89,7 @@ reward.py
     every step compares answers to the same prompts: plan[«step → 0»][rt.rank
     demonstrations do not score 0 on average: bias.«sub_(run.metrics["score_mean"]). → »div_(
     their scores do not have deviation 1: «model.head.weight.div_(run.metrics["score_std"]) → pass»
-    the model inside is random: «model.lm.load_state_dict(lm.state_dict()) → pass»
+    the model inside is random: model.lm = «lm → model.lm».requires_grad_(False)
     it is trained on what is held out: split(rows, share=config.held_out)« → [::-1]»)
     a resumed run forgets Adam's means: track(model=model«, optimizer=optimizer → »)
     every seed reads the prompts in the same order: config.steps, «config.seed → 0»)
@@ -165,7 +165,9 @@ model.py
     padding moves the positions: (mask.«cumsum(-1) → size(1) + 0 * mask»
     positions are not relative: q, k = rotate(q, turns), «rotate(k, turns) → k»
     all clocks turn equally fast: «config.rope_theta → 1.0» ** (
-    targets of -1 count: ignore_index=«-1 → -100»
+    targets of -1 count: ignore_index=«-1 → -100», reduction=reduction
+    LoRA's change is not scaled: self.layer(x) + «self.scale → 1.0» * F.linear
+    LoRA trains the first model's weights, too: deepcopy(model, «{id(p): p for p in shared} → {}»)
     beside a token stands the next one's: F.pad(-nats.view(len(idx), -1), («1, 0 → 0, 1»))
 optim.py
     the first step learns nothing: config.lr * «(step + 1) → step» / config.warmup
