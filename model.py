@@ -407,11 +407,12 @@ def with_lora(model, rank, alpha=16.0, tokens=()):
     for p in shared:
         p.requires_grad_(False)
     gpt = model.gpt if isinstance(model, ScalarGPT) else model
-    for part in [part for block in gpt.blocks for part in (block.attn, block.mlp)]:
-        for name, linear in [*part.named_children()]:
-            n_out, n_in = linear.weight.shape
-            A = torch.randn(rank, n_in) / n_in**0.5
-            setattr(part, name, LoRA(linear, torch.zeros(n_out, rank), A, alpha / rank))
+    for part in [*gpt.blocks.modules()]:
+        for name, layer in part.named_children():
+            if isinstance(layer, nn.Linear):
+                n_out, n_in = layer.weight.shape
+                A = torch.randn(rank, n_in) / n_in**0.5
+                setattr(part, name, LoRA(layer, torch.zeros(n_out, rank), A, alpha / rank))
     if tokens:                                        # B picks their rows, A is what they change by
         B = F.one_hot(torch.tensor(tokens), vocab_size).T.float()
         gpt.wte, gpt.lm_head = (LoRA(layer, B, torch.zeros(len(tokens), width))
