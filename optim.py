@@ -1,6 +1,12 @@
-"""How the weights change: the learning rate's schedule, AdamW, and Muon for pretraining."""
+"""How the weights change: the learning rate's schedule, AdamW, Muon for pretraining, and LoRA."""
+
+import copy
 
 import torch
+import torch.nn as nn
+from torch.nn import functional as F
+
+from model import GPT, ScalarGPT
 
 
 def get_lr(step, config):
@@ -64,3 +70,67 @@ class Muon(torch.optim.Optimizer):
                     s = s.mT if p.size(0) > p.size(1) else s
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.sub_(s, alpha=group["lr"] * max(1, p.size(0) / p.size(1)) ** 0.5)
+
+
+# ---- LoRA: train a small change of the weights ----------------------------------------------
+
+class LoRA(nn.Module):
+    """W x + s B A x: a layer whose W stays as it is, plus a trained product of two thin matrices,
+    B (out, r) and A (r, in) (Hu et al. 2021, eq. 3). For an embedding x is a token's unit vector:
+    its row of W, and its row of B A."""
+
+    def __init__(self, layer, B, A, scale=1.0):
+        super().__init__()
+        self.layer, self.scale = layer, scale
+        self.B, self.A = nn.Parameter(B), nn.Parameter(A)
+
+    def forward(self, x):
+        if isinstance(self.layer, nn.Embedding):
+            return self.layer(x) + self.scale * F.embedding(x, self.B) @ self.A
+        return self.layer(x) + self.scale * F.linear(F.linear(x, self.A), self.B)
+
+    @torch.no_grad()
+    def merged(self):
+        """A layer that computes the same without them. W may be shared, so it is not written to."""
+        self.layer.weight = nn.Parameter(self.layer.weight + self.scale * self.B @ self.A)
+        return self.layer
+
+
+def with_lora(model, rank, alpha=16.0, tokens=()):
+    """A model that computes the same, with thin matrices to train beside those of its blocks. It
+    shares the weights of `model`, which are frozen; the head of a ScalarGPT is copied, and trained.
+    tokens: ids whose embeddings are trained, too, such as those that pretraining has never seen."""
+    width, vocab_size = model.config.n_embd, model.config.vocab_size
+    if rank > width:
+        raise ValueError(f"a rank of {rank} is more than n_embd={width}, the most that a matrix "
+                         f"here can have: try 8, or train all weights")
+    shared = [p for gpt in model.modules() if isinstance(gpt, GPT) for p in gpt.parameters()]
+    model = copy.deepcopy(model, {id(p): p for p in shared}).requires_grad_(True)
+    for p in shared:
+        p.requires_grad_(False)
+    gpt = model.gpt if isinstance(model, ScalarGPT) else model
+    for part in [*gpt.blocks.modules()]:
+        for name, layer in part.named_children():
+            if isinstance(layer, nn.Linear):
+                n_out, n_in = layer.weight.shape
+                A = torch.randn(rank, n_in) / n_in**0.5
+                setattr(part, name, LoRA(layer, torch.zeros(n_out, rank), A, alpha / rank))
+    if tokens:                                        # B picks their rows, A is what they change by
+        B = F.one_hot(torch.tensor(tokens), vocab_size).T.float()
+        gpt.wte, gpt.lm_head = (LoRA(layer, B, torch.zeros(len(tokens), width))
+                                for layer in (gpt.wte, gpt.lm_head))
+        gpt.wte.B.requires_grad_(False), gpt.lm_head.B.requires_grad_(False)
+        if model.config.tied:
+            gpt.lm_head.A = gpt.wte.A
+    return model
+
+
+def merge(model):
+    """An ordinary model that computes the same: answering costs nothing more."""
+    for part in [*model.modules()]:
+        for name, layer in part.named_children():
+            if isinstance(layer, LoRA):
+                setattr(part, name, layer.merged())
+    if isinstance(model, GPT):
+        model.tie_weights()
+    return model

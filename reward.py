@@ -25,8 +25,8 @@ from answer import right_pad
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config, wilson
 from data.formats import check_sizes, read_comparisons, read_demonstrations, split
-from model import ScalarGPT, merge, with_lora
-from optim import adamw, get_lr, set_lr
+from model import ScalarGPT
+from optim import adamw, get_lr, merge, set_lr, with_lora
 
 
 # ---- config ---------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ from answer import COLDEST, answer_mask, answer_text, complete, log_probs, right
 from checkpoint import Run, load, load_reward
 from common import Common, Runtime, fail, function_file, get_scores, load_function, parse_config
 from data.formats import epochs, prompts_that_fit
-from model import ScalarGPT, merge, with_lora
-from optim import adamw, set_lr
+from model import ScalarGPT
+from optim import adamw, merge, set_lr, with_lora
 
 
 # ---- config ---------------------------------------------------------------------------------

@@ -23,8 +23,8 @@ from answer import respond
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config
 from data.formats import check_sizes, read_demonstrations, split
-from model import GPT, merge, with_lora
-from optim import adamw, get_lr, set_lr
+from model import GPT
+from optim import adamw, get_lr, merge, set_lr, with_lora
 
 
 # ---- config ---------------------------------------------------------------------------------

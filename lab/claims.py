@@ -36,7 +36,7 @@ from view import views
 @dataclass
 class Config(chains.Config):
     what: str = ("compute,completes,few_shot,unlocks,labels,few_good,rating,ranks,agree,"
-                 "comparisons,starts,stages,constraint,entropy,openings,ptx,part,far")   # which rows
+                 "comparisons,starts,stages,constraint,entropy,openings,ptx,part,far")  # which rows
 
 
 CLAIMS = {}                    # {name: (function, format, rule)}

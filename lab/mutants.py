@@ -34,7 +34,8 @@ TESTS = {
     "compare.py": [LOOPS + "comparisons", "tests/test_compare.py"],
     "evaluate.py": ["tests/test_evaluate.py"],
     "model.py": ["tests/test_model.py", LOOPS + "ppo"],
-    "optim.py": [LOOPS + "pretraining", "tests/test_pretrain.py", "tests/test_model.py -k adamw"],
+    "optim.py": [LOOPS + "pretraining", "tests/test_pretrain.py",
+                 "tests/test_model.py -k 'adamw or outer or first_model'"],
     "answer.py": ["tests/test_model.py", "tests/test_ppo.py", "tests/test_evaluate.py",
                   "tests/test_compare.py", LOOPS + "'ppo or comparisons'"],
     "tokenizer.py": ["tests/test_tokenizer.py"],
@@ -166,8 +167,6 @@ model.py
     positions are not relative: q, k = rotate(q, turns), «rotate(k, turns) → k»
     all clocks turn equally fast: «config.rope_theta → 1.0» ** (
     targets of -1 count: ignore_index=«-1 → -100», reduction=reduction
-    LoRA's change is not scaled: self.layer(x) + «self.scale → 1.0» * F.linear
-    LoRA trains the first model's weights, too: deepcopy(model, «{id(p): p for p in shared} → {}»)
     beside a token stands the next one's: F.pad(-nats.view(len(idx), -1), («1, 0 → 0, 1»))
 optim.py
     the first step learns nothing: config.lr * «(step + 1) → step» / config.warmup
@@ -175,6 +174,8 @@ optim.py
     Muon forgets the gradients before: step = p.grad«.lerp(m, momentum) → »
     tall matrices take too short steps: «max(1, p.size(0) / p.size(1)) ** 0.5 → 1»
     norms and biases decay: weight_decay=«0.0 → weight_decay»)]
+    LoRA's change is not scaled: self.layer(x) + «self.scale → 1.0» * F.linear
+    LoRA trains the first model's weights, too: deepcopy(model, «{id(p): p for p in shared} → {}»)
 answer.py
     a high temperature makes answers surer: logits = logits «/ → *» temperature
     log-probabilities are those at temperature 1: logits.float()« / max(temperature, COLDEST) → »

@@ -30,8 +30,7 @@ from common import Common, Runtime, fail, parse_config, percent
 from data.formats import read_demonstrations, read_prompts
 from data.town import judge
 from lessons.held_out import check_room, of_the_town
-from model import merge, with_lora
-from optim import adamw, get_lr, set_lr
+from optim import adamw, get_lr, merge, set_lr, with_lora
 from pretrain import evaluate as text_loss
 from sft import batch, encode_dialogues, pack
 

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from answer import generate, left_pad, log_probs, sample
 from checkpoint import build_model, freeze_all
-from model import (GPT, STYLES, GPTConfig, KVCache, LoRA, ScalarGPT, merge, rotary_turns, rotate,
-                   with_lora)
-from optim import adamw
+from model import GPT, STYLES, GPTConfig, KVCache, ScalarGPT, rotary_turns, rotate
+from optim import LoRA, adamw, merge, with_lora
 from tiny import awake, close, greedy, loud
 
 V = 40

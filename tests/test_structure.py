@@ -67,7 +67,7 @@ def allowed(file):
         return {*CHAIN, *PLUMBING, "data", *ABOVE[:ABOVE.index(folder) + 1]}
     if folder:
         return {*CHAIN, *PLUMBING, "data", "lessons", "exercises"}
-    return {"model": set(), "optim": set(), "common": set(), "tokenizer": {"common", "data"},
+    return {"model": set(), "optim": {"model"}, "common": set(), "tokenizer": {"common", "data"},
             "answer": {"common", "data", "model"},
             "checkpoint": {"common", "data", "model", "tokenizer"}}.get(
         name, {*PLUMBING, "data", *CHAIN[:CHAIN.index(name)]} if name in CHAIN else set())

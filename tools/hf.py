@@ -171,7 +171,7 @@ def to_theirs(arch, config, weights, names=None):
 def from_theirs(arch, config, theirs, path, gguf=False):
     """The inverse of to_theirs(). Fails if a tensor is missing, unknown, of another shape, or holds
     no numbers."""
-    # a config may ask for millions of layers: one more than there are tensors is enough to refuse it
+    # a config may ask for millions of layers: one more than the tensors is enough to refuse it
     size = dataclasses.replace(config, n_layer=min(config.n_layer, len(theirs) + 1))
     names = gguf_file.names_of(arch, size.n_layer) if gguf else None
     with naming(path), torch.device("meta"):          # only shapes, no memory
@@ -180,7 +180,7 @@ def from_theirs(arch, config, theirs, path, gguf=False):
     wte, head = (their_names(arch, f"{part}.weight", names)[0] for part in ("wte", "lm_head"))
     if config.tied and head in theirs and torch.equal(theirs.get(wte, theirs[head]), theirs[head]):
         theirs[wte] = theirs.pop(head)                # one matrix, saved under either name or both
-    there, here = ({name: tuple(w.shape) for name, w in part.items()} for part in (theirs, expected))
+    there, here = ({name: tuple(w.shape) for name, w in of.items()} for of in (theirs, expected))
     for name in [*expected, *theirs]:
         if there.get(name) != here.get(name):
             fail(f"{path}: the tensor {name} is {there.get(name, 'missing')}, but "
