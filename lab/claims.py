@@ -196,8 +196,8 @@ def labels(chain):
 @claim("{:.2f}", lambda few, mixed, good: few > mixed)
 def few_good(chain):
     """Few good demonstrations beat many mixed ones (State of GPT; Zhou et al. 2023). The grade of
-    sampled answers after 800 steps of SFT. Holds if 500 of the labelers' are better than all 3,000
-    with half of the answers as bad as the forum's worst."""
+    sampled answers after SFT. Holds if 500 of the labelers' are better than all 3,000 with half of
+    the answers as bad as the forum's worst."""
     rows = read_demonstrations("data/town/sft.jsonl")
     few = stored(chain, "demos_good", rows[:500])
     many = stored(chain, "demos_mixed", mixed(rows, chain.seed))
