@@ -224,6 +224,19 @@ def test_a_blind_test_names_no_model_and_shows_each_of_them_first(folder, rivals
     assert {name for name, in best} == {"sft.pt", "other.pt"}
 
 
+def test_a_base_model_is_asked_in_its_own_words(folder, tiny_tokenizer):
+    tok = tiny_tokenizer
+    base = tiny.model(tok.vocab_size, block_size=96)
+    tiny.store(folder / "base.pt", "pretrain", base, tok)
+    person(folder, b"1\n2\n1\n", "--init=sft.pt,base.pt", *BLIND[1:])
+    for row in labeled(folder):
+        ids = [tok.eot] + tok.encode(f"Ida Holton asks:\n{row['prompt'][-1]['content']}\n"
+                                     "Answer to Ida Holton:\n")
+        said = tok.decode(tiny.greedy(base, ids, 8, [tok.eot])).split("\n")[0]
+        assert "base.pt" in row["models"][said]
+    assert len(labeled(folder)) == 3
+
+
 @pytest.mark.parametrize("files, reason", [
     ("mine.jsonl", "FILE,FILE"), ("a,b,c", "FILE,FILE"), ("missing.jsonl,sft.pt", "missing.jsonl")])
 def test_what_is_not_two_files_is_not_compared(folder, files, reason, refused):

@@ -45,6 +45,7 @@ SCRIPTS = {
     "lessons/scaling": "--data=text.jsonl --unseen=pretrain.pt",
     "lessons/few_shot": "--data=test.jsonl --examples=demos.jsonl --base=pretrain.pt --chat=sft.pt "
                         "--shots=1",
+    "tools/exam": "--data=choices.jsonl --models=pretrain.pt,sft.pt",
     "evaluate": "--data=prompts.jsonl --models=pretrain.pt,sft.pt,ppo.pt --judge= "
                 "--reward=reward.pt --comparisons=comparisons.jsonl --examples=sft.jsonl "
                 "--text=text.jsonl --max_new_tokens=6 --best_of=2 --n_prompts=8"}
@@ -63,6 +64,8 @@ def town(tmp_path_factory, tiny_tokenizer):
     write(folder / "test.jsonl", *(dict(kind=kind, prompt=prompt) for kind, prompt in asked[:40]))
     write(folder / "demos.jsonl", *(dict(kind=kind, prompt=prompt, response="Ada")
                                     for kind, prompt in asked))
+    write(folder / "choices.jsonl", *(dict(question=prompt, choices=["Ada", "a cat"], answer=i % 2)
+                                      for i, (_, prompt) in enumerate(asked[:20])))
     write(folder / "reward.jsonl", dict(step=1, tokens_per_s=1000))
     torch.save(dict(run=dict(n_prompts=9, k=2)), folder / "comparisons.state")
     return folder
@@ -159,10 +162,10 @@ def same(f):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_script_learns_or_measures_the_same(script, town, short):
-    measures = script in ("lessons/few_shot", "lessons/scaling", "evaluate")
-    parts = {"evaluate": ("models", "best_of_n", "reward_model"),
+    measures = script in ("lessons/few_shot", "lessons/scaling", "evaluate", "tools/exam")
+    parts = {"evaluate": ("models", "best_of_n", "reward_model"), "tools/exam": ("models",),
              "lessons/scaling": ("runs", "unseen")}    # rounding may lead to a law far away
-    lesson = script.replace("lessons/", "test_lesson_")
+    lesson = script.replace("lessons/", "test_lesson_").replace("/", ".")
     flags = getattr(importlib.import_module(lesson), "FLAGS", []) + SCRIPTS[script].split()
 
     def found(device):

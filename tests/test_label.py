@@ -2,11 +2,12 @@ import re
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 
 from data.formats import DataError
 from common import percent, wilson
-from tools.label import label, parse_ranking, report_agreement
+from tools.label import enough, label, parse_ranking, report_agreement, report_wins
 from tools.rankings import read_rankings
 from tiny import write
 
@@ -92,6 +93,18 @@ def test_what_is_saved_follows_what_is_typed(talk, items, typed, expected):
     assert talk(items, *typed)[0] == expected
 
 
+@pytest.mark.parametrize("typed, ranks", [("1", "12"), ("2", "21"), ("=", "11"), ("2>1", "21")])
+def test_of_two_answers_the_better_one_is_enough(talk, typed, ranks):
+    labels, screens, _ = talk([["a", "b"]], typed)
+    shown = re.findall(r"^   [12]  (\w)$", screens[0], re.M)
+    assert "the better one, 1 or 2, or =;" in screens[0]
+    assert "".join(str(1 + labels[0]["ab".index(text)]) for text in shown) == ranks
+
+
+def test_of_three_answers_the_best_one_is_not_enough(talk):
+    assert talk([["a", "b", "c"]], "1")[0] == {}
+
+
 def test_after_a_hint_only_the_question_is_repeated(talk):
     labels, screens, _ = talk(FOUR[:1], "what?", "4=3>2>1")
     assert len(labels) == 1 and screens[1].count("\n") == 1 and "each once" in screens[1]
@@ -175,3 +188,31 @@ def test_a_share_and_its_interval_in_percent():
 def test_the_ends_of_the_interval_are_two_deviations_from_the_share(share, n):
     for p in wilson(share, n):
         assert abs(share - p) == pytest.approx(1.96 * (p * (1 - p) / n) ** 0.5, abs=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------
+# two models
+
+@pytest.mark.parametrize("rate", [0.2, 0.45, 0.6, 0.75])
+def test_enough_prompts_show_a_win_rate_in_four_of_five_tests(rate):
+    n = enough(rate)
+    wins = np.random.default_rng(0).binomial(n, rate, size=20_000)
+    shown = np.mean([not low < 0.5 < high for low, high in (wilson(w / n, n) for w in wins)])
+    assert shown == pytest.approx(0.8, abs=0.04)
+
+
+def won(*outcomes):
+    """Rows in which model A is better (1), worse (-1) or equal (0)."""
+    return [dict(responses=["a", "b"][::won or 1], ranks=[0, abs(won)],
+                 models=dict(a=["A"], b=["B"])) for won in outcomes]
+
+
+def test_a_win_rate_has_its_interval_and_how_many_prompts_would_show_it():
+    first, second, last = report_wins(won(*[1] * 11, *[0] * 2, *[-1] * 7)).splitlines()
+    assert first == f"A: preferred {percent(0.6, 20)} of 20 times"    # 11 + 2 / 2
+    assert second == f"B: preferred {percent(0.4, 20)} of 20 times"
+    assert f"about {enough(0.6)} prompts" in last and "you have 20" in last
+
+
+def test_no_number_of_prompts_shows_that_two_models_are_equal():
+    assert len(report_wins(won(1, -1, 0)).splitlines()) == 2

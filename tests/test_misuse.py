@@ -29,7 +29,8 @@ RIGHT |= {
     "chat": "--init=sft.pt --prompt=Hi --max_new_tokens=4",
     "tokenizer": "--data=text.jsonl --vocab_size=270 --out=new.json",
     "data/town": "--out=newtown --n_docs=9 --n_demos=9 --n_prompts=9 --n_eval=9",
-    "tools/check": "--tokenizer=tok.json"}
+    "tools/check": "--tokenizer=tok.json",
+    "tools/exam": "--data=sft.jsonl --models=sft.pt --out=new.json --max_new_tokens=2"}
 
 # script and flags | what the line says
 CASES = """
@@ -93,6 +94,11 @@ CASES = """
     tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt can't be used (File exists)
     data/town --out=bad/empty.txt/town    | Not a directory
     tools/check text.jsonl --block_size=8 | --block_size=8 must be more than --max_new_tokens=64
+    tools/exam --data=bad/broken.jsonl    | bad/broken.jsonl, line 2: not JSON
+    tools/exam --data=prompts.jsonl       | line 1: answer is missing: add it, or give --check
+    tools/exam --data=bad/wordy.jsonl     | 60 of 60 questions have, with their answers, more than
+    tools/exam --check=bad/rewards.py:zero | ZeroDivisionError: division by zero for the prompt
+    tools/exam --models=reward.pt         | comes from stage 'reward', but sft or ppo or pretrain
     tools/prepare shakespear              | no data set shakespear: `python -m tools.prepare`
     tools/prepare shakespeare --limit=-1  | --limit=-1 must be at least 0
     tools/hf import                       | usage: python -m tools.hf import
@@ -208,6 +214,7 @@ SMALL = {
     "tools/check": "--data=sft.jsonl --tokenizer=tok.json --block_size=32 --max_new_tokens=4",
     "tools/label": "--data=prompts.jsonl --init=sft.pt --out=new.jsonl --n_prompts=2 --k=2 "
                    "--max_new_tokens=4",
+    "tools/exam": RIGHT["tools/exam"] + " --n_samples=2",
     "view/report": "--folder=logs --prompts=prompts.jsonl --contrasts= --out=new.html",
     "lessons/grpo": f"{RL} --k=2 --epochs=1", "lessons/best_of_n": f"{RL} --best_of=2 --epochs=1",
     "lessons/dpo": "--data=comparisons.jsonl --prompts=prompts.jsonl --init=sft.pt --n_eval=1 "

@@ -10,22 +10,24 @@ Every label is saved at once. You can stop at any time; the same command continu
     python -m tools.label --init=out/sft.pt,out/ppo.pt --k=1 --out=out/blind.jsonl
 
 The last command is a blind test: all the models answer each prompt, the screen does not show which
-answer is whose, and the end tells how often each model was preferred.
+answer is whose, and the end tells how often each model was preferred, and how many prompts would be
+enough to tell that from half of them. Where all say the same, nobody is asked.
 """
 
 import json
+import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, permutations
 from pathlib import Path
 from unicodedata import normalize
 
-from answer import respond
 from chat import paint, safe
 from checkpoint import load
 from common import Runtime, check_writable, fail, parse_config, percent
 from compare import different
 from data.formats import DataError, read_comparisons, read_prompts
+from evaluate import answer, model_input
 from tools.rankings import agreement, key_of, ranked, read_rankings, save, shown
 
 
@@ -73,9 +75,12 @@ def show(title, prompt, responses):
 def ask_ranks(n):
     """The ranks of n answers that the user types; [] for a skipped item; "u" for undo, "q" for
     quit, which the end of the input and Ctrl-C are, too."""
+    short = {"1": "1>2", "2": "2>1", "=": "1=2"} if n == 2 else {}
+    how = "the better one, 1 or 2, or =" if short else "best first, like 2>1=3"
     while True:
         try:
-            line = input("best first, like 2>1=3; s skip, u undo, q quit: ").strip().lower()
+            line = input(f"{how}; s skip, u undo, q quit: ").strip().lower()
+            line = short.get(line, line)
             return line if line in ("u", "q") else [] if line == "s" else parse_ranking(line, n)
         except ValueError as hint:
             print(hint)
@@ -131,8 +136,20 @@ def report_wins(rows):
             if a != b:
                 wins[a] += 0.5 + 0.5 * ((i < j) - (i > j))
                 counts[a] += 1
-    return "\n".join(f"{name}: preferred {percent(wins[name] / n, len(rows))} of {n:,} times"
-                     for name, n in counts.items())
+    lines = [f"{name}: preferred {percent(wins[name] / n, len(rows))} of {n:,} times"
+             for name, n in counts.items()]
+    shares = {abs(wins[name] / n - 0.5) for name, n in counts.items()}
+    if len(counts) == 2 and max(shares):
+        lines.append(f"to tell this from 50%, about {enough(0.5 + max(shares)):,} prompts are "
+                     f"enough in four of five such tests; you have {len(rows):,}")
+    return "\n".join(lines)
+
+
+def enough(share):
+    """So many prompts that the interval of a win rate leaves out 50% in 80% of all tests, if the
+    true rate is this one: the two deviations of a test at 5% (1.96) and of its power (0.84)."""
+    sigma = math.sqrt(share * (1 - share))
+    return math.ceil(((1.96 * 0.5 + 0.84 * sigma) / (share - 0.5)) ** 2)
 
 
 # ---- the models' answers --------------------------------------------------------------------
@@ -144,9 +161,12 @@ def answered(rows, done, models, rt, config):
         if (key := json.dumps(row["prompt"])) in done:
             continue
         done.add(key)                                 # the file may have it twice
-        said = {name: respond(*model, [row["prompt"]] * config.k, rt, config.max_new_tokens,
-                              config.temperature, seed=(config.seed, i))
-                for name, model in models.items()}
+        said = {}
+        for name, (model, tok, base) in models.items():
+            ids = model_input(model, base, tok, [row] * config.k, [], config.max_new_tokens)
+            found = answer(model, base, tok, ids, config.temperature, rt,
+                           replace(config, seed=(config.seed, i)))
+            said[name] = [*zip(found.texts, found.ended)]
         row = dict(row, responses=different(chain(*said.values())))
         if len(models) > 1:                           # whose answer is it? equal ones have several
             row["models"] = {text: [name for name, theirs in said.items()
@@ -168,7 +188,10 @@ if __name__ == "__main__":
     check_writable(out)
     done = {json.dumps(row["prompt"]) for (name, _), row in read_rankings(out).items()
             if name == out.stem}
-    models = {name: load(name, rt, "sft ppo pretrain")[:2] for name in config.init.split(",")}
+    models = {}
+    for name in config.init.split(","):
+        model, tok, history = load(name, rt, "sft ppo pretrain")
+        models[name] = model, tok, history[-1]["stage"] == "pretrain"
     label(answered(rows, done, models, rt, config), out)
     rankings = read_rankings(out).values()
     print(f"{out}: {len(rankings):,} labeled; the same command continues from here")
