@@ -90,7 +90,7 @@ def asked(model, base, tok, rows, examples, sizes):
     for i, (row, n) in enumerate(zip(rows, sizes)):
         found.append(few_shot(tok, row, examples, np.random.default_rng(i), T - n) if base else
                      tok.encode_chat(row["prompt"], reply=True)[0])
-        if found[i][0] != tok.eot or len(found[i]) + n > T:           # eot: where a prompt begins
+        if len(found[i]) + n > T or base and found[i][0] != tok.eot:   # few_shot cut its beginning
             long.append(row["prompt"][-1]["content"])
     if long:
         raise DataError(f"{len(long):,} of {len(rows):,} questions have, with their answers, more "
