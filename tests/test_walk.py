@@ -22,6 +22,7 @@ SHORT = {script.removesuffix(".py").removeprefix("-m ").replace(".", "/"): flags
     "data/town": dict(n_docs=1500, n_demos=200, n_prompts=200, n_eval=20),
     "tokenizer": dict(vocab_size=384), "chat": dict(max_new_tokens=8), "view/report": {},
     "tools/label": dict(n_prompts=2, max_new_tokens=8), "tools/check": {},
+    "tools/exam": dict(max_new_tokens=8),
     "lessons/ratings": dict(steps=1, n_screen=8),
     "lessons/data": dict(steps=1, batch_size=2, block_size=32, n_layer=1, n_embd=16, eval_rows=9),
     "lessons/few_shot": dict(n_prompts=24, max_new_tokens=8, block_size=999),
@@ -43,7 +44,7 @@ OWN = {
     "data/town/pretrain/stories.jsonl": "book.txt wiki.txt c4.jsonl data/shakespeare/all.txt "
                                         "data/tinystories/all.jsonl",
     "out/comparisons.jsonl": "out/class.jsonl preferences.json data/hh/comparisons.jsonl",
-    "out/pretrain.pt": "out/gpt2.pt", "out/ppo.pt": "NEW.pt"}
+    "out/pretrain.pt": "out/gpt2.pt out/smol.pt", "out/ppo.pt": "NEW.pt"}
 TYPED = "1>2\n1>2>3\n1>2>3>4\n" * 2                   # to rank, or to chat
 
 
@@ -90,7 +91,7 @@ def follow(folder, script, words):
 
 @pytest.mark.parametrize("page", [
     "README.md", "docs/stages.md", "docs/course.md", "docs/exercises.md", "docs/lessons.md",
-    "data/README.md", "docs/experiments.md", "docs/troubleshooting.md"])
+    "data/README.md", "docs/experiments.md", "docs/troubleshooting.md", "docs/your-data.md"])
 def test_the_commands_of_a_page_run_one_after_the_other(page, chain, tmp_path, capsys):
     folder = tmp_path / "reader"
     if page == "docs/stages.md":                      # it is the chain
