@@ -186,6 +186,12 @@ def test_a_row_that_is_no_question_is_refused_with_its_place_and_reason(row, rea
         rows_of(CHOICES, row)
 
 
+def test_a_broken_row_is_refused_with_its_place():
+    Path("exam.jsonl").write_text(json.dumps(CHOICES) + '\n{"question": "2 +')
+    with pytest.raises(DataError, match="exam.jsonl, line 2: not JSON"):
+        read_questions("exam.jsonl", False)
+
+
 def test_choices_need_no_function():
     with pytest.raises(DataError, match="have choices: leave out --check"):
         rows_of(CHOICES, checked=True)

@@ -94,10 +94,10 @@ CASES = """
     tokenizer --out=bad/empty.txt/t.json  | bad/empty.txt can't be used (File exists)
     data/town --out=bad/empty.txt/town    | Not a directory
     tools/check text.jsonl --block_size=8 | --block_size=8 must be more than --max_new_tokens=64
-    tools/exam --data=bad/broken.jsonl    | bad/broken.jsonl, line 2: not JSON
+    tools/exam --data=bad/empty.txt       | bad/empty.txt: is empty
     tools/exam --data=prompts.jsonl       | line 1: answer is missing: add it, or give --check
     tools/exam --data=bad/wordy.jsonl     | 60 of 60 questions have, with their answers, more than
-    tools/exam --check=bad/rewards.py:zero | ZeroDivisionError: division by zero for the prompt
+    tools/exam --check=bad/rewards.py:nan | gave [nan, nan], not True or False for the prompt
     tools/exam --models=reward.pt         | comes from stage 'reward', but sft or ppo or pretrain
     tools/prepare shakespear              | no data set shakespear: `python -m tools.prepare`
     tools/prepare shakespeare --limit=-1  | --limit=-1 must be at least 0
