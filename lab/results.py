@@ -57,7 +57,7 @@ def bench(lines):
 
 
 SHOW = dict(scoreboard=evaluate.show, times=times, pretraining=pretraining, seeds=print_rows,
-            rehearsal=print_rows, claims=claims, bench=bench, bench_gpu=bench, busy=bench)
+            rehearsal=print_rows, claims=claims, bench=bench, bench_gpu=bench, busy=bench, llama=bench)
 
 
 def renewed(page):
