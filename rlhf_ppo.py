@@ -49,7 +49,7 @@ class Config(Common):
     minibatch: int = 32                    # answers per update, over all processes
     micro_batch: int = 32                  # answers per forward pass; smaller needs less memory
     recompute: bool = False                # recompute activations: slower, less memory
-    lora: int = 0                          # LoRA of this rank, see model.py; 0: all weights learn
+    lora: int = 0                          # LoRA of this rank, see optim.py; 0: all weights learn
     epochs: int = 2                        # passes over each iteration's answers
     lr: float = 1.5e-4                     # the policy's peak: a short warmup, then linear to 0
     critic_lr: float = 8.0                 # the critic's, as a multiple of lr

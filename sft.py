@@ -41,7 +41,7 @@ class Config(Common):
     batch_size: int = 8                  # rows of block_size tokens per step, over all processes
     micro_batch: int = 8                 # rows per forward pass; smaller needs less memory
     recompute: bool = False              # recompute activations: slower, less memory
-    lora: int = 0                        # LoRA of this rank, see model.py; 0: all weights learn
+    lora: int = 0                        # LoRA of this rank, see optim.py; 0: all weights learn
     lr: float = 2e-3                     # the peak: a linear warmup, then linear to 0
     warmup: int = 30                     # steps
     weight_decay: float = 0.1
