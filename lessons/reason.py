@@ -26,7 +26,6 @@ import random
 import re
 from dataclasses import dataclass, replace
 from itertools import repeat
-from math import comb
 from pathlib import Path
 
 import torch
@@ -41,6 +40,7 @@ from lessons.held_out import check_room
 from optim import adamw, get_lr, set_lr
 from rlhf_ppo import policy_loss
 from sft import batch
+from tools.exam import pass_at
 
 
 # ---- config ---------------------------------------------------------------------------------
@@ -111,12 +111,6 @@ def token_weights(mask, config):
     a long answer counts less: a wrong answer is then punished less if it is long."""
     weights = mask / mask.sum(1, keepdim=True) if config.by_answer else mask.float()
     return weights / weights.sum()
-
-
-def pass_at(k, n, right):
-    """The chance that of k answers, drawn without replacement from n, one is right (Chen et al.
-    2021). right: how many of the n are."""
-    return 1 - comb(n - right, k) / comb(n, k)
 
 
 # ---- questions and demonstrations -----------------------------------------------------------

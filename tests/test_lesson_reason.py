@@ -10,8 +10,8 @@ import lessons.reason as lesson
 import tiny
 from answer import answer_text, sum_logp
 from lessons.chain_of_thought import at_once, by_steps, draw
-from lessons.reason import (Config, advantages, contains, correct, demonstration, form, pass_at,
-                            question, token_weights)
+from lessons.reason import (Config, advantages, contains, correct, demonstration, form, question,
+                            token_weights)
 from rlhf_ppo import policy_loss
 
 FLAGS = ("--demos=8 --shown=4 --demo_steps=2 --steps=4 --batch_size=16 --k=4 --minibatch=8 "
@@ -45,13 +45,6 @@ def test_every_demonstrated_answer_is_correct(write):
 
 
 # ---- the idea -------------------------------------------------------------------------------
-
-def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
-    for n, right in ((5, 0), (5, 2), (6, 6), (6, 1)):
-        for k in range(1, n + 1):
-            subsets = [*itertools.combinations([1] * right + [0] * (n - right), k)]
-            assert pass_at(k, n, right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
 
 def test_without_a_baseline_the_scores_themselves_are_reinforced():
     scores = torch.tensor([1., 0, 0, 0, 1, 1, 1, 1])
