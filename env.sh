@@ -43,9 +43,9 @@ if ! cmp -s requirements.txt "$stamp"; then
     if command -v uv >/dev/null && [ -z "$(python -m pip config list 2>/dev/null)" ]; then
         install="uv pip install --python python"
     fi
-    echo "installing requirements.txt with ${install%% install*} (once; some minutes, more on a slow" \
-        "network)"
+    tool="${install%% install*}"
+    echo "installing requirements.txt with $tool (once; some minutes, more on a slow network)"
     $install --quiet -r requirements.txt ||
-        die "${install%% install*} could not install requirements.txt; its message is above"
+        die "$tool could not install requirements.txt; its message is above"
     cp requirements.txt "$stamp"
 fi

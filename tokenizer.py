@@ -180,11 +180,12 @@ class Tokenizer:
 
     @lru_cache(1 << 16)  # words repeat
     def encode_chunk(self, chunk):
-        if chunk.encode() in self.ranks:  # to some of Llama 3's tokens no merges lead
-            return [self.ranks[chunk.encode()]]
+        token = chunk.encode()
+        if token in self.ranks:  # to some of Llama 3's tokens no merges lead
+            return [self.ranks[token]]
         if len(chunk) > 500:  # merge() reads the chunk once per merge: too slow for a long one
             return self.to_tiktoken()._encode_single_piece(chunk)
-        return merge([self.byte_ids[byte] for byte in chunk.encode()], self.merges)
+        return merge([self.byte_ids[byte] for byte in token], self.merges)
 
     def encode(self, text):
         return [id for match in self.split(clean(text)) for id in self.encode_chunk(match[0])]

@@ -275,12 +275,11 @@ def llama(config):
     with optional("llama.cpp"), tempfile.TemporaryDirectory() as folder:
         import xllamacpp as lib
         for name, flags in (("float32", []), ("float16", ["--f16"])):
-            command = [sys.executable, "-m", "tools.hf", "export", config.model,
-                       f"{folder}/{name}.gguf", *flags]
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-            params = lib.CommonParams()
-            params.model.path, params.n_ctx, params.n_parallel = command[5], 512, 1
-            params.verbosity, params.cpuparams.poll = -1, 0           # its threads do not wait busily
+            path, params = f"{folder}/{name}.gguf", lib.CommonParams()
+            subprocess.run([sys.executable, "-m", "tools.hf", "export", config.model, path, *flags],
+                           check=True, stdout=subprocess.DEVNULL)
+            params.model.path, params.n_ctx, params.n_parallel = path, 512, 1
+            params.verbosity, params.cpuparams.poll = -1, 0           # its threads wait asleep
             params.cpuparams.n_threads = torch.get_num_threads()
             entrants[f"llama.cpp, {name}"] = partial(theirs, lib.Server(params))
     race("one answer from SmolLM2, tokens a second", entrants, config.runs, n, "/s")

@@ -57,7 +57,8 @@ def bench(lines):
 
 
 SHOW = dict(scoreboard=evaluate.show, times=times, pretraining=pretraining, seeds=print_rows,
-            rehearsal=print_rows, claims=claims, bench=bench, bench_gpu=bench, busy=bench, llama=bench)
+            rehearsal=print_rows, claims=claims, bench=bench, bench_gpu=bench, busy=bench,
+            llama=bench)
 
 
 def renewed(page):
