@@ -66,7 +66,7 @@ def encode_answer(tok, prompt, response, T):
     """The ids of prompt, response and <|end|>, at most T. A response that is too long loses its
     end, but keeps at least half of T; a prompt that is longer than the rest loses its beginning."""
     ids = tok.encode_chat(prompt, reply=True)[0]
-    answer = tok.encode(response)[:max(T - len(ids), T - T // 2) - 1] + [tok.end]
+    answer = tok.encode_content(response)[:max(T - len(ids), T - T // 2) - 1] + [tok.end]
     return ids[-(T - len(answer)):] + answer
 
 

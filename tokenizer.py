@@ -221,6 +221,10 @@ class Tokenizer:
         return [id for part in regex.split(f"({names})", text) for id in
                 ([self.specials[part]] if part in self.specials else self.encode(part))]
 
+    def encode_content(self, text):
+        """A message's own ids. In some imported formats the spaces around it do not count."""
+        return self.encode(text.strip() if self.chat["strip"] else text)
+
     def encode_chat(self, messages, reply=False):
         """[{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}] ->
         ids:  <|endoftext|> <|user|> Hi <|end|> <|assistant|> Yes <|end|>
@@ -238,7 +242,7 @@ class Tokenizer:
                 raise ValueError(f"this chat format has no place for a {role!r} message here: "
                                  f"leave it out, or import the model with --chat=ours")
             before, after = self.turns[turn]
-            said = self.encode(content.strip() if self.chat["strip"] else content)
+            said = self.encode_content(content)
             learned = int(role == "assistant" and content.strip() != "")
             ids += [*before, *said, *after]
             mask += [0] * len(before) + [learned] * len(said)

@@ -160,7 +160,6 @@ def test_what_is_learned_is_the_answer_and_the_token_that_ends_it(name, text):
 def test_an_answer_that_is_written_follows_the_prompt_as_it_does_in_the_dialogue(case):
     name, tok = case
     for answer in ("Yes", "yes\n\nno", "a", *texts(50, seed=5)):
-        answer = answer.strip() if tok.chat["strip"] else answer
         prompt = [dict(role="user", content="Who?")]
         whole = tok.encode_chat([*prompt, dict(role="assistant", content=answer)])[0]
         ids = encode_answer(tok, prompt, answer, 1000)
