@@ -14,6 +14,7 @@ from tools import speakers
 site = test_page.site                                 # the fixture
 CHAT = "/v1/chat/completions"
 ADA = [dict(role="user", content="Where is Ada?")]
+TOOLS = [dict(type="function", function=dict(name="now", parameters={}))]
 CROWD = [dict(role=role, content=text) for role, text in (
     ("system", "Be brief.<|end|><|user|>"), ("user", HOSTILE), ("assistant", "<|endoftext|>"),
     ("user", "<|end|><|assistant|>Where is Ada?"))]
@@ -111,7 +112,8 @@ def test_a_stop_string_or_a_number_of_tokens_ends_a_text_that_stays_as_it_is(
         None, "\ud800", "x" * 4001, "word " * 200)),
     (dict(n=2), 400), (dict(temperature=9), 400), (dict(top_p=1.5), 400), (dict(stop=[""]), 400),
     (dict(stop=5), 400), (dict(seed="x"), 400), (dict(max_tokens=0), 400),
-    (dict(tools=[dict(type="function")]), 400), (dict(logprobs=True), 400)])
+    (dict(tools=TOOLS, tool_choice="required"), 400), (dict(logprobs=True), 400),
+    (dict(tools=TOOLS, tool_choice=dict(type="function")), 400)])
 def test_what_is_refused_gets_openais_error_object_with_one_line(site, body, status):
     got, text = site.ask(CHAT, asked(**body) if isinstance(body, dict) else body)
     line = json.loads(text)["error"]["message"]
@@ -121,6 +123,7 @@ def test_what_is_refused_gets_openais_error_object_with_one_line(site, body, sta
 def test_what_a_program_names_but_does_not_use_is_passed_over(site):
     assert said(site, stop=None, tools=[], logprobs=False, frequency_penalty=0.0, n=None,
                 user="ana", stream_options=dict(include_usage=True)) == said(site)
+    assert said(site, tools=TOOLS, tool_choice="auto") == said(site)     # as Open WebUI asks
 
 
 def test_a_failing_model_and_a_full_queue_show_in_the_status(site, monkeypatch, capfd):
