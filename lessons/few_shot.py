@@ -131,7 +131,7 @@ if __name__ == "__main__":
         for n in shots:
             ids = [read(form, n, r["kind"], r["prompt"][0]["content"], i)
                    for i, r in enumerate(rows)]
-            replies = complete(base, tok, ids, rt, config.max_new_tokens, 0, tok.eot)
+            replies = complete(base, tok, ids, rt, config.max_new_tokens, 0, tok.eot, batch_size=64)
             lines = [tok.decode([t for t in first_line(tok, reply) if t != tok.eot]).strip()
                      for reply in replies]
             loss = nats(base, [read(form, n, r["kind"], r["messages"][0]["content"], i)
