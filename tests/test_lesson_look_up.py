@@ -6,8 +6,10 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 
 import lessons.look_up
+import tiny
 from data.town import SAYS, VALUES, Dice, World, ask, find, judge, sentences, understand
 from lessons.look_up import (Library, bm25, demonstrations, examine, held_out, newcomers, words,
                              write)
@@ -165,3 +167,16 @@ def test_who_only_reads_is_right_with_a_right_article_and_fooled_by_a_wrong_one(
         right, article, memory, unsure = table[f"{who}, a wrong article"]
         assert right == memory < 0.3 and article > 0.4 and unsure == 0
     assert set(first) == set(table)
+
+
+@pytest.mark.parametrize("only, learned", [
+    ("attn", {"attn"}), ("mlp", {"mlp"}), ("", {"attn", "mlp", "others"})])
+def test_only_the_chosen_weights_learn(tmp_path, tiny_tokenizer, only, learned):
+    folder = tiny.build(tmp_path, tiny_tokenizer)
+    tiny.save(folder / "sft.pt", "sft", tiny_tokenizer, block_size=512)
+    assert tiny.run(folder, "lessons/look_up", *FLAGS, f"--only={only}", "--out=new.pt")[0] == 0
+    before, after = (torch.load(folder / name, weights_only=True)["model"]
+                     for name in ("sft.pt", "new.pt"))
+    changed = [name for name, w in before.items() if not torch.equal(w, after[name])]
+    assert learned == {next((part for part in ("attn", "mlp") if part in name), "others")
+                       for name in changed}

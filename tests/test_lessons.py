@@ -80,6 +80,7 @@ def test_a_reward_of_ones_own_rises_on_held_out_prompts(folder, command):
 REFUSED = {
     f"best_of_n {OWN}": "--best_of=1 --minibatch=3 --temperature=0 --reward=sft.pt",
     "dpo": "--beta=0 --temperature=0 --batch_size=400",
+    "look_up": "--only=embedding",
     f"grpo {OWN}": "--k=1 --k=5 --minibatch=5 --temperature=0 --max_new_tokens=30 --reward=sft.pt",
     "reason --init=sft.pt": "--k=1 --k=5 --minibatch=5 --temperature=0 --max_new_tokens=30",
     "lora --data=sft.jsonl --text=text.jsonl --init=pretrain.pt": "--methods=lora "
