@@ -15,6 +15,7 @@ from checkpoint import load
 from data.formats import DataError
 from model import GPT
 from tiny import ENV, greedy, logp_by_hand, write
+from tokenizer import Tokenizer
 from tools import exam
 from tools.exam import choose, judge, pass_at, plain, read_questions
 
@@ -60,6 +61,18 @@ def test_the_choice_is_the_one_with_the_highest_log_probability_by_hand(tiny_tok
             taken[name].append(row["choices"].index(max(logp, key=lambda c: logp[c] / size(c))))
     assert choose(model, base, tok, rows_of(*rows), [], ENV) == taken
     assert taken["per byte"] != taken["sum"] != taken["per token"]
+
+
+def test_the_spaces_around_a_choice_do_not_count_where_the_chat_format_strips_them(models):
+    model, tok, _ = load("sft.pt", ENV)
+    strips = Tokenizer(tok.pattern, tok.byte_ids, tok.merges, tok.specials,
+                       tok.chat | dict(strip=True))
+    rows = random_questions(20)
+    spaced = [row | dict(choices=[f"  {choice}\n" * (i % 2) or choice
+                                  for i, choice in enumerate(row["choices"])]) for row in rows]
+    rows, spaced = rows_of(*rows), rows_of(*spaced)
+    first, same = (choose(model, False, strips, of, [], ENV) for of in (rows, spaced))
+    assert first == same != choose(model, False, tok, spaced, [], ENV)
 
 
 def test_a_right_choice_may_be_its_text_or_its_number():

@@ -122,7 +122,7 @@ def look_at_dialogues(kind, rows, tok, T, max_new_tokens):
     answers = [[row["messages"][-1]["content"]] if demos else row.get("responses", [])
                for row in rows]
     asked = [tok.encode_chat(prompt, reply=True)[0] for prompt in prompts]
-    said = [[tok.encode(answer) + [tok.end] for answer in group] for group in answers]
+    said = [[tok.encode_content(a) + [tok.end] for a in group] for group in answers]
     both = {json.dumps(pair) for pair in zip(prompts, answers)}
     keys, most = {*map(json.dumps, prompts)}, T + demos
     fact("rows", f"{len(rows):,}; {len(rows) - len(both):,} are duplicates; {len(keys):,} "

@@ -103,11 +103,11 @@ def asked(model, base, tok, rows, examples, sizes):
 
 def choose(model, base, tok, rows, examples, rt):
     """{what log p is divided by: the place of the choice that the model takes, for each row}"""
-    ids = [[tok.encode(choice) for choice in row["choices"]] for row in rows]
+    ids = [[tok.encode_content(choice) for choice in row["choices"]] for row in rows]
     prompts = asked(model, base, tok, rows, examples, [max(map(len, group)) for group in ids])
     logp, n_tokens = response_logp(model, tok, [prompt for prompt, group in zip(prompts, ids)
                                                 for _ in group], [*chain(*ids)], rt)
-    n_bytes = np.array([len(choice.encode()) for row in rows for choice in row["choices"]])
+    n_bytes = np.array([len(tok.decode_bytes(choice)) for choice in chain(*ids)])
     ends = np.cumsum([len(group) for group in ids])[:-1]
     return {name: [int(part.argmax()) for part in np.split(logp / size, ends)]
             for name, size in (("per byte", n_bytes), ("per token", n_tokens), ("sum", 1))}
