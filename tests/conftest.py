@@ -72,6 +72,15 @@ def folder(tmp_path_factory, tiny_tokenizer):
     return build(tmp_path_factory.mktemp("tiny"), tiny_tokenizer)
 
 
+@pytest.fixture
+def hamlet(monkeypatch):
+    """A town of few people, for lessons/data, which asks a model about all of them."""
+    import lessons.held_out                           # first: it compares with the real town
+    from data import town
+    few = dict(list(town.the_facts().items())[:6])
+    monkeypatch.setattr(town, "the_facts", lambda: few)
+
+
 @pytest.fixture(scope="session")
 def chain(tmp_path_factory):
     """A folder in which the whole chain has run, at a tiny size. The first of xdist's workers that

@@ -161,7 +161,7 @@ def same(f):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_learns_or_measures_the_same(script, town, short):
+def test_a_script_learns_or_measures_the_same(script, town, short, hamlet):
     measures = script in ("lessons/few_shot", "lessons/scaling", "evaluate", "tools/exam")
     parts = {"evaluate": ("models", "best_of_n", "reward_model"), "tools/exam": ("models",),
              "lessons/scaling": ("runs", "unseen")}    # rounding may lead to a law far away

@@ -264,7 +264,7 @@ def may_be_empty(script, flag):
 
 @pytest.mark.parametrize("script", SMALL)
 def test_whatever_a_flag_gets_the_run_succeeds_or_ends_in_one_line_that_names_it(
-        script, call, folder, refused, monkeypatch):
+        script, call, folder, refused, hamlet):
     Config = importlib.import_module(script.replace("/", ".")).Config
     right = SMALL[script].split()
     read = re.findall(r"[\w/]+\.[a-z]+", " ".join([*right, *map(str, vars(Config()).values())]))

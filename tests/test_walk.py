@@ -20,7 +20,7 @@ from tiny import ROOT
 SHORT = {script.removesuffix(".py").removeprefix("-m ").replace(".", "/"): flags
          for script, flags in tiny.SHORT.items()} | {
     "data/town": dict(n_docs=1500, n_demos=200, n_prompts=200, n_eval=20),
-    "tokenizer": dict(vocab_size=384), "chat": dict(max_new_tokens=8), "view/report": {},
+    "tokenizer": dict(vocab_size=384), "chat": dict(max_new_tokens=8), "view/report": dict(prompts="one.jsonl"),
     "tools/label": dict(n_prompts=2, max_new_tokens=8), "tools/check": {},
     "tools/exam": dict(max_new_tokens=8),
     "lessons/ratings": dict(steps=1, n_screen=8),
@@ -92,12 +92,13 @@ def follow(folder, script, words):
 @pytest.mark.parametrize("page", [
     "README.md", "docs/stages.md", "docs/course.md", "docs/exercises.md", "docs/lessons.md",
     "data/README.md", "docs/experiments.md", "docs/troubleshooting.md", "docs/your-data.md"])
-def test_the_commands_of_a_page_run_one_after_the_other(page, chain, tmp_path, capsys):
+def test_the_commands_of_a_page_run_one_after_the_other(page, chain, hamlet, tmp_path, capsys):
     folder = tmp_path / "reader"
     if page == "docs/stages.md":                      # it is the chain
         folder.mkdir()
     else:
         prepare(folder, chain)
+    tiny.write(folder / "one.jsonl", dict(prompt="Who are you?"))     # for the report's views
     for file in ("data/town.py", "lessons/reason.py"):                # FILE.py:function
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).symlink_to(ROOT / file)
