@@ -84,6 +84,11 @@ class Chain:
         return board, [*board["models"].values()]
 
 
+def named(name, flags):
+    """The file of a run has its flags, not a number: a table of runs may change."""
+    return "-".join([name, *(f"{k}={v}".rpartition(":")[2] for k, v in flags.items())]) + ".pt"
+
+
 def right(model, *kinds, key="right"):
     """The share of the answers, greedy or sampled, that are right, to prompts of these kinds, or of
     all."""

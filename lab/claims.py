@@ -51,16 +51,11 @@ def claim(form, rule):
     return add
 
 
-def rising(*figures):
-    return all(a < b for a, b in pairwise(figures))
-
-
 # ---- what the claims share ------------------------------------------------------------------
 
 def fine_tune(chain, name, **flags):
-    """SFT from the pretrained model: the checkpoint, and what the scoreboard says of it."""
-    out = chain.run("sft.py", f"{name}.pt", **flags)
-    return out, *answers(chain, name, out)
+    """SFT from the pretrained model: what the scoreboard says of experiments/<name>.pt."""
+    return answers(chain, name, chain.run("sft.py", f"{name}.pt", **flags))[0]
 
 
 def answers(chain, name, *models):
@@ -146,12 +141,8 @@ def completes(chain):
             "SFT, facts": found["SFT, no examples"][0]}
 
 
-def helps(bare_0, bare_4, bare_8, new_0, new_4, new_8):
-    return all(few >= 0.7 > none and many > few - 0.05 for none, few, many in
-               ((bare_0, bare_4, bare_8), (new_0, new_4, new_8)))
-
-
-@claim("{:.1%}", helps)
+@claim("{:.1%}", lambda *found: all(
+    few >= 0.7 > none and many > few - 0.05 for none, few, many in (found[:3], found[3:])))
 def few_shot(chain):
     """Examples in the prompt make a base model do a task (State of GPT; Brown et al. 2020). Greedy
     answers that are right, facts or sums, whichever are fewer; bare, and with the marks "Item:" and
@@ -167,13 +158,8 @@ def unlocks(chain):
     """Fine-tuning unlocks what pretraining has learned (State of GPT; Zhou et al. 2023). Facts
     about people of whom no demonstration speaks, greedy answers that are right. Holds if SFT is
     above 90%, and SFT from random weights below 10%."""
-    _, sft, _ = chain.models
-    _, scratch = fine_tune(chain, "scratch", init="")
-    return {"pretraining, then SFT": right(sft, "fact"),
-            "SFT from random weights": right(scratch, "fact")}
-
-
-DEMOS = 30, 100, 300, 1000
+    return {"pretraining, then SFT": right(chain.models[1], "fact"),
+            "SFT from random weights": right(fine_tune(chain, "scratch", init=""), "fact")}
 
 
 @claim("{:.1%}", lambda *found: found[2] >= 0.9 * found[4] and found[2] > found[-1])
@@ -183,14 +169,13 @@ def labels(chain):
     Holds if 300 give nine tenths of what all 3,000 give, and more than 3,000 without
     pretraining."""
     rows, kinds = read_demonstrations("data/town/sft.jsonl"), ("fact", "sum")
-    data = {n: stored(chain, f"demos_{n}", rows[:n]) for n in DEMOS}
-    found = {f"{n:,} demonstrations": right(fine_tune(chain, f"sft_{n}", data=path)[1], *kinds)
-             for n, path in data.items()}
-    return found | {
-        "3,000 demonstrations": right(chain.models[1], *kinds),
-        "300, random weights": right(
-            fine_tune(chain, "scratch_300", init="", data=data[300])[1], *kinds),
-        "3,000, random weights": right(fine_tune(chain, "scratch", init="")[1], *kinds)}
+    data = {n: stored(chain, f"demos_{n}", rows[:n]) for n in (30, 100, 300, 1000)}
+    models = {f"{n:,} demonstrations": fine_tune(chain, f"sft_{n}", data=path)
+              for n, path in data.items()} | {
+        "3,000 demonstrations": chain.models[1],
+        "300, random weights": fine_tune(chain, "scratch_300", init="", data=data[300]),
+        "3,000, random weights": fine_tune(chain, "scratch", init="")}
+    return {label: right(model, *kinds) for label, model in models.items()}
 
 
 @claim("{:.2f}", lambda few, mixed, good: few > mixed)
@@ -201,8 +186,8 @@ def few_good(chain):
     rows = read_demonstrations("data/town/sft.jsonl")
     few = stored(chain, "demos_good", rows[:500])
     many = stored(chain, "demos_mixed", mixed(rows, chain.seed))
-    return grades({"500 good": fine_tune(chain, "sft_good", data=few)[1],
-                   "3,000 mixed": fine_tune(chain, "sft_mixed", data=many)[1],
+    return grades({"500 good": fine_tune(chain, "sft_good", data=few),
+                   "3,000 mixed": fine_tune(chain, "sft_mixed", data=many),
                    "3,000 good": chain.models[1]})
 
 
@@ -220,7 +205,7 @@ def rating(chain):
             "ratings, one labeler an answer": accuracy(chain, "reward_many", data=many)}
 
 
-@claim("{:.3f}", rising)
+@claim("{:.3f}", lambda two, four, nine: two < four < nine)
 def ranks(chain):
     """K answers ranked at once give K (K - 1) / 2 pairs (InstructGPT, 3.5: K = 4 to 9). The reward
     model's accuracy after 1,500 labeled prompts. Holds if each larger K gives more."""
@@ -267,11 +252,12 @@ def stages(chain):
     to base models). The grade of sampled answers; the pretrained model has 4 examples before the
     question. Holds if all three beat every other combination."""
     # a learning rate of 0 leaves random weights
-    random, nothing = fine_tune(chain, "random", init="", ptx=0, lr=0, steps=1)
-    raw, only_sft = fine_tune(chain, "scratch", init="")
-    policies = dict(random=random, scratch=raw, base="pretrain.pt")
+    nothing = fine_tune(chain, "random", init="", ptx=0, lr=0, steps=1)
+    only_sft = fine_tune(chain, "scratch", init="")
     only_ppo, no_pretraining, no_sft = answers(chain, "stages", *(
-        chain.run("rlhf_ppo.py", f"ppo_{name}.pt", init=init) for name, init in policies.items()))
+        chain.run("rlhf_ppo.py", f"ppo_{name}.pt", init=init) for name, init in (
+            ("random", "experiments/random.pt"), ("scratch", "experiments/scratch.pt"),
+            ("base", "pretrain.pt"))))
     base, sft, all_three = chain.models
     return grades({
         "none": nothing, "PPO": only_ppo, "SFT": only_sft, "SFT, PPO": no_pretraining,
@@ -279,18 +265,15 @@ def stages(chain):
         "all three": all_three})
 
 
-def exploited(best, end, score, last_score, with_penalty, *ours):
-    return end <= best - 0.5 and last_score > score and with_penalty > best - 0.5
-
-
-@claim("{:.2f}", exploited)
+@claim("{:.2f}", lambda best, end, score, last_score, with_penalty, *ours: (
+    end <= best - 0.5 and last_score > score and with_penalty > best - 0.5))
 def constraint(chain):
     """Without the KL penalty the policy exploits the reward model (InstructGPT, 3.5; Gao et al.
     2022). 24 iterations with a textbook reward model, held-out prompts. Holds if without the
     penalty the grade ends .5 or more below its best and the score higher than there, and with it
     (β = .1) the grade does not fall so far."""
-    rows, runs = experiments.overoptimise(chain), {}
-    for label, (_, score, grade) in rows.items():
+    runs = {}
+    for label, (_, score, grade) in experiments.overoptimise(chain).items():
         runs.setdefault(label.rpartition(",")[0], []).append((grade, score))
     free = runs["textbook, β = 0"]
     (grade, score), (last_grade, last_score) = max(free), free[-1]
@@ -374,20 +357,16 @@ def far(chain):
 
 # ---- the table ------------------------------------------------------------------------------
 
-def verdict(held):
-    """held: for each seed, whether the claim holds."""
-    return ("HOLDS" if all(held) else "DOES NOT HOLD" if not any(held) else
-            f"MIXED: in {sum(held)} of {len(held)} seeds")
-
-
 def show(name, found):
     """Print a row. found: for each seed, {label: figure}."""
     claim, form, rule = CLAIMS[name]
+    left = [*wrap(" ".join(claim.__doc__.split()), 60), f"$ python -m lab.claims --what={name}"]
     cells = [f"{label:32}{spread([figures[label] for figures in found], form)}"
              for label in found[0]]
-    left = [*wrap(" ".join(claim.__doc__.split()), 60), f"$ python -m lab.claims --what={name}"]
-    held = verdict([bool(rule(*figures.values())) for figures in found])
-    for a, b in zip_longest(left, [*cells, held], fillvalue=""):
+    held = [bool(rule(*figures.values())) for figures in found]
+    verdict = ("HOLDS" if all(held) else "DOES NOT HOLD" if not any(held) else
+               f"MIXED: in {sum(held)} of {len(held)} seeds")
+    for a, b in zip_longest(left, [*cells, verdict], fillvalue=""):
         print(f"{a:62}{b}".rstrip())
     print(flush=True)
 

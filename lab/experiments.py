@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from checkpoint import load_checkpoint
 from common import parse_config
 from lab import chains
-from lab.chains import chosen, evaluations, finished, for_each, show
+from lab.chains import chosen, evaluations, finished, for_each, named, show
 
 
 @dataclass
@@ -113,12 +113,11 @@ DETAILS = {
     "change in grade": "{:+.2f}", "grade": "{:.2f}", "score": "{:.2f}", "KL": "{:.1f}",
     "ended": "{:.0%}"})
 def details(chain):
-    """A short run of PPO with one detail switched off at a time. The name of a run has its flags,
-    not a number: DETAILS may change."""
+    """A short run of PPO with one detail switched off at a time."""
     last = {}
     for label, flags in DETAILS.items():
-        name = "-".join(["detail-steps=8", *(f"{k}={v}" for k, v in flags.items())])
-        out = chain.run("rlhf_ppo.py", f"{name}.pt", steps=8, eval_every=1000, n_eval=400, **flags)
+        out = chain.run("rlhf_ppo.py", named("detail-steps=8", flags), steps=8, eval_every=1000,
+                        n_eval=400, **flags)
         last[label] = evaluations(out)[-1]
     return {label: (row["grade"] - last["as shipped"]["grade"],
                     *(row[key] for key in ("grade", "score", "kl", "ended")))
@@ -182,9 +181,8 @@ REASONED = {
     "pass@32": "{:.1%}"})
 def reason(chain):
     """What the start, each part of GRPO, and the reward are worth; 60 iterations of 256 answers."""
-    runs = {label: chain.run("-m lessons.reason", "-".join(
-        ["reason", *(f"{k}={v}".rpartition(":")[2] for k, v in flags.items())]) + ".pt", **flags)
-        for label, flags in REASONED.items()}
+    runs = {label: chain.run("-m lessons.reason", named("reason", flags), **flags)
+            for label, flags in REASONED.items()}
     ppo = chain.run("rlhf_ppo.py", "reason-ppo.pt", init="experiments/reason_start.pt",
                     data="experiments/reason_prompts.jsonl", reward=SUMS, watch=SUMS, steps=60,
                     batch_size=256, minibatch=64, temperature=1, kl_coef=0, ptx_coef=0,

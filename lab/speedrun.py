@@ -2,7 +2,7 @@
 
     python -m lab.speedrun --what="fewer steps"    # what you have changed, in a few words
 
-Runs the chain from nothing, as a new user does, with seeds 0, 1, 2 in out/speedrun0 … out/speedrun2.
+Runs the chain from nothing, as a new user does, with seeds 0, 1, 2 in out/speedrun0, …1, …2.
 Prints whether the results keep the rule of docs/speedrun.md, and a row for the table there.
 """
 
