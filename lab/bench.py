@@ -232,17 +232,16 @@ def train(config):
 
 # ---- sampling -------------------------------------------------------------------------------
 
+def ours(rt, model, idx, n):
+    with rt.autocast():                               # as compare.py and rlhf_ppo.py do
+        generate(model, idx, n)
+
+
 def sample(config):
     """One batch of 128 sequences: 48 tokens after a prompt of 16."""
-    model = GPT(GPTConfig()).eval()                   # the laptop's
-    idx, entrants = torch.randint(1024, (128, 16)), {}
-
-    def ours(rt):
-        with rt.autocast():                           # as compare.py and rlhf_ppo.py do
-            generate(model, idx, 48)
-
-    for dtype, rt in in_each_dtype(config, "cpu").items():
-        entrants[f"model.py, {dtype}"] = partial(ours, rt)
+    model, idx = GPT(GPTConfig()).eval(), torch.randint(1024, (128, 16))       # the laptop's
+    entrants = {f"model.py, {dtype}": partial(ours, rt, model, idx, 48)
+                for dtype, rt in in_each_dtype(config, "cpu").items()}
     with optional("transformers, GPT-2"):
         import transformers
         gpt2 = transformers.GPT2LMHeadModel(transformers.GPT2Config(
@@ -257,21 +256,17 @@ def sample(config):
 def llama(config):
     """One answer of 64 tokens to a short prompt, as in a chat, from SmolLM2-135M: llama.cpp reads
     what tools/hf.py exports. Every token reads all weights once."""
-    n, tok, entrants = 64, load_checkpoint(config.model)["tokenizer"], {}
+    n, tok = 64, load_checkpoint(config.model)["tokenizer"]
     idx = torch.tensor([tok.encode("The town of")])
-
-    def ours(rt, model):
-        with rt.autocast():
-            generate(model, idx, n)
+    entrants = {f"answer.py, {dtype}": partial(
+        ours, rt, load(config.model, rt, frozen=True)[0], idx, n)
+        for dtype, rt in in_each_dtype(config, "cpu").items()}
 
     def theirs(server):
         clock = server.handle_completions(dict(
             prompt="The town of", n_predict=n, ignore_eos=True, cache_prompt=False))["timings"]
         return (clock["prompt_ms"] + clock["predicted_ms"]) / 1000
 
-    for dtype, rt in in_each_dtype(config, "cpu").items():
-        model, *_ = load(config.model, rt, frozen=True)
-        entrants[f"answer.py, {dtype}"] = partial(ours, rt, model)
     with optional("llama.cpp"), tempfile.TemporaryDirectory() as folder:
         import xllamacpp as lib
         for name, flags in (("float32", []), ("float16", ["--f16"])):
