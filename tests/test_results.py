@@ -1,8 +1,6 @@
 """docs/results.md is what `python -m lab.results` writes, and the other pages quote it."""
 
-import json
 import re
-import shutil
 
 import pytest
 
@@ -65,41 +63,33 @@ def test_a_number_that_nobody_measured_is_found():
 
 
 def test_the_verdicts_are_those_of_the_table_of_claims():
-    rows = re.search(r"^claim .*?^```", (ROOT / "docs/claims.md").read_text("utf-8"), re.M | re.S)
-    table = {re.search(r"--what=(\w+)", row)[1]:
-             re.search("^.{62}(HOLDS|DOES NOT HOLD|MIXED.*)$", row, re.M)[1]
-             for row in rows[0].split("\n\n")[1:]}
-    said = json.loads((ROOT / "docs/results/claims.json").read_text("utf-8"))
-    assert table == {name: verdict for name, (_, verdict) in said.items()}
+    text = (ROOT / "docs/claims.md").read_text("utf-8")
+    table = re.search(r"^claim .*?^```", text, re.M | re.S)[0]
+    verdicts = re.findall("^.{62}(HOLDS|DOES NOT HOLD|MIXED.*)$", table, re.M)
+    said = read_json(ROOT / "docs/results/claims.json")
+    assert [*zip(re.findall(r"--what=(\w+)", table), verdicts, strict=True)] == [
+        (name, verdict) for name, (_, verdict) in said.items()]
 
 
-def test_a_new_measurement_changes_its_block_alone(tmp_path):
-    shutil.copytree(ROOT / "docs/results", tmp_path / "results")
-    (tmp_path / "results.md").write_text("Before.\n\n<!-- times -->\n```\nold\n```\n\nAfter.\n",
-                                         encoding="utf-8")
-    (tmp_path / "results/times.json").write_text('{"bash run.sh": "1:23"}', encoding="utf-8")
-    status, _ = tiny.run(tmp_path, "lab/results", "--page=results.md")
-    assert status == 0
-    assert (tmp_path / "results.md").read_text("utf-8") == (
+def test_a_new_measurement_changes_its_block_alone():
+    tiny.write("results/times.json", {"bash run.sh": "1:23"})
+    page = tiny.write("results.md", "Before.\n\n<!-- times -->\n```\nold\n```\n\nAfter.\n")
+    tiny.printed(".", "lab/results", "--page=results.md")
+    assert page.read_text("utf-8") == (
         f"Before.\n\n<!-- times -->\n```\nbash run.sh{'1:23':>25}\n```\n\nAfter.\n")
 
 
-def test_new_chains_are_measured_first(tmp_path):
-    board = json.loads((ROOT / "docs/results/scoreboard.json").read_text("utf-8"))
+def test_new_chains_are_measured_first():
+    board = read_json(ROOT / "docs/results/scoreboard.json")
     for seed, grade in enumerate((6.5, 7.0, 6.0)):
-        folder = tmp_path / f"seed{seed}"
         board["models"]["ppo"]["grade"][0] = grade
-        (folder / "experiments").mkdir(parents=True)
-        for name in ("scoreboard", "experiments/rehearsal"):
-            (folder / f"{name}.json").write_text(json.dumps(board))
+        for file in ("scoreboard.json", "experiments/rehearsal.json"):
+            tiny.write(f"seed{seed}/{file}", board)
         for i in range(5):
-            (folder / f"experiments/rehearsal_{i}.pt").touch()
-        tiny.write(folder / "pretrain.jsonl", dict(step=9, val_loss=1.1, entropy=1.0))
-    (tmp_path / "results").mkdir()
-    (tmp_path / "results.md").write_text("<!-- seeds -->\n```\n```\n")
-    status, _ = tiny.run(tmp_path, "lab/results", "--page=results.md", "--chains=seed", "--seeds=3")
-    assert status == 0
-    assert re.findall("^grade after PPO  .*", (tmp_path / "results.md").read_text(), re.M) == [
-        f"grade after PPO{'6.50 [6.00, 7.00]':>54}"]
-    assert json.loads((tmp_path / "results/rehearsal.json").read_text())["no text"][2] == [
+            tiny.write(f"seed{seed}/experiments/rehearsal_{i}.pt")
+        tiny.write(f"seed{seed}/pretrain.jsonl", dict(step=9, val_loss=1.1, entropy=1.0))
+    page = tiny.write("results.md", "<!-- seeds -->\n```\n```\n")
+    tiny.printed(".", "lab/results", "--page=results.md", "--chains=seed", "--seeds=3")
+    assert f"\ngrade after PPO{'6.50 [6.00, 7.00]':>54}\n" in page.read_text("utf-8")
+    assert read_json("results/rehearsal.json")["no text"][2] == [
         "{:.2f}", 6.5, 7.0, 6.0]                      # the third model of each seed
