@@ -119,12 +119,8 @@ PAIRS = [
     ("5.9 of 7", "满分 7 分，得 6.9 分", "figures: only in English 5.9; only in Chinese 6.9"),
     ("`chat.py`", "`page.py`", "in `backticks`: only in English chat.py; only in Chinese page.py"),
     ("[a](ppo.svg)", "[图](a.zh.svg)", "links: only in English ppo.svg; only in Chinese a.svg"),
-    ("```bash\nls  # 3,000\n```\n", "```bash\nls  # 300 个\n```\n",
-     "figures: only in English 3,000; only in Chinese 300"),
     ("```bash\nls -l\n```\n", "```bash\nls\n```\n",
      "command 1: 'ls -l' in English, 'ls' in Chinese"),
-    ("```\nsft.py  learn\n```\n", "```\nppo.py  学\n```\n",
-     "line of output or formulas 1: 'sft.py  learn' in English, 'ppo.py  学' in Chinese"),
     ("```\nloss\n```\n", "```\nlosses\n```\n",
      "line of output or formulas 1: 'loss' in English, 'losses' in Chinese"),
     ("```\nlearn\n```\n", "```\n学\n多余\n```\n",
@@ -135,7 +131,6 @@ PAIRS = [
     ("| loss | 4.1 |\n| x | 8.2 |\n", "| 损失 | 8.2 |\n| x | 4.1 |\n",
      "table row 1: (2, '4.1') in English, (2, '8.2') in Chinese; "
      "table row 2: (2, '8.2') in English, (2, '4.1') in Chinese"),
-    ("| a | b |\n", "", "table row 1: (2,) in English, '' in Chinese"),
     ("## Results", "### 结果", "heading's level 1: 2 in English, 3 in Chinese")]
 
 
