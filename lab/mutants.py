@@ -77,7 +77,7 @@ model.py: tests/test_model.py
     a token sees the next one: .triu(«1 → 2»)
     padding moves the positions: (mask.«cumsum(-1) → size(1) + 0 * mask»
     targets of -1 count: ignore_index=«-1 → -100», reduction=reduction
-optim.py: tests/test_pretrain.py tests/test_model.py -k 'pretrain or first_model'
+optim.py: tests/test_pretrain.py tests/test_model.py -k 'pretrain or matrix'
     Muon forgets the gradients before: step = p.grad«.lerp(m, momentum) → »
     LoRA trains the first model's weights, too: deepcopy(model, «{id(p): p for p in shared} → {}»)
 answer.py: tests/test_model.py tests/test_ppo.py tests/test_evaluate.py tests/test_compare.py
