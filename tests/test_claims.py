@@ -120,7 +120,7 @@ def test_the_tax_is_the_rise_of_the_loss_on_text_after_sft(monkeypatch):
     ("agree", (0.7, 0.7, 0.8), True), ("agree", (0.7, 0.69, 0.8), False),
     ("constraint", (6.0, 5.5, 1.0, 2.0, 5.6, 0, 0), True),
     ("constraint", (6.0, 5.6, 1.0, 2.0, 5.9, 0, 0), False),            # the grade does not fall
-    ("constraint", (6.0, 5.0, 1.0, 0.5, 5.9, 0, 0), False),            # nor does the score rise
+    ("constraint", (6.0, 5.0, 1.0, 1.0, 5.9, 0, 0), False),            # nor does the score rise
     ("constraint", (6.0, 5.0, 1.0, 2.0, 5.4, 0, 0), False),            # with the penalty it does
     ("few_shot", (0.6, 0.7, 0.66, 0.1, 1.0, 1.0), True),
     ("few_shot", (0.6, 0.7, 0.64, 0.1, 1.0, 1.0), False),
