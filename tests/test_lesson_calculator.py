@@ -2,7 +2,6 @@
 
 import ast
 import random
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,37 +25,24 @@ def by_hand(text):
     return ""
 
 
-def test_every_call_gives_pythons_sum():
+HOSTILE = """* ** / . - _ e9 0x10 1j True a ² ２ ٣ ( ) ; exit() open('x') __import__('os').system('true')
+<CALL> < call> </call> <call> =""".split() + ["\x00", "\n", " ", "9" * 5000]
+
+
+def test_a_call_gives_pythons_sum_and_whatever_else_is_written_stays_text():
     """With leading zeros, and of the largest numbers, too."""
-    rng = random.Random(0)
-    numbers = [[str(rng.randrange(10 ** rng.randint(1, 9))) for _ in "xy"] for _ in range(500)]
-    for x, y in [*numbers, ("007", "08"), ("9" * 9, "9" * 9)]:
-        assert result(f"Let me see! <call>{x}+{y}=") == f"{int(x) + int(y)}</call>"
-
-
-# The pieces of the next test make the other forms.
-HOSTILE = [
-    "<call>1*2=", "<call>1/0=", "<call>2**9=", "<call>1.5+2=", "<call>1e9+1=", "<call>0x10+1=",
-    "<call>1_0+1=", "<call>1j+1=", "<call>" + "9" * 5000 + "+1=", "<call>True+1=", "<call>a+b=",
-    "<call>__import__('os').system('true')+1=", "<call>open('x')+1=", "<call>exit()+1=",
-    "<call>1+２=", "<call>²+1=", "<CALL>1+2=", "< call>1+2=", "<call>1+2=" * 2 + "3",
-    "<call>\x001+2=", "<call>1+2=\x00", "<call>1+2;import os="]
-
-
-@pytest.mark.parametrize("text", HOSTILE)
-def test_what_is_not_a_call_stays_text(text):
-    assert result(text) == by_hand(text) == ""
-
-
-def test_random_pieces_of_calls_are_read_as_by_hand():
     rng, calls = random.Random(0), 0
-    pieces = ["+", "1", "23"] * 4 + ["<call>", "</call>", "=", "٣", "-", " ", "(", "9" * 8, "\n"]
     for _ in range(20000):
-        text = "<call>" * rng.randint(0, 1) + "".join(rng.choices(pieces, k=rng.randint(0, 5)))
-        text += "=" * rng.randint(0, 1)
+        x, y = ("0" * rng.randint(0, 2) + str(rng.randrange(10 ** rng.randint(1, 9))) for _ in "xy")
+        parts = [*rng.choices(["Let me see! ", ""]), "<call>", x, "+", y, "="]
+        for _ in range(rng.randint(0, 2)):            # add a piece, or put it in the place of one
+            at = rng.randint(0, len(parts))
+            parts[at:at + rng.randint(0, 1)] = [rng.choice(HOSTILE)]
+        text = "".join(parts)
         assert result(text) == by_hand(text), text
         calls += result(text) != ""
-    assert calls > 50
+    assert 5000 < calls < 15000
+    assert result("<call>999999999+999999999=") == "1999999998</call>"
 
 
 def test_the_lesson_evaluates_no_code():
@@ -67,52 +53,37 @@ def test_the_lesson_evaluates_no_code():
 
 # ---- a model that follows a script ----------------------------------------------------------
 
-class Scripted:
-    """Continues each reply as says(reply so far) tells, token by token, then <|end|>."""
+@pytest.fixture
+def reply(tiny_tokenizer, monkeypatch):
+    """reply(says, question, …): the answer of a model that writes the ids which says(what stands
+    there so far) gives, or <|end|>; and the ids that it has read, each time it was asked."""
+    def call(says, question="What is 1 + 2?", max_new_tokens=60, max_calls=2):
+        tok, asked = tiny_tokenizer, []
+        prompt = tok.encode_chat(question, reply=True)[0]
 
-    def __init__(self, tok, prompt, says):
-        self.tok, self.start, self.says, self.calls = tok, len(prompt), says, 0
+        def generate(model, idx, max_new_tokens, stop, **_):
+            asked.append(idx[0].tolist())
+            new = []
+            while len(new) < max_new_tokens and not (new and new[-1] in stop):
+                new += [*says(asked[-1][len(prompt):] + new), tok.end][:1]
+            return torch.cat([idx, torch.tensor([new])], dim=1)
 
-    def eval(self):
-        pass
-
-    train = eval
-
-    def generate(self, idx, max_new_tokens, stop, **_):
-        self.calls += 1
-        new = []
-        while len(new) < max_new_tokens and not (new and new[-1] in stop):
-            done = idx[0, self.start:].tolist() + new
-            rest = self.tok.encode(self.says(self.tok.decode(done)))
-            new.append(rest[0] if rest else self.tok.end)
-        return torch.cat([idx, torch.tensor([new])], dim=1)
-
-
-@pytest.fixture(autouse=True)
-def scripted(monkeypatch):
-    """What such a model writes is up to its script."""
-    real = calculator.generate
-    monkeypatch.setattr(calculator, "generate", lambda model, *args, **more: (
-        model.generate if isinstance(model, Scripted) else partial(real, model))(*args, **more))
+        monkeypatch.setattr(calculator, "generate", generate)
+        return answer(torch.nn.Identity(), tok, [prompt], ENV, max_new_tokens, max_calls)[0], asked
+    return call
 
 
-def reply(tok, says, question="What is 1 + 2?", max_new_tokens=60, max_calls=2):
-    prompt = tok.encode_chat(question, reply=True)[0]
-    model = Scripted(tok, prompt, says)
-    text, = answer(model, tok, [prompt], ENV, max_new_tokens, max_calls)
-    return text, model
-
-
-def script(*parts):
+def script(tok, *parts):
     """Write the first part; after what the program has added, the next part …"""
-    def says(done):
+    def says(ids):
+        done = tok.decode(ids)
         for part in parts:
             if not done.startswith(part):
-                return part[len(done):] if part.startswith(done) else ""
+                return tok.encode(part[len(done):]) if part.startswith(done) else []
             done = done[len(part):]
             added, closed, later = done.partition("</call>")
             done = later if closed else done
-        return ""
+        return []
     return says
 
 
@@ -124,24 +95,21 @@ def script(*parts):
                                         "<call>1+2", "a=b=c=d"))],
     ids=lambda value: value if isinstance(value, str) else "")
 def test_the_model_goes_on_after_two_results_and_what_is_no_call_or_a_third_stays_text(
-        tiny_tokenizer, parts, calls, expected):
-    text, model = reply(tiny_tokenizer, script(*parts))
-    assert text == expected and model.calls == (calls or model.calls)
+        tiny_tokenizer, reply, parts, calls, expected):
+    text, asked = reply(script(tiny_tokenizer, *parts))
+    assert text == expected and len(asked) == (calls or len(asked))
 
 
 @pytest.mark.parametrize("max_calls", [0, 1, 3])
-def test_a_model_that_calls_without_end_is_cut_like_any_other(tiny_tokenizer, max_calls):
-    def forever(done):
-        return "<call>1+1="[len(done.split("</call>")[-1]):] or "<call>1+1="
-
-    text, model = reply(tiny_tokenizer, forever, max_new_tokens=80, max_calls=max_calls)
-    assert len(tiny_tokenizer.encode(text)) <= 80 and model.calls <= max_calls + 1
+def test_a_model_that_calls_without_end_is_cut_like_any_other(tiny_tokenizer, reply, max_calls):
+    text, asked = reply(script(tiny_tokenizer, *["<call>1+1="] * 99), max_new_tokens=80,
+                        max_calls=max_calls)
+    assert len(tiny_tokenizer.encode(text)) <= 80 and len(asked) <= max_calls + 1
     assert text.count("2</call>") == max_calls
 
 
-def test_a_call_that_the_user_wrote_is_not_computed(tiny_tokenizer):
-    text, _ = reply(tiny_tokenizer, lambda done: "=3."[len(done):], question="<call>1+2")
-    assert text == "=3."
+def test_a_call_that_the_user_wrote_is_not_computed(tiny_tokenizer, reply):
+    assert reply(script(tiny_tokenizer, "=3."), question="<call>1+2")[0] == "=3."
 
 
 # ---- what is learned ------------------------------------------------------------------------
@@ -157,21 +125,13 @@ def test_the_mask_is_0_on_the_question_and_on_what_the_program_adds(tiny_tokeniz
     assert said[-1] == (tok.end, 1)
 
 
-def test_a_model_that_has_learned_a_demonstration_repeats_its_tokens(tiny_tokenizer):
+def test_a_model_that_has_learned_a_demonstration_repeats_its_tokens(tiny_tokenizer, reply):
     """What the model and the program write together is what the demonstration had, id for id."""
-    tok = tiny_tokenizer
-    ids, _ = encode_call(tok, "What is 7 + 88?", 7, 88)
-    prompt = tok.encode_chat("What is 7 + 88?", reply=True)[0]
-
-    class Learned(Scripted):
-        def generate(self, idx, max_new_tokens, stop, **_):
-            seen = idx[0].tolist()
-            assert seen == ids[:len(seen)]
-            end = next(i for i in range(len(seen), len(ids)) if ids[i] in stop)
-            return torch.tensor([ids[:end + 1]])
-
-    text, = answer(Learned(tok, prompt, None), tok, [prompt], ENV, 60, 2)
+    ids, _ = encode_call(tiny_tokenizer, "What is 7 + 88?", 7, 88)
+    start = len(tiny_tokenizer.encode_chat("What is 7 + 88?", reply=True)[0])
+    text, asked = reply(lambda done: ids[start + len(done):], "What is 7 + 88?")
     assert text == "<call>7+88=95</call> 7 + 88 = 95."
+    assert len(asked) > 1 and all(ids[:len(seen)] == seen for seen in asked)
 
 
 def test_no_held_out_sum_is_demonstrated_in_either_order():

@@ -31,7 +31,7 @@ def train(folder, *flags):
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_run_that_is_told_to_go_saves_its_step_and_goes_on_later(folder, monkeypatch, name):
+def test_a_run_that_is_told_to_go_saves_its_step_as_with_ctrl_c(folder, monkeypatch, name):
     save_state = Run.save_state
 
     def told(self, step):
@@ -40,14 +40,9 @@ def test_a_run_that_is_told_to_go_saves_its_step_and_goes_on_later(folder, monke
         save_state(self, step)
 
     signal.signal(getattr(signal, name), signal.SIG_DFL)              # these tests may run in nohup
-    assert train(folder, "--out=whole.pt") == 0
-    with monkeypatch.context() as patch:
-        patch.setattr(Run, "save_state", told)
-        assert train(folder, "--out=a.pt") == 130
+    monkeypatch.setattr(Run, "save_state", told)
+    assert train(folder, "--out=a.pt") == 130
     assert torch.load(folder / "a.state", weights_only=True)["step"] == 5
-    assert train(folder, "--out=a.pt") == 0
-    a, whole = (torch.load(folder / f, weights_only=True)["model"] for f in ("a.pt", "whole.pt"))
-    assert all(torch.equal(a[k], whole[k]) for k in whole)
 
 
 def test_a_run_under_nohup_stays_when_the_terminal_closes(folder):
@@ -99,11 +94,12 @@ def test_a_tilde_leads_home_wherever_a_file_is_named(monkeypatch, flag, value):
 
 # ---- terminals that obey what a model or a file says: dcdpr/jp 856, jamie8johnson/cqs 1400 -----
 
-@pytest.mark.parametrize("script, out", [("sft", "a.pt"), ("compare", "a.jsonl")])
-def test_a_question_in_the_data_cannot_control_the_terminal(folder, capsys, script, out):
+@pytest.mark.parametrize("script, flags", [("sft", "--out=a.pt --steps=4"),
+                                           ("compare", "--out=a.jsonl")])
+def test_a_question_in_the_data_cannot_control_the_terminal(folder, capsys, script, flags):
     for file in folder.glob("*.jsonl"):
         file.write_text(file.read_text().replace('"prompt": "', '"prompt": "\\u001b[2J'))
-    assert tiny.run(folder, script, *tiny.FLAGS[script].split(), f"--out={out}")[0] == 0
+    assert tiny.run(folder, script, *f"{tiny.FLAGS[script]} {flags}".split())[0] == 0
     said = capsys.readouterr().out
     assert r"\x1b[2J" in said and "\x1b" not in said
 
