@@ -22,6 +22,8 @@ Item: What is 3 + 1?
 Solution: 3 + 1 = 4.
 Item: What is 7 + 1?
 Solution:"""
+    assert document("bare", PAIRS[2:3], "Why?") == "What is 2 + 1?\n2 + 1 = 3.\nWhy?\n"
+    assert document("bare", [], "Why?") == "Why?\n"
 
 
 def test_the_marks_stand_nowhere_in_the_pretraining_text():
@@ -30,11 +32,6 @@ def test_the_marks_stand_nowhere_in_the_pretraining_text():
     text = "\n".join(doc["text"] for _, docs in pretraining_text(world, 3000, 0) for doc in docs)
     marks = [mark for form in FORMS.values() for mark in form if mark]
     assert len(marks) == 4 and not [mark for mark in marks if mark in text]
-
-
-def test_a_bare_document_has_only_questions_and_answers():
-    assert document("bare", PAIRS[2:3], "Why?") == "What is 2 + 1?\n2 + 1 = 3.\nWhy?\n"
-    assert document("bare", [], "Why?") == "Why?\n"
 
 
 def test_examples_are_different_and_never_the_question_itself():

@@ -93,45 +93,49 @@ def test_without_a_known_entropy_there_is_no_line_for_it():
 
 # ---- the script -----------------------------------------------------------------------------
 
+GRID = [*FLAGS, "--data=text.jsonl", "--lengths=2,3,32", "--unseen=one.pt"]
+
+
 @pytest.fixture(scope="module")
 def here(tmp_path_factory, tiny_tokenizer):
-    """Text whose entropy is known, and a model with random weights."""
+    """Text whose entropy is known, a run of pretrain.py, and a grid of which it is the largest."""
     folder = tiny.build(tmp_path_factory.mktemp("scaling"), tiny_tokenizer)
     tiny.write(folder / "text.jsonl", *(row | dict(logp=-9.0)
                                         for row in tiny.read_log(folder / "text.jsonl")))
+    flags = "--data=text.jsonl --tokenizer=tok.json --steps=32 --n_embd=16 --micro_batch=2 --warmup=2"
+    assert tiny.run(folder, "pretrain", *flags.split(), *FLAGS[2:], "--out=one.pt")[0] == 0
+    (folder / "said").write_text("\n".join(
+        tiny.printed(folder, "lessons/scaling", *GRID, "--out=whole.json")))
     return folder
 
 
 def test_a_run_of_the_grid_is_one_of_pretrain_py(here):
-    flags = ["--data=text.jsonl", "--batch_size=2", "--block_size=32", "--n_layer=1",
-             "--eval_rows=4"]
-    assert tiny.run(here, "pretrain", *flags, "--tokenizer=tok.json", "--steps=40", "--n_embd=16",
-                    "--micro_batch=2", "--warmup=2", "--out=one.pt")[0] == 0
-    assert tiny.run(here, "lessons/scaling", *flags, "--widths=8,12,16", "--lengths=2,3,40",
-                    "--unseen=one.pt", "--out=grid.json")[0] == 0
-    found = json.loads((here / "grid.json").read_text())
+    found = json.loads((here / "whole.json").read_text())
     assert found["runs"][-1] == found["unseen"]       # weights, tokens and loss
     assert tiny.read_log(here / "one.jsonl")[-1]["val_loss"] == found["unseen"][2]
 
 
-def test_an_interrupted_grid_ends_with_the_same_files(here):
-    """Within a run, and where one ends."""
-    flags = [*FLAGS, "--data=text.jsonl", "--unseen=pretrain.pt"]
-    whole = tiny.printed(here, "lessons/scaling", *flags, "--out=whole.json")
-    with tiny.ctrl_c_in(1, 2, 12, 17) as done:
-        ends = [tiny.run(here, "lessons/scaling", *flags, "--out=parts.json")[0] for _ in range(4)]
-        parts = tiny.printed(here, "lessons/scaling", *flags, "--out=parts.json")
-    assert ends == [130] * 4 and max(done.values()) == 1 and len(done) == 36
-    for end in ("json", "svg"):
-        assert (here / f"whole.{end}").read_bytes() == (here / f"parts.{end}").read_bytes()
-    found = json.loads((here / "whole.json").read_text())
+def test_the_table_shows_the_runs_and_the_law(here):
+    found, said = json.loads((here / "whole.json").read_text()), (here / "said").read_text()
     n, d, loss = np.array(found["runs"]).T
     assert len(found["without"]) == 9 and found["law"] == pytest.approx(fit(n, d, loss))
-    table = [line for line in whole if "%" in line or line.startswith("E ")]
-    assert len(table) == 5 and [line for line in parts if line in table] == table
-    assert f"the text's entropy is {found['entropy']:.3f}" in table[-1]
+    table = [line for line in said.splitlines() if "%" in line or line.startswith("E ")]
+    assert len(table) == 5 and f"the text's entropy is {found['entropy']:.3f}" in table[-1]
     shown = [float(cell) for line in table[:3] for cell in line.split()[1::2]]
     assert shown == pytest.approx(loss, abs=6e-4)
+
+
+def test_an_interrupted_grid_ends_with_the_same_files_and_table(here):
+    """Within a run, and where one ends."""
+    with tiny.ctrl_c_in(1, 2, 12, 37) as done:
+        ends = [tiny.run(here, "lessons/scaling", *GRID, "--out=parts.json")[0] for _ in range(4)]
+        parts = tiny.printed(here, "lessons/scaling", *GRID, "--out=parts.json")
+    assert ends == [130] * 4 and max(done.values()) == 1 and len(done) == 111
+    for end in ("json", "svg"):
+        assert (here / f"whole.{end}").read_bytes() == (here / f"parts.{end}").read_bytes()
+    whole = (here / "said").read_text().splitlines()
+    assert [line for line in parts if "saved" not in line][-12:] == [
+        line for line in whole if "saved" not in line][-12:]
 
 
 @pytest.mark.parametrize("flag", ["--widths=8,12", "--widths=8,8,8", "--lengths=2,4,x",
@@ -139,7 +143,6 @@ def test_an_interrupted_grid_ends_with_the_same_files(here):
 def test_a_grid_that_can_not_be_fitted_is_refused_before_the_first_run(here, refused, monkeypatch,
                                                                        flag):
     monkeypatch.chdir(here)
-    said = refused("lessons/scaling", *FLAGS, "--data=text.jsonl", "--unseen=pretrain.pt", flag,
-                   "--out=no.json")
+    said = refused("lessons/scaling", *GRID, flag, "--out=no.json")
     assert flag.partition("=")[0] in said or flag.partition(",15")[1] and "n_embd=15" in said
     assert not (here / "no.json").exists() and not (here / "no.state").exists()

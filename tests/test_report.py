@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 import sft
 from checkpoint import load_checkpoint
 from common import Runtime
-from data.formats import read_comparisons, read_demonstrations, split
+from data.formats import read_comparisons, read_demonstrations, read_prompts, split
 from evaluate import Config, score_texts
 from rlhf_ppo import gae
 from sft import batch, encode_dialogues, pack
@@ -24,13 +25,16 @@ HOSTILE = "<script>hacked = 1</script><img src=x onerror='hacked = 1'> \u202eabc
 
 @pytest.fixture(scope="module")
 def folder(own_chain):
-    """The tiny chain with its scoreboard, a long run of PPO, and the report of all that."""
-    assert run(own_chain, "evaluate", "--n_prompts=40", "--best_of=2", "--max_new_tokens=24",
+    """The tiny chain with its scoreboard, a long run of PPO, and the report of all that, with a
+    prompt of each of three kinds."""
+    assert run(own_chain, "evaluate", "--n_prompts=16", "--best_of=2", "--max_new_tokens=24",
                f"--judge={ROOT}/data/town.py:judge")[0] == 0
     for end in ("pt", "jsonl"):
         shutil.copy(own_chain / f"out/ppo.{end}", own_chain / f"out/free.{end}")
     assert run(own_chain, "lessons/reason", *REASON)[0] == 0
-    assert run(own_chain, "view/report")[0] == 0
+    rows = {row["kind"]: row for row in read_prompts(own_chain / "data/town/test.jsonl")}
+    write(own_chain / "three.jsonl", *(rows[kind] for kind in ("fact", "sum", "wish")))
+    assert run(own_chain, "view/report", "--prompts=three.jsonl")[0] == 0
     return own_chain
 
 
@@ -50,6 +54,11 @@ def press(page, selector, n=0):
     page(f"document.querySelectorAll({json.dumps(selector)})[{n}].click()")
 
 
+def slide(page, section, to):
+    page(f"""const slider = document.querySelector('#{section} input');
+             slider.value = {to}; slider.dispatchEvent(new Event('input'))""")
+
+
 def log(folder):
     return read_log(folder / "out/ppo.jsonl")
 
@@ -62,6 +71,7 @@ def test_every_view_is_filled_and_none_is_missing(page):
         [view.closest('section').id, view.innerText.length,
          view.querySelector(':scope > .note.card') === null])""")
     assert len(views) == 13
+    assert [view["kind"] for view in page("return data.next.views")] == ["fact", "sum", "wish"]
     assert all(length > 20 and there for _, length, there in views), views
     made = page("return [...document.querySelectorAll('code')].map(code => code.textContent)")
     assert sum(line.startswith("python rlhf_ppo.py") for line in made) > 5    # as in each figure
@@ -122,10 +132,8 @@ def test_ranking_gives_the_agreement_computed_by_hand(page, folder):
         row = next(r for r in rows if r["prompt"] == item["prompt"]
                    and sorted(r["responses"]) == sorted(item["responses"]))
         rank = dict(zip(row["responses"], row["ranks"]))
-        for i in range(n):
-            for j in range(i + 1, n):
-                a, b = rank[item["responses"][i]], rank[item["responses"][j]]
-                pairs, agreed = pairs + (a != b), agreed + (a < b)
+        for a, b in combinations([rank[response] for response in item["responses"]], 2):
+            pairs, agreed = pairs + (a != b), agreed + (a < b)
         said = text_of(page, "agreement")
         assert f"on {round(100 * agreed / pairs)}% of {pairs} pairs" in said
         press(page, "#rank .view .bar button")
@@ -175,8 +183,7 @@ def test_the_log_has_answers_at_every_evaluation_and_ratios_at_every_iteration(f
 
 def test_the_timeline_shows_each_iteration(page, folder):
     row = [r for r in log(folder) if "split" not in r][2]
-    page("""const slider = document.querySelector('#time input');
-            slider.value = 2; slider.dispatchEvent(new Event('input'))""")
+    slide(page, "time", 2)
     said = text_of(page, "time")
     assert "iteration 3" in said and f"{row['objective/score']:.2f}" in said
     assert row["samples"][0][0][-1]["content"] in said
@@ -201,7 +208,7 @@ def test_over_optimisation_shows_score_grade_and_answers(page, folder):
     said = text_of(page, "over")
     assert f"{row['score']:.2f}" in said and f"{row['grade']:.2f}" in said
     assert log(folder)[1]["answers"][0]["prompt"][-1]["content"] in said
-    page("const r = document.querySelector('#over input'); r.value = r.max; r.oninput()")
+    slide(page, "over", 99)                           # the last one
     assert log(folder)[-1]["answers"][0]["prompt"][-1]["content"] in text_of(page, "over")
 
 
@@ -210,7 +217,7 @@ def test_reasoning_shows_curves_and_answers(page, folder):
     said = text_of(page, "reason")
     assert f"in steps {rows[-1]['in_steps']:.3f}" in said and "iteration 0" in said
     assert all(prompt[-1]["content"] in said for prompt, *_ in rows[0]["samples"])
-    page("const r = document.querySelector('#reason input'); r.value = r.max; r.oninput()")
+    slide(page, "reason", 99)
     assert "iteration 4" in text_of(page, "reason")
     assert len(page("return [...document.querySelectorAll('#reason figure')]")) == 2
 
@@ -231,21 +238,19 @@ def test_the_table_shows_the_scoreboard_and_each_command_only_what_is_no_default
 
 def test_text_stays_text(browser, folder, tmp_path):
     """Hostile prompts, answers and tokens show as what they are; none runs or turns the writing."""
-    out = tmp_path / "out"
-    shutil.copytree(folder / "out", out)
+    asked = [dict(role="user", content=HOSTILE)]
     for name in ("ppo.jsonl", "free.jsonl"):
-        rows = read_log(out / name)
+        rows = read_log(folder / "out" / name)
         for row in rows:
+            row["samples"] = [[asked, HOSTILE, 1.0]]
             for answer in row.get("answers") or []:
-                answer["prompt"] = [dict(role="user", content=HOSTILE)]
-                answer["tokens"][0] = HOSTILE
-            row |= dict(samples=[[[dict(role="user", content=HOSTILE)], HOSTILE, 1.0]])
-        write(out / name, *rows)
-    board = json.loads((out / "scoreboard.json").read_text())
+                answer["prompt"], answer["tokens"][0] = asked, HOSTILE
+        write(tmp_path / name, *rows)
+    board = json.loads((folder / "out/scoreboard.json").read_text())
     board["models"][HOSTILE] = board["models"]["ppo"]
-    (out / "scoreboard.json").write_text(json.dumps(board))
-    assert run(folder, "view/report", f"--folder={out}")[0] == 0
-    browser.get((out / "report.html").as_uri())
+    write(tmp_path / "scoreboard.json", board)
+    assert run(folder, "view/report", f"--folder={tmp_path}")[0] == 0
+    browser.get((tmp_path / "report.html").as_uri())
     assert browser.get_log("browser") == []
     found = browser.execute_script("return [typeof hacked, document.images.length]")
     assert found == ["undefined", 0]
@@ -278,18 +283,18 @@ def test_both_languages_are_there_and_that_of_the_browser_is_shown(speaks, first
 
 
 def test_a_run_that_is_half_way_has_a_page_too(browser, folder, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    shutil.copy(folder / "out/pretrain.jsonl", out)
+    shutil.copy(folder / "out/pretrain.jsonl", tmp_path)
+    write(tmp_path / "one.jsonl", (folder / "three.jsonl").read_text().splitlines()[0])
     for names in ([], ["pretrain.pt"], ["sft.pt", "sft.jsonl"], ["comparisons.jsonl", "reward.pt"]):
         for name in names:
-            shutil.copy(folder / "out" / name, out)
-        assert run(folder, "view/report", f"--folder={out}")[0] == 0
-        browser.get((out / "report.html").as_uri())
+            shutil.copy(folder / "out" / name, tmp_path)
+        assert run(folder, "view/report", f"--folder={tmp_path}",
+                   f"--prompts={tmp_path / 'one.jsonl'}")[0] == 0
+        browser.get((tmp_path / "report.html").as_uri())
         assert browser.get_log("browser") == []
         assert "python rlhf_ppo.py" in text_of(browser.execute_script, "tokens")
         said = text_of(browser.execute_script, "next")
-        assert ("python pretrain.py" in said) == (not (out / "pretrain.pt").exists())
+        assert ("python pretrain.py" in said) == (not (tmp_path / "pretrain.pt").exists())
 
 
 def embedded(file):
