@@ -29,6 +29,7 @@ from common import Common, Runtime, fail, function_file, get_scores, load_functi
 from data.formats import epochs, prompts_that_fit
 from evaluate import groups_of
 from lessons.held_out import Watched, score, show, watch
+from lessons.training import update
 from optim import adamw, set_lr
 
 
@@ -117,16 +118,13 @@ if __name__ == "__main__":
             logp = sum_logp(policy, tok, ids, said, rt, config.temperature)
             loss = -logp.sum() / sum(map(len, said))
             loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            run.check(step, grad_norm, ids=ids, said=said)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            grad_norm = update(run, policy, optimizer, ids=ids, said=said)
             losses.append(loss.item())
             passes += 3 * sum(map(len, ids + said))   # a backward pass is two forward ones
 
         # c. what happened
         run.log(step + 1, dict(score=scores.mean().item(), best=scores.amax(1).mean().item(),
-                               loss=np.mean(losses), grad_norm=grad_norm.item()),
+                               loss=np.mean(losses), grad_norm=grad_norm),
                 flops=passes * policy.flops_per_token(n_tokens // scores.numel()) / 3,
                 seconds=time.monotonic() - began)
 

@@ -30,8 +30,8 @@ from common import Common, Runtime, parse_config, percent
 from data.formats import read_demonstrations
 from data.town import SUMS, judge
 from lessons.held_out import check_room
-from lessons.rehearsal import Rows
-from optim import adamw, get_lr, set_lr
+from lessons.training import Rows, learn
+from optim import adamw, get_lr
 from sft import encode_dialogues
 
 
@@ -179,20 +179,11 @@ if __name__ == "__main__":
     # ---- training loop ----------------------------------------------------------------------
 
     for step in run.steps():
-        set_lr(optimizer, get_lr(step, config))
-        losses = {}
+        lr, losses = get_lr(step, config), {}
         for name, model in models.items():            # as many tokens for each
-            x, y = rows[name][step]
-            with rt.autocast():
-                loss = model(x.to(rt.device), y.to(rt.device))
-            loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            run.check(step, grad_norm, x=x, y=y)
-            losses[f"loss_{name}"] = loss.item()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 50 == 0 or step + 1 == config.steps:
-            run.log(step + 1, losses | dict(lr=get_lr(step, config)))
+            losses[f"loss_{name}"], _ = learn(run, model, optimizer, *rows[name][step], lr)
+        if run.due(50):
+            run.log(step + 1, dict(losses, lr=lr))
 
     # ---- save -------------------------------------------------------------------------------
 

@@ -23,15 +23,14 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate
 
-import torch
-
 from answer import respond
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config, percent
 from data.formats import is_held_out
 from data.town import SUMS
 from lessons.held_out import check_room
-from optim import adamw, get_lr, set_lr
+from lessons.training import learn
+from optim import adamw, get_lr
 from sft import batch
 
 
@@ -172,19 +171,10 @@ if __name__ == "__main__":
         if s == 0:
             (model, optimizer), done["demonstrations"] = start(config, rt), 0
             run.track(model=model, optimizer=optimizer, done=done)
-        set_lr(optimizer, get_lr(s, config))
         x, y, done["demonstrations"] = next_batch(tok, ARMS[arm], config, done["demonstrations"])
-        x, y = x.to(rt.device), y.to(rt.device)
-        with rt.autocast():
-            loss = model(x, y)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, x=x, y=y)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
+        loss, _ = learn(run, model, optimizer, x, y, get_lr(s, config))
         if (s + 1) % 100 == 0 or s + 1 == config.steps:
-            run.log(step + 1, dict(arm=arm, loss=loss.item(),
+            run.log(step + 1, dict(arm=arm, loss=loss,
                                    demonstrations=done["demonstrations"]))
         if s + 1 == config.steps:
             for votes in (0, 1, config.votes):

@@ -28,9 +28,9 @@ from checkpoint import Run, load
 from common import Common, Runtime, parse_config, percent
 from data.town import FACTS, VALUES, Dice, ask, judge, pronouns, state
 from lessons.held_out import check_room, load_world
-from lessons.rehearsal import Rows
+from lessons.training import Rows, learn
 from model import KVCache
-from optim import adamw, get_lr, set_lr
+from optim import adamw, get_lr
 from sft import encode_dialogues
 
 
@@ -220,17 +220,9 @@ if __name__ == "__main__":
     for step in run.steps():
         if step % config.eval_every == 0:
             look(step)
-        set_lr(optimizer, get_lr(step, config))
-        x, y = rows[step]
-        with rt.autocast():
-            loss = model(x.to(rt.device), y.to(rt.device))
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, x=x, y=y)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % 25 == 0 or step + 1 == config.steps:
-            run.log(step + 1, dict(loss=loss.item(), grad_norm=grad_norm.item()))
+        loss, grad_norm = learn(run, model, optimizer, *rows[step], get_lr(step, config))
+        if run.due(25):
+            run.log(step + 1, dict(loss=loss, grad_norm=grad_norm))
     look(config.steps)
 
     # ---- save -------------------------------------------------------------------------------

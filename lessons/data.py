@@ -33,12 +33,12 @@ import numpy as np
 
 from answer import answer_text, complete, response_logp
 from checkpoint import Run, fingerprint
-from common import Common, Runtime, fail, parse_config, writing
+from common import Runtime, fail, parse_config, writing
 from data.corpus import Corpus
 from data.formats import read_texts
 from data.town import (FACTS, MARK_ENDS, PHRASES, PROMPTS, SAYS, VALUES, find, mentions, sentences,
                        the_facts)
-from lessons.pretraining import begin, learn
+from lessons.training import Laptop, begin, read_on
 from optim import get_lr
 from pretrain import evaluate
 from tokenizer import Tokenizer
@@ -47,21 +47,14 @@ from tokenizer import Tokenizer
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config(Common):
+class Config(Laptop):
     what: str = "repetition,generations"   # also: sources; one text, as in mixture
     data: str = "data/town/pretrain"     # the town's text
     mix: str = "encyclopedia=.6,forum=.1,arithmetic=.1,stories=.1,sheets=.1"   # of "mixture"
     tokenizer: str = "out/tokenizer.json"
     out: str = "out/data.pt"             # its log and unfinished state stand beside it
-    steps: int = 800                     # for each text; the other defaults are pretrain.py's
-    batch_size: int = 8
-    lr: float = 8e-3
-    warmup: int = 100
-    weight_decay: float = 0.1
-    muon: float = 2.0
-    block_size: int = 256
-    n_layer: int = 4
-    n_head: int = 2
+    steps: int = 800                     # for each text; the next two, like Laptop's, are
+    warmup: int = 100                    # those of pretrain.py
     n_embd: int = 128
     eval_rows: int = 128                 # held-out rows of the town's text
 
@@ -212,10 +205,9 @@ if __name__ == "__main__":
         if s == 0 or corpus is None:
             text, corpus = text_of(row)
             corpus.shuffle(config.steps * B * T + 1, config.seed, config.mix * (row == "mixture"))
-        loss = learn(model, optimizers, corpus.rows(s * B, B, T).to(rt.device), get_lr(s, config),
-                     step, run, rt, config)
+        loss = read_on(run, model, optimizers, corpus.rows(s * B, B, T), get_lr(s, config))
         if (s + 1) % 100 == 0:
-            run.log(step + 1, dict(text=row, loss=loss.item()))
+            run.log(step + 1, dict(text=row, loss=loss))
         if s + 1 < config.steps:
             continue
 

@@ -26,6 +26,7 @@ from common import Common, Runtime, fail, parse_config, wilson
 from data.formats import check_sizes, prompts_that_fit, read_comparisons, split
 from evaluate import cell
 from lessons.held_out import show, watch
+from lessons.training import update
 from optim import adamw, get_lr, set_lr
 from reward import batches, encode_comparison, ranking_loss
 
@@ -141,16 +142,13 @@ if __name__ == "__main__":
         loss = torch.stack([dpo_loss(own, item["ref_logp"], item["ranks"].to(rt.device),
                                      config.beta) for own, item in zip(logp, chosen)]).mean()
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, prompts=[item["ids"] for item in chosen])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        grad_norm = update(run, model, optimizer, prompts=[item["ids"] for item in chosen])
         losses.append(loss.item())
         # the policy reads forward and backward, the reference has read forward: 4/3
         flops += sum(map(len, rows)) * model.flops_per_token(max(map(len, rows))) * 4 / 3
-        if (step + 1) % 50 == 0 or step + 1 == config.steps:
+        if run.due(50):
             run.log(step + 1, dict(loss=np.mean(losses), lr=get_lr(step, config),
-                                   grad_norm=grad_norm.item()),
+                                   grad_norm=grad_norm),
                     flops=flops, seconds=time.monotonic() - began)
             began, flops, losses = time.monotonic(), 0, []
 

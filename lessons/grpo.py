@@ -28,6 +28,7 @@ from checkpoint import Run, load, load_reward
 from common import Common, Runtime, fail, function_file, parse_config
 from data.formats import epochs, prompts_that_fit
 from lessons.held_out import score, show, watch
+from lessons.training import update
 from optim import adamw, set_lr
 
 
@@ -83,6 +84,23 @@ def grpo_loss(logp, old_logp, ref_logp, advantages, config):
     log_ratio = ref_logp - logp
     k3 = log_ratio.exp() - log_ratio - 1              # estimates the KL, never negative
     return -(gain - config.kl_coef * k3), ((ratio - 1).abs() > config.clip).float()
+
+
+def by_length(asked, replies, advantages, tok, rt):
+    """Prompts and answers [[ids]] with their advantages (B,), sorted by length, since a batch costs
+    what its longest row costs -> ids (B, T), the last token of each row (B,), the mask of the
+    answers and the advantage of each token (B, T)."""
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i]) + len(replies[i]))
+    asked, replies = [asked[i] for i in order], [replies[i] for i in order]
+    ids, last = right_pad([a + r for a, r in zip(asked, replies)], tok.pad, rt.device)
+    mask = answer_mask(asked, replies, rt.device)
+    return ids, last, mask, advantages[order].to(rt.device)[:, None].expand(mask.shape)
+
+
+def minibatches(n, config):
+    """The first row of each minibatch of n rows, in another order in each epoch."""
+    starts = torch.arange(0, n, config.minibatch)
+    return torch.cat([starts[torch.randperm(len(starts))] for _ in range(config.epochs)]).tolist()
 
 
 @torch.no_grad()
@@ -151,22 +169,16 @@ if __name__ == "__main__":
         # c. advantages: how much better than the other answers to the same prompt
         advantages = group_advantages(scores, config.k, config.normalise)
 
-        # d. log-probabilities under the policy that sampled, and under the reference. Sorted by
-        # length, since a batch costs what its longest row costs
-        order = sorted(range(len(rows)), key=lambda i: len(rows[i]["ids"]) + len(replies[i]))
-        asked, replies = [rows[i]["ids"] for i in order], [replies[i] for i in order]
-        ids, last = right_pad([a + r for a, r in zip(asked, replies)], tok.pad, rt.device)
-        mask = answer_mask(asked, replies, rt.device)
-        advantages = advantages[order].to(rt.device)[:, None].expand(mask.shape)
+        # d. log-probabilities under the policy that sampled, and under the reference
+        asked = [row["ids"] for row in rows]
+        ids, last, mask, advantages = by_length(asked, replies, advantages, tok, rt)
         old_logp, ref_logp = (token_logps(m, ids, mask, rt, config) for m in (policy, reference))
         weights = token_weights(mask, config)
 
         # e. epochs: several updates on these answers, in minibatches of similar length
         rt.seed(config.seed, step, "epochs")
         clipped = 0.0
-        starts = torch.arange(0, len(ids), config.minibatch)
-        for start in torch.cat([starts[torch.randperm(len(starts))]
-                                for _ in range(config.epochs)]).tolist():
+        for start in minibatches(len(ids), config):
             part = slice(start, start + config.minibatch)
             T = int(last[part].max()) + 1                             # crop to the longest
             m = mask[part, :T]
@@ -177,18 +189,16 @@ if __name__ == "__main__":
             loss, outside = grpo_loss(logp, old, ref, adv, config)
             loss = (loss * weight).sum() / config.minibatch
             loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            run.check(step, grad_norm, ids=ids[part], mask=mask[part], advantages=adv)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            clipped += outside.mean().item() / config.epochs / len(starts)
+            grad_norm = update(run, policy, optimizer, ids=ids[part], mask=mask[part],
+                               advantages=adv)
+            clipped += outside.mean().item() / config.epochs / (len(ids) // config.minibatch)
 
         # f. what happened
         flat = scores.view(-1, config.k).std(1) < 1e-3                # these teach nothing
         # forward passes: sampling, old_logp, ref_logp, and the reward model's two networks
         passes = 3 + (0 if own_reward else 1 + (reward.lm is not None)) + 3 * config.epochs
         n_tokens = sum(map(len, asked)) + sum(map(len, replies))
-        run.log(step + 1, dict(score=scores.mean().item(), grad_norm=grad_norm.item(),
+        run.log(step + 1, dict(score=scores.mean().item(), grad_norm=grad_norm,
                                kl=((old_logp - ref_logp).sum() / len(ids)).item(),
                                clipfrac=clipped, equal=flat.float().mean().item(),
                                length=(mask.sum() / len(ids)).item()),

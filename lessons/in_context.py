@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from checkpoint import Run
-from common import Common, Runtime, parse_config
+from common import Runtime, parse_config
 from data.formats import read_demonstrations, read_prompts
 from data.town import MARK_ENDS, Dice, World, judge, sheets
 from evaluate import answer
 from lessons.few_shot import choose, document
 from lessons.held_out import of_the_town
-from lessons.pretraining import begin, learn
+from lessons.training import Laptop, begin, read_on
 from optim import get_lr
 from tokenizer import Tokenizer
 
@@ -40,21 +40,14 @@ from tokenizer import Tokenizer
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config(Common):
+class Config(Laptop):
     data: str = "data/town/pretrain"     # text
     tokenizer: str = "out/tokenizer.json"
     examples: str = "data/town/sft.jsonl"   # the examples before the questions
     questions: str = "data/town/test.jsonl"
     out: str = "out/in_context.pt"       # its log and unfinished state stand beside it
-    steps: int = 1600                    # as in pretrain.py, like all that follows
-    batch_size: int = 8
-    lr: float = 8e-3
+    steps: int = 1600                    # as in pretrain.py, like the next two and Laptop's
     warmup: int = 100
-    weight_decay: float = 0.1
-    muon: float = 2.0
-    block_size: int = 256
-    n_layer: int = 4
-    n_head: int = 2
     n_embd: int = 128
     n_sheets: int = 200                  # new sheets on which the loss is measured
     n_questions: int = 60                # about people, asked with 0 and 4 examples
@@ -145,14 +138,14 @@ if __name__ == "__main__":
     # ---- training loop ----------------------------------------------------------------------
 
     for step in run.steps():
-        batch = corpus.rows(step * config.batch_size, config.batch_size, T).to(rt.device)
-        loss = learn(model, optimizers, batch, get_lr(step, config), step, run, rt, config)
+        batch = corpus.rows(step * config.batch_size, config.batch_size, T)
+        loss = read_on(run, model, optimizers, batch, get_lr(step, config))
         if run.due(config.eval_every):
             with run.paused():
                 shares = {f"{n} examples": right(model, tok, rows, examples, n, rt, config)
                           for n in (0, 4)}
                 nats = mark_loss(model, texts, tok, rt)
-                table[step + 1] = dict(loss=loss.item(), **nats, **shares)
+                table[step + 1] = dict(loss=loss, **nats, **shares)
                 run.log(step + 1, table[step + 1])
 
     # ---- save -------------------------------------------------------------------------------

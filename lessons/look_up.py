@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-import torch
 
 from answer import respond
 from checkpoint import Run, load
@@ -37,8 +36,8 @@ from data.formats import read_demonstrations
 from data.town import (FOLLOW_UPS, UNKNOWN, VALUES, Dice, World, ask, judge, pronouns, state,
                        understand)
 from lessons.held_out import check_room, load_world
-from lessons.rehearsal import Rows
-from optim import adamw, get_lr, set_lr
+from lessons.training import Rows, learn
+from optim import adamw, get_lr
 from sft import encode_dialogues
 
 
@@ -230,19 +229,11 @@ if __name__ == "__main__":
     # ---- training loop ----------------------------------------------------------------------
 
     for step in run.steps():
-        set_lr(optimizer, get_lr(step, config))
         model.train()
-        x, y = rows[step]
-        with rt.autocast():
-            loss = model(x.to(rt.device), y.to(rt.device))
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, x=x, y=y)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if (step + 1) % config.eval_every == 0 or step + 1 == config.steps:
+        loss, _ = learn(run, model, optimizer, *rows[step], get_lr(step, config))
+        if run.due(config.eval_every):
             found, _ = examine(model, tok, watched, rt, config.max_new_tokens)
-            run.log(step + 1, dict(loss=loss.item()) | {row: found[row][0] for row in watched})
+            run.log(step + 1, dict(loss=loss) | {row: found[row][0] for row in watched})
 
     # ---- save -------------------------------------------------------------------------------
 

@@ -30,7 +30,8 @@ from common import Common, Runtime, fail, parse_config, percent
 from data.formats import read_demonstrations, read_prompts
 from data.town import judge
 from lessons.held_out import check_room, of_the_town
-from optim import adamw, get_lr, merge, set_lr, with_lora
+from lessons.training import learn
+from optim import adamw, get_lr, merge, with_lora
 from pretrain import evaluate as text_loss
 from sft import batch, encode_dialogues, pack
 
@@ -170,20 +171,14 @@ if __name__ == "__main__":
         if s == 0:
             (model, optimizer), done["seconds"] = prepare(new, method, config, rt), 0.0
             run.track(model=model, optimizer=optimizer, done=done)
-        set_lr(optimizer, get_lr(s, config) * float(method.partition(":")[2]))
+        lr = get_lr(s, config) * float(method.partition(":")[2])
         x, y = (t.to(rt.device) for t in batch(train, plan[s * B:(s + 1) * B], T, tok.pad))
         began = time.process_time()                   # other programs do not count
-        with rt.autocast():
-            loss = model(x, y)
-        loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, x=x, y=y)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss, _ = learn(run, model, optimizer, x, y, lr)
         done["seconds"] += time.process_time() - began
 
         if (s + 1) % 100 == 0 or s + 1 == config.steps:
-            run.log(step + 1, dict(method=method, loss=loss.item(), seconds=done["seconds"]))
+            run.log(step + 1, dict(method=method, loss=loss, seconds=done["seconds"]))
         if s + 1 == config.steps:                     # what this method has learned, and its cost
             trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
             after, _ = text_loss(model, val_rows, len(corpus.sources), 16, rt)

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from checkpoint import Run, load
 from common import Common, Runtime, fail, parse_config, percent
 from data.formats import check_sizes, read_comparisons, split
+from lessons.training import update
 from model import ScalarGPT
 from optim import adamw, get_lr, set_lr
 from reward import batches, encode_answer, ranking_loss, score, score_all
@@ -200,10 +201,7 @@ if __name__ == "__main__":
         chosen = [data[i] for i in plan[s]]
         loss = method_loss(method, model, chosen, tok, rt)
         loss.backward()
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        run.check(step, grad_norm, prompts=[item["ids"] for item in chosen])
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(run, model, optimizer, prompts=[item["ids"] for item in chosen])
 
         if (s + 1) % 100 == 0 or s + 1 == config.steps:
             run.log(step + 1, dict(method=f"{method}:{who}", loss=loss.item()))

@@ -30,13 +30,14 @@ from pathlib import Path
 
 import torch
 
-from answer import answer_mask, answer_text, complete, log_probs, right_pad
+from answer import answer_text, complete, log_probs
 from checkpoint import Run, load, save_checkpoint
 from common import Common, Runtime, function_file, get_scores, load_function, parse_config
 from data.town import write_jsonl
 from lessons.chain_of_thought import ask, at_once, by_steps, draw, result, vote
-from lessons.grpo import check_groups, group_advantages, token_logps
+from lessons.grpo import by_length, check_groups, group_advantages, minibatches, token_logps
 from lessons.held_out import check_room
+from lessons.training import learn, update
 from optim import adamw, get_lr, set_lr
 from rlhf_ppo import policy_loss
 from sft import batch
@@ -217,19 +218,11 @@ if __name__ == "__main__":
     for step in run.steps(config.demo_steps + config.steps):
         s = step - config.demo_steps                  # iterations
         if s < 0:
-            set_lr(optimizer, get_lr(step, replace(config, lr=config.demo_lr,
-                                                   steps=config.demo_steps)))
+            lr = get_lr(step, replace(config, lr=config.demo_lr, steps=config.demo_steps))
             x, y = batch(demos, torch.randint(len(demos), (32, 1)).tolist(), longest - 1, tok.pad)
-            x, y = x.to(rt.device), y.to(rt.device)
-            with rt.autocast():
-                loss = policy(x, y)
-            loss.backward()
-            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            run.check(step, grad_norm, x=x, y=y)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            loss, _ = learn(run, policy, optimizer, x, y, lr)
             if run.due(100):
-                run.log(step + 1, dict(loss=loss.item()))
+                run.log(step + 1, dict(loss=loss))
             continue
 
         if s % config.eval_every == 0:
@@ -255,21 +248,15 @@ if __name__ == "__main__":
         # c. advantages: how much better than expected
         gains = advantages(scores, config)
 
-        # d. log-probabilities under the policy that sampled. Sorted by length, since a batch costs
-        # what its longest row costs
-        order = sorted(range(len(asked)), key=lambda i: len(asked[i]) + len(replies[i]))
-        asked, replies = [asked[i] for i in order], [replies[i] for i in order]
-        ids, last = right_pad([a + r for a, r in zip(asked, replies)], tok.pad, rt.device)
-        mask = answer_mask(asked, replies, rt.device)
-        gains = gains[order].to(rt.device)[:, None].expand(mask.shape)
+        # d. log-probabilities under the policy that sampled
+        ids, last, mask, gains = by_length(asked, replies, gains, tok, rt)
         old_logp = token_logps(policy, ids, mask, rt, config)
         weights = token_weights(mask, config)
 
         # e. epochs: one update on all answers, or several on a part of them
         rt.seed(config.seed, step, "epochs")
-        clipped, starts = 0.0, torch.arange(0, len(ids), config.minibatch)
-        updates = torch.cat([starts[torch.randperm(len(starts))] for _ in range(config.epochs)])
-        for start in updates.tolist():
+        clipped, n_parts = 0.0, len(ids) // config.minibatch
+        for start in minibatches(len(ids), config):
             for part in rt.parts(config.minibatch, config.micro_batch):
                 part = slice(start + part.start, start + part.stop)
                 T = int(last[part].max()) + 1                         # crop to the longest
@@ -278,18 +265,15 @@ if __name__ == "__main__":
                     logp, _ = log_probs(policy, ids[part, :T], m, config.temperature)     # (n,)
                 old, gain, weight = (a[part, :T][m] for a in (old_logp, gains, weights))
                 loss, _, outside = policy_loss(logp, old, gain, config.clip)
-                (loss * weight).sum().mul(len(starts)).backward()
+                (loss * weight).sum().mul(n_parts).backward()
                 clipped += (outside * weight).sum().item() / config.epochs
-            grad_norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-            run.check(step, grad_norm, ids=ids, mask=mask, advantages=gains)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            grad_norm = update(run, policy, optimizer, ids=ids, mask=mask, advantages=gains)
 
         # f. what happened
         same = scores.view(-1, config.k).std(1) < 1e-3                # these teach nothing
         run.log(step + 1, dict(score=scores.mean().item(), in_steps=mean_of(map(in_steps, texts)),
                                length=(mask.sum() / len(ids)).item(), clipfrac=clipped,
-                               grad_norm=grad_norm.item(), equal=same.float().mean().item()))
+                               grad_norm=grad_norm, equal=same.float().mean().item()))
 
     # ---- save -------------------------------------------------------------------------------
 

@@ -29,8 +29,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from checkpoint import Run, load
-from common import Common, Runtime, fail, parse_config, to_json, writing
-from lessons.pretraining import begin, learn
+from common import Runtime, fail, parse_config, to_json, writing
+from lessons.training import Laptop, begin, read_on
 from optim import get_lr
 from pretrain import evaluate
 
@@ -38,19 +38,12 @@ from pretrain import evaluate
 # ---- config ---------------------------------------------------------------------------------
 
 @dataclass
-class Config(Common):
+class Config(Laptop):
     data: str = "data/town/pretrain"     # text
     unseen: str = "out/pretrain.pt"      # a run that is not in the grid: its loss is predicted
     out: str = "out/scaling.json"        # picture, log and unfinished state stand beside it
     widths: str = "24,40,72,128"         # n_embd of the models
     lengths: str = "200,400,800"         # steps of their runs; pretrain.py has 1,600
-    batch_size: int = 8                  # as in pretrain.py, like all that follows
-    lr: float = 8e-3
-    weight_decay: float = 0.1
-    muon: float = 2.0
-    block_size: int = 256
-    n_layer: int = 4
-    n_head: int = 2
     eval_rows: int = 128                 # held-out rows
 
 
@@ -193,8 +186,7 @@ if __name__ == "__main__":
         s = step - (ends[i] - grid[i][1])             # of this run
         if s == 0:
             model, optimizers, schedule = prepare(i)
-        learn(model, optimizers, corpus.rows(s * B, B, T).to(rt.device), get_lr(s, schedule), step,
-              run, rt, config)
+        read_on(run, model, optimizers, corpus.rows(s * B, B, T), get_lr(s, schedule))
         if step + 1 == ends[i]:
             val, _ = evaluate(model, val_rows, len(corpus.sources), B, rt)
             runs.append([sum(p.numel() for p in model.parameters()), schedule.steps * B * T,

@@ -25,8 +25,8 @@ def by_hand(text):
     return ""
 
 
-HOSTILE = """* ** / . - _ e9 0x10 1j True a ² ２ ٣ ( ) ; exit() open('x') __import__('os').system('true')
-<CALL> < call> </call> <call> =""".split() + ["\x00", "\n", " ", "9" * 5000]
+HOSTILE = """* ** / . - _ e9 0x10 1j True a ² ２ ٣ ( ) ; exit() open('x') <CALL> < call> </call>
+__import__('os').system('true') <call> =""".split() + ["\x00", "\n", " ", "9" * 5000]
 
 
 def test_a_call_gives_pythons_sum_and_whatever_else_is_written_stays_text():

@@ -1,7 +1,6 @@
 """Constrained decoding: the mask against the enumeration of all strings, and the script."""
 
 import json
-import random
 from itertools import product
 
 import pytest

@@ -58,8 +58,8 @@ def test_the_share_is_that_of_the_kind():
 
 
 def test_the_script_ends_with_a_table(chain, tmp_path, capsys):
-    (tmp_path / "out").symlink_to(chain / "out")
-    (tmp_path / "data").symlink_to(chain / "data")
+    for name in ("data", "out"):
+        (tmp_path / name).symlink_to(chain / name)
     dice, world = Dice(random.Random(0)), World()
     rows = [make_prompt(world, dice, "test")[:2] for _ in range(40)]
     tiny.write(tmp_path / "test.jsonl", *(dict(kind=k, prompt=m) for k, m in rows))

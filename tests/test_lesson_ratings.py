@@ -17,14 +17,14 @@ ROWS = [dict(grades=np.random.default_rng(i).uniform(2, 6, 4).round(2).tolist(),
         for i in range(400)]
 
 
-class Scores:
-    """A model whose score of a row is given by the row's ids."""
-
-    def __init__(self, monkeypatch, function):
-        def score(model, rows, tok, rt):
-            return torch.tensor([function(row) for row in rows])
-        monkeypatch.setattr(ratings, "score", score)
-        monkeypatch.setattr(ratings, "score_all", score)
+@pytest.fixture
+def scores(monkeypatch):
+    """scores(f): a model's score of a row is f(the row's ids)."""
+    def call(f):
+        for name in ("score", "score_all"):
+            monkeypatch.setattr(ratings, name, lambda model, rows, tok, rt: torch.tensor(
+                [f(row) for row in rows]))
+    return call
 
 
 def test_ratings_are_as_frequent_as_gumbels_distribution_says():
@@ -80,37 +80,30 @@ def test_a_pair_is_read_in_one_order_to_learn_and_in_both_to_judge():
     assert 0 < (i < j).sum() < 6                      # the first answer is not always the earlier
 
 
+def softplus(*values):
+    """-log sigmoid(-value), in the mean."""
+    return sum(math.log1p(math.exp(value)) for value in values) / len(values)
+
+
 @pytest.mark.parametrize("method, expected", [
-    # scores .5, 2, -1 of answers with ranks 1, 0, 2 and ratings 3, 5, 2
-    ("ranking", (math.log1p(math.exp(-1.5)) + math.log1p(math.exp(-1.5))
-                 + math.log1p(math.exp(-3))) / 3),
-    ("rating", (2.5 ** 2 + 3 ** 2 + 3 ** 2) / 3)])
-def test_the_losses_are_those_of_the_docstring(monkeypatch, method, expected):
-    Scores(monkeypatch, lambda row: {1: 0.5, 2: 2.0, 3: -1.0}[row[0]])
-    item = dict(ids=[[1], [2], [3]], ranks=torch.tensor([1, 0, 2]),
+    ("ranking", softplus(-1.5, -1.5, -3)), ("rating", (2.5 ** 2 + 3 ** 2 + 3 ** 2) / 3),
+    # read: (0, 1), (1, 2), (2, 0); the score shall be above 0 where the first one is better
+    ("pair", softplus(0.5, -2, -1))])
+def test_the_losses_are_those_of_the_docstring(scores, method, expected):
+    scores(lambda ids: [0.5, 2.0, -1.0][ids[0]])
+    item = dict(ids=[[0], [1], [2]], ranks=torch.tensor([1, 0, 2]),
                 ratings=torch.tensor([3.0, 5, 2]))
     loss = method_loss(method, None, [item, item], None, tiny.ENV)
     assert loss.item() == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_pair_s_loss_rewards_a_number_above_0_where_the_first_is_better(monkeypatch):
-    Scores(monkeypatch, lambda row: 1.0 + row[0] / 10)
-    item = dict(ids=[[1], [2], [3]], ranks=torch.tensor([1, 0, 2]))
-    rows, (i, j) = pairs_of(item, both=False)
-    expected = [math.log1p(math.exp(-(1 + row[0] / 10) * (1 if item["ranks"][a] < item["ranks"][b]
-                                                          else -1)))
-                for row, a, b in zip(rows, i, j)]
-    loss = method_loss("pair", None, [item], None, tiny.ENV)
-    assert loss.item() == pytest.approx(sum(expected) / 3, rel=1e-6)
-
-
-def test_a_pair_reader_that_likes_what_stands_first_has_no_preference(monkeypatch):
+def test_a_pair_reader_that_likes_what_stands_first_has_no_preference(scores):
     items = [dict(ids=[[1], [2], [3]], grades=[2.0, 4.0, 4.0])] * 2
-    Scores(monkeypatch, lambda row: 5.0)
+    scores(lambda row: 5.0)
     assert accuracy(preferences("pair", None, items, None, tiny.ENV), items) == (0.5, 2)
-    Scores(monkeypatch, lambda row: 5.0 + (row[0] - row[-1]))         # and knows the order
+    scores(lambda row: 5.0 + (row[0] - row[-1]))         # and knows the order
     assert accuracy(preferences("pair", None, items, None, tiny.ENV), items) == (1, 2)
-    Scores(monkeypatch, lambda row: -float(row[0]))
+    scores(lambda row: -float(row[0]))
     assert accuracy(preferences("ranking", None, items, None, tiny.ENV), items) == (0, 2)
 
 

@@ -1,4 +1,4 @@
-"""Reasoning from a checkable reward: rewards, weights and pass@k against counting, and the script."""
+"""Reasoning from a checkable reward: rewards and weights against counting, and the script."""
 
 import itertools
 import random
@@ -106,7 +106,8 @@ def test_the_six_lines_of_the_page_follow_the_policy_gradient(tiny_tokenizer):
     """With SGD at a rate of 1 the weights move by the gradient, which is taken by hand."""
     page = (tiny.ROOT / "docs/lessons.md").read_text("utf-8")
     code = page.partition("### Reasoning")[2].partition("```python\n")[2].partition("```")[0]
-    policy, tok, rt = tiny.model(tiny_tokenizer.vocab_size, block_size=160), tiny_tokenizer, tiny.ENV
+    tok, rt = tiny_tokenizer, tiny.ENV
+    policy = tiny.model(tok.vocab_size, block_size=160)
     before = [p.detach().clone() for p in policy.parameters()]
     optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
     prompts = [[dict(role="user", content=f"What is {i} + 1?")] for i in range(6)]

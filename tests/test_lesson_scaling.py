@@ -102,8 +102,9 @@ def here(tmp_path_factory, tiny_tokenizer):
     folder = tiny.build(tmp_path_factory.mktemp("scaling"), tiny_tokenizer)
     tiny.write(folder / "text.jsonl", *(row | dict(logp=-9.0)
                                         for row in tiny.read_log(folder / "text.jsonl")))
-    flags = "--data=text.jsonl --tokenizer=tok.json --steps=32 --n_embd=16 --micro_batch=2 --warmup=2"
-    assert tiny.run(folder, "pretrain", *flags.split(), *FLAGS[2:], "--out=one.pt")[0] == 0
+    flags = ("--data=text.jsonl --tokenizer=tok.json --steps=32 --n_embd=16 --micro_batch=2 "
+             "--warmup=2 --out=one.pt").split()
+    assert tiny.run(folder, "pretrain", *FLAGS[2:], *flags)[0] == 0
     (folder / "said").write_text("\n".join(
         tiny.printed(folder, "lessons/scaling", *GRID, "--out=whole.json")))
     return folder

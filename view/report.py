@@ -95,7 +95,8 @@ def make(config, rt):
     folder = Path(config.folder)
     board = read_board(folder / "scoreboard.json")
     chain = views.Chain(folder, rt)
-    logs, runs = views.logs(folder), chain.runs
+    runs, asked = chain.runs, views.prompts(chain, config.prompts)
+    logs = {stage: read_log(folder / f"{stage}.jsonl") for stage in views.STAGES}
     commands = {stage: command(stage, flags) for stage, flags in runs.items()}
     commands |= dict(tokenizer="python tokenizer.py", board="python evaluate.py",
                      reason="python -m lessons.reason")
@@ -108,10 +109,9 @@ def make(config, rt):
     data = dict(
         scoreboard=board, board=scoreboard(board), logs=logs, bpe=views.merges(chain),
         mask=views.loss_mask(chain), rank=views.rankings(chain), over=over, settings=runs,
-        next=views.next_tokens(chain, views.prompts(chain, config.prompts)),
+        next=views.next_tokens(chain, asked), openings=views.openings(chain, asked),
         along=views.along(chain, config.contrasts), commands=commands, rules=rules,
-        reason=[row for row in read_log(folder / "reason.jsonl") if "loss" not in row],
-        openings=views.openings(chain, views.prompts(chain, config.prompts)))
+        reason=[row for row in read_log(folder / "reason.jsonl") if "loss" not in row])
     parts = {name: diagram(name) for name in ("chain", "ppo")}
     parts["folder"] = escape(shlex.quote(str(folder)))
     return render("report.html", parts, data), board
