@@ -55,11 +55,3 @@ def test_the_score_of_the_best_of_n_is_that_of_the_closed_form(policy, tiny_toke
     _, scores, _ = best_answers(policy, letters, asked, 0, tok, ENV, config)
     assert abs(scores.amax(1).mean() - mean) < 4 * error
     assert mean - (p[order] * values).sum() > 8 * error                # not one sample's
-
-
-def test_an_answer_without_an_end_scores_less(policy, tiny_tokenizer):
-    asked, plain = rows(tiny_tokenizer, 8), dict(best_of=4, max_new_tokens=3)
-    (_, free, _), (_, paid, _) = (
-        best_answers(policy, letters, asked, 0, tiny_tokenizer, ENV, Config(**plain, missing_end=m))
-        for m in (0, 2))
-    assert set((free - paid).round(decimals=3).flatten().tolist()) == {2.0}
