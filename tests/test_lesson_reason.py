@@ -95,7 +95,7 @@ def test_the_first_demonstrations_are_worked_out_and_none_is_held_out(tiny_token
 def test_it_raises_a_reward_of_ones_own(folder, tiny_tokenizer, flags):
     tiny.save(folder / "sft.pt", "sft", tiny_tokenizer, block_size=128)
     flags += (" --init=sft.pt --k=8 --lr=3e-2 --reward=length.py:longer --batch_size=64 "
-              "--minibatch=16 --micro_batch=16 --steps=12 --n_samples=1 --out=reason.pt --fresh")
+              "--minibatch=16 --micro_batch=16 --steps=8 --n_samples=1 --out=reason.pt --fresh")
     assert tiny.run(folder, "lessons/reason", *FLAGS, *flags.split())[0] == 0
     scores = [row["score"] for row in tiny.read_log(folder / "reason.jsonl") if "score" in row]
     assert scores[-1] > scores[0] + 0.5

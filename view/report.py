@@ -95,8 +95,7 @@ def make(config, rt):
     folder = Path(config.folder)
     board = read_board(folder / "scoreboard.json")
     chain = views.Chain(folder, rt)
-    runs, asked = chain.runs, views.prompts(chain, config.prompts)
-    logs = {stage: read_log(folder / f"{stage}.jsonl") for stage in views.STAGES}
+    logs, runs, asked = views.logs(folder), chain.runs, views.prompts(chain, config.prompts)
     commands = {stage: command(stage, flags) for stage, flags in runs.items()}
     commands |= dict(tokenizer="python tokenizer.py", board="python evaluate.py",
                      reason="python -m lessons.reason")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from answer import answer_text, complete
-from checkpoint import load
+from checkpoint import load, read_log
 from common import note_once
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
 from evaluate import first_line, model_input
@@ -195,6 +195,11 @@ def along(chain, path):
                         for name, m in models.items()}))
         items.append(dict(kind=row.get("kind", "all"), prompt=row["prompt"], answers=answers))
     return dict(items=items, models=list(models))
+
+
+def logs(folder):
+    """The logs of all stages: {stage: rows}. Of PPO's, those with a `split` are evaluations."""
+    return {stage: read_log(Path(folder, f"{stage}.jsonl")) for stage in STAGES}
 
 
 def prompts(chain, path):
