@@ -1,10 +1,10 @@
-"""Plumbing that the scripts share: flags, errors, files, devices and ranks.
+"""Plumbing that the scripts share: flags, errors, devices and ranks, threads, files.
 
 Nothing here would be on a slide. Every loop, loss, batch and mask stands in its script.
 """
 
 import argparse
-import atexit
+import configparser
 import ctypes
 import dataclasses
 import difflib
@@ -31,24 +31,6 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from tqdm import tqdm
 
 
-def fail(message):
-    """Stop with one line on stderr and exit status 1."""
-    tell(message)
-    raise SystemExit(1)
-
-
-def tell(message, second_hand=False):
-    """Print the last line of a run that fails. Under torchrun, rank 0 prints at once. The others
-    wait: if rank 0 fails for the same reason, torchrun ends them before they repeat it. A process
-    that only lost its peer (second_hand) waits, too: it is never the cause."""
-    rank, _ = ranks()
-    if rank or second_hand:
-        time.sleep(5)
-    flush()
-    print(f"{Path(sys.argv[0]).name}: {f'process {rank}: ' if rank else ''}{message}",
-          file=sys.stderr, flush=True)
-
-
 # ---- flags: each field of a script's Config is --field=value --------------------------------
 
 @dataclasses.dataclass
@@ -68,12 +50,10 @@ class Common(Basic):
 
 def parse_config(Config, doc, argv=None, words="", several=False):
     """Build Config from the command line; -h prints `doc` and the source of Config. words: the
-    field that collects positional arguments, joined by commas; without it they are refused.
-    several: whether the script shares its work among processes."""
+    field that takes other words, joined by commas. several: whether torchrun may start it."""
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):      # a wrong byte, or a character that the
-            stream.reconfigure(errors="replace")      # terminal does not have, must not stop a run
-    atexit.register(flush)
+        if isinstance(stream, io.TextIOWrapper):      # no character that a terminal lacks, and no
+            stream.reconfigure(errors="replace")      # wrong byte, stops a run
     sys.excepthook = one_line
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
@@ -120,9 +100,6 @@ def check_out(config):
                      f"--out")
 
 
-# The flags that are neither numbers nor files: in these, ~/ is what it is.
-TEXTS = "prompt", "system", "show", "pattern"
-
 # The smallest and largest value of a flag, in every script. Its default is always allowed.
 BOUNDS = [
     (1, math.inf, "steps batch_size micro_batch minibatch epochs eval_every eval_rows block_size "
@@ -135,19 +112,14 @@ BOUNDS = [
     (0, 2**63 - 1, "seed")]
 
 
-SWITCH = dict(true=True, yes=True, false=False, no=False) | {"1": True, "0": False}
-
-
 def parse_value(field, text):
     """The text as the field's str, bool, int (2e3 is one, too) or float."""
     kind, name = type(field.default), field.name
     if kind is str:                                   # shells know --out ~/a.pt, not --out=~/a.pt
-        parts = [part if name in TEXTS or part[:2] != "~/" else os.path.expanduser(part)
-                 for part in text.split(",")]
-        return ",".join(parts)
+        return ",".join(map(os.path.expanduser, text.split(",")))
     try:
         if kind is bool:
-            return SWITCH[text.lower()]
+            return configparser.RawConfigParser.BOOLEAN_STATES[text.lower()]
         value = int(text) if kind is int and "e" not in text else float(text)
         if not math.isfinite(value) or kind(value) != value:
             raise ValueError
@@ -159,6 +131,27 @@ def parse_value(field, text):
             fail(f"--{name}={value} must be "
                  + (f"at least {low}" if value < low else f"at most {high}"))
     return value
+
+
+# ---- errors, and what is printed -------------------------------------------------------------
+
+def fail(message):
+    """Stop with one line on stderr and exit status 1."""
+    tell(message)
+    raise SystemExit(1)
+
+
+def tell(message, second_hand=False):
+    """Print the last line of a run that fails. Under torchrun, rank 0 prints at once. The others
+    wait: if rank 0 fails for the same reason, torchrun ends them before they repeat it. A process
+    that only lost its peer (second_hand) waits, too: it is never the cause."""
+    rank, _ = ranks()
+    if rank or second_hand:
+        time.sleep(5)
+    with suppress(OSError):
+        sys.stdout.flush()
+    print(f"{Path(sys.argv[0]).name}: {f'process {rank}: ' if rank else ''}{message}",
+          file=sys.stderr, flush=True)
 
 
 def safe(text):
@@ -180,18 +173,8 @@ def note_once(text):
     print(text, file=sys.stderr)
 
 
-def flush():
-    """Write out what is printed. A reader that has gone, as in `… | head`, is no error."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
 def one_line(kind, error, trace):
     """Print an uncaught exception as one line, unless --debug=true."""
-    if kind is BrokenPipeError:
-        return
     text = " ".join(str(error).split()) or kind.__name__
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"
@@ -210,51 +193,6 @@ def ranks():
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def cpu_seconds():
-    """Summed over the cores that this process may use, since some time in the past: the seconds
-    that passed, and those that other programs computed."""
-    cores = {f"cpu{n}" for n in os.sched_getaffinity(0)}
-    with open("/proc/stat", encoding="utf-8") as f:   # of each core: user nice system idle …
-        rows = [[int(n) for n in line.split()[1:9]] for line in f if line.split()[0] in cores]
-    busy = sum(sum(row) - row[3] - row[4] for row in rows)
-    ticks = os.sysconf("SC_CLK_TCK")
-    return sum(map(sum, rows)) / ticks, busy / ticks - time.process_time()
-
-
-class Cores:
-    """Takes as many threads as there are cores that no other program needs (on Linux).
-
-    PyTorch's threads meet after every operation, and wait there in a loop. One that has lost its
-    core to another program holds up all of them: beside a busy program two threads on two cores
-    are slower than one. Their number changed no bit of the default model's weights where we tried
-    it; where norms have weights, it changes the rounding of these weights' gradients."""
-
-    def __init__(self):
-        self.most = torch.get_num_threads() if sys.platform == "linux" else 1
-        with suppress(OSError, ValueError):           # a container's share, as of docker --cpus=2
-            group = Path("/proc/self/cgroup").read_text("utf-8").strip().rpartition(":")[2]
-            quota, period = Path(f"/sys/fs/cgroup{group}/cpu.max").read_text("utf-8").split()
-            self.most = min(self.most, math.ceil(int(quota) / int(period)))
-            torch.set_num_threads(self.most)
-        self.looks, self.again = 0, 0.0
-        self.before = cpu_seconds() if self.most > 1 else None
-
-    def share(self):
-        """Choose again, once a second."""
-        if self.most == 1 or time.monotonic() < self.again:
-            return
-        now = cpu_seconds()
-        passed, others = now[0] - self.before[0], now[1] - self.before[1]
-        self.looks, self.again, self.before = self.looks + 1, time.monotonic() + 1, now
-        free = len(os.sched_getaffinity(0)) * (1 - others / max(passed, 1e-9))
-        n = max(1, min(self.most, round(free)))
-        if n < self.most:
-            note_once(f"other programs are busy: computing with {n} of {self.most} threads until "
-                      f"they end")
-        # a program of low priority is busy only where we leave it a core: see what it takes then
-        torch.set_num_threads(self.most if self.looks % 20 == 0 else n)
 
 
 class Runtime:
@@ -415,6 +353,52 @@ def native_bf16(device):
     return device.type == "cpu" and (x86 or arm)
 
 
+# ---- threads ---------------------------------------------------------------------------------
+
+def cpu_seconds():
+    """Summed over the cores that this process may use, since some time in the past: the seconds
+    that passed, and those that other programs computed."""
+    cores = {f"cpu{n}" for n in os.sched_getaffinity(0)}
+    with open("/proc/stat", encoding="utf-8") as f:   # of each core: user nice system idle …
+        rows = [[int(n) for n in line.split()[1:9]] for line in f if line.split()[0] in cores]
+    busy = sum(sum(row) - row[3] - row[4] for row in rows)
+    ticks = os.sysconf("SC_CLK_TCK")
+    return sum(map(sum, rows)) / ticks, busy / ticks - time.process_time()
+
+
+class Cores:
+    """Takes as many threads as there are cores that no other program needs (on Linux).
+
+    PyTorch's threads meet after every operation, and wait there in a loop. One that has lost its
+    core to another program holds up all of them: beside a busy program two threads on two cores
+    are slower than one. Their number changed no bit of the default model's weights where we tried
+    it; where norms have weights, it changes the rounding of these weights' gradients."""
+
+    def __init__(self):
+        self.most = torch.get_num_threads() if sys.platform == "linux" else 1
+        with suppress(OSError, ValueError):           # a container's share, as of docker --cpus=2
+            quota, period = Path("/sys/fs/cgroup/cpu.max").read_text("utf-8").split()
+            self.most = min(self.most, math.ceil(int(quota) / int(period)))
+            torch.set_num_threads(self.most)
+        self.looks, self.again = 0, 0.0
+        self.before = cpu_seconds() if self.most > 1 else None
+
+    def share(self):
+        """Choose again, once a second."""
+        if self.most == 1 or time.monotonic() < self.again:
+            return
+        now = cpu_seconds()
+        passed, others = now[0] - self.before[0], now[1] - self.before[1]
+        self.looks, self.again, self.before = self.looks + 1, time.monotonic() + 1, now
+        free = len(os.sched_getaffinity(0)) * (1 - others / max(passed, 1e-9))
+        n = max(1, min(self.most, round(free)))
+        if n < self.most:
+            note_once(f"other programs are busy: computing with {n} of {self.most} threads until "
+                      f"they end")
+        # a program of low priority is busy only where we leave it a core: see what it takes then
+        torch.set_num_threads(self.most if self.looks % 20 == 0 else n)
+
+
 # ---- files ----------------------------------------------------------------------------------
 
 def check_writable(path):
@@ -435,15 +419,13 @@ def check_writable(path):
 
 @contextmanager
 def named(path):
-    """with named(path): an error of the system while the file is written names it, and the way out.
-    (Of a file that is read meanwhile the system names another.)"""
+    """with named(path): a write that fails names the file, and the way out."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         # torch.save replaces the system's error by its own; __context__ still has the first one
         reason = error if isinstance(error, OSError) else error.__context__
-        place = str(getattr(reason, "filename", None) or path)
-        if not isinstance(reason, OSError) or not place.startswith(str(path)):
+        if not isinstance(reason, OSError) or reason.filename:        # it names a file already
             raise
         why = reason.strerror or reason
         raise OSError(f"{path} could not be written ({why}): make room if the disk is full, or "
@@ -453,9 +435,9 @@ def named(path):
 @contextmanager
 def writing(path, mode="w"):
     """with writing(path) as f: write a temporary file, then rename it. So path is always complete:
-    the old file or the new one. A write that fails says why and leaves nothing behind. A link stays
-    a link: the file that it points to is replaced. Two processes may write one file at a time."""
-    path = Path(os.path.realpath(path) if Path(path).is_symlink() else path)
+    the old file or the new one. A write that fails says why and leaves nothing behind. Two
+    processes may write one file at a time."""
+    path = Path(path)
     check_writable(path)
     tmp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with named(path):
@@ -570,10 +552,11 @@ def verdicts_of(judge, prompts, responses, name):
     """Call a judge on each pair: [{"grade", "right", "unsure", "refusal"}]."""
     verdicts = []
 
-    def grade(prompt, response):
-        verdicts.append(judge(prompt[0], response[0]))
-        return [float(verdicts[-1][key]) for key in ("grade", "right", "unsure", "refusal")][:1]
+    def grades(prompts, responses):
+        verdicts[:] = map(judge, prompts, responses)
+        numbers = [[float(v[key]) for key in ("grade", "right", "unsure", "refusal")]
+                   for v in verdicts]
+        return [grade for grade, *_ in numbers]
 
-    for prompt, response in zip(prompts, responses):
-        get_scores(grade, [prompt], [response], name)
+    get_scores(grades, prompts, responses, name)
     return verdicts
