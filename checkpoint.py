@@ -51,8 +51,7 @@ def save_checkpoint(path, *, stage, step, metrics, model, model_config, tokenize
     weights = model if isinstance(model, dict) else model.state_dict()
     atomic_save({
         "stage": stage, "step": step, "metrics": metrics,
-        "model": {k.replace("_orig_mod.", "").removeprefix("module."): v.detach().float().cpu()
-                  for k, v in weights.items()},       # as before torch.compile and DDP
+        "model": {name: w.detach().float().cpu() for name, w in weights.items()},
         "model_config": dataclasses.asdict(model_config), "tokenizer": tokenizer.to_dict(),
         "config": config, "history": history + [dict(stage=stage, config=config, metrics=metrics)],
         **run}, path)
@@ -89,8 +88,7 @@ def load_reward(name, tok, rt):
 
 
 def load_checkpoint(path, stages=None, tok=None, **changes):
-    """The dict that save_checkpoint wrote, with the model and the tokenizer as objects. Otherwise
-    the program ends with one line that says what to do."""
+    """The dict that save_checkpoint wrote, with the model and the tokenizer as objects."""
     stages = (stages or " ".join(MAKERS)).split()
     named_after = Path(path).stem                     # out/ppo.pt is what rlhf_ppo.py makes
     maker = f"python {MAKERS[named_after if named_after in stages else stages[0]]}"
@@ -167,9 +165,10 @@ class FullStateDict:
 # ---- a run of one stage: its log, and its state, from which the same command goes on --------
 
 def fingerprint(path):
-    """A hash of the files' names and bytes. It tells whether an input has changed."""
+    """A hash of the files' names and bytes, which tells whether an input has changed; of a function
+    FILE.py:name that of its file."""
     digest = hashlib.sha256()
-    for part in str(path).split(","):
+    for part in (function_file(str(path)) or str(path)).split(","):
         part = Path(part.strip())
         files = text_files(part) if part.is_dir() else [part]
         for file in (f for f in files if f.is_file()):
@@ -190,7 +189,7 @@ def state_of(part):
 class Run:
     """One run of one stage: its loop is `for step in run.steps()`.
 
-    `state` is what an interrupted run left, or None; track() takes it. It is a file beside the
+    `state` is what an interrupted run left, or {}; track() takes it. It is a file beside the
     result (out/sft.state beside out/sft.pt), written every 20 seconds and on Ctrl-C, and deleted
     when the result is saved. It holds weights, optimizer and step; random numbers and the order of
     the data follow from (seed, step). out/.sft.lock keeps a second run away, and out/sft.nan.pt is
@@ -211,10 +210,12 @@ class Run:
         if rt.main:
             self.lock()
         self.inputs = {i: fingerprint(i) for i in inputs if i}
-        self.flags = {name: self.known(value) for name, value in flags_of(config).items()}
+        # runs are compared by these: a file that is read counts by its name and by what is in it
+        self.flags = {name: f"{Path(value).name} {self.inputs[value]}" if value in self.inputs
+                      else value for name, value in flags_of(config).items()}
         self.flags |= dict(out="", dtype=str(rt.dtype)[6:], processes=rt.world_size)
         self.state = self.resume()
-        self.start = self.step = self.last = self.logged = self.state["step"] if self.state else 0
+        self.start = self.step = self.last = self.logged = self.state.get("step", 0)
         if rt.sum(self.start)[0] != self.start * rt.world_size:
             fail(f"the processes do not continue from the same step, since their machines have "
                  f"different files: copy {self.out.parent} from the first to the others, or use "
@@ -228,14 +229,8 @@ class Run:
         self.interrupted = False
         self.bar = tqdm(disable=True)
         self.sums, self.tracked = {}, {}
-        self.metrics = self.state.get("metrics", {}) if self.state else {}
+        self.metrics = self.state.get("metrics", {})
         signal.signal(signal.SIGINT, self.interrupt)
-        # a cluster wants its machine back; a terminal closes, unless nohup lets it. (torchrun ends
-        # all processes with SIGTERM when one has failed: these have nobody to go on with)
-        for name in ("SIGTERM", "SIGHUP") if rt.world_size == 1 else ():
-            number = getattr(signal, name, signal.SIGINT)     # Windows has only one of them
-            if signal.getsignal(number) != signal.SIG_IGN:
-                signal.signal(number, self.interrupt)
 
     def lock(self):
         """Two runs must not write the same files. The operating system frees the lock when this
@@ -248,24 +243,18 @@ class Run:
             if isinstance(error, (BlockingIOError, PermissionError)):
                 fail(f"another run is writing {self.out}: wait for it, or choose another --out")
 
-    def known(self, value):
-        """A flag's value as runs are compared: a file that is read counts by its name and by what
-        is in it, wherever it lies. (A function is FILE.py:name.)"""
-        path = next((i for i in self.inputs if value == i or str(value).startswith(f"{i}:")), "")
-        return f"{Path(path).name} {self.inputs[path]}{value[len(path):]}" if path else value
-
     def resume(self):
-        """The state to continue from; its step is -1 if the run is finished. Refuses a run with
-        other flags or inputs."""
+        """The state to continue from, {} at the start; its step is -1 if the run is finished.
+        Refuses a run with other flags or inputs."""
         path = self.state_file if self.state_file.exists() else self.out
         if self.config.fresh or not path.exists():
-            return None
+            return {}
         if path == self.out and path.suffix != ".pt":
             fail(f"{path} is there already, but not from this script; --fresh replaces it")
         state = load_dict(path, f"python {Path(sys.argv[0]).name} --fresh")
         finished, before = path == self.out or "finished" in state, state.get("run", {})
         if finished and not self.out.exists():
-            return None
+            return {}
         dtype = before.get("dtype")
         if self.config.dtype == "auto" and dtype in DTYPES:           # continue in the same dtype
             self.flags["dtype"], self.rt.dtype = dtype, DTYPES[dtype]
@@ -291,11 +280,9 @@ class Run:
                 part[:] = self.state[name]
             elif isinstance(part, dict):
                 part.update(self.state[name])
-            elif isinstance(part, torch.nn.Module):   # what is not trained is there already
+            else:                                     # what is not trained is there already
                 part.load_state_dict(part.state_dict() | self.state[name])
-            else:
-                part.load_state_dict(self.state[name])
-        self.tracked, self.state = parts, None        # frees the memory
+        self.tracked, self.state = parts, {}          # frees the memory
 
     def corpus(self, text, tok):
         """The text as token ids, in a cache beside the result."""
@@ -364,14 +351,13 @@ class Run:
         fail(f"{what} is {float(grad_norm)} at step {step + 1}{cause} the same command goes on "
              f"from step {self.last}, with --fresh from the beginning")
 
-    def interrupt(self, number, _):
-        if self.interrupted and number == signal.SIGINT:      # a second Ctrl-C does not wait
+    def interrupt(self, *_):
+        if self.interrupted:                          # a second Ctrl-C does not wait
             raise KeyboardInterrupt
         self.interrupted = True
 
     def save_state(self, step):
-        """Called after every step. Writes every 20 seconds, and after Ctrl-C (SIGTERM, SIGHUP),
-        which ends the run."""
+        """Called after every step: saves every 20 seconds, and after Ctrl-C, which ends the run."""
         # a large model takes seconds to write: saving less often keeps this at 2% of the time
         pause = float(os.environ.get("SAVE_SECONDS", 20)) * max(1, 2.5 * self.cost)
         due = self.rt.main and time.monotonic() - self.saved > pause

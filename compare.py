@@ -24,8 +24,8 @@ import numpy as np
 
 from answer import respond
 from checkpoint import Run, load
-from common import (Common, Runtime, fail, function_file, get_scores, load_function, parse_config,
-                    say, writing)
+from common import (Common, Runtime, fail, get_scores, load_function, parse_config, say,
+                    writing)
 from data.formats import distinct, read_prompts
 
 
@@ -85,7 +85,7 @@ if __name__ == "__main__":
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
-    run = Run(config, rt, inputs=[config.data, config.init, function_file(config.labeler)])
+    run = Run(config, rt, inputs=[config.data, config.init, config.labeler])
     labeler = load_function(config.labeler)
     model, tok, _ = load(config.init, rt, "sft ppo pretrain")
 

@@ -270,7 +270,7 @@ if __name__ == "__main__":
     ptx = config.text if config.ptx_coef > 0 else ""
     own_reward = function_file(config.reward)
     run = Run(config, rt, inputs=[config.data, ptx, config.init, config.reference,
-                                  own_reward or config.reward, config.critic])
+                                  config.reward, config.critic])
     B = config.batch_size // rt.world_size            # answers of this process
     mb = config.minibatch // rt.world_size
     if config.batch_size % config.minibatch or config.minibatch % rt.world_size:

@@ -75,7 +75,7 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     own_reward = function_file(config.reward)
-    run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward])
+    run = Run(config, rt, inputs=[config.data, config.init, config.reward])
     if config.best_of < 2 or config.temperature < COLDEST or config.batch_size % config.minibatch:
         fail("--best_of must be at least 2, --temperature more than 0, and --minibatch must divide "
              "--batch_size")

@@ -129,7 +129,7 @@ if __name__ == "__main__":
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
     own_reward = function_file(config.reward)
-    run = Run(config, rt, inputs=[config.data, config.init, own_reward or config.reward])
+    run = Run(config, rt, inputs=[config.data, config.init, config.reward])
     check_groups(config)
     policy, tok, history = load(config.init, rt, "sft ppo")
     reference, *_ = load(config.init, rt, frozen=True)

@@ -32,7 +32,7 @@ import torch
 
 from answer import answer_text, complete, log_probs
 from checkpoint import Run, load, save_checkpoint
-from common import Common, Runtime, function_file, get_scores, load_function, parse_config
+from common import Common, Runtime, get_scores, load_function, parse_config
 from data.town import write_jsonl
 from lessons.chain_of_thought import ask, at_once, by_steps, draw, result, vote
 from lessons.grpo import by_length, check_groups, group_advantages, minibatches, token_logps
@@ -193,7 +193,7 @@ if __name__ == "__main__":
 
     config = parse_config(Config, __doc__)
     rt = Runtime(config)
-    run = Run(config, rt, inputs=[config.init, function_file(config.reward)])
+    run = Run(config, rt, inputs=[config.init, config.reward])
     check_groups(config)
     policy, tok, history = load(config.init, rt, "pretrain sft ppo")
     reward = load_function(config.reward)

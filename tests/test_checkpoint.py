@@ -24,8 +24,9 @@ def saved(tmp_path, tiny_tokenizer):
     return path
 
 
-def test_a_checkpoint_holds_all_that_is_needed_to_go_on(saved, tiny_tokenizer):
-    ckpt = load_checkpoint(saved, "sft", tiny_tokenizer)
+@pytest.mark.parametrize("stages", ["sft", "pretrain sft", None])
+def test_a_checkpoint_holds_all_that_is_needed_to_go_on(saved, tiny_tokenizer, stages):
+    ckpt = load_checkpoint(saved, stages, tiny_tokenizer)
     assert (ckpt["stage"], ckpt["step"], ckpt["metrics"]) == ("sft", 3, dict(val_loss=1.5))
     assert [entry["stage"] for entry in ckpt["history"]] == ["pretrain", "sft"]
     assert ckpt["config"]["steps"] == 10 and not {"fresh", "debug"} & ckpt["config"].keys()
@@ -47,14 +48,11 @@ def test_a_model_is_loaded_to_be_trained_or_frozen_in_half_the_memory(saved, tin
     assert {p.dtype for p in in_blocks} == {torch.bfloat16}
 
 
-def test_a_checkpoint_of_a_stage_that_is_wanted_is_loaded(saved):
-    for stages in ("sft", "pretrain sft", None):
-        assert load_checkpoint(saved, stages)["stage"] == "sft"
-
-
-def test_a_missing_checkpoint_is_named_with_what_makes_it(tmp_path, refused):
-    said = refused(load_checkpoint, tmp_path / "reward.pt", "reward")
-    assert "reward.pt is missing: `python reward.py`" in said
+@pytest.mark.parametrize("path, stages, maker", [
+    ("out/reward.pt", "reward", "reward.py"), ("mine.pt", "sft ppo", "sft.py"),
+    ("out/ppo.pt", "sft ppo", "rlhf_ppo.py"), ("mine.pt", None, "pretrain.py")])
+def test_a_missing_checkpoint_is_named_with_what_makes_it(path, stages, maker, refused):
+    assert f"{path} is missing: `python {maker}` makes it" in refused(load_checkpoint, path, stages)
 
 
 class Bomb:
@@ -65,24 +63,28 @@ class Bomb:
 
 @pytest.mark.parametrize("content", [
     {"weight": torch.ones(3)}, [1, 2], torch.ones(3), {"stage": "sft"}, {"model_config": {}},
-    b"", b"\0" * 1000, b"Once upon a time\n", b"PK\3\4" + b"x" * 99,
+    b"", b"\0" * 1000, b"Once upon a time\n", b"PK\3\4" + b"x" * 99, 0.01, 0.5, 0.99,
     pickle.dumps(dict(stage="sft", model=Bomb()))], ids=str)
-def test_a_file_of_another_kind_is_refused_and_need_not_go(tmp_path, content, refused):
-    path = tmp_path / "notes.pt"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        torch.save(content, path)
-    said = refused(load_checkpoint, path, "pretrain")
-    assert f"{path} is damaged or not a checkpoint: run `python pretrain.py` again" in said
-    assert os.listdir() == ["notes.pt"]               # nothing has exploded
-
-
-def test_a_truncated_checkpoint_is_called_damaged(saved, refused):
+def test_a_file_of_another_kind_or_cut_short_is_refused_and_stays(saved, content, refused):
     whole = saved.read_bytes()
-    for share in (0, 0.01, 0.5, 0.99):
-        saved.write_bytes(whole[:int(share * len(whole))])
-        assert f"{saved} is damaged or not a checkpoint" in refused(load_checkpoint, saved, "sft")
+    if isinstance(content, float):                    # a share of the checkpoint
+        content = whole[:int(content * len(whole))]
+    if isinstance(content, bytes):
+        saved.write_bytes(content)
+    else:
+        torch.save(content, saved)
+    before = saved.read_bytes()
+    said = refused(load_checkpoint, saved, "pretrain")
+    assert f"{saved} is damaged or not a checkpoint: run `python pretrain.py` again" in said
+    assert saved.read_bytes() == before and not os.path.exists("exploded")
+
+
+def test_a_single_wrong_bit_in_the_weights_is_found(saved, refused):
+    content = bytearray(saved.read_bytes())
+    weights = torch.load(saved, weights_only=True)["model"]["wte.weight"].numpy().tobytes()
+    content[content.index(weights) + len(weights) // 2] ^= 1
+    saved.write_bytes(content)
+    assert f"{saved} is damaged" in refused(load_checkpoint, saved, "sft")
 
 
 def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(saved, monkeypatch):
@@ -92,7 +94,7 @@ def test_a_checkpoint_for_which_there_is_no_memory_is_not_called_damaged(saved, 
         load_checkpoint(saved, "sft")
 
 
-def test_weights_that_are_not_finite_are_named_and_not_saved(tmp_path, refused):
+def test_weights_that_are_not_finite_are_named_and_not_saved(refused):
     said = refused(atomic_save, dict(model={"a": torch.ones(1), "b": torch.tensor([torch.nan])}),
-                   tmp_path / "sft.pt")
-    assert "weights of the model are not finite (b)" in said and not os.listdir(tmp_path)
+                   "sft.pt")
+    assert "weights of the model are not finite (b)" in said and not os.listdir()
