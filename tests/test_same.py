@@ -1,14 +1,11 @@
-"""The same command gives the same numbers: with the same seed to the bit, with another precision
-nearly, with another seed not."""
-
-import json
+"""What another precision and LoRA change. (test_kill.py has what another seed changes.)"""
 
 import pytest
 import torch
 
 from answer import log_probs
 from rlhf_ppo import policy_loss, value_loss
-from tiny import FLAGS, build, equal, run
+from tiny import FLAGS, build, read_log, run
 
 # bfloat16 keeps 8 bits of a number, 0.4%. Errors of single numbers largely cancel in a mean.
 TOLERANCE = 0.005
@@ -28,45 +25,20 @@ def folder(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture
 def go(folder):
-    def go(stage, out, *more):
-        ending = "jsonl" if stage == "compare" else "pt"
-        out = folder / f"{out}_{stage}.{ending}"
+    """go(stage, name, flag, …) runs a stage, which ends well: its checkpoint and its last names."""
+    def go(stage, name, *more):
+        out = folder / f"{name}_{stage}.pt"
         status, names = run(folder, stage, *FLAGS[stage].split(), f"--out={out.name}", *more)
         assert status == 0
         return out, names
     return go
 
 
-def contents(path):
-    if path.suffix == ".jsonl":
-        return path.read_text()
-    return torch.load(path, weights_only=True)["model"]
-
-
-@pytest.fixture(params=FLAGS)
-def stage(request):
-    return request.param
-
-
-def short(stage):
-    return ["--steps=2"] * (stage != "compare")
-
-
-def test_a_seed_gives_the_same_bits_and_another_seed_something_else(go, stage):
-    first, second, other = (
-        contents(go(stage, name, f"--seed={seed}", *short(stage))[0])
-        for name, seed in (("first", 0), ("second", 0), ("other", 1)))
-    assert equal(first, second) and not equal(first, other)
-
-
 def losses(go, stage, dtype, *more):
     """What the first step's loss and the held-out loss after it are."""
     out, _ = go(stage, dtype, f"--dtype={dtype}", "--steps=1", *more)
-    found = {}
-    for line in out.with_suffix(".jsonl").read_text().splitlines():
-        row = json.loads(line)
-        found |= {name: row[name] for name in ("loss", "val_loss") if name in row}
-    return found
+    return {name: row[name] for row in read_log(out.with_suffix(".jsonl"))
+            for name in ("loss", "val_loss") if name in row}
 
 
 @pytest.mark.parametrize("stage, more", [("pretrain", ["--init=pretrain.pt"]), ("sft", []),
@@ -101,9 +73,10 @@ def test_ppos_losses_in_both_precisions_agree_within_one_percent(go):
 @pytest.mark.parametrize("stage", ["sft", "reward", "rlhf_ppo"])
 def test_lora_changes_the_blocks_matrices_by_its_rank_and_in_sft_new_tokens(go, stage, folder):
     """Those are the special tokens. No other weights change, and the names are those of before."""
-    start = contents(folder / f"{dict(sft='pretrain').get(stage, 'sft')}.pt")
-    out, end = go(stage, "lora", "--lora=2", "--recompute=true", "--dtype=float32", *short(stage))
-    after = {name.removeprefix("gpt."): w for name, w in contents(out).items()}
+    out, end = go(stage, "lora", "--lora=2", "--recompute=true", "--dtype=float32", "--steps=2")
+    start, after = (torch.load(path, weights_only=True)["model"] for path in (
+        folder / f"{dict(sft='pretrain').get(stage, 'sft')}.pt", out))
+    after = {name.removeprefix("gpt."): w for name, w in after.items()}
     assert after.keys() >= start.keys() - {"lm_head.weight"}          # an ordinary checkpoint
     for name in start.keys() & after.keys():
         change = after[name] - start[name]
