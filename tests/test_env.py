@@ -61,20 +61,22 @@ def test_uv_installs_where_it_is_there_and_pip_has_no_settings_that_uv_does_not_
     assert env(checkout, SETTINGS=settings) == f"{checkout}/.venv\n"
 
 
-def test_a_checkout_that_was_moved_gets_a_new_one(checkout):
-    env(checkout)
-    there = checkout.rename(checkout.with_name("there"))
-    said = env(there)
-    assert "making the environment" in said and "pip runs" in said
-    assert said.endswith(f"{there}/.venv\n")
+def moved(checkout):
+    return checkout.rename(checkout.with_name("there"))
 
 
-def test_an_environment_whose_python_is_gone_is_made_again(checkout):
-    env(checkout)
+def without_python(checkout):
     (checkout / ".venv/bin/python").unlink()
     (checkout / ".venv/bin/python").symlink_to("/nowhere/python3.8")
+    return checkout
+
+
+@pytest.mark.parametrize("change", [moved, without_python])
+def test_an_environment_that_was_moved_or_whose_python_is_gone_is_made_again(checkout, change):
+    env(checkout)
+    checkout = change(checkout)
     said = env(checkout)
-    assert "making the environment" in said and said.endswith(f"{checkout}/.venv\n")
+    assert "making the environment" in said and said.endswith(f"pip runs\n{checkout}/.venv\n")
 
 
 @pytest.mark.parametrize("name", ["VIRTUAL_ENV", "CONDA_PREFIX"])
@@ -84,23 +86,24 @@ def test_an_active_environment_that_was_deleted_is_not_used(checkout, name):
     assert said.endswith(f"{checkout}/.venv\n")
 
 
+def active(checkout):
+    """What is set where this checkout's environment is active."""
+    return dict(VIRTUAL_ENV=f"{checkout}/.venv", PATH=f"{checkout}/.venv/bin:/usr/bin:/bin")
+
+
 def test_an_active_environment_is_used(checkout):
     env(checkout)
-    active = checkout.rename(checkout.with_name("other")) / ".venv"
-    checkout.mkdir()
-    for file in ("env.sh", "requirements.txt"):
-        shutil.copy(active.parent / file, checkout)
-    path = f"{active}/bin:/usr/bin:/bin"
-    assert env(checkout, VIRTUAL_ENV=str(active), PATH=path) == f"{active}\n"
+    second = shutil.copytree(checkout, checkout.with_name("second"),
+                             ignore=shutil.ignore_patterns(".venv"))
+    assert env(second, **active(checkout)) == f"{checkout}/.venv\n"
 
 
 def test_an_active_environment_with_an_old_python_gets_one_line(checkout):
     env(checkout)
     (checkout.parent / "lib/sitecustomize.py").write_text(
         "import sys; sys.version_info = (3, 9, 1, 'final', 0)")
-    active = f"{checkout}/.venv"
-    said = env(checkout, VIRTUAL_ENV=active, PATH=f"{active}/bin:/usr/bin:/bin")
-    assert "Python 3.10 or newer is needed" in said and f"in {active}: deactivate" in said
+    said = env(checkout, **active(checkout))
+    assert "Python 3.10 or newer is needed" in said and f"in {checkout}/.venv: deactivate" in said
 
 
 def test_the_commands_that_run_sh_prints_are_quoted_where_they_must_be():
