@@ -119,7 +119,7 @@ def parse_value(field, text):
         return ",".join(map(os.path.expanduser, text.split(",")))
     try:
         if kind is bool:
-            return configparser.RawConfigParser.BOOLEAN_STATES[text.lower()]
+            return configparser.ConfigParser.BOOLEAN_STATES[text.lower()]
         value = int(text) if kind is int and "e" not in text else float(text)
         if not math.isfinite(value) or kind(value) != value:
             raise ValueError

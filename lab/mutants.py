@@ -93,7 +93,7 @@ checkpoint.py: tests/test_resume.py tests/test_checkpoint.py tests/test_ppo.py
     embedding and output layer are trained apart after loading: «gpt.tie_weights() → pass»
     frozen models keep gradients: «freeze_all(model, rt.dtype) if frozen else → » model
     the log has sums over its steps: value / «n_steps / → » self.rt.world_size
-    weights are rounded when they are saved: v.detach().«float → half»().cpu()
+    weights are rounded when they are saved: w.detach().«float → half»().cpu()
 data/corpus.py: tests/test_corpus.py
     held-out copies are learned: hold_out(«self.hashes → np.arange(len(self.lengths)) / 1e4»,
     one token in T is never predicted: np.arange(count)[:, None]) * «T → (T + 1)»
