@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 import common
 from answer import complete
-from checkpoint import fingerprint, load, save_checkpoint
+from checkpoint import fingerprint, load
 from common import Runtime
 from data.corpus import Corpus
 from data.formats import read_comparisons, read_demonstrations, read_prompts, split
@@ -23,7 +23,7 @@ from model import GPT, GPTConfig, ScalarGPT
 from pretrain import Config
 from reward import batches, encode_answer, encode_comparison
 from sft import pack
-from tiny import FLAGS, build, interrupted, run, write
+from tiny import FLAGS, build, interrupted, run, store, write
 
 SHARES = [0.5, 1, 1, 0.5]      # of the peak: the warmup, then a straight line
 STEPS, SEED = len(SHARES), 3
@@ -59,9 +59,7 @@ def folder(tmp_path_factory, tiny_tokenizer):
         if stage == "ppo":
             with torch.no_grad():
                 model.lm_head.weight[tiny_tokenizer.end] *= 3
-        save_checkpoint(folder / f"{stage}.pt", stage=stage, step=1, metrics={}, model=model,
-                        model_config=config, tokenizer=tiny_tokenizer, config=Config(),
-                        history=[])
+        store(folder / f"{stage}.pt", stage, model, tiny_tokenizer)
     return folder
 
 
