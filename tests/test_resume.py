@@ -332,7 +332,8 @@ def test_what_was_added_is_averaged_over_steps_and_ranks_and_then_forgotten():
 
 
 @pytest.mark.parametrize("passed", [2, 0])            # a coarse clock stands still
-def test_tokens_are_counted_on_all_ranks_per_second_that_is_not_paused(monkeypatch, passed):
+def test_tokens_are_counted_per_second_that_is_not_paused_and_the_rest_takes_as_long_as_this_half(
+        monkeypatch, capsys, passed):
     run = start(env=env(**TWO_RANKS))
     now = SimpleNamespace(time=run.clock)
     monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now.time)
@@ -346,3 +347,5 @@ def test_tokens_are_counted_on_all_ranks_per_second_that_is_not_paused(monkeypat
     row = run.averages()
     assert row["tokens_per_s"] == (150 if passed else 300_000)
     assert row["seconds"] == max(passed, 0.001)
+    run.log(5, row)                                   # of 10
+    assert f"eta 1:{40 + passed}" in capsys.readouterr().out
