@@ -1,6 +1,6 @@
 import math
 import random
-from itertools import combinations
+from itertools import permutations
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,8 +11,6 @@ from model import GPTConfig, ScalarGPT
 from reward import encode_answer, evaluate, ranking_loss, score, score_all
 from tiny import ENV, loud
 
-QUESTION = [dict(role="user", content="What is 12 + 30?")]
-
 
 @pytest.fixture(scope="module", params=[False, True], ids=["alone", "with a language model"])
 def model(request, tiny_tokenizer):
@@ -22,31 +20,17 @@ def model(request, tiny_tokenizer):
                 std=0.3, shift=1)
 
 
-@pytest.fixture(scope="module")
-def rows(tiny_tokenizer):
-    rng = random.Random(0)
-    return [[rng.randrange(256) for _ in range(n)] for n in (3, 24, 1, 10, 17, 2, 10)]
-
-
 # ---- the loss -------------------------------------------------------------------------------
 
-RANKINGS = [[0, 1], [0, 1, 2], [0, 1, 2, 3], [0, 1, 2, 3, 4], [0, 0, 1], [0, 1, 1, 2],
-            [0, 0, 1, 1, 1], [2, 0, 1]]
-
-
-@pytest.mark.parametrize("ranks", RANKINGS)
+@pytest.mark.parametrize("ranks", [
+    [0, 1], [0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 1], [0, 1, 1, 2], [0, 0, 1, 1, 1], [2, 0, 1]])
 def test_the_loss_is_the_mean_over_all_pairs_of_a_prompt_with_its_gradient(ranks):
     scores = torch.randn(len(ranks), generator=torch.Generator().manual_seed(0)) * 3
-    losses = []
-    for i, j in combinations(range(len(ranks)), 2):
-        if ranks[i] != ranks[j]:                      # tied answers are no pair
-            better, worse = (i, j) if ranks[i] < ranks[j] else (j, i)
-            p = 1 / (1 + math.exp(-(scores[better].item() - scores[worse].item())))
-            losses.append(-math.log(p))
-    got = ranking_loss(scores, torch.tensor(ranks)).item()
-    assert got == pytest.approx(sum(losses) / len(losses), rel=1e-5)
-    assert torch.autograd.gradcheck(lambda s: ranking_loss(s, torch.tensor(ranks)),
-                                    scores.double().requires_grad_())
+    losses = [math.log(1 + math.exp(scores[j] - scores[i]))           # tied answers are no pair
+              for i, j in permutations(range(len(ranks)), 2) if ranks[i] < ranks[j]]
+    ranks = torch.tensor(ranks)
+    assert ranking_loss(scores, ranks).item() == pytest.approx(np.mean(losses), rel=1e-5)
+    assert torch.autograd.gradcheck(ranking_loss, (scores.double().requires_grad_(), ranks))
 
 
 def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more():
@@ -58,38 +42,17 @@ def test_scores_that_are_far_apart_the_wrong_way_cost_their_distance_and_no_more
 
 # ---- scores ---------------------------------------------------------------------------------
 
-def test_a_score_is_read_at_the_last_real_token_whatever_pads(model, rows, tiny_tokenizer):
+@pytest.mark.parametrize("pad", [256, 65])
+def test_scores_are_those_of_each_row_alone_at_its_last_token_whatever_pads(model, pad):
+    rng = random.Random(0)
+    rows = [rng.choices(range(256), k=k % 24 + 1) for k in range(70)]
     with torch.no_grad():
         expected = torch.stack([model(torch.tensor([row]))[0, -1] for row in rows])
-        got, other = (score(model, rows, SimpleNamespace(pad=pad), ENV)
-                      for pad in (tiny_tokenizer.pad, 65))
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(got, other, rtol=0, atol=1e-6)
-
-
-def test_a_score_depends_on_every_token_before_it(model, rows, tiny_tokenizer):
-    row = rows[3]
-    changed = [row[:i] + [(row[i] + 1) % 256] + row[i + 1:] for i in range(len(row))]
-    with torch.no_grad():
-        first, *others = score(model, [row] + changed, tiny_tokenizer, ENV).tolist()
-    assert min(abs(first - other) for other in others) > 1e-4
-
-
-def test_many_scores_come_back_in_the_order_of_their_rows(model, rows, tiny_tokenizer):
-    many = [row[:k] for row in rows for k in range(1, len(row) + 1)]
-    with torch.no_grad():
-        expected = torch.cat([score(model, [row], tiny_tokenizer, ENV) for row in many])
-    torch.testing.assert_close(score_all(model, many, tiny_tokenizer, ENV, batch_size=5), expected,
-                               rtol=0, atol=1e-5)
+    found = score_all(model, rows, SimpleNamespace(pad=pad), ENV, batch_size=5)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 # ---- the sequence that is scored ------------------------------------------------------------
-
-def test_an_answer_is_encoded_as_the_dialogue_that_the_chat_format_makes(tiny_tokenizer):
-    dialogue = QUESTION + [dict(role="assistant", content="12 + 30 = 42.")]
-    assert encode_answer(tiny_tokenizer, QUESTION, "12 + 30 = 42.", 100) == \
-        tiny_tokenizer.encode_chat(dialogue)[0]
-
 
 @pytest.mark.parametrize("words", [0, 1, 5, 20, 100])
 @pytest.mark.parametrize("asked", [1, 5, 20, 100])
@@ -129,7 +92,7 @@ def test_evaluation_equals_a_loop_over_prompts_and_pairs(model, tiny_tokenizer):
         with torch.no_grad():
             scores = [score(model, [ids], tiny_tokenizer, ENV).item() for ids in item["ids"]]
         mine, ranks, utility = [], item["ranks"].tolist(), item["utility"].tolist()
-        for i, j in combinations(range(len(ranks)), 2):
+        for i, j in permutations(range(len(ranks)), 2):
             if ranks[i] < ranks[j]:
                 mine.append(math.log(1 + math.exp(scores[j] - scores[i])))
                 right.append(scores[i] > scores[j])

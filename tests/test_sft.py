@@ -1,6 +1,4 @@
-import json
 import random
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,23 +6,14 @@ import torch
 
 import tiny
 from checkpoint import load_checkpoint
-from data.formats import is_held_out, read_demonstrations
-from model import GPT, GPTConfig
+from data.formats import read_demonstrations
 from sft import batch, encode_dialogues, evaluate, pack
 from tiny import ENV
-
-T = 48
 
 
 def say(role, words, rng):
     bag = "Ada lives on Mill Street . 12 + 30 = 42 <|end|> <|assistant|> a fox".split()
     return dict(role=role, content=" ".join(rng.choices(bag, k=rng.randint(1, words))))
-
-
-def small(tok, block_size):
-    torch.manual_seed(0)
-    return tiny.awake(GPT(GPTConfig(block_size=block_size, vocab_size=tok.vocab_size, n_layer=1,
-                                    n_embd=32)))
 
 
 @pytest.fixture(scope="module")
@@ -39,42 +28,26 @@ def dialogues():
     return found
 
 
-@pytest.fixture(scope="module")
-def loaded(dialogues, tmp_path_factory, tiny_tokenizer):
-    """What the real loader makes of them: a file, read, encoded, packed into batches of 10 rows."""
-    path = tmp_path_factory.mktemp("sft") / "demos.jsonl"
-    path.write_text("".join(json.dumps(dict(messages=turns)) + "\n" for turns in dialogues))
-    encoded, cut, dropped = encode_dialogues(read_demonstrations(path), tiny_tokenizer, 1000)
-    assert cut == dropped == 0
-    length = max(len(ids) for ids, _ in encoded)
-    plan = pack([len(ids) for ids, _ in encoded], length, 40, np.random.default_rng(0))
-    return [(rows, *batch(encoded, rows, length, tiny_tokenizer.pad))
-            for rows in (plan[i:i + 10] for i in range(0, 40, 10))]
-
-
 # ---- the mask -------------------------------------------------------------------------------
 
-def test_what_is_learned_is_what_the_assistants_say_and_their_ends(loaded, dialogues,
-                                                                   tiny_tokenizer):
-    for plan, _, y in loaded:
-        for row, targets in zip(plan, y):
-            expected = [t for i in row for turn in dialogues[i] if turn["role"] == "assistant"
-                        for t in tiny_tokenizer.encode(turn["content"]) + [tiny_tokenizer.end]]
-            assert targets[targets >= 0].tolist() == expected
-
-
-def test_every_target_is_the_token_that_follows(loaded, tiny_tokenizer):
-    for _, x, y in loaded:
-        known = y[:, :-1] >= 0
-        assert torch.equal(y[:, :-1][known], x[:, 1:][known])
-
-
-def test_rows_are_the_dialogues_one_after_the_other_then_padding(loaded, dialogues, tiny_tokenizer):
-    for plan, x, _ in loaded:
-        for row, ids in zip(plan, x.tolist()):
-            joined = [t for i in row for t in tiny_tokenizer.encode_chat(dialogues[i])[0]]
-            padding = [tiny_tokenizer.pad] * (len(ids) - len(joined))
-            assert ids == (joined + padding)[:len(ids)]
+def test_rows_are_dialogues_then_padding_and_what_is_learned_the_assistants_words_and_their_ends(
+        dialogues, tiny_tokenizer):
+    """From a file, as it is read, encoded and packed."""
+    tok = tiny_tokenizer
+    path = tiny.write("demos.jsonl", *(dict(messages=turns) for turns in dialogues))
+    encoded, cut, dropped = encode_dialogues(read_demonstrations(path), tok, 1000)
+    assert cut == dropped == 0
+    longest = max(len(ids) for ids, _ in encoded)
+    plan = pack([len(ids) for ids, _ in encoded], longest, 40, np.random.default_rng(0))
+    assert max(map(len, plan)) > 1
+    for row, ids, targets in zip(plan, *batch(encoded, plan, longest, tok.pad)):
+        joined = [t for i in row for t in tok.encode_chat(dialogues[i])[0]]
+        assert ids.tolist() == (joined + [tok.pad] * longest)[:longest]
+        said = [t for i in row for turn in dialogues[i] if turn["role"] == "assistant"
+                for t in tok.encode(turn["content"]) + [tok.end]]
+        assert targets[targets >= 0].tolist() == said
+        known = targets[:-1] >= 0                     # a target is the token that follows
+        assert torch.equal(targets[:-1][known], ids[1:][known])
 
 
 @pytest.mark.parametrize("room", range(-1, 3))
@@ -89,49 +62,15 @@ def test_a_dialogue_is_cut_and_counted_or_dropped_where_no_token_of_an_answer_fi
 
 # ---- packing --------------------------------------------------------------------------------
 
-LENGTHS = random.Random(1).choices(range(5, T + 2), k=70)
-
-
-class Remember:
-    """A random generator that keeps count of the permutations it gave: one each epoch."""
-
-    def __init__(self):
-        self.rng, self.epochs = np.random.default_rng(0), 0
-
-    def permutation(self, n):
-        self.epochs += 1
-        return self.rng.permutation(n)
-
-
-@pytest.fixture(scope="module")
-def packed():
-    rng = Remember()
-    return pack(LENGTHS, T, 300, rng), rng.epochs
-
-
-def test_there_are_as_many_rows_as_asked_for_none_is_empty_and_none_holds_more_than_fits(packed):
-    assert len(packed[0]) == 300 and all(packed[0])
-    assert max(sum(LENGTHS[i] for i in row) for row in packed[0]) <= T + 1
-
-
-def test_every_dialogue_comes_once_in_each_epoch(packed):
-    """Apart from the last few, which still wait in open rows."""
-    rows, epochs = packed
-    counts = Counter(i for row in rows for i in row)
-    assert epochs > 3 and max(counts.values()) <= epochs
-    missing = sum((epochs - counts[i]) for i in range(len(LENGTHS)))
-    assert missing < len(LENGTHS) + 9 * (T + 1) / min(LENGTHS)
-
-
-def test_rows_are_full_to_nine_tenths():
+def test_rows_are_full_to_nine_tenths_and_every_dialogue_comes_once_in_each_epoch():
+    """Apart from the last few, which wait in open rows. Exercise 12 judges more of it."""
     lengths = random.Random(2).choices(range(10, 61), k=500)
-    rows = pack(lengths, 128, 100, np.random.default_rng(0))
-    assert sum(lengths[i] for row in rows for i in row) > 0.9 * 100 * 129
-
-
-def test_the_same_seed_packs_the_same_rows():
-    first, second, other = (pack(LENGTHS, T, 50, np.random.default_rng(seed)) for seed in (0, 0, 1))
-    assert first == second != other
+    rows = pack(lengths, 128, 1000, np.random.default_rng(0))
+    filled = [sum(lengths[i] for i in row) for row in rows]
+    assert len(rows) == 1000 and all(rows) and max(filled) <= 129
+    assert sum(filled) > 0.9 * 1000 * 129
+    first, times = sum(rows[:120], []), np.bincount(sum(rows, []))
+    assert len({*first}) == len(first) and np.ptp(times) <= 2 < times.min()
 
 
 # ---- evaluation -----------------------------------------------------------------------------
@@ -139,7 +78,7 @@ def test_the_same_seed_packs_the_same_rows():
 def test_evaluation_equals_a_loop_over_tokens(dialogues, tiny_tokenizer):
     encoded, _, _ = encode_dialogues([dict(messages=turns) for turns in dialogues[:11]],
                                      tiny_tokenizer, 1000)
-    model, nats, right = small(tiny_tokenizer, 200).eval(), [], []
+    model, nats, right = tiny.model(tiny_tokenizer.vocab_size, block_size=200), [], []
     for ids, mask in encoded:
         with torch.no_grad():
             logits = model(torch.tensor([ids]))[0]
@@ -153,33 +92,18 @@ def test_evaluation_equals_a_loop_over_tokens(dialogues, tiny_tokenizer):
 
 # ---- the script -----------------------------------------------------------------------------
 
-@pytest.fixture
-def script(tmp_path, tiny_tokenizer, capsys):
-    """script(rows, flags) fine-tunes a random model of context 48: what it prints."""
-    tiny.store(tmp_path / "pretrain.pt", "pretrain", small(tiny_tokenizer, T), tiny_tokenizer)
-
-    def script(rows, flags):
-        tiny.write(tmp_path / "demos.jsonl",
-                   *(dict(prompt=q, response="Happy to help!") for q in rows))
-        assert tiny.run(tmp_path, "sft", *"--data=demos.jsonl --init=pretrain.pt --text= "
-                        f"--out=sft.pt {flags}".split())[0] == 0
-        return capsys.readouterr().out
-    return script
+def test_held_out_prompts_longer_than_the_context_do_not_stop_the_run(folder):
+    asked = (f"What is {k} + 30?{tail}" for tail in (" Please!" * 40, "") for k in range(150))
+    tiny.write(folder / "asked.jsonl", *(dict(prompt=q, response="Happy to help!") for q in asked))
+    said = tiny.printed(folder, "sft", *tiny.FLAGS["sft"].split(), "--data=asked.jsonl",
+                        "--steps=2", "--eval_every=1", "--out=long.pt")
+    assert sum("sample:" in line and "Please" in line for line in said) == 2
 
 
-def questions(n, held_out, tail=""):
-    found = (f"What is {k} + 30?{tail}" for k in range(10 ** 6))
-    mine = (q for q in found if is_held_out([dict(role="user", content=q)]) == held_out)
-    return [next(mine) for _ in range(n)]
-
-
-def test_held_out_prompts_longer_than_the_context_do_not_stop_the_run(script):
-    rows = questions(20, False) + questions(1, True) + questions(3, True, " Please!" * 40)
-    assert script(rows, "--steps=4 --eval_every=1").count("sample:") == 4
-
-
-def test_without_pretraining_it_starts_from_random_weights_of_the_same_size(script):
-    script(questions(20, False) + questions(1, True), "--steps=1 --init= --like=pretrain.pt")
-    ckpt = load_checkpoint("sft.pt", "sft")
+def test_without_pretraining_it_starts_from_random_weights_of_the_same_size(folder):
+    tiny.printed(folder, "sft", *tiny.FLAGS["sft"].split(), "--steps=1", "--init=",
+                 "--like=pretrain.pt", "--out=new.pt")
+    start, ckpt = (load_checkpoint(folder / f"{name}.pt") for name in ("pretrain", "new"))
     assert [entry["stage"] for entry in ckpt["history"]] == ["sft"]
-    assert ckpt["model_config"]["n_embd"] == 32
+    assert ckpt["model_config"] == start["model_config"] | dict(dropout=0.1)
+    assert not tiny.equal(ckpt["model"].state_dict(), start["model"].state_dict())
