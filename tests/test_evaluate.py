@@ -4,6 +4,7 @@ import json
 import math
 import random
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 import evaluate
 import tiny
 from answer import complete, response_logp
+from common import load_function
 from data import town
 from data.formats import is_held_out, read_comparisons, read_prompts
 from evaluate import best_of, compared, distinct, examine_reward, first_line, groups_of, interval
@@ -94,35 +96,31 @@ def test_the_reward_model_is_examined_pair_by_pair(tiny_tokenizer):
         rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts, noise=noise,
                          kind="fact" if i < 7 else "sum", ranks=list(range(len(texts))),
                          grades=[rng.random() * 6 for _ in texts]))
-    right, allowed, longer, kinds, margins = [], [], [], [], []
+    pairs = []
     for row in rows:
         ids = [encode_answer(tiny_tokenizer, row["prompt"], t, 64) for t in row["responses"]]
         scores = [score(reward_model, [i], tiny_tokenizer, ENV).item() for i in ids]
         for a, b in combinations(range(len(ids)), 2):
-            right.append(scores[a] > scores[b])
-            margins.append((abs(scores[a] - scores[b]), right[-1]))
-            longer.append(len(ids[a]) > len(ids[b]))
-            kinds.append(row["kind"])
             gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
-            allowed.append(1 / (1 + math.exp(-gap)))
+            pairs.append((scores[a] - scores[b], len(ids[a]) > len(ids[b]), row["kind"],
+                          1 / (1 + math.exp(-gap))))
+    pairs.sort(key=lambda pair: abs(pair[0]))
+    margin, longer, kinds, allowed = map(np.array, zip(*pairs))
+    right, margin, last = margin > 0, abs(margin), len(pairs) - 1
     found = examine_reward(reward_model, tiny_tokenizer, rows, ENV, std=0.6)
-    assert 0.2 < np.mean(right) < 0.8 and found["pairs"] == len(right)
-    assert found["accuracy"] == pytest.approx(np.mean(right))
-    assert found["ceiling"] == pytest.approx(np.mean(allowed))
-    assert found["by_length"]["longer was preferred"] == pytest.approx(
-        np.mean([r for r, l in zip(right, longer) if l]))
-    assert found["by_kind"] == {kind: (
-        pytest.approx(np.mean([r for r, k in zip(right, kinds) if k == kind])), kinds.count(kind))
-        for kind in ("fact", "sum")}
-    margins.sort()
-    last = len(margins) - 1
+    assert 0.2 < right.mean() < 0.8 and found["pairs"] == len(right)
+    assert found["accuracy"] == pytest.approx(right.mean())
+    assert found["ceiling"] == pytest.approx(allowed.mean())
+    assert found["by_length"]["longer was preferred"] == pytest.approx(right[longer].mean())
+    assert found["by_kind"] == {kind: (pytest.approx(right[kinds == kind].mean()),
+                                       (kinds == kind).sum()) for kind in ("fact", "sum")}
     for i, quarter in enumerate(found["by_margin"]):
-        m, r = zip(*margins[math.ceil(last * i / 4):last * (i + 1) // 4 + 1])
-        assert quarter["accuracy"] == pytest.approx(np.mean(r))
-        assert quarter["predicted"] == pytest.approx(
-            np.mean([1 / (1 + math.exp(-0.6 * x)) for x in m]), rel=1e-4)
+        part = slice(math.ceil(last * i / 4), last * (i + 1) // 4 + 1)
         low, high = quarter["margin"]
-        assert low - 1e-5 < m[0] and m[-1] < high + 1e-5
+        assert low - 1e-5 < margin[part].min() and margin[part].max() < high + 1e-5
+        assert quarter["accuracy"] == pytest.approx(right[part].mean())
+        assert quarter["predicted"] == pytest.approx(
+            np.mean(1 / (1 + np.exp(-0.6 * margin[part]))), rel=1e-4)
     assert i == 3
 
 
@@ -134,9 +132,8 @@ def judge(prompt, response):
 
 
 def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer):
-    tok, folder, verdict = tiny_tokenizer, tiny.build(tmp_path, tiny_tokenizer), {}
-    (folder / "judge.py").write_text(JUDGE)
-    exec(JUDGE, verdict)
+    tok, folder = tiny_tokenizer, tiny.build(tmp_path, tiny_tokenizer)
+    judge = load_function(f"{tiny.write('judge.py', JUDGE)}:judge")
     prompts = [row["prompt"] for row in read_prompts(folder / "prompts.jsonl")[:12]]
     tiny.write(folder / "asked.jsonl",
                *(dict(prompt=p, kind="ab"[i % 2]) for i, p in enumerate(prompts)))
@@ -161,7 +158,7 @@ def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer
                  for replies in (greedy, sampled)]
         logp, ref_logp = (response_logp(models[m], tok, ids, sampled, ENV, 0.9)[0]
                           for m in (name, "sft"))
-        first, second = ([verdict["judge"](p, t) for p, t in zip(prompts, said)] for said in texts)
+        first, second = ([judge(p, t) for p, t in zip(prompts, said)] for said in texts)
         got, grades = board["models"][name], [v["grade"] for v in second]
         found[name] = grades
         assert got["grade"][0] == pytest.approx(np.mean(grades))
@@ -188,14 +185,13 @@ def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer
 @pytest.mark.parametrize("flag", ["--text=none", "--comparisons=length.py", "--contrasts=length.py",
                                   "--out=tok.json"])
 def test_a_file_that_cannot_be_used_is_named_before_the_first_answer(tmp_path, tiny_tokenizer,
-                                                                    capsys, flag):
-    folder = tiny.build(tmp_path, tiny_tokenizer)
-    (folder / "tok.json").chmod(0o444)
-    status, _ = tiny.run(folder, "evaluate", "--data=prompts.jsonl", "--models=sft.pt", "--judge=",
-                         "--reward=reward.pt", "--comparisons=", "--contrasts=", "--text=",
-                         "--out=board.json", flag)
-    said = capsys.readouterr()
-    assert status == 1 and flag.partition("=")[2] in said.err and "answered" not in said.out
+                                                                    run_script, flag):
+    tiny.build(tmp_path, tiny_tokenizer)
+    Path("tok.json").chmod(0o444)
+    status, out, err = run_script(
+        "evaluate", "--data=prompts.jsonl", "--models=sft.pt", "--judge=", "--reward=reward.pt",
+        "--comparisons=", "--contrasts=", "--text=", "--out=board.json", flag)
+    assert status == 1 and flag.partition("=")[2] in err and "answered" not in out
 
 
 def test_intervals_lose_only_their_leading_zeros():
