@@ -176,19 +176,17 @@ def examine_reward(model, tok, comparisons, rt, std=1.0):
         pairs += zip(*better_minus_worse, repeat(item["kind"]))
     margin, longer, gap, kind = map(np.array, zip(*pairs))
     right, p = 0.5 + 0.5 * np.sign(margin), 1 / (1 + np.exp(-np.abs(margin) * std))
-    out = dict(pairs=len(right), accuracy=right.mean())
-    if not np.isnan(gap).any():
-        out["ceiling"] = ceiling(gap)
-    bins = np.quantile(np.abs(margin), [0, .25, .5, .75, 1])
-    out["by_margin"] = [dict(margin=[low, high], accuracy=right[m].mean(), predicted=p[m].mean())
-                        for low, high in zip(bins, bins[1:])
-                        if (m := (np.abs(margin) >= low) & (np.abs(margin) <= high)).any()]
-    out["by_length"] = {name: right[m].mean() for name, m in
-                        (("longer was preferred", longer > 0), ("equal", longer == 0),
-                         ("shorter was preferred", longer < 0)) if m.any()}
-    out["by_kind"] = {str(name): (right[kind == name].mean(), int((kind == name).sum()))
-                      for name in np.unique(kind)}
-    return out
+    lengths = {"longer was preferred": longer > 0, "equal": longer == 0,
+               "shorter was preferred": longer < 0}
+    return dict(
+        pairs=len(right), accuracy=right.mean(),
+        **{} if np.isnan(gap).any() else dict(ceiling=ceiling(gap)),
+        by_margin=[dict(margin=[low, high], accuracy=right[m].mean(), predicted=p[m].mean())
+                   for low, high in pairwise(np.quantile(np.abs(margin), [0, .25, .5, .75, 1]))
+                   if (m := (np.abs(margin) >= low) & (np.abs(margin) <= high)).any()],
+        by_length={name: right[m].mean() for name, m in lengths.items() if m.any()},
+        by_kind={str(name): (right[kind == name].mean(), int((kind == name).sum()))
+                 for name in np.unique(kind)})
 
 
 def score_texts(reward, tok, prompts, texts, rt):
@@ -250,9 +248,8 @@ def show(board):
              for kind, found in kinds.items()]
     lines += [(f"{kind}: grade", [cell(f["grade"]) for f in found])
               for kind, found in kinds.items()]
-    if "fact" in kinds:
-        lines.append(("known people called unknown",
-                      [cell(f["unsure"], "{:.1%}") for f in kinds["fact"]]))
+    lines += [("known people called unknown", [cell(f["unsure"], "{:.1%}") for f in found])
+              for kind, found in kinds.items() if kind == "fact"]
     lines += [(label.format(board["reference"]), [cell(m.get(key), form) for m in columns])
               for key, (label, form) in ROWS.items() if any(key in m for m in columns)]
     width, column = max(len(label) for label, _ in lines) + 1, max(17, *map(len, models)) + 1

@@ -136,8 +136,7 @@ def assess(rows, answers, policy, reference, critic, reward, tok, rt, config):
     mask[range(len(rows)), end] = ended               # the policy has not sampled an added end
     logp, ref_logp, entropy, values, lm_logp = torch.zeros(5, *ids.shape, device=rt.device)
     scores = torch.zeros(len(rows), device=rt.device)
-    for start in range(0, len(rows), config.micro_batch):
-        part = slice(start, start + config.micro_batch)
+    for part in rt.parts(len(rows), config.micro_batch):
         T = int(end[part].max()) + 1                  # crop to the longest
         x, m, known = ids[part, :T], mask[part, :T], lm_logp[part, :T]
         with rt.autocast():
@@ -240,11 +239,10 @@ def first_of_each_kind(r, policy, tok, rt, config):
         a = r[[kinds.index(kind)]]
         with rt.autocast(), torch.no_grad():
             new_logp, _ = log_probs(policy, a.ids, a.mask, config.temperature)
-        numbers = {name: vars(a)[name][a.mask] for name in ("logp", "ref_logp", "values")}
         answers.append(dict(
             kind=kind, prompt=a.rows[0]["prompt"], score=a.scores.item(),
-            tokens=[tok.decode([id]) for id in a.ids[a.mask].tolist()],
-            new_logp=new_logp.tolist(), **{name: x.tolist() for name, x in numbers.items()}))
+            tokens=[tok.decode([id]) for id in a.ids[a.mask].tolist()], new_logp=new_logp.tolist(),
+            **{name: vars(a)[name][a.mask].tolist() for name in ("logp", "ref_logp", "values")}))
     return answers
 
 

@@ -129,13 +129,6 @@ def evaluate(model, dialogues, pad, micro_batch, rt):
     return loss / count, right / count
 
 
-def show_sample(model, tok, messages, rt, n_tokens=64):
-    """The greedy answer to a held-out prompt."""
-    (text, _), = respond(model, tok, [messages], rt, n_tokens, temperature=0)
-    model.train()
-    return f"{messages[-1]['content']} -> {text}"
-
-
 if __name__ == "__main__":
     # ---- setup ------------------------------------------------------------------------------
 
@@ -220,7 +213,9 @@ if __name__ == "__main__":
                 run.metrics = dict(val_loss=loss, val_token_accuracy=accuracy)
                 run.log(step + 1, run.metrics)
                 prompt = unseen[step // config.eval_every % len(unseen)]["messages"][:-1]
-                run.say(f"    sample: {show_sample(model, tok, prompt, rt)}")
+                (text, _), = respond(model, tok, [prompt], rt, 64, temperature=0)
+                model.train()
+                run.say(f"    sample: {prompt[-1]['content']} -> {text}")
 
     # ---- save -------------------------------------------------------------------------------
 
