@@ -86,27 +86,26 @@ def items(rng, graded):
     return found
 
 
-def test_evaluation_equals_a_loop_over_prompts_and_pairs(model, tiny_tokenizer):
-    data, losses, right, allowed = items(random.Random(0), graded=True), [], [], []
+@pytest.mark.parametrize("n_graded, n_others", [(5, 0), (5, 5), (0, 5)])
+def test_evaluation_equals_a_loop_over_prompts_and_pairs(model, tiny_tokenizer, n_graded, n_others):
+    """Where grades are missing no ceiling is claimed."""
+    data = items(random.Random(0), graded=True)[:n_graded]
+    data += items(random.Random(1), graded=False)[:n_others]
+    losses, right, allowed = [], [], []
     for item in data:
         with torch.no_grad():
             scores = [score(model, [ids], tiny_tokenizer, ENV).item() for ids in item["ids"]]
-        mine, ranks, utility = [], item["ranks"].tolist(), item["utility"].tolist()
+        mine, ranks, utility = [], item["ranks"].tolist(), item["utility"]
         for i, j in permutations(range(len(ranks)), 2):
             if ranks[i] < ranks[j]:
                 mine.append(math.log(1 + math.exp(scores[j] - scores[i])))
                 right.append(scores[i] > scores[j])
-                allowed.append(1 / (1 + math.exp(-abs(utility[i] - utility[j]))))
+                if utility is not None:
+                    allowed.append(1 / (1 + math.exp(-abs(utility[i] - utility[j]))))
         losses.append(np.mean(mine))
-    got = evaluate(model, data, tiny_tokenizer, ENV)
-    assert got == pytest.approx(dict(val_loss=np.mean(losses), val_accuracy=np.mean(right),
-                                     ceiling=np.mean(allowed)), rel=1e-4)
-
-
-@pytest.mark.parametrize("n_graded", [0, 5])
-def test_where_grades_are_missing_no_ceiling_is_claimed(n_graded, model, tiny_tokenizer):
-    data = items(random.Random(0), graded=True)[:n_graded] + items(random.Random(0), graded=False)
-    assert evaluate(model, data, tiny_tokenizer, ENV)["ceiling"] is None
+    assert evaluate(model, data, tiny_tokenizer, ENV) == pytest.approx(
+        dict(val_loss=np.mean(losses), val_accuracy=np.mean(right),
+             ceiling=None if n_others else np.mean(allowed)), rel=1e-4)
 
 
 def test_a_model_that_gives_equal_scores_is_right_half_of_the_time(tiny_tokenizer):
