@@ -91,8 +91,7 @@ def test_the_reward_model_is_examined_pair_by_pair(tiny_tokenizer):
     rng, rows = random.Random(0), []
     reward_model = tiny.model(tiny_tokenizer.vocab_size, ScalarGPT, block_size=64)
     for i, noise in enumerate((0.5, 2.0) * 10):       # two rounds of comparisons
-        texts = list({" ".join(rng.choices("Ada cat fox 42 Mill".split(), k=rng.randint(1, 6)))
-                      for _ in range(4)})
+        texts = [*dict.fromkeys(tiny.words(rng, 6) for _ in range(4))]
         rows.append(dict(prompt=[dict(role="user", content="Who?")], responses=texts, noise=noise,
                          kind="fact" if i < 7 else "sum", ranks=list(range(len(texts))),
                          grades=[rng.random() * 6 for _ in texts]))
@@ -137,9 +136,7 @@ def test_the_scoreboard_is_what_each_models_answers_say(tmp_path, tiny_tokenizer
     prompts = [row["prompt"] for row in read_prompts(folder / "prompts.jsonl")[:12]]
     tiny.write(folder / "asked.jsonl",
                *(dict(prompt=p, kind="ab"[i % 2]) for i, p in enumerate(prompts)))
-    ckpt = torch.load(folder / "ppo.pt", weights_only=True)           # unlike sft.pt
-    ckpt["model"] = {name: w * (8 if w.dim() > 1 else 1) for name, w in ckpt["model"].items()}
-    torch.save(ckpt, folder / "ppo.pt")
+    tiny.store("ppo.pt", "ppo", tiny.model(tok.vocab_size, block_size=32), tok)   # unlike sft.pt
     ckpt = torch.load(folder / "reward.pt", weights_only=True)
     ckpt["history"][-1] |= dict(config=dict(held_out=0.3), metrics=dict(score_std=0.5))
     torch.save(ckpt, folder / "reward.pt")

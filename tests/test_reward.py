@@ -67,6 +67,7 @@ def test_whatever_is_cut_the_answers_start_and_the_end_remain(tiny_tokenizer, as
     assert len(ids) <= T and ids[-1] == tiny_tokenizer.end
     assert kept == answer[:len(kept)] and ids[:opened + 1] == question[-opened - 1:]
     assert len(kept) == len(answer) or len(kept) >= T // 2 - 1
+    assert opened + 1 == len(question) or len(kept) < T - T // 2     # it gives way to half of T
     if len(question) + len(answer) + 1 <= T:
         assert ids == question + answer + [tiny_tokenizer.end]
     else:
