@@ -101,7 +101,7 @@ def test_held_out_prompts_longer_than_the_context_do_not_stop_the_run(folder):
 
 
 def test_without_pretraining_it_starts_from_random_weights_of_the_same_size(folder):
-    tiny.printed(folder, "sft", *tiny.FLAGS["sft"].split(), "--steps=1", "--init=",
+    tiny.printed(folder, "sft", *tiny.FLAGS["sft"].split(), "--steps=1", "--text=", "--init=",
                  "--like=pretrain.pt", "--out=new.pt")
     start, ckpt = (load_checkpoint(folder / f"{name}.pt") for name in ("pretrain", "new"))
     assert [entry["stage"] for entry in ckpt["history"]] == ["sft"]
