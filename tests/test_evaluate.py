@@ -101,7 +101,7 @@ def test_the_reward_model_is_examined_pair_by_pair(tiny_tokenizer):
         scores = [score(reward_model, [i], tiny_tokenizer, ENV).item() for i in ids]
         for a, b in combinations(range(len(ids)), 2):
             gap = abs(row["grades"][a] - row["grades"][b]) / row["noise"]
-            pairs.append((scores[a] - scores[b], len(ids[a]) > len(ids[b]), row["kind"],
+            pairs.append((scores[a] - scores[b], len(ids[a]) - len(ids[b]), row["kind"],
                           1 / (1 + math.exp(-gap))))
     pairs.sort(key=lambda pair: abs(pair[0]))
     margin, longer, kinds, allowed = map(np.array, zip(*pairs))
@@ -110,7 +110,9 @@ def test_the_reward_model_is_examined_pair_by_pair(tiny_tokenizer):
     assert 0.2 < right.mean() < 0.8 and found["pairs"] == len(right)
     assert found["accuracy"] == pytest.approx(right.mean())
     assert found["ceiling"] == pytest.approx(allowed.mean())
-    assert found["by_length"]["longer was preferred"] == pytest.approx(right[longer].mean())
+    assert found["by_length"] == pytest.approx({
+        "longer was preferred": right[longer > 0].mean(), "equal": right[longer == 0].mean(),
+        "shorter was preferred": right[longer < 0].mean()})
     assert found["by_kind"] == {kind: (pytest.approx(right[kinds == kind].mean()),
                                        (kinds == kind).sum()) for kind in ("fact", "sum")}
     for i, quarter in enumerate(found["by_margin"]):
