@@ -208,15 +208,11 @@ def test_the_reports_views_show_the_same(town, short):
 
 def test_the_page_answers_and_explains_the_same(town):
     def said(device):
-        rt, events = Runtime(chat.Config(device=device, dtype="float32")), []
-        shelf = speakers.Shelf(town, rt)
+        shelf = speakers.Shelf(town, Runtime(chat.Config(device=device, dtype="float32")))
         shelf.models = {name: shelf.load(town / f"{name}.pt") for name in ("sft", "reward", "ppo")}
-        settings = chat.Config(temperature=0, max_new_tokens=3)
-        job = SimpleNamespace(asks=[0], settings=settings, plain=False, seed=None, stop=[],
-                              gone=False, send=lambda kind, **event: events.append([kind, event]))
-        speakers.Worker(shelf).answer(job, 0, SimpleNamespace(
-            model="ppo", messages=[dict(role="user", content="Who?")], prefix=[]))
-        return events
+        ask = SimpleNamespace(model="ppo", messages=[dict(role="user", content="Who?")], prefix=[])
+        job = speakers.Job([ask], chat.Config(temperature=0, max_new_tokens=3))
+        return [*speakers.Worker(shelf).answer(job, ask)]
 
     same(said)
 

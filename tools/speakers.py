@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,121 +113,103 @@ def until(pieces, stop):
 
 @dataclass(eq=False)
 class Job:
-    """One question to some models. Its events go to the loop of the request that waits for them."""
+    """One question to some models."""
     asks: list                     # each has a model, messages and a prefix
     settings: chat.Config
     plain: bool = False            # a program wants the text as it is, and nothing about it
     seed: int | None = None        # None: one that no other job has
     stop: tuple = ()               # strings that end the answer
 
-    def __post_init__(self):
-        self.loop, self.events, self.gone = asyncio.get_running_loop(), asyncio.Queue(), False
 
-    def send(self, kind, **event):
-        if not self.gone:
-            self.loop.call_soon_threadsafe(self.events.put_nowait, dict(event, kind=kind))
-
-
-class Worker(threading.Thread):
-    """The thread that loads models and generates, one question after the other."""
+class Worker:
+    """Answers one question after the other. One thread loads the models and generates; all else
+    happens in the server's loop."""
 
     def __init__(self, shelf):
-        super().__init__(daemon=True)
         self.shelf, self.rt, self.answered = shelf, shelf.rt, 0
-        self.waiting, self.ready = [], threading.Condition()          # the first is being answered
+        self.waiting, self.moved = [], asyncio.Event()                # the first is being answered
+        self.thread = ThreadPoolExecutor(1)
 
-    def submit(self, job):
-        with self.ready:
-            if len(self.waiting) >= MAX_WAITING:
-                job.send("error", status=429,
-                         text=f"{MAX_WAITING} questions wait: please try again soon")
-                return job.send("end")
-            job.send("queue", ahead=len(self.waiting))
-            self.waiting.append(job)
-            self.ready.notify()
+    def in_thread(self, act, *arguments):
+        return asyncio.get_running_loop().run_in_executor(self.thread, act, *arguments)
+
+    async def names(self):
+        """Who answers now; a file may have changed since the last question."""
+        if not self.waiting:
+            await self.in_thread(self.shelf.refresh)
+        return self.shelf.names()
 
     async def events(self, job):
-        """What happens to a job, until its end. Whoever listens no longer ends the answer."""
+        """What happens to a job, until its end. If nobody listens any more, the job leaves the
+        queue, and no further token is generated."""
+        if len(self.waiting) >= MAX_WAITING:
+            yield dict(kind="error", status=429,
+                       text=f"{MAX_WAITING} questions wait: please try again soon")
+            yield dict(kind="end")
+            return
+        answers = self.answers(job)
+        self.waiting.append(job)
         try:
-            self.submit(job)
-            while True:
-                event = await job.events.get()
+            while ahead := self.waiting.index(job):
+                yield dict(kind="queue", ahead=ahead)
+                await self.moved.wait()
+            yield dict(kind="queue", ahead=0)
+            while event := await self.in_thread(next, answers, None):
                 yield event
-                if event["kind"] == "end":
-                    return
+        except Exception as error:                    # one bad question must not end the others
+            print(f"page.py: {type(error).__name__}: {error}", file=sys.stderr)
+            yield dict(kind="error", text=f"{type(error).__name__}: see the terminal")
         finally:
-            self.leave(job)
+            self.thread.submit(answers.close)         # after the token that it may be generating
+            self.waiting.remove(job)
+            self.moved.set()
+            self.moved = asyncio.Event()
+        yield dict(kind="end")
 
-    def leave(self, job):
-        job.gone = True
-        with self.ready:
-            if job in self.waiting[1:]:               # the first one's answer ends by itself
-                self.remove(job)
+    def answers(self, job):
+        self.shelf.refresh()
+        for k, ask in enumerate(job.asks):
+            for kind, event in self.answer(job, ask):
+                yield dict(event, kind=kind, k=k)
 
-    def remove(self, job):
-        self.waiting.remove(job)
-        for ahead, other in enumerate(self.waiting[1:], 1):
-            other.send("queue", ahead=ahead)
-
-    def run(self):
-        while True:
-            with self.ready:
-                self.ready.wait_for(lambda: self.waiting, timeout=2)
-                job = self.waiting[0] if self.waiting else None
-            try:
-                self.shelf.refresh()
-                for k, ask in enumerate(job.asks if job else []):
-                    self.answer(job, k, ask)
-            except Exception as error:                # one bad question must not end the thread
-                print(f"page.py: {type(error).__name__}: {error}", file=sys.stderr)
-                if job:
-                    job.send("error", text=f"{type(error).__name__}: see the terminal")
-            if job:
-                job.send("end")
-                with self.ready:
-                    self.remove(job)
-
-    def answer(self, job, k, ask):
-        """Stream what one model says, then its tokens and its score."""
+    def answer(self, job, ask):
+        """The events of one model's answer: its text, then its tokens and its score."""
         speaker = self.shelf.models.get(ask.model)
-        if job.gone or not speaker or speaker.stage == "reward":
-            return job.send("error", k=k, status=404, text=f"{ask.model} is not there any more")
+        if not speaker or speaker.stage == "reward":
+            yield "error", dict(status=404, text=f"{ask.model} is not there any more")
+            return
         tok, T = speaker.tok, speaker.model.config.block_size
-        settings, asked = job.settings, ask.messages
+        settings, asked, prefix = job.settings, ask.messages, ask.prefix
         room = prompt_room(T, settings.max_new_tokens)
         if speaker.stage == "pretrain":               # as in chat.py
             kept = asked = asked[:asked[0]["role"] == "system"] + asked[-1:]
             ids = chat.as_text(tok, asked, "\n" if len(job.asks) > 1 else "")
         else:
             ids, kept = chat.as_dialogue(tok, asked, room)
-        prefix = ask.prefix                           # of the answer, when it is to be continued
         if not set(prefix) <= tok.tokens.keys() - set(tok.specials.values()):
-            return job.send("error", k=k, text="this answer comes from another tokenizer")
+            yield "error", dict(text="this answer comes from another tokenizer")
+            return
         if len(ids) > room or len(ids) + len(prefix) >= T:
-            return job.send("error", k=k, status=400, text=f"this has {len(ids) + len(prefix)} "
-                            f"tokens, but {ask.model} has room for {room}: please use fewer words")
+            yield "error", dict(status=400, text=f"this has {len(ids) + len(prefix)} tokens, but "
+                                f"{ask.model} has room for {room}: please use fewer words")
+            return
 
         self.answered += 1
         settings = replace(settings, max_new_tokens=max(1, settings.max_new_tokens - len(prefix)))
         number = self.answered if job.seed is None else job.seed
-        job.send("start", k=k, text=chat.safe(tok.decode(prefix)), shortened=len(kept) < len(asked))
+        yield "start", dict(text=chat.safe(tok.decode(prefix)), shortened=len(kept) < len(asked))
         said = [*prefix]
         pieces = chat.answer(speaker.model, tok, ids + prefix, self.rt, settings, number, said,
                              str if job.plain else chat.safe)
-        for text in until(pieces, job.stop):
-            if text:
-                job.send("text", k=k, text=text)
-            if job.gone:                              # nobody listens any more
-                break
+        yield from (("text", dict(text=text)) for text in until(pieces, job.stop) if text)
         text = tok.decode([id for id in said if id not in tok.specials.values()])
         if job.plain:
             ended = said[-1] in tok.specials.values() or any(stop in text for stop in job.stop)
-            return job.send("done", k=k, reason="stop" if ended else "length",
-                            counts=(len(ids), len(said)))
+            yield "done", dict(reason="stop" if ended else "length", counts=(len(ids), len(said)))
+            return
         score, judge = None, self.shelf.beside("reward", speaker)
-        if judge and not job.gone:
+        if judge:
             row = encode_answer(tok, kept, text, judge.model.config.block_size)
             score = score_all(judge.model, [row], tok, self.rt).item()
-        if not job.gone:
-            tokens = explain(speaker, self.shelf.beside("sft", speaker), ids, said, self.rt)
-            job.send("done", k=k, text=chat.safe(text), raw=text, score=score, tokens=tokens)
+        tokens = explain(speaker, self.shelf.beside("sft", speaker), ids, said, self.rt)
+        yield "done", dict(text=chat.safe(text), raw=text, score=score, tokens=tokens)

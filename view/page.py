@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 
 import chat
 from common import Runtime, fail, parse_config, to_json
-from tokenizer import clean
 from tools.rankings import BOXES, Rankings, stamp
 from tools.speakers import Job, Shelf, Worker
 from view.report import render
@@ -38,7 +37,7 @@ try:
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import (HTMLResponse, JSONResponse, PlainTextResponse,
                                    StreamingResponse)
-    from pydantic import BaseModel, Field
+    from pydantic import BaseModel, Field, StringConstraints
     from starlette.exceptions import HTTPException
     from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -141,7 +140,7 @@ def headers(nonce):
 
 # ---- what can be asked ----------------------------------------------------------------------
 
-Name = Annotated[str, Field(min_length=1, max_length=40)]
+Name = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=40)]
 
 
 class Ask(BaseModel):
@@ -171,26 +170,25 @@ class Ranking(BaseModel):
     boxes: Annotated[list[Annotated[list[BOXES], Field(max_length=4)]], Field(max_length=100)]
 
 
-def person(name):
-    """A name as it is saved: without half characters and spaces around it."""
-    name = " ".join(clean(name).split())
-    if not name:
-        raise ValueError("please give a name")
-    return name
-
-
 # ---- the server -----------------------------------------------------------------------------
 
 def make_app(config):
-    """The application, and its thread, which is not started."""
     folder = Path(config.folder)
-    rankings = Rankings(folder)
-    shelf = Shelf(folder, Runtime(config))
-    shelf.refresh()
-    worker = Worker(shelf)
+    rankings, worker = Rankings(folder), Worker(Shelf(folder, Runtime(config)))
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Json)
 
-    def refuse(request, status, text):
+    @app.exception_handler(HTTPException)
+    @app.exception_handler(RequestValidationError)
+    @app.exception_handler(ValueError)
+    @app.exception_handler(OSError)
+    def refused(request, error):
+        if isinstance(error, HTTPException):
+            status, text = error.status_code, error.detail
+        elif isinstance(error, RequestValidationError):
+            first, status = error.errors()[0], 422
+            text = f"{first['loc'][-1]}: {first['msg']}"
+        else:
+            status, text = 507 if isinstance(error, OSError) else 422, str(error)
         if request.url.path.startswith("/v1/"):       # a program, which expects OpenAI's form
             return Json(api.refusal(text), 400 if status == 422 else status)
         return PlainTextResponse(text, status)        # a person
@@ -202,23 +200,9 @@ def make_app(config):
             check(request, config)
             response = await call_next(request)
         except HTTPException as error:
-            response = refuse(request, error.status_code, error.detail)
+            response = refused(request, error)
         response.headers.update(headers(request.state.nonce))
         return response
-
-    @app.exception_handler(HTTPException)
-    def refused(request, error):
-        return refuse(request, error.status_code, error.detail)
-
-    @app.exception_handler(RequestValidationError)
-    def invalid(request, error):
-        first = error.errors()[0]
-        return refuse(request, 422, f"{first['loc'][-1]}: {first['msg']}")
-
-    @app.exception_handler(ValueError)
-    @app.exception_handler(OSError)
-    def failed(request, error):
-        return refuse(request, 507 if isinstance(error, OSError) else 422, str(error))
 
     @app.get("/")
     def page(request: Request):
@@ -226,9 +210,9 @@ def make_app(config):
         return HTMLResponse(render("page.html", parts, dict(folder=str(folder))))
 
     @app.get("/state")
-    def state():
+    async def state():
         """What there is; the page asks every two seconds, and for more when something changed."""
-        return dict(models=shelf.names(), waiting=len(worker.waiting),
+        return dict(models=await worker.names(), waiting=len(worker.waiting),
                     curves=[stamp(folder / f"{stage}.jsonl") for stage in STAGES],
                     rankings=stamp(rankings.out))
 
@@ -240,7 +224,7 @@ def make_app(config):
 
     @app.get("/items")
     def items(name: Name):
-        return dict(name=person(name), items=rankings.of(person(name)))
+        return dict(name=name, items=rankings.of(name))
 
     @app.get("/agreement")
     def agreement():
@@ -249,8 +233,7 @@ def make_app(config):
     @app.post("/rank")
     def rank(answer: Ranking):
         try:
-            rankings.add(person(answer.name), answer.key, answer.ranks, answer.ratings,
-                         answer.boxes)
+            rankings.add(**answer.model_dump())
         except SystemExit:                            # common.fail has said it on the terminal
             raise OSError(f"{rankings.out} can't be written: the terminal says why") from None
         return dict(saved=True)
@@ -265,10 +248,10 @@ def make_app(config):
         return StreamingResponse(events, media_type="text/event-stream")
 
     @app.get("/v1/models")
-    def models():
+    async def models():
         return dict(object="list", data=[
             dict(id=model["name"], object="model", created=0, owned_by=model["stage"])
-            for model in shelf.names()])
+            for model in await worker.names()])
 
     @app.post("/v1/chat/completions")
     async def completions(asked: api.Dialogue):
@@ -277,7 +260,7 @@ def make_app(config):
                                        max_new_tokens=most), True, asked.seed, asked.stop)
         return api.Late(api.pieces(asked, worker.events(job)))
 
-    return app, worker
+    return app
 
 
 def make_server(config):
@@ -295,13 +278,10 @@ def make_server(config):
     except (OSError, OverflowError) as error:
         fail(f"--host={config.host} --port={config.port} can't be used "
              f"({getattr(error, 'strerror', None) or error}): choose another")
-    app, worker = make_app(config)
-    server = uvicorn.Server(uvicorn.Config(
-        app, http=Connection, ws="none", lifespan="off", limit_concurrency=1000,
+    return uvicorn.Server(uvicorn.Config(
+        make_app(config), http=Connection, ws="none", lifespan="off", limit_concurrency=1000,
         server_header=False, log_level="error" if config.debug else "critical",
-        timeout_graceful_shutdown=0))
-    worker.start()
-    return server, listening
+        timeout_graceful_shutdown=0)), listening
 
 
 def link(config, listening):
