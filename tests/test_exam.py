@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,13 +152,6 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_answer():
             assert pass_at(k, n, right) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
-@pytest.mark.parametrize("p", [0.1, 0.5, 0.93])
-def test_pass_at_k_is_right_on_average_over_all_samples(p):
-    n, k = 8, 3
-    mean = sum(math.comb(n, c) * p**c * (1 - p)**(n - c) * pass_at(k, n, c) for c in range(n + 1))
-    assert mean == pytest.approx(1 - (1 - p)**k)
-
-
 def test_the_samples_of_a_question_are_counted_together(monkeypatch):
     rows = rows_of(dict(prompt="A?", answer="a"), dict(prompt="B?", answer="b"))
     texts = iter([["a", "b"], list("abacab") + list("aacbaa")])       # greedy, then six for each
@@ -199,30 +191,20 @@ def test_a_row_that_is_no_question_is_refused_with_its_place_and_reason(row, rea
         rows_of(CHOICES, row)
 
 
-def test_a_broken_row_is_refused_with_its_place():
-    Path("exam.jsonl").write_text(json.dumps(CHOICES) + '\n{"question": "2 +')
-    with pytest.raises(DataError, match="exam.jsonl, line 2: not JSON"):
-        read_questions("exam.jsonl", False)
-
-
 def test_choices_need_no_function():
     with pytest.raises(DataError, match="have choices: leave out --check"):
         rows_of(CHOICES, checked=True)
 
 
-@pytest.mark.parametrize("stage", ["sft", "pretrain"])
-def test_a_question_is_asked_as_a_whole_or_refused(models, stage, refused, run_script):
-    tok, flags = models, ("--data=exam.jsonl", f"--models={stage}.pt", "--out=exam.json")
-    around = ([tok.eot] + tok.encode("Ida Holton asks:\n?\nAnswer to Ida Holton:\n")
-              if stage == "pretrain" else
+@pytest.mark.parametrize("base", [False, True], ids=["chat", "base"])
+def test_a_question_is_asked_as_a_whole_or_refused(models, base):
+    tok, model = models, tiny.model(models.vocab_size, block_size=T)
+    around = ([tok.eot] + tok.encode("Ida Holton asks:\n?\nAnswer to Ida Holton:\n") if base else
               tok.encode_chat([dict(role="user", content="?")], reply=True)[0])
     room = T - len(around) - len(tok.encode("a cat"))
-    for n in (room, room + 1):
-        assert len(tok.encode("x" * n + "?")) == n + 1
-        write(Path("exam.jsonl"), dict(question="x" * n + "?", choices=["a", "a cat"], answer=0),
-              CHOICES)
-        if n == room:
-            assert run_script("tools/exam", *flags)[0] == 0
-        else:
-            assert "1 of 2 questions have, with their answers, more than the model's 96 tokens" in (
-                refused("tools/exam", *flags))
+    fits, long = ("x" * n + "?" for n in (room, room + 1))
+    assert len(tok.encode(long)) == room + 2
+    rows = [dict(question=fits, choices=["a", "a cat"], answer=0), CHOICES]
+    choose(model, base, tok, rows_of(*rows), [], ENV)
+    with pytest.raises(DataError, match="1 of 2 .* answers, more than the model's 96 tokens.*'xxx"):
+        choose(model, base, tok, rows_of(rows[0] | dict(question=long), CHOICES), [], ENV)

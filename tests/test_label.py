@@ -1,4 +1,6 @@
+import random
 import re
+from itertools import combinations, permutations
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -8,7 +10,7 @@ import pytest
 from data.formats import DataError
 from common import percent, wilson
 from tools.label import enough, label, parse_ranking, report_agreement, report_wins
-from tools.rankings import read_rankings
+from tools.rankings import agreement, read_rankings
 from tiny import write
 
 # ---------------------------------------------------------------------------------------------
@@ -54,7 +56,8 @@ def talk(capsys, monkeypatch):
             if not answers:
                 raise EOFError
             answer = answers.pop(0)
-            return answer(screens[-1]) if callable(answer) else answer
+            last = [screen for screen in screens if "Question" in screen][-1]
+            return answer(last) if callable(answer) else answer
 
         monkeypatch.setattr("builtins.input", person)
         label(((f"item {i}", row) for i, row in enumerate(rows)), Path(out))
@@ -79,18 +82,32 @@ def test_ranks_belong_to_the_answers_in_any_order_which_is_the_same_in_the_next_
     assert len({*first}) > 5 and first == again != other
 
 
-@pytest.mark.parametrize("items, typed, expected", [
-    ([["a", "b", "c"]], ["1=2=3"], {0: [0, 0, 0]}),
-    (FOUR[:3], ["s", alphabetical, "s"], {1: [3, 1, 2, 0]}),
-    (FOUR, ["u", "u", alphabetical], {0: [3, 1, 2, 0]}),
-    (FOUR, ["4>3>2>1", "s", "u", "u", alphabetical], {0: [3, 1, 2, 0]}),
-    *((FOUR, [alphabetical, "s", *stop], {0: [3, 1, 2, 0]})
-      for stop in (["q"], ["Q "], [], [CTRL_C]))],
-    ids=["ties are kept", "a skipped item has no ranks", "undo at the beginning does nothing",
-         "undo goes back more than once", "q ends it", "Q ends it", "Ctrl-D ends it",
-         "Ctrl-C ends it"])
-def test_what_is_saved_follows_what_is_typed(talk, items, typed, expected):
-    assert talk(items, *typed)[0] == expected
+RANKS = {alphabetical: [3, 1, 2, 0], "1=2=3=4": [0, 0, 0, 0]}         # what d, b, c and a get
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_whatever_is_typed_each_item_has_what_was_said_last_and_it_is_saved_at_once(talk, seed):
+    """s goes on without a ranking, u goes back and takes one away, a hint changes nothing."""
+    typed = random.Random(seed).choices([*RANKS, "s", "u", "what?"], k=15)
+    at, expected, asked, saved = 0, {}, [["0"]], [0]
+    for word in typed:
+        if word == "u":
+            at = max(at - 1, 0)
+            expected.pop(at, None)
+        elif word != "what?":
+            expected |= {at: RANKS[word]} if word in RANKS else {}
+            at += 1
+        asked.append([f"{at}"] * (word != "what?"))   # a hint does not show the item again
+        saved.append(len(expected))
+    labels, screens, found = talk(FOUR, *typed)
+    assert labels == expected and found == saved
+    assert [re.findall(r"Question (\d+)", screen) for screen in screens] == asked
+    assert ["each once" in screen for screen in screens] == [not number for number in asked]
+
+
+@pytest.mark.parametrize("stop", [["q"], ["Q "], [], [CTRL_C]], ids=["q", "Q", "Ctrl-D", "Ctrl-C"])
+def test_who_stops_keeps_what_is_saved(talk, stop):
+    assert talk(FOUR, alphabetical, "s", *stop)[0] == {0: [3, 1, 2, 0]}
 
 
 @pytest.mark.parametrize("typed, ranks", [("1", "12"), ("2", "21"), ("=", "11"), ("2>1", "21")])
@@ -103,21 +120,6 @@ def test_of_two_answers_the_better_one_is_enough(talk, typed, ranks):
 
 def test_of_three_answers_the_best_one_is_not_enough(talk):
     assert talk([["a", "b", "c"]], "1")[0] == {}
-
-
-def test_after_a_hint_only_the_question_is_repeated(talk):
-    labels, screens, _ = talk(FOUR[:1], "what?", "4=3>2>1")
-    assert len(labels) == 1 and screens[1].count("\n") == 1 and "each once" in screens[1]
-
-
-def test_undo_asks_the_last_item_again(talk):
-    labels, screens, _ = talk(FOUR[:3], "4>3>2>1", "s", "u", alphabetical)
-    assert labels[1] == [3, 1, 2, 0]
-    assert ["Question 1" in screen for screen in screens] == [False, True, False, True, False]
-
-
-def test_every_change_is_saved_before_the_next_question(talk):
-    assert talk(FOUR, "1>2>3>4", "nonsense", "1>2>3>4", "u", "s", "q")[2] == [0, 1, 1, 2, 1, 1]
 
 
 def test_rankings_of_others_in_the_file_stay_there(talk):
@@ -150,33 +152,31 @@ def row(prompt, **ranks):
     return dict(prompt=prompt, responses=responses, ranks=[ranks[r] for r in responses])
 
 
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    """Both files rank ab, ac and bc of prompt 1, and disagree on bc. Both rank xy and xz of prompt
-    2, and disagree on both. One file has a tie or nothing for yz and for ab of prompts 3 and 4."""
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "a.jsonl", row("1", a=0, b=1, c=2), row("2", x=0, y=1, z=1),
-          row("3", a=0, b=1))
-    write(tmp_path / "b.jsonl", row("2", y=0, z=0, x=1), row("1", a=0, c=1, b=2),
-          row("4", a=0, b=1), row("3", a=0, b=0), row("2", x=1, y=0))
-    return "a.jsonl", "b.jsonl"
+@pytest.mark.parametrize("seed", range(5))
+def test_agreement_counts_the_pairs_that_two_people_have_ranked_without_a_tie(seed):
+    rng = random.Random(seed)
+    given = {name: [row(f"{i}", **{answer: rng.randint(0, 2) for answer in "abc"})
+                    for i in rng.sample(range(9), 6)] for name in ("Ana", "Ben", "Cem")}
+    better = [{(row["prompt"], a, b): x < y for row in rows for (a, x), (b, y) in permutations(
+        zip(row["responses"], row["ranks"]), 2) if x != y} for rows in given.values()]
+    both = [(pair[0], one[pair] == two[pair]) for one, two in combinations(better, 2)
+            for pair in one.keys() & two.keys()]      # ab and ba are two of them
+    found, share = agreement(given), sum(same for _, same in both) / len(both)
+    assert (2 * found["pairs"], 2 * found["same"]) == (len(both), share * len(both))
+    assert found["prompts"] == len({prompt for prompt, _ in both})
+    assert found["interval"] == wilson(share, found["prompts"])
+    assert found["people"] == dict(Ana=6, Ben=6, Cem=6)
 
 
-def test_agreement_counts_the_pairs_that_both_rank_in_any_order_of_the_files(files):
-    said = report_agreement(*files)
-    assert "5 pairs" in said and "prompts: 2" in said and "2 of them the same way: 40.0%" in said
-    assert report_agreement(*reversed(files)) == said
-
-
-def test_a_file_agrees_with_itself_on_every_pair(files):
-    said = report_agreement("a.jsonl", "a.jsonl")     # bc is ranked, yz is a tie
-    assert "6 pairs" in said and "6 of them the same way: 100.0%" in said
-
-
-def test_two_files_without_a_common_pair_are_refused(files, tmp_path):
-    write(tmp_path / "c.jsonl", row("9", a=0, b=1))
-    with pytest.raises(DataError, match="a.jsonl and c.jsonl have no pair"):
-        report_agreement("a.jsonl", "c.jsonl")
+def test_two_files_agree_on_the_pairs_that_both_rank():
+    write(Path("a.jsonl"), row("1", a=0, b=1, c=2))
+    write(Path("b.jsonl"), row("2", a=0, b=1), row("1", a=0, c=1, b=2))
+    write(Path("c.jsonl"), row("3", a=0, b=1))
+    assert report_agreement("a.jsonl", "b.jsonl") == (
+        "both rank 3 pairs of answers (prompts: 1), 2 of them the same way: "
+        f"{percent(2 / 3, 1)}; chance is 50%")
+    with pytest.raises(DataError, match="b.jsonl and c.jsonl have no pair"):
+        report_agreement("b.jsonl", "c.jsonl")
 
 
 def test_a_share_and_its_interval_in_percent():
