@@ -77,14 +77,10 @@ def answer(model, tok, ids, rt, config, number, said, show=safe):
 
 # ---- the terminal ---------------------------------------------------------------------------
 
-def has_colours():
-    """Whether the output is a terminal and the user has not set NO_COLOR."""
-    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-
 def paint(text, code):
-    """The text in a colour or in bold, where there are colours. code: 1 bold, 2 dim, 36 cyan."""
-    return f"\033[{code}m{text}\033[0m" if has_colours() else text
+    """The text in bold (code 1), dim (2) or cyan (36), in a terminal, unless NO_COLOR is set."""
+    colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    return f"\033[{code}m{text}\033[0m" if colours else text
 
 
 def note(text):

@@ -64,13 +64,14 @@ def agreement(by):
                 prompts=prompts, interval=wilson(same / pairs, prompts) if pairs else None)
 
 
-def habits(rows, grades):
+def habits(rows, items):
     """How one person ranks: of the pairs that are not tied, how often the better one has the higher
     true grade (judge), is longer, was shown first, with the interval of each share; None without
-    such a pair. grades: {key: {response: grade}}"""
+    such a pair. items: {key: row}, with grades or without."""
     seen = dict(judge=[], longer=[], first=[])
     for row in rows:
-        grade, texts = grades.get(key_of(row), {}), row["responses"]
+        item, texts = items.get(key_of(row), {}), row["responses"]
+        grade = dict(zip(item.get("responses", []), item.get("grades", [])))
         values = dict(judge=[grade.get(text, 0) for text in texts], longer=[*map(len, texts)],
                       first=[-place for place in row.get("places", [0] * len(texts))])
         for a, b in combinations(range(len(texts)), 2):               # the best stands first
@@ -94,11 +95,9 @@ def unless_known(read):
 
 @unless_known
 def read_items(path):
-    """{key: row} without what others thought of the answers, and {key: {response: grade}}."""
+    """{key: row}"""
     rows = read_comparisons(path)[:MAX_ITEMS] if path.exists() else []
-    return ({key_of(row): unjudged(row) for row in rows},
-            {key_of(row): dict(zip(row["responses"], row["grades"])) for row in rows
-             if "grades" in row})
+    return {key_of(row): row for row in rows}
 
 
 @unless_known
@@ -148,7 +147,7 @@ class Rankings:
     def of(self, name):
         """All items, each with its answers in this person's order, and what they got."""
         rows, found = read_rankings(self.out), []
-        for key, item in read_items(self.source)[0].items():
+        for key, item in read_items(self.source).items():
             row, responses = rows.get((name, key), {}), shown(name, key, item)
             at = [row["responses"].index(text) for text in responses] if row else []
             said = {what: [row[what][i] for i in at] for what in SAID if what in row}
@@ -158,7 +157,7 @@ class Rankings:
     def add(self, name, key, ranks, ratings, boxes):
         """Save at once what this person says of the answers to an item, as they see them: for each
         a rank, a rating from 1 to 7, and the boxes that they tick."""
-        item = read_items(self.source)[0].get(key)
+        item = read_items(self.source).get(key)
         if not item:
             raise ValueError("this item is no longer there: please reload the page")
         n = len(item["responses"])
@@ -166,7 +165,8 @@ class Rankings:
             raise ValueError(f"{n} ranks from 0 are needed, without gaps")
         if len(ratings) != n or len(boxes) != n:
             raise ValueError(f"{n} ratings and lists of boxes are needed")
-        row = ranked(item, shown(name, key, item), ranks, name, ratings=ratings, boxes=boxes)
+        row = ranked(unjudged(item), shown(name, key, item), ranks, name, ratings=ratings,
+                     boxes=boxes)
         with self.lock:
             rows = read_rankings(self.out) | {(name, key): row}
             if len({name for name, _ in rows}) > MAX_PEOPLE:
@@ -175,11 +175,11 @@ class Rankings:
 
     def summary(self):
         """How often people agree, the habits of each, and the command that learns from them."""
-        by, (_, grades) = {}, read_items(self.source)
+        by, items = {}, read_items(self.source)
         for (who, _), row in read_rankings(self.out).items():
             by.setdefault(who, []).append(row)
         return agreement(by) | dict(command=self.command(), habits={
-            who: habits(rows, grades) for who, rows in by.items()})
+            who: habits(rows, items) for who, rows in by.items()})
 
     def command(self):
         """The command that trains a reward model on the file."""
