@@ -13,7 +13,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
-from unittest.mock import Mock
 from urllib.parse import quote
 
 import pytest
@@ -21,7 +20,6 @@ import torch
 
 import chat
 import tiny
-from answer import generate
 from checkpoint import load_checkpoint
 from common import Runtime, wilson
 from data.formats import read_comparisons
@@ -123,16 +121,14 @@ def class_file(site):
 
 @pytest.fixture
 def slow(monkeypatch):
-    """Each token takes a while; the list has an entry for each one that was generated."""
-    stream, made = chat.stream, []
+    """Each token takes a while."""
+    stream = chat.stream
 
     def slowly(*args, **kwargs):
         for token in stream(*args, **kwargs):
             time.sleep(0.05)
-            made.append(1)
             yield token
     monkeypatch.setattr(chat, "stream", slowly)
-    return made
 
 
 # ---------------------------------------------------------------------------------------------
@@ -143,11 +139,8 @@ def load(site, stage):
 
 
 def greedy(site, stage, ids, n=12):
-    """What the model writes after ids: ids, up to one that ends it."""
-    said = generate(load(site, stage), torch.tensor([ids]), n, temperature=0)
-    said = said[0, len(ids):].tolist()
-    ends = [i for i, id in enumerate(said) if id in site.tok.specials.values()]
-    return said[:ends[0] + 1] if ends else said
+    """What the model writes after ids, up to a token that ends it."""
+    return tiny.greedy(load(site, stage), ids, n, site.tok.specials.values())
 
 
 def test_each_model_answers_a_dialogue_and_a_base_model_continues_the_text(site):
@@ -274,7 +267,7 @@ def test_with_a_token_every_request_needs_it(tmp_path):
                 assert site.ask(path, authorization=f"Bearer {key}")[0] == 401, path
         assert site.ask("/v1/chat/completions", {})[0] == 401
         for path, headers in (("/state?token=secret-secret", {}), ("/?token=secret-secret", {}),
-                              ("/state", dict(x_token="secret-secret")),
+                              ("/state", dict(authorization="Bearer secret-secret")),
                               ("/v1/models", dict(authorization="Bearer secret-secret"))):
             assert site.ask(path, **headers)[0] == 200
 
@@ -366,7 +359,7 @@ def test_ctrl_c_ends_it_at_once_even_while_it_answers(site):
     address, _, token = line.split()[0].partition("/?token=")
     assert token == "secret-secret"
     other = SimpleNamespace(port=int(address.rpartition(":")[2]))
-    response, _ = Site.send(other, "/ask", dict(asks=[question()] * 8), x_token=token)
+    response, _ = Site.send(other, f"/ask?token={token}", dict(asks=[question()] * 8))
     assert response.readline().startswith(b"data: ")
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -390,7 +383,7 @@ def rank(site, name, item, ranks=None, **said):
     """Rank an item, by default in the order in which it is shown: (status, text)."""
     n = len(item["responses"])
     said = dict(ratings=[4] * n, boxes=[[]] * n) | said
-    return site.ask("/rank", dict(name=name, key=item["key"], ranks=ranks or in_order(item), **said))
+    return site.ask("/rank", dict(said, name=name, key=item["key"], ranks=ranks or in_order(item)))
 
 
 def items_of(site, name):
@@ -446,12 +439,12 @@ def test_the_habits_of_a_person_are_counted_over_the_pairs_that_are_not_tied():
     """Ana ranks by length alone; Ben always likes best what stands first, which is the worst."""
     rows = [dict(prompt=f"{i}?", responses=["long enough", "short", "mid one"], ranks=[0, 2, 1],
                  places=[2, 0, 1], grades=[3.0, 5.0, 5.0]) for i in range(4)]
-    grades = {rankings.key_of(row): dict(zip(row["responses"], row["grades"])) for row in rows}
+    items = {rankings.key_of(row): row for row in rows}
 
     def habits(order, ranks):
         return rankings.habits([dict(row, ranks=ranks, **{
             name: [row[name][i] for i in order] for name in ("responses", "places")})
-            for row in rows], grades)
+            for row in rows], items)
 
     found = habits([0, 2, 1], [0, 1, 2])
     assert found["longer"]["share"] == 1 and found["longer"]["pairs"] == 12
@@ -471,19 +464,6 @@ def test_the_command_on_the_page_trains_the_reward_model(site, class_file, capsy
     assert words[:2] == ["python", "reward.py"]
     assert tiny.run(site.folder, "reward", *words[2:])[0] == 0, capsys.readouterr().err
     (site.folder / "class_reward.pt").unlink()
-
-
-def test_a_full_disk_gives_one_line_and_keeps_the_file(site, class_file, monkeypatch):
-    first, second = items_of(site, "Ana")[:2]
-    assert rank(site, "Ana", first)[0] == 200
-    before = class_file.read_bytes()
-    monkeypatch.setattr(os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
-    status, text = rank(site, "Ana", second)
-    assert status == 507 and "No space left on device" in text and "\n" not in text
-    monkeypatch.undo()
-    assert class_file.read_bytes() == before
-    assert rank(site, "Ana", second)[0] == 200
-    assert class_file.read_bytes().startswith(before)
 
 
 def test_what_another_program_adds_to_the_file_is_not_lost(site, class_file):
@@ -706,7 +686,8 @@ def test_text_stays_text(browser, site, class_file, tmp_path):
     for name in (evil, "ppo.pt", "sft.pt"):
         shutil.copy(site.folder / "sft.pt", tmp_path / name)
     tiny.write(tmp_path / "comparisons.jsonl", dict(prompt=HOSTILE, responses=[HOSTILE, "b"]))
-    with Site(folder=str(tmp_path)) as other:
+    with Site(folder=str(tmp_path), token="secret-secret") as other:
+        other.url += "/?token=secret-secret"          # the page asks with the token of its link
         tab = Tab(browser, other)
         tab.send(HOSTILE)
         tab.until("document.querySelectorAll('.answer .tokens').length === 3")

@@ -46,7 +46,7 @@ class Shelf:
         for name, path in paths.items():
             version = stamp(path)
             if self.seen.get(name) != version:
-                self.seen[name] = version             # what is written from now on is read next time
+                self.seen[name] = version             # what is written from now on is read later
                 with suppress(SystemExit):            # load_checkpoint has said why
                     self.models[name] = self.load(path)
 

@@ -87,15 +87,14 @@ def check(request, config):
     """Let through only what our own page asks, and with a --token only who knows it."""
     get = request.headers.get
     host, origin = get("host", ""), get("origin")
-    key = config.token and get("authorization", "").removeprefix("Bearer ")   # a program's
-    given = get("x-token") or request.query_params.get("token") or key
+    given = request.query_params.get("token") or get("authorization", "").removeprefix("Bearer ")
     if not is_ours(host, config):
         raise HTTPException(403, "wrong Host: this is not an address of view.page")
     # the page itself may be opened by a link elsewhere; only our page may do more
     if (origin is not None and origin.partition("://")[2] != host
             or get("sec-fetch-site") == "cross-site" and request.url.path != "/"):
         raise HTTPException(403, "wrong Origin")
-    if not hmac.compare_digest(given.encode(), config.token.encode()):
+    if config.token and not hmac.compare_digest(given.encode(), config.token.encode()):
         raise HTTPException(401, "the link must end in ?token=..., which is also a program's key")
     if "transfer-encoding" in request.headers or int(get("content-length", 0)) > MAX_BODY:
         raise HTTPException(413, "this is too long")
