@@ -600,21 +600,7 @@ def test_a_dialogue_goes_on_and_can_be_stopped_and_begun_anew(tab, site, slow):
     assert tab.text("#log") == ""
 
 
-def test_two_people_rank_the_same_item_in_the_page(tab, site, class_file):
-    for name in ("Ana", "Ben"):
-        tab.join(name)
-        for n, item in enumerate(items_of(site, name)[:6], 1):
-            tab.rank(in_order(item), n)
-    rows = read_comparisons(class_file)
-    assert [r["labeler"] for r in rows] == ["Ana"] * 6 + ["Ben"] * 6
-    same, pairs = (site.get("/agreement")[name] for name in ("same", "pairs"))
-    tab.until(f"document.querySelector('#agreement')?.innerText.includes('{same} of {pairs} ')")
-    assert f"{100 * same / pairs:.1f}%" in tab.text("#agreement")
-    assert tab.text("#command").startswith(f"python reward.py --data={class_file} ")
-
-
-def test_answers_are_ranked_when_all_are_rated_and_the_table_shows_each_person_s_habits(
-        tab, site, class_file):
+def test_answers_are_ranked_when_all_are_rated_and_boxes_may_be_ticked(tab, site, class_file):
     tab.join("Ana")
     ready = "return !document.querySelector('.rank').disabled"
     item = items_of(site, "Ana")[0]
@@ -629,9 +615,21 @@ def test_answers_are_ranked_when_all_are_rated_and_the_table_shows_each_person_s
     [row] = read_comparisons(class_file)
     assert row["ratings"] == [i + 1 for i in in_order(item)]
     assert row["boxes"] == [["breaks off"] if i == 1 else [] for i in in_order(item)]
-    tab.until("document.querySelector('#class td')?.innerText === 'Ana'")
+
+
+def test_the_table_shows_how_often_two_people_agree_and_the_habits_of_each(tab, site, class_file):
+    for name in ("Ana", "Ben"):
+        tab.join(name)
+        for n, item in enumerate(items_of(site, name)[:6], 1):
+            tab.rank(in_order(item), n)
+    assert [row["labeler"] for row in read_comparisons(class_file)] == ["Ana"] * 6 + ["Ben"] * 6
+    same, pairs = (site.get("/agreement")[name] for name in ("same", "pairs"))
+    tab.until(f"document.querySelector('#agreement')?.innerText.includes('{same} of {pairs} ')")
+    assert f"{100 * same / pairs:.1f}%" in tab.text("#agreement")
     cells = tab.script("return [...document.querySelectorAll('#class td')].map(x => x.innerText)")
-    assert cells[1] == "1" and cells[4].startswith("100%")            # what stood first was best
+    assert cells[0::5] == ["Ana", "Ben"] and cells[1::5] == ["6", "6"]
+    assert all(cell.startswith("100%") for cell in cells[4::5])       # what stood first was best
+    assert tab.text("#command").startswith(f"python reward.py --data={class_file} ")
 
 
 def test_equal_answers_share_a_rank_and_back_takes_a_click_back(tab, site, class_file):

@@ -174,6 +174,7 @@ class Ranking(BaseModel):
 def make_app(config):
     folder = Path(config.folder)
     rankings, worker = Rankings(folder), Worker(Shelf(folder, Runtime(config)))
+    worker.shelf.refresh()
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None, default_response_class=Json)
 
     @app.exception_handler(HTTPException)
