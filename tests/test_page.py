@@ -607,7 +607,9 @@ def test_answers_are_ranked_when_all_are_rated_and_boxes_may_be_ticked(tab, site
     for i in in_order(item):
         assert not tab.script(ready)
         tab.press(".rate", 7 * i + i)
+    tab.script("document.querySelectorAll('.box')[6].focus()")
     tab.press(".box", 4 * 1 + 2)
+    assert tab.script("return document.activeElement.innerText") == "breaks off"
     assert tab.script(ready) and tab.text(".box:nth-child(10)") == "breaks off"
     for i in in_order(item):
         tab.press(".rank", i)

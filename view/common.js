@@ -1,8 +1,11 @@
 // ---- small helpers: all text goes through textContent, so no text becomes HTML --------------
 
-/** Put children into an element, in place of what it has. They may stand in lists; null is none. */
+/** Put children into an element, in place of what it has. They may stand in lists; null is none. If one of its buttons
+    had the focus, the new button in that place gets it. */
 function put(node, ...children) {
+  const buttons = node.getElementsByTagName("button"), at = [...buttons].indexOf(document.activeElement);
   node.replaceChildren(...children.flat(9).filter(child => child !== null && child !== undefined));
+  buttons[at]?.focus();
   return node;
 }
 /** An element of HTML or SVG: el("p", {class: "note"}, "text", otherElement, …) */
