@@ -138,19 +138,18 @@ def load(site, stage):
     return load_checkpoint(site.folder / f"{stage}.pt")["model"].eval()
 
 
-def greedy(site, stage, ids, n=12):
-    """What the model writes after ids, up to a token that ends it."""
-    return tiny.greedy(load(site, stage), ids, n, site.tok.specials.values())
-
-
-def test_each_model_answers_a_dialogue_and_a_base_model_continues_the_text(site):
+@pytest.mark.parametrize("begun", ["", "It is"])
+def test_each_model_goes_on_with_the_dialogue_and_a_base_model_with_the_text(site, begun):
+    prefix = site.tok.encode(begun)                   # of the answer
     texts = ["Hi <|end|>", "Yes?", "Where is Ada?<|endoftext|>"]
     chat = site.tok.encode_chat([dict(role=r, content=c) for r, c in zip(
         ("user", "assistant", "user"), texts)], reply=True)[0]
     plain = [site.tok.eot] + site.tok.encode(texts[2] + "\n")
-    done = site.done(*(question(m, *texts) for m in ("pretrain", "sft", "ppo")))
-    for event, (stage, ids) in zip(done, (("pretrain", plain), ("sft", chat), ("ppo", chat))):
-        assert [t["id"] for t in event["tokens"]] == greedy(site, stage, ids)
+    stages, ends = ("pretrain", "sft", "ppo"), site.tok.specials.values()
+    done = site.done(*(question(stage, *texts, prefix=prefix) for stage in stages))
+    for event, stage, ids in zip(done, stages, (plain, chat, chat), strict=True):
+        said = tiny.greedy(load(site, stage), ids + prefix, 12 - len(prefix), ends)
+        assert [t["id"] for t in event["tokens"]] == prefix + said
     assert len({e["raw"] for e in done}) == 3         # the models differ
 
 
@@ -170,23 +169,12 @@ def test_the_numbers_of_a_token_are_those_of_the_models(site):
     assert event["score"] == pytest.approx(score.item(), abs=1e-4)
 
 
-def test_an_answer_can_be_continued_with_another_token(site):
-    [event] = site.done(question())
-    other = next(a["id"] for a in event["tokens"][2]["top"][1:] if not a["special"])
-    prefix = [t["id"] for t in event["tokens"][:2]] + [other]
-    [again] = site.done(question(prefix=prefix))
-    ids = site.tok.encode_chat("Where is Ada?", reply=True)[0]
-    assert [t["id"] for t in again["tokens"]] == prefix + greedy(site, "ppo", ids + prefix, 9)
-
-
-@pytest.mark.parametrize("asked, said", [
-    (question("ppo", "word " * 200), "please use fewer words"),
-    (question("nobody"), "nobody is not there"), (question("reward"), "reward is not there"),
-    *((question(prefix=[id]), "another tokenizer") for id in (-1, 10**4, "end"))], ids=str)
-def test_what_can_not_be_answered_or_continued_gets_one_line(site, asked, said):
-    if asked.get("prefix") == ["end"]:
-        asked = dict(asked, prefix=[site.tok.end])
-    assert said in site.events(asked)[1]["text"]
+def test_what_can_not_be_answered_or_continued_gets_one_line(site):
+    for id in (-1, 10**4, site.tok.end):
+        assert "another tokenizer" in site.events(question(prefix=[id]))[1]["text"]
+    assert "please use fewer words" in site.events(question("ppo", "word " * 200))[1]["text"]
+    for name in ("nobody", "reward"):
+        assert f"{name} is not there" in site.events(question(name))[1]["text"]
 
 
 def test_thirty_people_at_once_are_all_answered_and_know_their_place(site):

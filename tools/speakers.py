@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -13,7 +14,6 @@ import chat
 from answer import prompt_room
 from checkpoint import load_checkpoint
 from reward import encode_answer, score_all
-from tokenizer import Tokenizer
 from tools.rankings import stamp
 
 STAGES = ["pretrain", "sft", "ppo"]
@@ -22,14 +22,6 @@ N_TOP = 8                 # alternatives to each token
 
 
 # ---- models ---------------------------------------------------------------------------------
-
-@dataclass
-class Speaker:
-    stage: str
-    step: int
-    model: torch.nn.Module
-    tok: Tokenizer
-
 
 class Shelf:
     """The models of a folder, by the names of their files. A file that has changed is loaded into a
@@ -51,14 +43,15 @@ class Shelf:
                     self.models[name] = self.load(path)
 
     def load(self, path):
-        ckpt = load_checkpoint(path)
-        return Speaker(ckpt["stage"], ckpt["step"], ckpt["model"].to(self.rt.device).eval(),
-                       ckpt["tokenizer"])
+        """A speaker: what a checkpoint holds, such as its stage, step, model and tokenizer."""
+        speaker = SimpleNamespace(**load_checkpoint(path))
+        speaker.model.to(self.rt.device).eval()
+        return speaker
 
     def beside(self, name, speaker):
         """The model of that name, if it reads the same tokens, and as many."""
         found, config = self.models.get(name), speaker.model.config
-        fits = found and (found.tok.fingerprint == speaker.tok.fingerprint
+        fits = found and (found.tokenizer.fingerprint == speaker.tokenizer.fingerprint
                           and found.model.config.vocab_size == config.vocab_size
                           and found.model.config.block_size >= config.block_size)
         return found if fits else None
@@ -77,7 +70,7 @@ def explain(speaker, sft, ids, said, rt):
     with rt.autocast():
         logp, ref = (s.model(idx[:, :-1])[0, len(ids) - 1:].float().log_softmax(-1) if s else None
                      for s in (speaker, sft))         # (n, V) each
-    p, tok = logp.exp(), speaker.tok
+    p, tok = logp.exp(), speaker.tokenizer
     entropy = -(p * logp).sum(-1)                     # (n,) nats
     kl = None if ref is None else (p * (logp - ref)).sum(-1)          # (n,) nats
     best = p.topk(min(N_TOP, p.size(-1)))             # (n, N_TOP)
@@ -178,7 +171,7 @@ class Worker:
         if not speaker or speaker.stage == "reward":
             yield "error", dict(status=404, text=f"{ask.model} is not there any more")
             return
-        tok, T = speaker.tok, speaker.model.config.block_size
+        tok, T = speaker.tokenizer, speaker.model.config.block_size
         settings, asked, prefix = job.settings, ask.messages, ask.prefix
         room = prompt_room(T, settings.max_new_tokens)
         if speaker.stage == "pretrain":               # as in chat.py
