@@ -155,7 +155,7 @@ class Worker:
         finally:
             self.thread.submit(answers.close)         # after the token that it may be generating
             self.waiting.remove(job)
-            self.moved.set()
+            self.moved.set()                          # who waits looks at its place again
             self.moved = asyncio.Event()
         yield dict(kind="end")
 
