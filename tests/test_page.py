@@ -102,6 +102,9 @@ def site(tmp_path_factory, tiny_tokenizer):
     for seed, stage in enumerate(("pretrain", "sft", "reward", "ppo")):
         random_model(folder / f"{stage}.pt", stage, tiny_tokenizer, seed)
     tiny.write(folder / "pretrain.jsonl", *(dict(step=s, loss=5 / s, lr=0.1) for s in (1, 2, 3)))
+    graded = [row | dict(grades=[3.0, 2.0, 1.0][:len(row["responses"])])
+              for row in tiny.read_log(folder / "comparisons.jsonl")]
+    tiny.write(folder / "comparisons.jsonl", *graded)
     # in the folder itself "sft.jsonl" would be the log of sft.py
     (folder / "data/town").mkdir(parents=True)
     (folder / "sft.jsonl").rename(folder / "data/town/sft.jsonl")
@@ -402,6 +405,7 @@ def test_what_each_person_says_of_an_item_is_in_the_file_and_comes_back(site, cl
     rows, (a, b, c) = read_comparisons(class_file), item["responses"]
     [row] = [row for row in rows if row["labeler"] == "Ana"]
     assert len(rows) == 2 and row["responses"] == [b, c, a] and row["ranks"] == [0, 1, 2]
+    assert "grades" not in row                        # they belong to another order
     assert row["ratings"] == [7, 4, 1] and row["places"] == [1, 2, 0]
     assert row["boxes"] == [[], ["breaks off"], ["wrong", "invents"]]
     assert began <= row["time"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
