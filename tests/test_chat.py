@@ -127,8 +127,7 @@ def test_compare_shows_the_score_of_every_answer(talk, folder):
     assert [row[1] for row in rows] == ["pretrain", "sft", "ppo"] * 2
     assert len({row.start(3) for row in rows}) == 1                   # aligned
 
-    reward_model = ScalarGPT(CONFIG)
-    reward_model.load_state_dict(load_checkpoint(folder / "scores.pt")["model"].state_dict())
+    reward_model = load_checkpoint(folder / "scores.pt")["model"]
     asked = ["hi"] * 3 + ["ho"] * 3
     answers = [encode_answer(TOK, [user(q)], row[3], 64) for q, row in zip(asked, rows)]
     scores = score_all(reward_model, answers, TOK, ENV)
