@@ -6,8 +6,8 @@ writes  its runs in a folder `experiments` in each of them, and the table on the
 
     python -m lab.seeds --seeds=3               # first: run the chains
     python -m lab.claims --what=compute,agree   # some rows
-    python -m lab.claims                        # all but the one below, hours on a laptop
-    python -m lab.claims --what=size            # trains a model ten times as large
+    python -m lab.claims                        # all but those below, hours on a laptop
+    python -m lab.claims --what=size,strength   # these train models up to ten times as large
 
 Each row has the claim with its source, when it holds in a seed, and our figures: the median over
 the seeds [least, most]. A claim holds if it holds in every seed. Finished runs are not repeated;
@@ -302,6 +302,27 @@ def openings(chain):
                            read_prompts("data/town/test.jsonl"))
     return {stage: float(np.mean([len(view["counts"][stage]) for view in found]))
             for stage in ("pretrain", "sft", "ppo")}
+
+
+SIZES = {"a quarter": dict(n_embd=64, n_head=1), "as large as the policy": dict(),
+         "four times": dict(n_embd=256, n_head=4, lr=4e-3)}
+
+
+@claim("{:.2f}", lambda a, b, c, x, y, z: a < b < c and x < y < z)
+def strength(chain):
+    """The reward model should be at least as strong as the policy (Huyen 2023 on InstructGPT, whose
+    reward model has 6B weights for a policy of up to 175B). Textbook reward models from pretrained
+    models of a quarter, one and four times the weights: the grade after PPO, and right above wrong
+    answers in the same words. Holds if both rise with the size."""
+    grade, apart = {}, {}
+    for i, (label, shape) in enumerate(SIZES.items()):
+        base = chain.run("pretrain.py", f"pretrain_size{i}.pt", **shape) if shape else "pretrain.pt"
+        reward = chain.run("reward.py", f"reward_size{i}.pt", init=base, lm="")
+        out = chain.run("rlhf_ppo.py", f"ppo_size{i}.pt", reward=reward)
+        board, (model,) = chain.examine(f"size{i}", out, reward=reward, text="")
+        grade[f"grade, {label}"] = model["grade"][0]
+        apart[f"right > wrong, {label}"] = board["contrasts"]["fact"][0]
+    return grade | apart
 
 
 @claim("{:.2f}", lambda large, base, ppo: ppo > large > base)

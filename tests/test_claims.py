@@ -125,6 +125,8 @@ def test_the_tax_is_the_rise_of_the_loss_on_text_after_sft(monkeypatch):
     ("few_shot", (0.6, 0.7, 0.66, 0.1, 1.0, 1.0), True),
     ("few_shot", (0.6, 0.7, 0.64, 0.1, 1.0, 1.0), False),
     ("few_shot", (0.0, 0.9, 0.9, 0.7, 1.0, 1.0), False),
+    ("strength", (5.9, 6.0, 6.1, 0.6, 0.7, 0.8), True),
+    ("strength", (5.9, 6.0, 6.1, 0.6, 0.8, 0.8), False),
     ("ptx", (0.2, 0.0), True), ("ptx", (0.2, 0.1), False), ("ptx", (-0.02, -0.04), False)])
 def test_a_rule_says_whether_its_claim_holds(name, figures, held):
     assert claims.CLAIMS[name][2](*figures) == held
