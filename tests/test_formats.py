@@ -3,6 +3,7 @@ import os
 import re
 import tracemalloc
 from collections import Counter
+from hashlib import sha256
 
 import pytest
 
@@ -99,9 +100,6 @@ def test_a_file_holds_documents(name, content, found):
 def test_rows_are_found_in_every_layout_of_json(text):
     for name in ("a.json", "a.jsonl")[:1 + ("\n" not in text)]:
         assert demonstrations(write(name, text)) == [QA]
-
-
-def test_a_file_may_have_a_dialogue_on_each_line():
     assert demonstrations(write("a.jsonl", QA, [*QA, *QA])) == [QA, [*QA, *QA]]
 
 
@@ -152,32 +150,26 @@ def test_a_very_long_document_becomes_several_without_losing_a_word():
     assert len(parts) > 1 and "\n".join(parts) + "\n" == lines
 
 
-def test_every_file_of_a_list_and_of_a_directory_is_a_source():
+def test_every_file_of_a_list_and_of_a_directory_is_a_source_unless_it_is_hidden(tmp_path):
     write("d/b.jsonl", {"text": "2", "logp": -2.5}), write("d/a.txt", "1"), write("d/c.md", "no")
-    last = write("z.txt", "3")
-    assert list(read_texts(f"{last.parent / 'd'}, {last}")) == [
-        ("a", "1", None), ("b", "2", -2.5), ("z", "3", None)]
+    write("d/deep/e.txt", "4"), write("d/._c.txt", "no"), write("d/.git/e.txt", "no")
+    (tmp_path / "d/c.txt").symlink_to(write("z.txt", "3"))
+    assert list(read_texts(f"{tmp_path}/d, z.txt")) == [
+        ("a", "1", None), ("b", "2", -2.5), ("c", "3", None), ("e", "4", None), ("z", "3", None)]
+    (tmp_path / "d/gone.txt").symlink_to("nowhere")
+    assert "gone.txt': no such file" in refusal(texts, tmp_path / "d")
 
 
 def test_reading_a_large_file_takes_little_memory():
-    documents = [f"{i} " + "x" * 10_000 for i in range(2400)]  # 24 MB
+    documents = [f"{i} " + "x" * 10_000 for i in range(1600)]  # 16 MB
     files = [write("a.txt", "<|endoftext|>".join(documents)),
              write("b.jsonl", *({"text": text} for text in documents))]
     for path in files:
         tracemalloc.start()
-        assert sum(1 for _ in read_texts(path)) == 2400
+        assert sum(1 for _ in read_texts(path)) == 1600
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert peak < 8e6
-
-
-def test_hidden_files_are_not_read_and_a_link_to_nowhere_is_refused(tmp_path):
-    write("b.txt", "Bea"), write("texts/c.txt", "Cleo"), write("texts/deep/d.txt", "Dora")
-    write("texts/._c.txt", "no"), write("texts/.git/e.txt", "no")
-    (tmp_path / "texts/b.txt").symlink_to(tmp_path / "b.txt")
-    assert texts(tmp_path / "texts") == ["Bea", "Cleo", "Dora"]
-    (tmp_path / "texts/gone.txt").symlink_to("nowhere")
-    assert "gone.txt': no such file" in refusal(texts, tmp_path / "texts")
 
 
 # dialects --------------------------------------------------------------------
@@ -219,8 +211,9 @@ def test_hidden_files_are_not_read_and_a_link_to_nowhere_is_refused(tmp_path):
     ({"instruction": "", "input": "Hi", "output": "Hello"}, QA),                      # LIMA
 ], ids=lambda value: "+".join(value) if isinstance(value, dict) else "")
 def test_demonstrations_come_in_many_forms(row, messages):
-    assert read_demonstrations(write("a.jsonl", row)) == [{"messages": messages}]
-    assert read_demonstrations(write("a.json", [row])) == [{"messages": messages}]
+    for path in write("a.jsonl", row), write("a.json", [row]):
+        assert read_demonstrations(path) == [{"messages": messages}]
+        assert read_prompts(path) == [{"prompt": messages[:-1]}]
 
 
 @pytest.mark.parametrize("row", [
@@ -243,132 +236,120 @@ def test_demonstrations_come_in_many_forms(row, messages):
      "rejected": "\n\nHuman: Hi\n\nAssistant: Go away"},
 ], ids=lambda row: "+".join(f"{name}:{type(value).__name__}" for name, value in row.items()))
 def test_comparisons_come_in_many_forms(row):
-    assert read_comparisons(write("a.jsonl", row)) == [PAIR]
+    path = write("a.jsonl", row)
+    assert read_comparisons(path) == [PAIR] and read_prompts(path) == [{"prompt": [user("Hi")]}]
 
 
 TURNS, LIST = [*QA, user("A list?")], [system("Be kind"), user("Hi")]
 HH = "\n\nHuman: Hi \n\nAssistant:  Hello\n\nHuman: A list?\n\nAssistant:"
 
 
+def compared(prompt, *responses, **more):
+    return {"prompt": prompt, "responses": [*responses], "ranks": [*range(len(responses))]} | more
+
+
 @cases("row, found", [
     ("a whole dialogue brings its own system message",
-     row_of("Hi", [*LIST, GOOD], [*LIST, BAD]), PAIR | {"prompt": LIST}),
+     row_of("Hi", [*LIST, GOOD], [*LIST, BAD]), compared(LIST, "Hello", "Go away")),
     ("a transcript becomes turns without surrounding blanks, and an empty answer may be compared",
-     {"chosen": f"{HH} 1. a\n\n2. b \n", "rejected": HH},
-     {"prompt": TURNS, "responses": ["1. a\n\n2. b", ""], "ranks": [0, 1]}),
-    ("an answer in JSON stays text", row_of("A list?", '[{"a": 1}]', "No"),
-     {"prompt": TURNS[2:], "responses": ['[{"a": 1}]', "No"], "ranks": [0, 1]}),
+     {"chosen": f"{HH} 1. a\n\n2. b \n", "rejected": HH}, compared(TURNS, "1. a\n\n2. b", "")),
+    ("an answer in JSON stays text",
+     row_of("A list?", '[{"a": 1}]', "No"), compared(TURNS[2:], '[{"a": 1}]', "No")),
     ("responses may share ranks, and other fields are kept",
      {"prompt": "Hi", "responses": [*"abcd"], "ranks": [1, 3, 3, 9], "kind": "easy", "id": 7},
-     {"prompt": QA[:1], "responses": [*"abcd"], "ranks": [0, 1, 1, 2], "kind": "easy", "id": 7}),
+     compared(QA[:1], *"abcd", ranks=[0, 1, 1, 2], kind="easy", id=7)),
     ("of equal responses the best is kept",
      {"prompt": "Hi", "responses": ["a", "b", "a ", "c"], "grades": [7, 5, 3, 1]},
-     {"prompt": QA[:1], "responses": [*"abc"], "ranks": [0, 1, 2], "grades": [7, 5, 1]}),
+     compared(QA[:1], *"abc", grades=[7, 5, 1])),
     ("the true grades behind noisy labels may have another order",
      {"prompt": "Hi", "responses": ["a", "b"], "grades": [1, 7], "noise": 2.0},
-     {"prompt": QA[:1], "responses": ["a", "b"], "ranks": [0, 1], "grades": [1, 7], "noise": 2.0}),
+     compared(QA[:1], *"ab", grades=[1, 7], noise=2.0)),
     *((f"a prompt, {str(prompt)[:9]!r}, may stand beside whole transcripts",
-       row_of(prompt, HH + " An hour.", HH + " No."),
-       {"prompt": TURNS, "responses": ["An hour.", "No."], "ranks": [0, 1]})
+       row_of(prompt, HH + " An hour.", HH + " No."), compared(TURNS, "An hour.", "No."))
       for prompt in (HH, "A list?", [user("A list?")]))])
 def test_a_comparison_is_read(row, found):
     assert read_comparisons(write("a.jsonl", row)) == [found]
 
 
 @pytest.mark.parametrize("row, prompt", [
-    *((row, QA[:1]) for row in (
-        {"prompt": "Hi"}, {"messages": QA[:1]}, {"messages": QA}, row_of("Hi", "Hello"),
-        row_of("Hi", "same", "same"), {"prompt": "Hi", "responses": ["a", "b"]},
-        {"chosen": "\n\nHuman: Hi\n\nAssistant: a", "rejected": "\n\nHuman: Hi\n\nAssistant: b"})),
-    *(({"messages": turns}, TURNS[:3]) for turns in (TURNS, [*TURNS, GOOD])),
-    *(({"prompt": text}, [user(text)]) for text in (
+    ({"prompt": "Hi"}, QA[:1]), ({"messages": TURNS}, TURNS), (row_of("Hi", "a", "a"), QA[:1]),
+    *(({"prompt": text}, [user(text)]) for text in (  # a text that only speaks of humans
         "Human: Hi", "Is this good?\n\nHuman: Hi\n\nAssistant: Hello",
         "Human: Assistant: what are these?", "Humans\n\nAssistant:"))], ids=str)
-def test_every_format_has_a_prompt_which_is_all_but_the_last_answer(row, prompt):
-    """A text that only speaks of humans stays one turn."""
-    assert read_prompts(write("a.jsonl", row | {"kind": "easy"})) == [
-        {"prompt": prompt, "kind": "easy"}]
+def test_a_prompt_needs_no_answer_or_a_different_one(row, prompt):
+    assert read_prompts(write("a.jsonl", row)) == [{"prompt": prompt}]
 
 
 @pytest.mark.parametrize("start", [HH, HH + " ", HH[:-12]])
 @pytest.mark.parametrize("name", ["prompt", "instruction", "question", "input", "messages"])
 def test_a_question_that_is_a_transcript_becomes_turns_for_every_reader(start, name):
     """As in Dahoas/rm-static, where the space before the answer belongs to `Assistant:`."""
-    compared = {"prompt": TURNS, "responses": ["An hour.", "No."], "ranks": [0, 1]}
     row = {name: start, "response": " An hour.\n", "chosen": " An hour.\n", "rejected": " No."}
     path = write("a.jsonl", row)
     assert read_prompts(path) == [{"prompt": TURNS}]
     assert demonstrations(path) == [[*TURNS, assistant("An hour.")]]
-    assert read_comparisons(path) == [compared]
-    path = write("a.jsonl", {name: start, "responses": [" An hour.", " No."]})
-    assert read_comparisons(path) == [compared]
+    for row in (row, {name: start, "responses": [" An hour.", " No."]}):
+        assert read_comparisons(write("a.jsonl", row)) == [compared(TURNS, "An hour.", "No.")]
 
 
 # what is refused, dropped, mended, told ----------------------------------------
 
-FIELDS = {"images": ["a.png"], "image": "a.png", "videos": ["a.mp4"], "audio": {"path": "a.wav"},
-          "tools": [{"name": "add"}], "functions": "add(a, b)", "tool_calls": [{"id": 1}],
-          "function_call": {"name": "add"}, "reasoning_content": "Hm.", "thinking": "Hm."}
-LEARNED = [{"weight": 0}, {"weight": 0.5}, {"train": False}, {"loss": False}]
+FIELDS = ("images image videos audio tools functions tool_calls function_call reasoning_content "
+          "thinking").split()
+AB = {"prompt": "Hi", "responses": ["a", "b"]}
+MORE = [{"grades": [1, 2, odd]} for odd in ("3", float("nan"), 10**400, True)] + [
+    {"noise": odd} for odd in (0, -1, "2", float("inf"), True)]
 REFUSED = {
-    read_demonstrations: [
-        ({"messages": [user("Hi")]}, "must end with the assistant's answer"),
-        ({"messages": [assistant("Hello")]}, "must end with a user turn"),
-        ({"messages": [user("Hi"), {"role": "bot", "content": "Hello"}]}, "role must be"),
-        ({"messages": [user("Hi"), assistant(["Hello"])]}, "content must be a string"),
-        ({"messages": [user("Hi"), {**assistant(""), "tool_calls": [{"id": 1}]}]}, "tool_calls"),
-        ({"messages": "Hi, hello"}, "must end with the assistant's answer"),
-        ({"prompt": "Hi"}, "must end with the assistant's answer"),
-        ({"prompt": [*QA, user("How?")]}, "must end with the assistant's answer"),
-        (row_of("Hi", 3), "must be a string"),
-        ({"instruction": "Hi", "input": 3, "output": "Hello"}, "input must be a string"),
-        (row_of("Hi", "Hello") | {"history": ["Hi"]}, "history must be a list of"),
-        ({"ask": "Hi", "say": "Hello"}, 'as in {"prompt": "Hi", "response": "Hello"}'),
-        ('"Hi"', "must be an object"), ("[5]", "must be an object"),
-        *(({"messages": [*QA, user("So?"), assistant("No") | more, *QA]},
-           f"an answer with {name}={more[name]}") for more in LEARNED for name in more)],
-    read_comparisons: [
-        ({"prompt": "Hi", "responses": ["a"]}, "needs two responses"),
-        (row_of("Hi", "Hello"), "needs two responses"),
-        (DEMO | {"responses": "ab"}, "responses must be a list"),
-        ({"prompt": "Hi", "responses": ["a", 2]}, "must be a string"),
-        *(({"prompt": "Hi", "responses": ["a", "b"], "ranks": ranks}, "list of 2 integers")
-          for ranks in ([0], [0, True], [0.5, 1])),
-        ({"prompt": "Hi", "responses": ["a", "b"], "ranks": [2, 1]}, "from the best"),
-        ({"prompt": QA, "responses": ["a", "b"]}, "must end with a user turn"),
-        ({"responses": ["a", "b"]}, "needs one of"),
-        ({"prompt": "Hi", "chosen": "a"}, "come together"),
-        ({"prompt": "Hi", "rejected": "a"}, "come together"),
-        (row_of("Bye", QA, [user("Hi"), BAD]), "must go on from the prompt, or contain it"),
-        ({"chosen": "a", "rejected": "b"}, "must end with a user turn"),
-        ({"chosen": GOOD, "rejected": BAD}, "must end with a user turn"),
-        *(({"prompt": "Hi", "responses": ["a", "a", "b"], "grades": [3, 2, 1], **more},
-           "grades must be a list of 3 numbers, and noise a number above 0")
-          for more in (*({"grades": value} for value in (
-              5, [1, 2], [1, 2, "3"], [1, 2, float("nan")], [1, 2, 10**400], [1, 2, True])),
-              *({"noise": value} for value in (0, -1, "2", float("inf"), True)))),
-        ({"chosen": [user("Hi"), GOOD], "rejected": [user("Hi"), BAD | {"tools": "a"}]}, "tools")],
-    read_prompts: [
-        ({"prompt": QA}, "user turn"),
-        *(({"prompt": prompt}, "a list of messages") for prompt in (
-            3, {"a": 1}, ["Hi"], [{"content": "Hi"}])),
-        *(({"prompt": prompt}, "must be") for prompt in (
-            [{"role": "user"}], [{"role": "tool", "content": "Hi"}]))]}
-EVERYWHERE = [                                        # what all three refuse
-    *((row, f"{name} can't be used") for name in FIELDS for more in ({name: FIELDS[name]},)
-      for row in ({"messages": QA, "responses": ["a", "b"], **more},
-                  {"messages": [user("Hi"), GOOD | more], "rejected_response": "Go away"},
-                  {"messages": [user("Hi") | more, GOOD], "rejected_response": "Go away"},
-                  {"prompt": [user("Hi") | more], "completion": [GOOD], "responses": ["a", "b"]},
-                  row_of("Hi", "a", "b") | {"response": "Hello", **more}))]
+    read_demonstrations: {
+        "must end with the assistant's answer": [
+            {"messages": QA[:1]}, {"messages": "Hi, hello"}, {"prompt": "Hi"}, {"prompt": TURNS}],
+        "must end with a user turn": [{"messages": QA[1:]}],
+        "role must be": [{"messages": [user("Hi"), turn("bot")("Hello")]}],
+        "content must be a string": [{"messages": [user("Hi"), assistant(["a"])]}, row_of("Hi", 3)],
+        "input must be a string": [{"instruction": "Hi", "input": 3, "output": "Hello"}],
+        "tool_calls": [{"messages": [user("Hi"), assistant("") | {"tool_calls": [{"id": 1}]}]}],
+        "history must be a list of": [row_of("Hi", "Hello") | {"history": ["Hi"]}],
+        'as in {"prompt": "Hi", "response": "Hello"}': [{"ask": "Hi", "say": "Hello"}],
+        "must be an object": ['"Hi"', "[5]"],
+        **{f"an answer with {name}={value}": [
+            {"messages": [*QA, user("So?"), assistant("No") | {name: value}, *QA]}]
+           for name, value in (("weight", 0), ("weight", 0.5), ("train", False), ("loss", False))}},
+    read_comparisons: {
+        "needs two responses": [{"prompt": "Hi", "responses": ["a"]}, row_of("Hi", "Hello")],
+        "responses must be a list": [DEMO | {"responses": "ab"}],
+        "must be a string": [{"prompt": "Hi", "responses": ["a", 2]}],
+        "list of 2 integers": [AB | {"ranks": ranks} for ranks in ([0], [0, True], [0.5, 1])],
+        "from the best": [AB | {"ranks": [2, 1]}],
+        "must end with a user turn": [AB | {"prompt": QA}, {"chosen": "a", "rejected": "b"},
+                                      {"chosen": GOOD, "rejected": BAD}],
+        "needs one of": [{"responses": ["a", "b"]}],
+        "come together": [{"prompt": "Hi", "chosen": "a"}, {"prompt": "Hi", "rejected": "a"}],
+        "must go on from the prompt, or contain it": [row_of("Bye", QA, [user("Hi"), BAD])],
+        "grades must be a list of 3 numbers, and noise a number above 0": [
+            {"prompt": "Hi", "responses": ["a", "a", "b"], "grades": [3, 2, 1], **more}
+            for more in (*MORE, {"grades": 5}, {"grades": [1, 2]})],
+        "tools": [row_of("Hi", QA, [user("Hi"), BAD | {"tools": "a"}])]},
+    read_prompts: {
+        "user turn": [{"prompt": QA}],
+        "a list of messages": [{"prompt": odd} for odd in (3, {"a": 1}, ["Hi"], [{"content": ""}])],
+        "must be": [{"prompt": [{"role": "user"}]}, {"prompt": [turn("tool")("Hi")]}]}}
+EVERYWHERE = {                                        # what all three refuse
+    f"{name} can't be used": [
+        {"messages": QA, "responses": ["a", "b"], **more},
+        {"messages": [user("Hi"), GOOD | more], "rejected_response": "Go away"},
+        {"messages": [user("Hi") | more, GOOD], "rejected_response": "Go away"},
+        {"prompt": [user("Hi") | more], "completion": [GOOD], "responses": ["a", "b"]},
+        row_of("Hi", "a", "b") | {"response": "Hello", **more}]
+    for name, more in ((name, {name: [{"id": 1}]}) for name in FIELDS)}
 
 
 @readers
 def test_a_malformed_row_is_refused_with_file_line_and_reason(read):
-    for row, reason in REFUSED[read] + EVERYWHERE:
-        path = write("a.jsonl", SOUND[read], row)
-        said = refusal(read, path)
-        assert said.startswith(f"{path}, line 2: ") and reason in said, row
+    for reason, rows in (REFUSED[read] | EVERYWHERE).items():
+        for row in rows:
+            path = write("a.jsonl", SOUND[read], row)
+            said = refusal(read, path)
+            assert said.startswith(f"{path}, line 2: ") and reason in said, row
 
 
 @readers
@@ -394,38 +375,35 @@ def test_a_meaningful_field_may_be_there_if_it_is_empty(empty):
     assert demonstrations(path) == [QA]
 
 
-@pytest.mark.parametrize("read, row, reason", [
-    *((read_demonstrations, row, "with an empty cell") for row in (
+@pytest.mark.parametrize("read, reason, rows", [
+    (read_demonstrations, "with an empty cell", [
         row_of("Hi", None), row_of(None, "Hello"), {"input": float("nan"), "output": "Hello"},
-        {"messages": None}, {"messages": []})),
-    *((read_comparisons, row, "with an empty cell") for row in (
-        row_of("Hi", None, "b"), row_of("Hi", "a", None), row_of("Hi", "a", []))),
-    (read_demonstrations, row_of("Hi", " "), "with an empty answer"),
-    (read_demonstrations, {"instruction": "", "input": "", "output": "Hello"},
-     "with an empty question"),
-    *((read_demonstrations, {"prompt": "Hi", "completion": "Go away", name: label},
-       "whose answer is labelled as bad")
-      for name in ("label", "kto_tag") for label in (False, 0, "false")),
-    (read_comparisons, row_of("Hi", "a", "a"), "with equal responses"),
-    (read_comparisons, row_of("Hi", "Hello", "Hello "), "with equal responses"),
-    (read_comparisons, {"prompt": "Hi", "responses": ["a", "a ", "a"]}, "with equal responses"),
-    (read_comparisons, {"prompt": "Hi", "responses": ["a", "b"], "ranks": [3, 3]},
-     "with equal responses"),
-    (read_comparisons, row_of("Hi", "", "Go away"), "whose best response is empty"),
-    (read_comparisons, {"chosen": "\n\nHuman: Hi\n\nAssistant: a",
-                        "rejected": "\n\nHuman: Bye\n\nAssistant: b"},
-     "whose dialogues differ before the last answer"),
-    *((read, row, "whose dialogues don't end with an answer") for read, row in (
-        (read_comparisons, {"chosen": HH + " a\n\nHuman: b", "rejected": HH + " a"}),
-        (read_comparisons, row_of("Hi", user("a"), GOOD)),
-        (read_demonstrations, {"prompt": "Hi", "completion": [*QA, user("So?")]}))),
-    (texts, {"text": " \n"}, "without text"), (texts, {"text": ""}, "without text")])
-def test_a_row_with_nothing_to_learn_from_is_dropped_and_counted(capsys, read, row, reason):
-    path = write("a.jsonl", SOUND.get(read, {"text": "one"}), row)
+        {"messages": None}, {"messages": []}]),
+    (read_comparisons, "with an empty cell", [
+        row_of("Hi", None, "b"), row_of("Hi", "a", None), row_of("Hi", "a", [])]),
+    (read_demonstrations, "with an empty answer", [row_of("Hi", " ")]),
+    (read_demonstrations, "with an empty question", [
+        {"instruction": "", "input": "", "output": "Hello"}]),
+    (read_demonstrations, "whose answer is labelled as bad", [
+        row_of("Hi", "Go away") | {name: label} for name in ("label", "kto_tag")
+        for label in (False, 0, "false")]),
+    (read_comparisons, "with equal responses", [
+        row_of("Hi", "a", "a"), row_of("Hi", "Hello", "Hello "), AB | {"ranks": [3, 3]},
+        {"prompt": "Hi", "responses": ["a", "a ", "a"]}]),
+    (read_comparisons, "whose best response is empty", [row_of("Hi", "", "Go away")]),
+    (read_comparisons, "whose dialogues differ before the last answer", [
+        {"chosen": HH + " a", "rejected": "\n\nHuman: Bye\n\nAssistant: b"}]),
+    (read_comparisons, "whose dialogues don't end with an answer", [
+        {"chosen": HH + " a\n\nHuman: b", "rejected": HH + " a"}, row_of("Hi", user("a"), GOOD)]),
+    (read_demonstrations, "whose dialogues don't end with an answer", [
+        {"prompt": "Hi", "completion": [*QA, user("So?")]}]),
+    (texts, "without text", [{"text": " \n"}, {"text": ""}])])
+def test_rows_with_nothing_to_learn_from_are_dropped_and_counted(capsys, read, reason, rows):
+    path, n = write("a.jsonl", SOUND.get(read, {"text": "one"}), *rows), len(rows)
     assert len(read(path)) == 1
-    assert capsys.readouterr().err == f"{path}: 1 of 2 rows left out, {reason}\n"
-    only = write("b.jsonl", row)
-    assert refusal(read, only) == f"{only}: 1 of 1 rows left out, {reason}"
+    assert capsys.readouterr().err == f"{path}: {n} of {n + 1} rows left out, {reason}\n"
+    only = write("b.jsonl", *rows)
+    assert refusal(read, only) == f"{only}: {n} of {n} rows left out, {reason}"
 
 
 @pytest.mark.parametrize("messages, mended, note", [
@@ -491,26 +469,14 @@ def test_the_split_never_changes():
     assert [i for i in range(60) if is_held_out(opening(i))] == [8, 38]
 
 
-def test_about_the_share_asked_for_is_held_out_and_a_larger_one_contains_the_smaller():
-    held = {share: {i for i in range(10_000) if is_held_out(opening(i), share)}
-            for share in (0.0, 0.1, 0.3, 1.0)}
-    assert not held[0.0] and len(held[1.0]) == 10_000
-    assert 900 < len(held[0.1]) < 1100 and held[0.1] < held[0.3]
-
-
-def test_dialogues_that_begin_alike_fall_on_the_same_side():
+def test_a_hash_of_the_system_message_and_the_first_question_decides():
     for i in range(200):
-        side = is_held_out(opening(i), 0.5)
-        assert is_held_out([*opening(i), *QA], 0.5) == side
-        assert is_held_out([user(f" Question {i}?\n")], 0.5) == side
-
-
-def test_the_split_depends_on_the_system_message_and_on_the_question():
-    for other in range(50):
-        assert {is_held_out([system(f"You are {i}"), *opening(other)], 0.5)
-                for i in range(50)} == {True, False}
-        assert {is_held_out([system(f"You are {other}"), *opening(i)], 0.5)
-                for i in range(50)} == {True, False}
+        digest = sha256(json.dumps(["Be kind", f"Question {i}?"]).encode()).hexdigest()
+        mark = int(digest[:16], 16) / 2**64
+        plain, spaced = f"Question {i}?", f" Question {i}?\n"
+        for dialogue in ([user(plain)], [user(plain), *QA], [user(spaced)]):
+            dialogue = [system("Be kind"), *dialogue]
+            assert is_held_out(dialogue, mark + 1e-9) and not is_held_out(dialogue, mark)
 
 
 def test_of_a_few_prompts_one_is_always_held_out():
