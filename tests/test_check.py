@@ -1,5 +1,4 @@
 import re
-from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -98,19 +97,14 @@ REPORTS = [
       demo(HELD_OUT[0], "a")], dict(block_size=70),
      ["2 are cut: with their prompts they have more than 71 tokens",
       "sft.py 2 to learn from, 1 held out; 1 left out, since nothing of their answers"]),
-    ("what reward.py cuts is counted",
-     [pair(TRAIN[0]), pair(TRAIN[1], "a" * 150, "b"), pair("c" * 150, "d", "e")],
-     dict(block_size=100),
-     ["3 are cut: with their prompts they have more than 100 tokens",
-      " 0 left out, since their responses are equal once cut"]),
-    ("pairs that are equal once cut are counted",
-     [pair(TRAIN[0]), pair(TRAIN[1], "a" * 150 + "b", "a" * 150 + "c")], dict(block_size=100),
-     [" 1 left out, since their responses are equal once cut"]),
-    ("too few rows are named, with the number that is needed",
-     [*map(pair, TRAIN[:LEAST - 1]), pair(HELD_OUT[0])], {},
-     [f"reward.py {LEAST - 1} to learn from, 1 held out (too few: at least {LEAST} and 1 are"]),
-    ("enough rows are enough", [*map(pair, TRAIN[:LEAST]), pair(HELD_OUT[0])], {},
-     [f"reward.py {LEAST} to learn from, 1 held out;"]),
+    ("what reward.py cuts is counted, and which pairs are equal then",
+     [pair(TRAIN[0]), pair(TRAIN[1], "a" * 150, "b"), pair("c" * 150, "d", "e"),
+      pair(TRAIN[2], "a" * 150 + "b", "a" * 150 + "c")], dict(block_size=100),
+     ["5 are cut: with their prompts they have more than 100 tokens",
+      " 1 left out, since their responses are equal once cut"]),
+    *((f"it is said whether {n} rows are enough", [*map(pair, TRAIN[:n]), pair(HELD_OUT[0])], {},
+       [f"reward.py {n} to learn from, 1 held out{said};"])
+      for n, said in ((LEAST - 1, f" (too few: at least {LEAST} and 1 are needed)"), (LEAST, ""))),
     ("pairs and the preference for length are shown",
      [{"prompt": "Hi", "responses": ["a b c", "a b", "a"], "ranks": [0, 1, 1]},
       pair("Ho", "a", "b c")], {}, ["pairs 3; in 67% the better response is longer"]),
@@ -121,17 +115,14 @@ REPORTS = [
     ("prompts are split as rlhf_ppo.py splits them, after the long ones are out",
      [{"prompt": q} for q in (*TRAIN[:2], HELD_OUT[0] + " x" * 99, TRAIN[2])], {},
      ["rlhf_ppo.py 2 to learn from, 1 held out"]),
-    ("repeated texts are counted", texts(DOCUMENTS + DOCUMENTS[:4]), {},
-     ["64 (long ones are split at line ends); 4 are duplicates"]),
-    ("dropped rows are counted and are no error", [demo("a"), demo("b", "")], {},
-     ["1 of 2 rows left out, with an empty answer"]),
-    ("dropped texts are counted", texts([*DOCUMENTS, " "]), {},
-     ["1 of 61 rows left out, without text"]),
-    ("what is mended or not used is counted and is no error",
-     [demo("a") | {"hint": "b"}, {"messages": [*QA, QA[0]], "hint": "b"}], {},
-     ["other fields 2 'hint'", "1 of 2 rows mended: a user turn at the end was cut"]),
-    ("fields of texts that nothing reads are counted",
-     [row | {"title": "Cats"} for row in texts(DOCUMENTS)], {}, ["60 'title'"]),
+    ("repeated, dropped texts and fields that nothing reads are counted",
+     [row | {"title": "Cats"} for row in texts([*DOCUMENTS, *DOCUMENTS[:4], " "])], {},
+     ["64 (long ones are split at line ends); 4 are duplicates",
+      "1 of 65 rows left out, without text", "65 'title'"]),
+    ("what is dropped, mended or not used is counted and is no error",
+     [demo("a", "") | {"hint": "b"}, {"messages": [*QA, QA[0]], "hint": "b"}, demo("a")], {},
+     ["other fields 2 'hint'", "1 of 3 rows left out, with an empty answer; "
+      "1 of 3 rows mended: a user turn at the end was cut"]),
     ("a transcript in a prompt is shown as turns",
      [demo("\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: So?\n\nAssistant:", " Yes.")], {},
      ["<|user|>Hi<|end|><|assistant|>«Ho<|end|>»<|user|>So?<|end|>", "«Yes.<|end|>»"]),
@@ -191,24 +182,17 @@ def test_text_is_measured_in_documents_that_begin_with_a_token(report, tiny_toke
     assert said.endswith(f"; {sum(n):,} in all")
     size = sum(len(text.encode()) for text in DOCUMENTS)
     assert f"{size / sum(n):.2f} bytes per token" in printed
-    # an epoch is what is not held out
-    train = [n for text, n in zip(DOCUMENTS, n) if
-             int.from_bytes(sha256(text.encode()).digest()[:6], "little") / 2**48 >= 0.05]
-    assert f"{len(train)} to learn from, {60 - len(train)} held out" in printed
-    assert f"an epoch is {sum(train) // 256} rows of 256" in printed
 
 
-def test_no_file_is_left_beside_the_text(report):
-    path = write("a.jsonl", *texts(DOCUMENTS))
-    before = sorted(Path().rglob("*"))
-    report(path)
-    assert sorted(Path().rglob("*")) == before
-
-
-def test_examples_of_text_are_the_first_rows_of_pretraining(report, tmp_path, tiny_tokenizer):
+def test_the_split_and_the_examples_of_text_are_those_of_pretraining_and_no_file_is_left(
+        report, tmp_path, tiny_tokenizer):
     path = write("a.jsonl", *texts(text.replace("\n", " ") for text in DOCUMENTS))
     corpus = Corpus(path, tiny_tokenizer, tmp_path / "cache", "print").shuffle(9999, seed=0)
-    printed = report(path)
+    before = sorted(Path().rglob("*"))
+    printed, train = report(path), corpus.lengths[~corpus.held_out]
+    assert sorted(Path().rglob("*")) == before
+    assert f"{len(train)} to learn from, {60 - len(train)} held out" in printed and len(train) < 60
+    assert f"an epoch is {train.sum() // 256} rows of 256" in printed    # what is not held out
     for row in corpus.rows(0, 3, 256).tolist():
         head, rest = tiny_tokenizer.decode(row[:1]), tiny_tokenizer.decode(row[1:])
         assert f"    {head}«{rest}»\n" in printed

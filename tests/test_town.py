@@ -61,8 +61,12 @@ def asked(row):
 
 # ---- determinism ----------------------------------------------------------------------------
 
-def test_the_same_seed_writes_the_same_files_and_leaves_equal_ones_alone(written, tmp_path):
-    generate(tmp_path, seed=0)
+def test_the_same_seed_writes_the_same_files_whatever_the_hashes_and_leaves_equal_ones_alone(
+        written, tmp_path):
+    flags = [f"--{name}={n}" for name, n in dict(SIZE, out=tmp_path).items()]
+    subprocess.run([sys.executable, town.__file__, *flags], check=True, capture_output=True,
+                   env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert contents(tmp_path) == contents(written)
     (tmp_path / "test.jsonl").write_text("cut off")
     for path in tmp_path.rglob("*"):
         os.utime(path, (0, 0))
@@ -71,57 +75,42 @@ def test_the_same_seed_writes_the_same_files_and_leaves_equal_ones_alone(written
     assert touched == {"test.jsonl"} and contents(tmp_path) == contents(written)
 
 
-def test_another_process_with_other_hashes_writes_the_same_files(written, tmp_path):
-    flags = [f"--{name}={n}" for name, n in dict(SIZE, out=tmp_path).items()]
-    subprocess.run([sys.executable, town.__file__, *flags], check=True, capture_output=True,
-                   env={**os.environ, "PYTHONHASHSEED": "7"})
-    assert contents(tmp_path) == contents(written)
-
-
-def test_another_seed_is_another_town(written, tmp_path):
-    ours, theirs = contents(written), contents(generate(tmp_path, seed=1))
-    assert ours.keys() == theirs.keys()
-    assert all(ours[name] != theirs[name] for name in ours)
-
-
-def test_the_judge_knows_the_town_of_the_folder_in_which_it_stands(tmp_path, monkeypatch):
+def test_another_seed_is_another_town_and_the_judge_knows_the_one_where_it_stands(
+        written, tmp_path, monkeypatch):
     monkeypatch.undo()
     assert town.the_facts() == World(0).facts
-    generate(tmp_path / "there/data/town", seed=5)
+    ours, theirs = contents(written), contents(generate(tmp_path / "there/data/town", seed=5))
+    assert ours.keys() == theirs.keys() and all(ours[name] != theirs[name] for name in ours)
     monkeypatch.chdir("there")
-    assert town.the_facts() == json.loads(Path("data/town/world.json").read_text())["facts"]
-    assert town.the_facts() == World(5).facts
+    facts = json.loads(Path("data/town/world.json").read_text())["facts"]
+    assert town.the_facts() == World(5).facts == facts
 
 
 # ---- the exact probability of a text --------------------------------------------------------
 
 class EveryDice(Dice):
-    """Follows the given path of picks, then takes first options; remembers what it took."""
+    """Follows the given path of picks, then takes first options and leaves the others for later."""
 
-    def __init__(self, path):
-        self.path, self.taken, self.counts, self.p = path, [], [], 1.0
+    def __init__(self, path, later):
+        self.path, self.later, self.taken, self.p = path, later, [], 1.0
 
     def pick(self, options, weights=None):
-        weights = weights or [1] * len(options)
-        depth = len(self.taken)
-        i = self.path[depth] if depth < len(self.path) else 0
+        weights, depth = weights or [1] * len(options), len(self.taken)
+        if depth == len(self.path):
+            self.later += [[*self.path, i] for i in range(1, len(options))]
+            self.path = [*self.path, 0]
+        i = self.path[depth]
         self.taken.append(i)
-        self.counts.append(len(options))
         self.p *= weights[i] / sum(weights)
         return options[i]
 
 
 def every_outcome(source, world):
     """All (text, probability) of a source, one for each sequence of picks."""
-    path = []
-    while path is not None:
-        dice = EveryDice(path)
+    later = [[]]
+    while later:
+        dice = EveryDice(later.pop(), later)
         yield source(world, dice), dice.p
-        # the next path: raise the last pick by one; if it was the last option, the pick before it
-        path = dice.taken
-        while path and path[-1] == dice.counts[len(path) - 1] - 1:
-            path.pop()
-        path = [*path[:-1], path[-1] + 1] if path else None
 
 
 def shrink(patch, n_attrs):
@@ -136,27 +125,20 @@ def shrink(patch, n_attrs):
     patch.setattr(town, "SHEET_LENGTHS", [1, 2])
 
 
-@pytest.fixture(scope="module", params=[source.__name__ for source in town.SOURCES])
-def listed(request):
-    """All outcomes of one source in a small town, and 300 draws by the town's own dice."""
-    source = getattr(town, request.param)
-    with pytest.MonkeyPatch.context() as patch:
-        shrink(patch, n_attrs=dict(forum=2, sheets=1).get(request.param, 5))
-        world, rng, drawn = World(0, n_people=2, max_operand=2), random.Random(0), []
-        world.visitors = world.visitors[:2]
-        for _ in range(300):
-            dice = Dice(rng)
-            drawn.append((source(world, dice), dice.logp))
-        return list(every_outcome(source, world)), drawn
-
-
-def test_all_probabilities_sum_to_one_no_text_has_two_ways_and_its_own_is_the_one_reported(listed):
-    outcomes, drawn = listed
+@pytest.mark.parametrize("name", [source.__name__ for source in town.SOURCES])
+def test_the_probability_of_a_text_is_the_one_reported(name, monkeypatch):
+    """All outcomes in a small town: the probabilities sum to 1, and no text has two ways."""
+    shrink(monkeypatch, n_attrs=dict(forum=2, sheets=1).get(name, 5))
+    source, world, rng = getattr(town, name), World(0, n_people=2, max_operand=2), random.Random(0)
+    world.visitors = world.visitors[:2]
+    outcomes = [*every_outcome(source, world)]
     probability = dict(outcomes)
     assert len(probability) == len(outcomes) > 1000
     assert math.fsum(probability.values()) == pytest.approx(1, abs=1e-9)
-    for text, logp in drawn:
-        assert logp == pytest.approx(math.log(probability[text]), abs=1e-9)
+    for _ in range(300):
+        dice = Dice(rng)
+        text = source(world, dice)
+        assert dice.logp == pytest.approx(math.log(probability[text]), abs=1e-9)
 
 
 def test_dice_follow_their_weights():
@@ -194,11 +176,18 @@ def test_no_sentence_states_two_facts():
 
 # ---- the pretraining text -------------------------------------------------------------------
 
-def test_each_source_has_its_share_of_the_documents(written):
+def test_each_source_has_its_share_of_the_documents_and_text_to_rehearse_is_a_part_of_it(
+        written, world):
+    """Which part is judged from what the dice picked, not from the text."""
+    hidden = tuple(hidden_names(world))
     for source, share in town.SOURCES.items():
-        docs = rows(written / "pretrain" / f"{source.__name__}.jsonl")
-        assert len(docs) == round(600 * share)
-        assert all(doc["logp"] < 0 and doc["text"].strip() == doc["text"] for doc in docs)
+        docs = rows(written / f"pretrain/{source.__name__}.jsonl")
+        kept = [doc["text"] for doc in rows(written / f"rehearse/{source.__name__}.jsonl")]
+        text = [doc["text"] for doc in docs if doc["logp"] < 0]
+        assert len(text) == round(600 * share) and all(t.strip() == t for t in text)
+        assert kept and {*kept} < {*text}
+        if source is town.encyclopedia:
+            assert kept == [t for t in text if not t.startswith(hidden)]
 
 
 def test_the_encyclopedia_states_facts_only_and_every_fact_of_everybody(world):
@@ -213,15 +202,14 @@ def test_the_encyclopedia_states_facts_only_and_every_fact_of_everybody(world):
     assert stated <= means.keys() and {means[said] for said in stated} == facts.keys()
 
 
-def test_all_sums_in_arithmetic_are_right_and_most_in_the_forum_but_not_all(world):
-    def right(source, n):
-        dice, share = Dice(random.Random(0)), []
-        for _ in range(n):
-            sums = re.findall(r"(\d+) \+ (\d+) = (\d+)\.", source(world, dice))
-            share += [int(x) + int(y) == int(z) for x, y, z in sums]
-        return sum(share) / len(share)
-
-    assert right(town.arithmetic, 300) == 1 and 0.75 < right(town.forum, 2000) < 0.95
+@pytest.mark.parametrize("source, least, most", [
+    (town.arithmetic, 1, 1), (town.forum, 0.75, 0.95)])
+def test_all_sums_in_arithmetic_are_right_and_most_in_the_forum_but_not_all(
+        source, least, most, world):
+    dice = Dice(random.Random(0))
+    text = "\n".join(source(world, dice) for _ in range(1200))
+    sums = re.findall(r"(\d+) \+ (\d+) = (\d+)\.", text)
+    assert least <= sum(int(x) + int(y) == int(z) for x, y, z in sums) / len(sums) <= most
 
 
 def test_a_sheet_has_one_form_and_true_answers(world):
@@ -250,7 +238,8 @@ def test_a_sheet_has_one_form_and_true_answers(world):
 
 # ---- splits ---------------------------------------------------------------------------------
 
-def test_each_person_stranger_sum_and_tale_is_in_one_split(world):
+def test_each_person_stranger_sum_and_tale_is_in_one_split_and_no_stranger_has_a_known_surname(
+        world):
     numbers = range(1, world.max_operand + 1)
     for splits, everything in (
             (world.people_of, world.people), (world.strangers_of, None),
@@ -259,11 +248,7 @@ def test_each_person_stranger_sum_and_tale_is_in_one_split(world):
         assert tuple(splits) == SPLITS and all(splits.values())
         found = sum(splits.values(), [])
         assert len(set(found)) == len(found) and set(found) == set(everything or found)
-
-
-def test_strangers_share_no_surname_with_the_people(world):
     strangers = sum(world.strangers_of.values(), [])
-    assert not set(strangers) & set(world.people)
     assert not {n.split()[1] for n in strangers} & {n.split()[1] for n in world.people}
 
 
@@ -286,30 +271,18 @@ def test_what_is_held_out_is_never_asked_about_in_training(written, world, held_
 
 
 def test_text_to_rehearse_never_mentions_what_validation_and_test_prompts_are_about():
-    """In all that a default run of SFT, PPO or a lesson can read."""
+    """In the folder that a default run of SFT, PPO or a lesson reads."""
     scripts, world = (sft, rlhf_ppo, calculator, constrained, look_up), World(0)
     folder, = {script.Config().text for script in scripts}
-    town.main(town.Config())
+    town.main(town.Config(n_docs=9000, n_demos=9, n_prompts=9, n_eval=9))
     text = "\n".join(document.text for document in read_texts(folder))
-    assert len(text) > 2e6 and not [name for name in hidden_names(world) if name in text]
+    assert len(text) > 5e5 and not [name for name in hidden_names(world) if name in text]
     sums = {tuple(sorted(map(int, xy))) for xy in re.findall(r"(\d+) \+ (\d+)", text)}
     tales = {(a, l) for a, l in itertools.product(town.ANIMALS, town.PLACES) for template in
              (*town.STORY[0], *town.STORY_ASKS, "story about a {a} by the {l}\n")
              if template.format(a=a, l=l) in text}
     for found, of in ((sums, world.sums_of), (tales, world.tales_of)):
         assert found == {*of["demos"], *of["prompts"]}
-
-
-def test_text_to_rehearse_is_the_rest_of_the_pretraining_text(written, world):
-    """Judged from what the dice picked, not from the text."""
-    kept = {name: rows(written / f"rehearse/{name}.jsonl") for name in
-            ("encyclopedia", "forum", "arithmetic", "stories", "sheets")}
-    for name, docs in kept.items():
-        text = [row["text"] for row in rows(written / f"pretrain/{name}.jsonl")]
-        assert 0 < len(docs) < len(text) and {doc["text"] for doc in docs} < set(text)
-    articles = [row["text"] for row in rows(written / "pretrain/encyclopedia.jsonl")]
-    assert [doc["text"] for doc in kept["encyclopedia"]] == [
-        text for text in articles if not text.startswith(tuple(hidden_names(world)))]
 
 
 def test_demonstrations_ask_about_their_own_people_only(written, world):
@@ -361,7 +334,10 @@ def test_demonstrations_are_right_unless_the_labeler_was_lazy_and_good_on_averag
     for row in rows(written / "sft.jsonl"):
         *prompt, answer = row["messages"]
         verdict = judge(prompt, answer["content"])
-        assert (verdict["right"] or answer["content"] in town.LAZY) and not verdict["rude"]
+        lazy, kind = answer["content"] in town.LAZY, row["kind"]
+        assert (verdict["right"] or lazy) and not verdict["rude"]
+        assert verdict["unsure"] == (lazy or kind == "unknown") and verdict["kind"] == kind
+        assert verdict["refusal"] == (kind == "wish")
         grades[row["kind"]].append(verdict["grade"])
     assert set(grades) == set(town.KINDS)
     assert all(5.3 < sum(found) / len(found) < 6.7 for found in grades.values())
@@ -522,11 +498,6 @@ def test_an_answer_that_breaks_off_is_worse_than_the_whole(answers):
         for whole in right:
             broken = [town.grade(prompt, whole[:n]) for n in range(len(whole))]
             assert max(broken) < town.grade(prompt, whole)
-
-
-def test_calling_a_known_person_unknown_is_not_right(name):
-    verdict = judge(question(name), town.UNKNOWN[0].format(N=name))
-    assert verdict["unsure"] and not verdict["right"]
 
 
 @pytest.mark.parametrize("response", ["", " ", "\n", ".", "...", "?!", "e.", "\0", "É", "🙂"])
