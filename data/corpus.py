@@ -32,16 +32,15 @@ class Corpus:
     n_bytes (n_docs,); held_out (n_docs,) bool.
     """
 
-    def __init__(self, paths, tok, folder, fingerprint, val_share=0.05, main=True, wait=None):
+    def __init__(self, paths, tok, folder, fingerprint, val_share=0.05, main=True,
+                 wait=lambda: None):
         self.tok = tok
         cache = Path(folder) / f"{tok.fingerprint}-{fingerprint}"
-        docs = load(cache, tok) if main else None
-        if main and docs is None:
+        if main and not load(cache, tok):
             encode(paths, tok, cache)
-        if wait is not None:
-            wait()                                    # the other processes wait for the files
-        docs = docs or load(cache, tok)
-        if docs is None:
+        wait()                                        # the other processes wait for the files
+        docs = load(cache, tok)
+        if not docs:
             raise OSError(f"the tokens in {cache} are not complete, or can't be read: choose "
                           f"another --out")
         self.sources, self.starts, self.source = docs["sources"], docs["starts"], docs["source"]
@@ -121,23 +120,23 @@ class Corpus:
         """
         docs = np.random.default_rng(0).permutation(np.flatnonzero(self.held_out))
         # in one long row first, since a long document continues at the beginning of the next row
-        x, y = np.full(n_rows * T, self.tok.pad), np.full(n_rows * T, -1)
-        source, at, used = np.zeros(n_rows * T, dtype=np.int64), 0, []
+        row = np.tile([[self.tok.pad], [-1], [0]], n_rows * T)           # x, y and source
+        at, used = 0, []
         for d in docs:
             ids = np.append(self.tokens[self.starts[d]:self.starts[d + 1]], self.tok.eot)
             n = len(ids) - 1
-            if at % T and at % T + n > T:
-                at += T - at % T                      # a new row
-            if at + n > len(x):
+            if at % T + n > T:
+                at += -at % T                         # a new row
+            if at + n > n_rows * T:
                 break
-            x[at:at + n], y[at:at + n], source[at:at + n] = ids[:-1], ids[1:], self.source[d]
+            row[:, at:at + n] = ids[:-1], ids[1:], np.full(n, self.source[d])
             at += n
             used.append(d)
         if not used:
             raise ValueError(f"{n_rows} rows of {T} tokens are too few for a held-out document: "
                              f"raise --eval_rows")
-        rows = -(-at // T)
-        return *(torch.from_numpy(a.reshape(-1, T)[:rows]) for a in (x, y, source)), np.array(used)
+        rows = row[:, :at + -at % T].reshape(3, -1, T)
+        return *torch.from_numpy(rows), np.array(used)
 
     def entropy(self, docs, mix=""):
         """The lowest possible loss on these documents, (n_sources,) in nats per token; NaN where
@@ -172,8 +171,8 @@ def pieces(text):
 
 
 def load(cache, tok):
-    """What describes the tokens in the cache; None if it isn't there or lacks something, as after a
-    copy that broke off: the rows of too few tokens would be random numbers."""
+    """What describes the tokens in the cache; None if they are not there, or fewer, as after a copy
+    that broke off: rows of too few tokens would be random numbers."""
     with suppress(EOFError, KeyError, OSError, ValueError, BadZipFile):
         docs = dict(np.load(cache / "docs.npz"))
         docs["sources"] = docs["sources"].tolist()

@@ -39,12 +39,11 @@ def list_files(paths):
     file is read, not an hour later."""
     files = []
     for name in map(str.strip, str(paths).split(",")):
-        found = name and text_files(name) or [name]
-        for file in found:
-            if not os.path.isfile(file):              # a pipe can't be read again
-                raise DataError(f"'{file}': no such file, or no folder with .txt or .jsonl files")
-        files += map(Path, found)
-    return files
+        files += name and text_files(name) or [name]
+    for file in files:
+        if not os.path.isfile(file):                  # a pipe can't be read again
+            raise DataError(f"'{file}': no such file, or no folder with .txt or .jsonl files")
+    return [*map(Path, files)]
 
 
 def text_files(folder, others=False):
