@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import reward
@@ -60,10 +61,11 @@ def texts(documents):
     return [{"text": text} for text in documents]
 
 
-def line(printed, name):
-    """The words that follow `name` at the beginning of a line."""
-    found, = (words.split() for words in printed.splitlines() if words.split()[:1] == [name])
-    return found[1:]
+def summary(texts, tok, more):
+    """What is said of the lengths of texts, each with so many special tokens."""
+    n = np.array([len(tok.encode(text)) + more for text in texts])
+    return (f"{n.min()} to {n.max()} tokens, on average {n.mean():.1f}, 95% of them at most "
+            f"{np.percentile(n, 95):.0f}; {n.sum():,} in all")
 
 
 # which format ----------------------------------------------------------------
@@ -143,13 +145,11 @@ def test_the_report_says_it_once(fact, rows, flags, said, report):
 
 def test_lengths_count_the_template_and_the_end(report, tiny_tokenizer):
     rows = [demo("What is 12 + 30?", "42"), demo("Ada", "a baker"), demo("Hi", "x" * 40)]
-    printed = report(write("a.jsonl", *rows))
+    printed = in_words(report(write("a.jsonl", *rows)))
     # <|endoftext|><|user|> … <|end|><|assistant|>, then … <|end|>
     for name, field, more in (("prompt", "prompt", 4), ("response", "response", 1)):
-        n = sorted(len(tiny_tokenizer.encode(row[field])) + more for row in rows)
-        assert " ".join(line(printed, name)) == (
-            f"{n[0]} to {n[2]} tokens, on average {sum(n) / 3:.1f}, 95% of them at most "
-            f"{n[1] + 0.9 * (n[2] - n[1]):.0f}; {sum(n)} in all")
+        said = summary([row[field] for row in rows], tiny_tokenizer, more)
+        assert printed.count(f" {name} {said} ") == 1
 
 
 def test_prompts_too_long_for_ppo_are_counted(report, tiny_tokenizer):
@@ -175,13 +175,10 @@ def test_prompts_or_texts_in_two_files_are_counted(report):
 # pretraining text ------------------------------------------------------------
 
 def test_text_is_measured_in_documents_that_begin_with_a_token(report, tiny_tokenizer):
-    printed = report(write("d.jsonl", *texts(DOCUMENTS)))
-    n = [len(tiny_tokenizer.encode(text)) + 1 for text in DOCUMENTS]
-    said = " ".join(line(printed, "d"))
-    assert said.startswith(f"{min(n)} to {max(n)} tokens, on average {sum(n) / 60:.1f}, ")
-    assert said.endswith(f"; {sum(n):,} in all")
-    size = sum(len(text.encode()) for text in DOCUMENTS)
-    assert f"{size / sum(n):.2f} bytes per token" in printed
+    printed = in_words(report(write("d.jsonl", *texts(DOCUMENTS))))
+    assert printed.count(f" d {summary(DOCUMENTS, tiny_tokenizer, 1)} ") == 1
+    tokens = sum(len(tiny_tokenizer.encode(text)) + 1 for text in DOCUMENTS)
+    assert f"{len(''.join(DOCUMENTS).encode()) / tokens:.2f} bytes per token" in printed
 
 
 def test_the_split_and_the_examples_of_text_are_those_of_pretraining_and_no_file_is_left(

@@ -1,5 +1,7 @@
 import json
+import math
 import os
+import random
 import re
 import tracemalloc
 from collections import Counter
@@ -8,7 +10,7 @@ from hashlib import sha256
 import pytest
 
 from data.dialects import DataError
-from data.formats import (check_sizes, held_out, is_held_out, read_comparisons,
+from data.formats import (check_sizes, held_out, hold_out, is_held_out, read_comparisons,
                           read_demonstrations, read_prompts, read_rows, read_texts, split)
 from tiny import write
 
@@ -185,14 +187,14 @@ def test_reading_a_large_file_takes_little_memory():
     ({"prompt": "Hi", "messages": [*QA, *QA]}, [*QA, *QA]),                           # UltraChat
     ({"conversations": sharegpt("system", "Be kind", "human", "Hi", "gpt", "Hello")},
      [system("Be kind"), *QA]),
-    (row_of("Hi", "Hello"), QA),
+    *(({ask: "Hi", say: "Hello"}, QA) for ask in ("prompt", "instruction", "question", "input")
+      for say in ("response", "completion", "output", "answer")),   # TRL, GSM8K, LIMA …
     (row_of([*QA, user("How?")], "So"), [*QA, user("How?"), assistant("So")]),
     (row_of(json.dumps([*QA, user("How?")]), "So"), [*QA, user("How?"), assistant("So")]),
     (row_of("A list", '[{"a": 1}]'), [user("A list"), assistant('[{"a": 1}]')]),
     (row_of("Hi", "Hello") | {"messages": None}, QA),               # exported from a table
     (row_of("Hi", "Hello") | {"input": float("nan")}, QA),
     (row_of("Hi", "Hello") | {"history": []}, QA),                                    # ChatGLM
-    ({"prompt": "Hi", "completion": "Hello"}, QA),                                    # TRL
     ({"prompt": [user("Hi")], "completion": [assistant("Hello"), *QA]}, [*QA, *QA]),
     ({"prompt": [system("Be kind")], "completion": QA}, [system("Be kind"), *QA]),
     ({"instruction": "Hi", "input": "", "output": "Hello"}, QA),                      # Alpaca
@@ -204,8 +206,6 @@ def test_reading_a_large_file_takes_little_memory():
     ({"instruction": "Who?", "context": "Ada.", "response": "Ada"},                   # Dolly
      [user("Who?\n\nAda."), assistant("Ada")]),
     ({"messages": QA, "rejected_response": "Go away"}, QA),                           # ms-swift
-    ({"question": "Hi", "answer": "Hello"}, QA),                                      # GSM8K
-    ({"input": "Hi", "output": "Hello"}, QA),
     ({"system_prompt": "Be kind", "question": "Hi", "response": "Hello"},             # OpenOrca
      [system("Be kind"), *QA]),
     ({"instruction": "", "input": "Hi", "output": "Hello"}, QA),                      # LIMA
@@ -409,19 +409,16 @@ def test_rows_with_nothing_to_learn_from_are_dropped_and_counted(capsys, read, r
 @pytest.mark.parametrize("messages, mended, note", [
     ([*QA, user("And?")], QA, "a user turn at the end was cut"),
     ([*QA, user("And?"), user("Well?")], QA, "a user turn at the end was cut"),
-    ([assistant("Welcome"), *QA], QA, "an answer before the first question was cut"),
-    ([system("Be kind"), assistant("Welcome"), *QA], [system("Be kind"), *QA], "an answer before"),
-    ([user("Hi"), user("there"), assistant("Hello")], [user("Hi\n\nthere"), assistant("Hello")],
-     "turns of one role in a row"),
-    ([user("Hi"), assistant("Hello"), assistant("you")], [user("Hi"), assistant("Hello\n\nyou")],
-     "turns of one role in a row"),
+    ([GOOD, *QA], QA, "an answer before the first question was cut"),
+    ([system("Be kind"), GOOD, *QA], [system("Be kind"), *QA], "an answer before the first"),
+    ([*QA[:1], *QA], [user("Hi\n\nHi"), GOOD], "turns of one role in a row were joined"),
+    ([*QA, BAD], [QA[0], assistant("Hello\n\nGo away")], "turns of one role in a row were joined"),
     ([user("Hi"), assistant(" "), *QA], [user("Hi"), assistant(" "), *QA], "an empty answer in")])
 def test_a_dialogue_that_can_be_mended_is_mended_and_counted(capsys, messages, mended, note):
     path = write("a.jsonl", {"messages": messages}, DEMO)
     assert demonstrations(path) == [mended, QA]
     said = capsys.readouterr().err
-    assert said.startswith(f"{path}: 1 of 2 rows mended: ") and note in said
-    assert said.count("\n") == 1
+    assert said.startswith(f"{path}: 1 of 2 rows mended: {note}") and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("kind", [3, True, "3", ["math", "easy"]])
@@ -489,22 +486,28 @@ def test_of_a_few_prompts_one_is_always_held_out():
     assert held_out([]) == [] and sum(held_out(prompts, 0.0)) == 1
 
 
-def sizes_held_out(*copies):
-    """Rows that ask different questions, as often as `copies` says: how often are those held out?
-    Question 8 has a mark below the share (test_the_split_never_changes)."""
-    asked = [i for i, n in enumerate(copies) for _ in range(n)]
-    held = Counter(i for i, h in zip(asked, held_out([*map(opening, asked)])) if h)
-    assert all(n == copies[i] for i, n in held.items())
-    return sorted(held.values())
-
-
-def test_all_rows_of_a_question_are_on_one_side_and_both_sides_get_a_fair_share():
-    assert sizes_held_out(50, 1, 1) == [1]            # not the fifty
-    assert sizes_held_out(4000, 3, 300, 9) == [300]   # nearest to 5%
-    assert sizes_held_out(500, 500) == [500]
-    assert sizes_held_out(*[5] * 8, 900) == [5]       # question 8 alone would be most of the rows
-    assert sizes_held_out(*[500] * 8, 1) == [500]     # question 8 alone would be almost nothing
-    assert sizes_held_out(*[5] * 30) == [5]           # question 8
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 1.0])
+def test_copies_are_on_one_side_and_both_sides_get_a_fair_share(share):
+    rng = random.Random(0)
+    for _ in range(500):
+        marks = [rng.random() for _ in range(rng.randint(1, 9))]
+        rows = [(rng.choice(marks), rng.choice([1, 5, 50, 3000])) for _ in range(rng.randint(1, 9))]
+        held = hold_out([mark for mark, _ in rows], share, [size for _, size in rows]).tolist()
+        sizes, chosen = Counter(), {mark for (mark, _), h in zip(rows, held) if h}
+        for mark, size in rows:
+            sizes[mark] += size
+        assert held == [mark in chosen for mark, _ in rows]
+        wanted, half = max(1, share * sizes.total()), sizes.total() / 2
+        below = {mark for mark in sizes if mark < share}
+        if share == 1 and len(sizes) > 1:             # all but the largest
+            left, = sizes.keys() - chosen
+            assert sizes[left] == max(sizes.values())
+        elif wanted / 10 <= sum(sizes[mark] for mark in below) <= max(wanted, half):
+            assert chosen == below
+        else:                                         # the nearest that is not most of all
+            nearest = min((size for size in sizes.values() if size <= half or len(sizes) == 1),
+                          key=lambda size: abs(math.log(size / wanted)))
+            assert [sizes[mark] for mark in chosen] == [nearest]
 
 
 def test_a_split_has_every_row_once_in_its_order():
