@@ -260,11 +260,8 @@ def dense_ranks(ranks, count):
 
 def mark(messages):
     """A number in [0, 1) that follows from the text up to the first user turn."""
-    opening = []
-    for turn in messages:
-        opening.append(turn["content"].strip())
-        if turn["role"] == "user":
-            break
+    first_user = [turn["role"] for turn in messages].index("user")
+    opening = [turn["content"].strip() for turn in messages[:first_user + 1]]
     digest = hashlib.sha256(json.dumps(opening).encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
@@ -290,16 +287,10 @@ def hold_out(marks, share, sizes):
     return held[copies]
 
 
-def held_out(prompts, share=0.05):
-    """For each prompt, whether it is held out: is_held_out, but for files with few questions."""
-    if not prompts:
-        return []
-    return hold_out([mark(prompt) for prompt in prompts], share, [1] * len(prompts)).tolist()
-
-
 def split(rows, field="prompt", share=0.05):
-    """(rows to train on, rows held out). field: where the messages of a row are."""
-    held = held_out([row[field] for row in rows], share)
+    """(rows to train on, rows held out), by is_held_out where there are many questions. field:
+    where the messages of a row are."""
+    held = hold_out([mark(row[field]) for row in rows], share, [1] * len(rows)) if rows else []
     return [[row for row, h in zip(rows, held) if h == side] for side in (False, True)]
 
 

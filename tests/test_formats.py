@@ -10,7 +10,7 @@ from hashlib import sha256
 import pytest
 
 from data.dialects import DataError
-from data.formats import (check_sizes, held_out, hold_out, is_held_out, read_comparisons,
+from data.formats import (check_sizes, hold_out, is_held_out, read_comparisons,
                           read_demonstrations, read_prompts, read_rows, read_texts, split)
 from tiny import write
 
@@ -477,13 +477,12 @@ def test_a_hash_of_the_system_message_and_the_first_question_decides():
 
 
 def test_of_a_few_prompts_one_is_always_held_out():
-    prompts = [[user(f"Question {i}")] for i in range(12)]
+    rows = [{"prompt": [user(f"Question {i}")]} for i in range(12)]
     for n in range(1, 12):
-        held = held_out(prompts[:n])
-        assert sum(held) == max(1, sum(is_held_out(p) for p in prompts[:n]))
-    assert held_out(prompts[::-1]) == held_out(prompts)[::-1]
-    assert held_out([prompts[0]] * 3) == [True] * 3   # copies stay together
-    assert held_out([]) == [] and sum(held_out(prompts, 0.0)) == 1
+        expected = max(1, sum(is_held_out(row["prompt"]) for row in rows[:n]))
+        assert len(split(rows[:n])[1]) == expected
+    assert split(rows[::-1]) == [side[::-1] for side in split(rows)]
+    assert split(rows[:1] * 3) == [[], rows[:1] * 3] and len(split(rows, share=0.0)[1]) == 1
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 1.0])
