@@ -61,13 +61,11 @@ class Corpus:
         docs = self.per_source(~self.held_out)
         weights = tokens / tokens.sum()
         if mix:
-            parts = [part.partition("=") for part in mix.split(",")]
-            try:
-                named = {name.strip(): float(weight) for name, _, weight in parts}
-            except ValueError:
-                named = {}
-            weights = np.array([named.pop(s, 0) for s in self.sources])
-            if named or not (0 <= weights.min() and 0 < weights.sum() < np.inf):
+            shares, parts = {}, [part.partition("=") for part in mix.split(",")]
+            with suppress(ValueError):
+                shares = {name.strip(): float(weight) for name, _, weight in parts}
+            weights = np.array([shares.pop(s, 0) for s in self.sources])
+            if shares or not (0 <= weights.min() and 0 < weights.sum() < np.inf):
                 raise ValueError(f"--mix={mix}: name sources as in {self.sources[0]}=0.5; the text "
                                  f"has {', '.join(self.sources)}; the shares must be numbers of at "
                                  "least 0, and not all 0")
