@@ -158,8 +158,8 @@ def test_a_long_text_is_cut_at_line_ends_if_there_are_any_and_nothing_is_lost(te
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_a_hash_of_the_text_without_surrounding_blanks_decides_whether_it_is_held_out(read, share):
     digests = [sha256(text.encode()).digest() for text in TEXTS]
-    for texts in (TEXTS, [f" {text}\n" for text in TEXTS]):
-        assert read(texts, share, print=texts[0]).held_out.tolist() == [
+    for name, texts in (("plain", TEXTS), ("spaced", [f" {text}\n" for text in TEXTS])):
+        assert read(texts, share, print=name).held_out.tolist() == [
             int.from_bytes(digest[:6], "little") / 2**48 < share for digest in digests]
 
 

@@ -198,7 +198,7 @@ def test_reading_a_large_file_takes_little_memory():
     ({"prompt": [user("Hi")], "completion": [assistant("Hello"), *QA]}, [*QA, *QA]),
     ({"prompt": [system("Be kind")], "completion": QA}, [system("Be kind"), *QA]),
     ({"instruction": "Hi", "input": "", "output": "Hello"}, QA),                      # Alpaca
-    ({"instruction": "翻译", "input": "你好", "output": "Hi"}, [user("翻译\n\n你好"), assistant("Hi")]),
+    ({"instruction": "翻译", "input": "好", "output": "Hi"}, [user("翻译\n\n好"), assistant("Hi")]),
     ({"instruction": "Hi", "output": "Hello", "system": "Be kind"}, [system("Be kind"), *QA]),
     ({"instruction": "How?", "output": "So", "history": [["Hi", "Hello"]]},
      [*QA, user("How?"), assistant("So")]),
