@@ -22,8 +22,6 @@ from data.town import FACTS, QUESTIONS, VALUES, Dice, World, judge, understand
 from lessons import calculator, constrained, look_up
 from tiny import read_log as rows
 
-SPLITS = ("demos", "prompts", "val", "test")
-
 
 @pytest.fixture(scope="session")
 def world():
@@ -59,6 +57,11 @@ def asked(row):
     return understand(row["messages"][:-1] if "messages" in row else row["prompt"])
 
 
+def hidden_names(world):
+    return [name for split in ("val", "test")
+            for name in world.people_of[split] + world.strangers_of[split]]
+
+
 # ---- determinism ----------------------------------------------------------------------------
 
 def test_the_same_seed_writes_the_same_files_whatever_the_hashes_and_leaves_equal_ones_alone(
@@ -92,15 +95,15 @@ class EveryDice(Dice):
     """Follows the given path of picks, then takes first options and leaves the others for later."""
 
     def __init__(self, path, later):
-        self.path, self.later, self.taken, self.p = path, later, [], 1.0
+        self.path, self.later, self.depth, self.p = path, later, 0, 1.0
 
     def pick(self, options, weights=None):
-        weights, depth = weights or [1] * len(options), len(self.taken)
-        if depth == len(self.path):
+        weights = weights or [1] * len(options)
+        if self.depth == len(self.path):
             self.later += [[*self.path, i] for i in range(1, len(options))]
-            self.path = [*self.path, 0]
-        i = self.path[depth]
-        self.taken.append(i)
+            self.path.append(0)
+        i = self.path[self.depth]
+        self.depth += 1
         self.p *= weights[i] / sum(weights)
         return options[i]
 
@@ -243,16 +246,11 @@ def test_each_person_stranger_sum_and_tale_is_in_one_split_and_no_stranger_has_a
             (world.people_of, world.people), (world.strangers_of, None),
             (world.sums_of, itertools.combinations_with_replacement(numbers, 2)),     # y + x, too
             (world.tales_of, itertools.product(town.ANIMALS, town.PLACES))):
-        assert tuple(splits) == SPLITS and all(splits.values())
+        assert [*splits] == ["demos", "prompts", "val", "test"] and all(splits.values())
         found = sum(splits.values(), [])
         assert len(set(found)) == len(found) and set(found) == set(everything or found)
     strangers = sum(world.strangers_of.values(), [])
     assert not {n.split()[1] for n in strangers} & {n.split()[1] for n in world.people}
-
-
-def hidden_names(world):
-    return [name for split in ("val", "test")
-            for name in world.people_of[split] + world.strangers_of[split]]
 
 
 @pytest.mark.parametrize("held_out", ["val", "test"])
