@@ -133,7 +133,7 @@ def read_rows(path, convert, malformed=None):
             else:
                 malformed.append(f"{place}: {reason}")
         else:
-            mended.update(notes)
+            mended.update(sorted(notes))              # a set has another order in every process
             yield converted
     if not total:
         raise DataError(f"{path}: is empty")
