@@ -233,9 +233,11 @@ def test_a_missing_file_is_reported_after_the_others_were_checked(report):
 # examples --------------------------------------------------------------------
 
 def test_an_example_is_cut_where_training_cuts_it(report, tiny_tokenizer):
-    printed = report(write("a.jsonl", demo("Hi", "x" * 200)), block_size=70)
     prompt = len(tiny_tokenizer.encode_chat(QA[:1], reply=True)[0])
+    fits = demo("Hi", "x" * (70 - prompt))            # 71 tokens with the end
+    printed = report(write("a.jsonl", demo("Hi", "x" * 200), fits), block_size=70)
     assert len(tiny_tokenizer.encode(re.search("«(x+)»", printed)[1])) == 71 - prompt
+    assert " 1 are cut: " in in_words(printed)
 
 
 def test_the_first_three_rows_are_shown(report):
