@@ -4,6 +4,7 @@ Nothing here would be on a slide. Every loop, loss, batch and mask stands in its
 """
 
 import argparse
+import atexit
 import configparser
 import ctypes
 import dataclasses
@@ -54,6 +55,7 @@ def parse_config(Config, doc, argv=None, words="", several=False):
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):      # no character that a terminal lacks, and no
             stream.reconfigure(errors="replace")      # wrong byte, stops a run
+    atexit.register(flush)
     sys.excepthook = one_line
     argv = list(sys.argv[1:] if argv is None else argv)
     if "-h" in argv or "--help" in argv:
@@ -148,8 +150,7 @@ def tell(message, second_hand=False):
     rank, _ = ranks()
     if rank or second_hand:
         time.sleep(5)
-    with suppress(OSError):
-        sys.stdout.flush()
+    flush()
     print(f"{Path(sys.argv[0]).name}: {f'process {rank}: ' if rank else ''}{message}",
           file=sys.stderr, flush=True)
 
@@ -173,8 +174,18 @@ def note_once(text):
     print(text, file=sys.stderr)
 
 
+def flush():
+    """Write out what is printed. A reader that has gone, as in `… | head`, is no error."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def one_line(kind, error, trace):
     """Print an uncaught exception as one line, unless --debug=true."""
+    if kind is BrokenPipeError:
+        return
     text = " ".join(str(error).split()) or kind.__name__
     if isinstance(error, OSError) and error.filename:
         text = f"{error.filename}: {error.strerror}"

@@ -3,6 +3,7 @@ import io
 import math
 import os
 import re
+import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -214,9 +215,17 @@ def test_a_character_that_the_terminal_lacks_stops_nothing(encoding, monkeypatch
 
 def test_a_full_disk_for_the_output_stops_no_run_and_hides_no_reason(monkeypatch, refused):
     full = Mock(side_effect=OSError(errno.ENOSPC, "full"))
-    monkeypatch.setattr(sys, "stdout", Mock(write=full, flush=full))
-    say("step 1")
-    assert full.called and refused(fail, "the reason").endswith("the reason\n")
+    with open("spare", "w") as spare:
+        monkeypatch.setattr(sys, "stdout", Mock(write=full, flush=full, fileno=spare.fileno))
+        say("step 1")
+        assert full.called and refused(fail, "the reason").endswith("the reason\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
+def test_a_reader_that_has_gone_is_no_error():
+    done = subprocess.run(["bash", "-c", f"{sys.executable} sft.py -h | head -1"], cwd=ROOT,
+                          capture_output=True)
+    assert done.stderr == b"" and done.stdout.count(b"\n") == 1
 
 
 # ---- what people read -----------------------------------------------------------------------

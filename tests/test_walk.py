@@ -20,7 +20,8 @@ from tiny import ROOT
 SHORT = {script.removesuffix(".py").removeprefix("-m ").replace(".", "/"): flags
          for script, flags in tiny.SHORT.items()} | {
     "data/town": dict(n_docs=1500, n_demos=200, n_prompts=200, n_eval=20),
-    "tokenizer": dict(vocab_size=384), "chat": dict(max_new_tokens=8), "view/report": dict(prompts="one.jsonl"),
+    "tokenizer": dict(vocab_size=384), "chat": dict(max_new_tokens=8),
+    "view/report": dict(prompts="one.jsonl"),
     "tools/label": dict(n_prompts=2, max_new_tokens=8), "tools/check": {},
     "tools/exam": dict(max_new_tokens=8),
     "lessons/ratings": dict(steps=1, n_screen=8),
