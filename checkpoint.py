@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 from tqdm import tqdm
@@ -116,7 +117,8 @@ def build_model(ckpt, changes):
     weights = {name: w.to(torch.get_default_dtype()) for name, w in ckpt["model"].items()}
     if not all(w.isfinite().all() for w in weights.values()):
         raise ValueError
-    with torch.device("meta"):
+    # nothing is drawn: on `meta` the first random number would import the compiler, a second
+    with torch.device("meta"), patch.object(torch.Tensor, "normal_", lambda w, *_, **__: w):
         config = GPTConfig(**ckpt["model_config"] | dict(dropout=0.0) | changes)
         scalar = ckpt["stage"] == "reward"
         model = ScalarGPT(config, lm="surprise.weight" in weights) if scalar else GPT(config)
