@@ -11,18 +11,14 @@ inputs, a solution and the mistakes that are recognised: reading it spoils the e
 """
 
 import copy
-import ctypes
 import importlib
 import inspect
 import io
 import math
 import multiprocessing
-import os
 import runpy
 import shlex
-import subprocess
 import sys
-import threading
 import tokenize
 import traceback
 from contextlib import redirect_stdout, suppress
@@ -38,6 +34,7 @@ from data.formats import DataError
 
 HERE = Path(__file__).parent
 SECONDS = 20              # after which a function counts as endless
+PROCESSES = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
 
 
 @dataclass
@@ -45,8 +42,6 @@ class Config:
     exercise: str = ""    # its number; `python -m exercises 14` is shorter
     run: bool = False     # a short run of the real script with your function, beside one with ours
     lang: str = "en"      # en or zh: the language of explanations and hints
-    only: str = ""        # ours or yours: half of --run, which starts this itself
-    out: str = ""         # where that half writes
     debug: bool = False   # show tracebacks
 
 
@@ -97,7 +92,6 @@ WORDS = {
         next="; next: python -m exercises {}",
         no_exercise="no exercise {}: `python -m exercises` lists them",
         no_number="--run needs the number of an exercise", no_run="exercise {} has no run",
-        no_half="--only={} is not ours or yours, or has no number of an exercise",
         starts="\n--- {}: {} {}", no_log="the run with {} ended without a log",
         step="step", ours="ours", yours="yours"),
     "zh": dict(
@@ -112,7 +106,6 @@ WORDS = {
         next="；下一个：python -m exercises {} --lang=zh",
         no_exercise="没有练习 {}：`python -m exercises --lang=zh` 列出全部练习",
         no_number="--run 需要练习的编号", no_run="练习 {} 没有对应的训练脚本",
-        no_half="--only={} 应为 ours 或 yours，并且需要练习的编号",
         starts="\n--- {}：{} {}", no_log="用{}运行之后，没有日志",
         step="步", ours="我们的函数", yours="你的函数")}
 
@@ -166,9 +159,10 @@ def call(function, args):
     parts = result if isinstance(result, (tuple, list)) else [result]
     leaves = [a for a in args if isinstance(a, torch.Tensor) and a.requires_grad]
     differentiable = [p.sum() for p in parts if isinstance(p, torch.Tensor) and p.requires_grad]
-    gradients = torch.autograd.grad(sum(differentiable), leaves, allow_unused=True) if (
-        leaves and differentiable) else [None] * len(leaves)
-    gradients = [torch.zeros_like(a) if g is None else g for a, g in zip(leaves, gradients)]
+    if leaves and differentiable:
+        gradients = torch.autograd.grad(sum(differentiable), leaves, materialize_grads=True)
+    else:
+        gradients = [torch.zeros_like(a) for a in leaves]
     return result, gradients, args
 
 
@@ -200,14 +194,10 @@ def judge(function, answer, lang="en"):
             wrong = mistaken(student(answer), edits)
             if all(same(got, call(wrong, args)) for args, got, _ in results):
                 return chinese if lang == "zh" else english
-    for args, (result, gradients, after), (right, slopes, right_after) in results:
-        where = words["case"].format(shown(args))
-        if found := difference(result, right, lang):
-            return where + found
-        if found := difference(gradients, slopes, lang):
-            return where + words["gradient"].format(found)
-        if difference(after, right_after):
-            return where + words["changed"]
+    for args, got, want in results:
+        for text, one, other in zip(("{}", words["gradient"], words["changed"]), got, want):
+            if found := difference(one, other, lang):
+                return words["case"].format(shown(args)) + text.format(found)
 
 
 def student(answer):
@@ -243,25 +233,14 @@ def in_one_line(error):
 
 def verdict(n, lang):
     """(solved, one line) for the student's function; hints are in the language lang."""
-    words, answer, said, printed = WORDS[lang], ours(n), [], io.StringIO()
-
-    def work():
-        try:
-            said.append(judge(yours(n, lang), answer, lang))
-        except DataError as error:
-            said.append(str(error))
-        except BaseException as error:                # a syntax error, exit(), no such function
-            said.append(words["raised"].format(in_one_line(error)))
-
-    thread = threading.Thread(target=work, daemon=True)
+    words, printed = WORDS[lang], io.StringIO()
     with redirect_stdout(printed):
-        thread.start()
-        thread.join(SECONDS)
-        found = said[0] if said else words["ended"]
-        if thread.is_alive():                         # ends at its next line of Python, if any
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
-            thread.join(SECONDS)
+        try:
+            found = judge(yours(n, lang), ours(n), lang)
+        except DataError as error:
+            found = str(error)
+        except BaseException as error:                # a syntax error, exit(), no such function
+            found = words["raised"].format(in_one_line(error))
     line = found or words["right"]
     if lines := printed.getvalue().splitlines():
         line += words["printed"].format(len(lines), lines[0][:60])
@@ -269,25 +248,30 @@ def verdict(n, lang):
 
 
 def report(pipe, numbers, lang):
+    pipe.send("started")
     for n in numbers:
         pipe.send(verdict(n, lang))
-    os._exit(0)                                       # an endless function can't be stopped
 
 
 def verdicts(numbers, lang):
     """Yield verdict(n, lang) of each. A process of its own judges: a function that ends it, as
-    os._exit(0) does, is not solved, and the next process goes on behind it."""
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    os._exit(0) does, or that is endless is not solved, and the next process goes on behind it."""
     while numbers:
-        here, there = context.Pipe(duplex=False)
-        context.Process(target=report, args=(there, numbers, lang), daemon=True).start()
+        here, there = PROCESSES.Pipe(duplex=False)
+        process = PROCESSES.Process(target=report, args=(there, numbers, lang), daemon=True)
+        process.start()
         there.close()
-        with suppress(EOFError):
-            while numbers:
+        here.recv()                                   # it may have to import torch first
+        try:
+            while numbers and here.poll(SECONDS):
                 yield here.recv()
                 numbers = numbers[1:]
+            problem = "ended"
+        except EOFError:
+            problem = "quit"
+        process.kill()
         if numbers:
-            yield False, WORDS[lang]["quit"]
+            yield False, WORDS[lang][problem]
             numbers = numbers[1:]
 
 
@@ -308,16 +292,20 @@ def run_script(path, name, function, flags):
     exec(compile("\n" * head.count("\n") + line + main, path, "exec"), space)
 
 
-def half(n, config):
+def half(n, only, out, lang):
     """One of the two runs, in a process of its own. Where the stage calls its function in another
     way, RUN has a fourth part, which turns the student's function into one of that kind."""
     script, place, flags, *adapt = ours(n).RUN
-    function = yours(n, config.lang) if config.only == "yours" else None
+    function = yours(n, lang) if only == "yours" else None
     if function and adapt:
         function = adapt[0](function)
     # the tensors that a student's function makes are on the CPU
-    run_script(script, place, function,
-               [*shlex.split(flags), "--device=cpu", f"--out={config.out}"])
+    flags = [*shlex.split(flags), "--device=cpu", f"--out={out}"]
+    try:
+        run_script(script, place, function, flags)
+    except Exception as error:                        # in one line: multiprocessing shows them all
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise SystemExit(1) from None
 
 
 def side_by_side(n, lang):
@@ -326,6 +314,7 @@ def side_by_side(n, lang):
     words = WORDS[lang]
     if not ours(n).RUN:
         fail(words["no_run"].format(n))
+    yours(n, lang)                                    # what is wrong with the file is said at once
     if hasattr(ours(n), "prepare"):
         ours(n).prepare()
     logs, (script, _, flags, *_) = {}, ours(n).RUN
@@ -333,11 +322,12 @@ def side_by_side(n, lang):
         for only in ("ours", "yours"):
             out = Path(folder) / f"{only}.pt"
             print(words["starts"].format(words[only], script, flags), flush=True)
-            done = subprocess.run([sys.executable, "-m", "exercises", str(n),
-                                   f"--only={only}", f"--out={out}", f"--lang={lang}"])
+            process = PROCESSES.Process(target=half, args=(n, only, out, lang), daemon=True)
+            process.start()
+            process.join()
             log = out.with_suffix(".jsonl")
             if not log.exists():                      # it has said why, if it has failed
-                raise SystemExit(done.returncode or words["no_log"].format(words[only]))
+                raise SystemExit(process.exitcode or words["no_log"].format(words[only]))
             logs[only] = read_log(log)
     table(logs, ours(n).COLUMNS, words)
 
@@ -382,11 +372,7 @@ if __name__ == "__main__":
     n = int(config.exercise or 0)
     if config.run and not n:
         fail(words["no_number"])
-    if config.only not in ("", "ours", "yours") or config.only and not n:
-        fail(words["no_half"].format(config.only))
-    if config.only:
-        half(n, config)
-    elif config.run:
+    if config.run:
         side_by_side(n, config.lang)
     elif n:
         (solved, said), = verdicts([n], config.lang)

@@ -1,14 +1,12 @@
 """Exercises 1 to 27, as a class would solve them: a right solution passes, and each mistake is
 called by its name. Then our own functions are compared with other ways to the same numbers."""
 
-import builtins
 import copy                                           # noqa: F401 (a student's)
 import itertools
 import math
 import re
 import runpy
 import shutil
-import signal
 import sys
 from functools import cache, partial
 from types import SimpleNamespace
@@ -109,20 +107,12 @@ OTHERWISE = [
     (2, "only the first", lambda ids, pair, new: [
         *bytes(ids).replace(bytes(pair), bytes([new]), 1)]),
     (9, "twice", lambda logits, y: F.cross_entropy(logits.softmax(1), y, ignore_index=-1)),
-    (11, "", lambda nats, mask: torch.where(mask, nats, 0.0).flatten(1).sum(1) / mask.sum()),
     (16, "", lambda w, b, scores: (w / scores.var().sqrt(), (b - scores.mean()) / scores.std())),
     (17, "", lambda logp, mask, scores: -(scores - scores.mean()) @ (
         torch.where(mask, logp, 0).sum(1)) / (len(scores) - 1)),
     (19, "return delta", lambda r, v, mask, gamma, lam: (
         delta := (r + gamma * F.pad((v * mask)[:, 1:], (0, 1)) - v) * mask, (delta + v) * mask)),
     (23, "", lambda p, q: (p - q, (q - p).square() / 2, (q - p).expm1() - (q - p))),
-    (24, "", lambda p, n: (
-        q := torch.stack([p[i:].sum() ** n - p[i + 1:].sum() ** n for i in range(len(p))]),
-        (q * q.log() - q * p.log()).sum(), math.log(n) - 1 + 1 / n)),
-    (27, "", lambda w, g, m, v, t, c: (torch.addcdiv(
-        w * (1 - c.lr * c.decay), m := m.lerp(g, 1 - c.beta1),
-        ((v := v.lerp(g * g, 1 - c.beta2)) / (1 - c.beta2 ** t)).sqrt() + c.eps,
-        value=-c.lr / (1 - c.beta1 ** t)), m, v)),
 ]
 
 
@@ -154,16 +144,6 @@ def test_a_function_in_other_words_is_judged_alike(n, words, function):
 def test_every_hint_of_exercise_12_is_tested():
     for english, _ in hints(12):
         assert any(words in english for number, words, _ in WRONG if number == 12), english
-
-
-@pytest.mark.parametrize("n", [n for n in RIGHT if n not in (12, 13, 26)])
-def test_no_mistake_looks_like_another_or_like_the_right_answer(n):
-    torch.manual_seed(0)
-    answer, cases = course.ours(n), list(course.ours(n).cases())
-    functions = [answer.answer, *(mistaken(RIGHT[n], edits) for *_, edits in answer.MISTAKES)]
-    results = [[course.call(f, args) for args in cases] for f in functions]
-    for one, other in itertools.combinations(results, 2):
-        assert not all(map(course.same, one, other))
 
 
 def test_no_way_to_sample_looks_like_another():
@@ -246,7 +226,9 @@ def test_the_best_of_n_is_what_counting_all_outcomes_gives():
     for outcome in itertools.product(range(3), repeat=4):
         counted[min(outcome)] += math.prod(p[i].item() for i in outcome)
     q, kl, limit = course.ours(24).answer(p, 4)
-    assert torch.allclose(q, counted) and kl < limit
+    tiny.close(q, counted)
+    tiny.close(kl, (counted * (counted / p).log()).sum())
+    assert limit == pytest.approx(math.log(4) - 3 / 4)
 
 
 def test_adamw_is_that_of_pytorch_step_by_step():
@@ -320,17 +302,9 @@ def test_a_function_for_sampling_is_used_and_keeps_the_temperature(put_back):
 
 
 @pytest.mark.parametrize("n", [10, 12])
-def test_a_function_of_the_script_is_replaced_by_its_name(n, tmp_path, monkeypatch):
+def test_a_function_of_the_script_has_the_name_that_is_replaced_there(n):
     script, name, _ = course.ours(n).RUN
     assert callable(runpy.run_path(f"{ROOT}/{script}")[name])
-    (tmp_path / script).write_text(
-        f'def {name}():\n    return "ours"\n\n\nif __name__ == "__main__":\n    said({name}())\n')
-    monkeypatch.setattr(sys, "argv", [])
-    said = []
-    monkeypatch.setattr(builtins, "said", said.append, raising=False)
-    for used in (None, lambda: "yours"):
-        course.run_script(str(tmp_path / script), name, used, [])
-    assert said == ["ours", "yours"]
 
 
 @pytest.fixture(scope="module")
@@ -348,18 +322,16 @@ FLAGS = {"rlhf_ppo.py": tiny.FLAGS["rlhf_ppo"] + " --steps=2",
 
 
 def log_of_a_run(n, folder, function=None, more=""):
-    """The log of `--run --only=…` with tiny models: {step: {name: number}}."""
+    """The log of half of a --run with tiny models: {step: {name: number}}."""
     script, place, _, *adapt = course.ours(n).RUN
-    ctrl_c, out, log = signal.getsignal(signal.SIGINT), folder / "runs/log.pt", {}
+    out, log = folder / "runs/log.pt", {}
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr(course.ours(n), "RUN", (
             f"{ROOT}/{script}", place, f"{FLAGS[script]} {more}", *adapt))
         patch.setattr(course, "yours", lambda n, lang: function)
         patch.setattr(sys, "argv", sys.argv)
-        patch.setattr(sys, "excepthook", sys.excepthook)
-        course.half(n, course.Config(only="yours" if function else "ours", out=str(out)))
-    signal.signal(signal.SIGINT, ctrl_c)
+        course.half(n, "yours" if function else "ours", out, "en")
     for row in read_log(out.with_suffix(".jsonl")):
         log.setdefault(row["step"], {}).update({name: v for name, v in row.items() if isinstance(
             v, (int, float)) and name not in ("seconds", "tokens_per_s")})
