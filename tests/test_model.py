@@ -3,6 +3,7 @@ what Qwen and Llama 3 add: wide heads, biases of q, k and v, weights in the norm
 
 import math
 from collections import Counter
+from itertools import product
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from answer import generate, left_pad, log_probs, sample
 from checkpoint import build_model, freeze_all
 from model import GPT, STYLES, GPTConfig, KVCache, ScalarGPT, rotary_turns, rotate
 from optim import LoRA, adamw, merge, with_lora
-from tiny import awake, close, greedy, loud
+from tiny import close, greedy, loud
 
 V = 40
 SIZES = {
@@ -74,12 +75,10 @@ def test_every_past_token_and_their_order_can_change_the_present(model):
         assert (model(changed)[0, -1] - last).abs().max() > 1e-3, f"token {t} is not seen"
 
 
-def test_attention_equals_the_formula_written_as_loops(model):
-    attn, x = model.blocks[0].attn, torch.randn(1, 5, 32)
-    H, K, T = attn.n_head, attn.n_kv_head, 5
-    D = model.config.head_dim
-    qkv = attn.qkv(x)[0].detach()                                     # (T, (H + 2 K) D)
-    rotary = model.config.pos == "rope"
+@torch.no_grad()
+def test_attention_equals_the_formula_head_by_head(model):
+    attn, x, T = model.blocks[0].attn, torch.randn(1, 5, 32), 5
+    H, K, D, rotary = attn.n_head, attn.n_kv_head, attn.head_dim, model.config.pos == "rope"
 
     def slower(freq):
         """Llama 3.1: how many turns were there in the old context of 16?"""
@@ -87,40 +86,31 @@ def test_attention_equals_the_formula_written_as_loops(model):
             return freq
         return freq / 8 if turns < 1 else freq / 8 + (turns - 1) / 3 * (freq - freq / 8)
 
-    def turned(vector, t, norm):
+    def turned(vectors, norm):
         """Each pair (2i, 2i + 1) is turned by the angle t * theta^(-2 i / D). With QK norm a vector
         has mean 0 and variance 1 before that; or mean square 1, times weights."""
         if model.config.qk_rms:
-            weight = getattr(attn, norm).weight.detach()
-            vector = vector / (vector.square().mean() + 1e-5) ** 0.5 * weight
+            size = (vectors.square().mean(1, keepdim=True) + 1e-5).sqrt()
+            vectors = vectors / size * getattr(attn, norm).weight
         elif model.config.qk_norm:
-            vector = (vector - vector.mean()) / (vector.var(correction=0) + 1e-5) ** 0.5
-        if not rotary:
-            return vector.tolist()
-        out = []
-        for i in range(D // 2):
-            angle, (x, y) = t * slower(10000.0 ** (-2 * i / D)), vector[2 * i:2 * i + 2].tolist()
-            out += [x * math.cos(angle) - y * math.sin(angle),
-                    x * math.sin(angle) + y * math.cos(angle)]
+            var, mean = torch.var_mean(vectors, 1, correction=0, keepdim=True)
+            vectors = (vectors - mean) / (var + 1e-5).sqrt()
+        out = vectors.clone()
+        for t, i in product(range(T), range(D // 2 if rotary else 0)):
+            angle, (x, y) = t * slower(10000.0 ** (-2 * i / D)), vectors[t, 2 * i:2 * i + 2]
+            out[t, 2 * i] = x * math.cos(angle) - y * math.sin(angle)
+            out[t, 2 * i + 1] = x * math.sin(angle) + y * math.cos(angle)
         return out
 
-    y = torch.zeros(1, T, H * D)
+    vectors = attn.qkv(x)[0].split(D, dim=1)                          # H + 2 K times (T, D)
+    causal, said = torch.full((T, T), -math.inf).triu(1), []
     for h in range(H):
-        shared = h // (H // K)                                        # the key head of this query
-        for t in range(T):
-            q = turned(qkv[t, h * D:(h + 1) * D], t, "q_norm")
-            scores, values = [], []
-            for s in range(t + 1):
-                k = turned(qkv[s, (H + shared) * D:(H + shared + 1) * D], s, "k_norm")
-                scores.append(sum(a * b for a, b in zip(q, k)) / math.sqrt(D))
-                values.append(qkv[s, (H + K + shared) * D:(H + K + shared + 1) * D])
-            total = sum(math.exp(score) for score in scores)
-            y[0, t, h * D:(h + 1) * D] = sum(math.exp(score) / total * value
-                                             for score, value in zip(scores, values))
-
+        shared = H + h // (H // K)                                    # the key head of this query
+        q, k = turned(vectors[h], "q_norm"), turned(vectors[shared], "k_norm")
+        powers = (q @ k.T / math.sqrt(D) + causal).exp()
+        said.append(powers / powers.sum(1, keepdim=True) @ vectors[shared + K])
     turns = rotary_turns(torch.arange(T), model.config) if rotary else None
-    causal = torch.full((T, T), -math.inf).triu(1)
-    close(attn(x, turns, causal, None), attn.proj(y))
+    close(attn(x, turns, causal, None), attn.proj(torch.cat(said, dim=1))[None])
 
 
 def test_pairs_are_turned_alike_with_and_without_the_compiler(monkeypatch):
@@ -189,12 +179,10 @@ def test_the_cache_gives_the_logits_of_each_unpadded_row_when_prompts_differ_in_
         close(logits[i, 9 - len(prompt):], alone)
 
 
-def test_left_padding_changes_nothing_whatever_stands_there(model):
+def test_what_stands_in_the_padding_changes_nothing(model):
     (idx, mask), (other, _) = left_pad(PROMPTS, 0, "cpu"), left_pad(PROMPTS, 17, "cpu")
-    padded, real = model(idx, mask=mask), mask.bool()
-    for i, prompt in enumerate(PROMPTS):
-        close(padded[i, 9 - len(prompt):], model(torch.tensor([prompt]))[0])
-    close(model(other, mask=real)[real], padded[real], atol=0)       # a boolean mask is as good
+    real = mask.bool()                                # a boolean mask is as good
+    close(model(other, mask=real)[real], model(idx, mask=mask)[real], atol=0)
 
 
 # ---- generation -----------------------------------------------------------------------------
@@ -323,31 +311,20 @@ def test_where_gives_the_logits_of_those_positions(model):
     close(model(idx, where=where), model(idx)[where])
 
 
-def check_gradients(model, compute_loss):
-    """Every parameter's gradient against central differences, at three random entries each."""
-    compute_loss().backward()
-    rng, step = torch.Generator().manual_seed(0), 1e-5
-    for name, p in model.named_parameters():
-        flat = p.data.view(-1)
-        for i in torch.randint(flat.numel(), (3,), generator=rng).tolist():
-            value, sides = flat[i].item(), []
-            for shift in (step, -step):
-                flat[i] = value + shift
-                sides.append(compute_loss().item())
-            flat[i] = value
-            slope = (sides[0] - sides[1]) / (2 * step)
-            assert p.grad.view(-1)[i].item() == pytest.approx(slope, rel=1e-5, abs=1e-8), name
-
-
 @pytest.mark.parametrize("padded", [False, True])
 def test_gradients_equal_finite_differences(style, padded):
     model = loud(GPT(config(style, n_layer=1))).double()
     idx, mask = left_pad(PROMPTS, 0, "cpu") if padded else (tokens(2, 5), torch.ones(2, 5))
     targets = torch.where(mask.bool(), tokens(*idx.shape, seed=1), -1)
-    # the loss of forward() is in fp32: too coarse for differences
-    check_gradients(model, lambda: F.cross_entropy(
-        model(idx, mask=mask if padded else None).flatten(0, 1), targets.flatten(),
-        ignore_index=-1))
+    names, weights = zip(*model.named_parameters())
+
+    def loss(*weights):                               # that of forward() is in fp32: too coarse
+        logits = torch.func.functional_call(model, dict(zip(names, weights)), idx,
+                                            dict(mask=mask if padded else None))
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+    torch.manual_seed(0)                              # for the directions of the differences
+    assert torch.autograd.gradcheck(loss, weights, eps=1e-5, atol=1e-8, rtol=1e-5, fast_mode=True)
 
 
 # ---- parameters -----------------------------------------------------------------------------
@@ -471,21 +448,25 @@ def test_the_scalar_head_starts_with_scores_of_about_unit_size():
 
 # ---- memory ---------------------------------------------------------------------------------
 
-def gradients(model, recompute):
-    model = loud(GPT(model.config)).double().train()  # so that rounding is not what differs
-    model.recompute = recompute
-    torch.manual_seed(1)                              # for dropout
-    loss = model(tokens(3, 12), tokens(3, 12, seed=1))
-    loss.backward()
-    return loss.item(), {name: p.grad for name, p in model.named_parameters()}
-
-
-def test_recomputing_activations_changes_no_gradient_even_with_dropout(style):
-    model = awake(GPT(config(style, dropout=0.2)))
-    loss, kept = gradients(model, False)
-    again, recomputed = gradients(model, True)
-    torch.testing.assert_close(again, loss)
-    torch.testing.assert_close(recomputed, kept)      # in double precision: to 1e-7
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("size", [1, 3 * V, 10**6])
+def test_recomputing_changes_neither_loss_nor_gradients_even_with_dropout(style, reduction, size,
+                                                                          monkeypatch):
+    """Nor do slices of the loss, whatever their size."""
+    monkeypatch.setattr(GPT.sliced_loss, "__defaults__", (size,))
+    model = loud(GPT(config(style, dropout=0.2))).double()  # so that rounding is not what differs
+    idx, targets, found = tokens(3, 12), tokens(3, 12, seed=1), []
+    targets[0, :5] = targets[2, 7] = -1
+    weight = torch.rand(36, generator=torch.Generator().manual_seed(2)) ** (reduction == "none")
+    for model.recompute in (False, True):
+        torch.manual_seed(1)                          # for dropout
+        loss = model.train()(idx, targets, reduction=reduction)
+        found.append((loss, torch.autograd.grad((loss * weight).sum(), [*model.parameters()])))
+    torch.testing.assert_close(*found)
+    model.recompute = False
+    whole = model.eval()(idx, targets, reduction=reduction)
+    with torch.no_grad():
+        torch.testing.assert_close(model(idx, targets, reduction=reduction), whole)
 
 
 def test_recomputing_keeps_less_for_the_backward_pass(style):
@@ -503,29 +484,6 @@ def test_recomputing_keeps_less_for_the_backward_pass(style):
         return total["bytes"]
 
     assert saved(True) < 0.6 * saved(False)
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-@pytest.mark.parametrize("size", [1, 3 * V, 10**6])
-def test_the_loss_in_slices_is_the_loss(model, reduction, size, monkeypatch):
-    """And so are its gradients, whatever the size of a slice."""
-    targets = tokens(3, 12, seed=1)
-    targets[0, :5] = targets[2, 7] = -1
-    weight = torch.rand(36, generator=torch.Generator().manual_seed(2))
-    found = []
-    for recompute in (False, True):
-        monkeypatch.setattr(model, "recompute", recompute)
-        monkeypatch.setattr(GPT.sliced_loss, "__defaults__", (size,))
-        model.zero_grad(set_to_none=True)
-        loss = model(tokens(3, 12), targets, reduction=reduction)
-        (loss * weight if reduction == "none" else loss).sum().backward()
-        found.append((loss.detach(), [p.grad for p in model.parameters()]))
-    (whole, gradients), (sliced, again) = found
-    near = torch.testing.assert_close                 # relative to the size: a sum is large
-    near(whole, sliced)
-    near(gradients, again)
-    with torch.no_grad():
-        near(model(tokens(3, 12), targets, reduction=reduction), whole)
 
 
 def test_no_more_logits_than_a_slice_exist_at_once(model, monkeypatch):
@@ -550,12 +508,17 @@ def thin(model, rank=3, **more):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-def test_the_layer_is_a_sum_of_outer_products(bias):
+def test_the_layer_is_a_sum_of_outer_products_and_learns_as_such(bias):
     torch.manual_seed(0)
-    linear, x, A, B = torch.nn.Linear(5, 7, bias=bias), *map(torch.randn, [(4, 5), (2, 5), (7, 2)])
-    weight = linear.weight + sum(3.0 * torch.outer(B[:, r], A[r]) for r in range(2))
-    expected = x @ weight.T + (linear.bias if bias else 0)
-    assert torch.allclose(LoRA(linear, B, A, 3.0)(x), expected, atol=1e-5)
+    linear = torch.nn.Linear(5, 7, bias=bias).double()
+    x, A, B = (torch.randn(size).double() for size in [(4, 5), (2, 5), (7, 2)])
+    layer = LoRA(linear, B, A, 3.0)
+    weight = linear.weight + sum(3.0 * torch.outer(layer.B[:, r], layer.A[r]) for r in range(2))
+    expected, said = x @ weight.T + (linear.bias if bias else 0), layer(x)
+    close(said, expected)
+    slopes, right = (torch.autograd.grad(y.sin().sum(), [layer.A, layer.B])
+                     for y in (said, expected))
+    torch.testing.assert_close(slopes, right)
 
 
 def test_the_embeddings_of_chosen_tokens_alone_are_trained_and_change_both_ends(model):
@@ -585,43 +548,36 @@ def test_a_model_with_thin_matrices_first_says_exactly_the_same(net):
 
 
 def test_every_matrix_of_the_blocks_gets_two_thin_ones_and_only_they_and_a_head_are_trained(net):
-    net = with_lora(net, 3)
-    trunk = net if isinstance(net, GPT) else net.gpt
-    shapes = [p.shape for name, p in trunk.blocks.named_parameters() if "layer.weight" in name]
-    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
-    head = {name for name in trained if name.startswith(("head.", "surprise."))}
-    assert {name[-2:] for name in trained.keys() - head} == {".A", ".B"} and len(shapes) == 8
-    assert {name.partition(".")[0] for name in trained.keys() - head} == {
-        "blocks" if trunk is net else "gpt"}
-    assert sum(trained[name].numel() for name in trained.keys() - head) == 3 * sum(map(sum, shapes))
-    assert head == {name for name, _ in net.named_parameters()
-                    if name.startswith(("head.", "surprise."))}
+    before, net = {name: w.shape for name, w in net.named_parameters()}, with_lora(net, 3)
+    thin_ones = {}
+    for name, shape in before.items():
+        layer, _, part = name.rpartition(".")
+        if "blocks" in name and part == "weight" and len(shape) == 2 and "lm." not in name:
+            thin_ones |= {f"{layer}.A": (3, shape[1]), f"{layer}.B": (shape[0], 3)}
+    head = {name: shape for name, shape in before.items() if name.startswith(("head", "surprise"))}
+    trained = {name: p.shape for name, p in net.named_parameters() if p.requires_grad}
+    assert trained == thin_ones | head and len(thin_ones) == 2 * 8
 
 
-def test_the_thin_matrices_gradients_follow_from_that_of_the_whole_matrix(model):
-    """W + s B A: dL/dA = s B^T dL/dW, dL/dB = s dL/dW A^T, with s = alpha / r."""
-    pair = thin(model, rank=2)
-    whole = loud(GPT(model.config))
-    whole.load_state_dict(merge(thin(model, rank=2)).state_dict())
-    for m in (pair, whole):
-        m(tokens(3, 12), tokens(3, 12, seed=1)).backward()
-    for i, part, name in [(0, "attn", "qkv"), (1, "mlp", "fc"), (1, "mlp", "proj")]:
-        layer, full = (getattr(getattr(m.blocks[i], part), name) for m in (pair, whole))
-        torch.testing.assert_close(layer.A.grad, 8 * layer.B.T @ full.weight.grad)
-        torch.testing.assert_close(layer.B.grad, 8 * full.weight.grad @ layer.A.T)
-    assert all(p.grad is None for p in pair.parameters() if not p.requires_grad)
-
-
-def test_merged_is_unmerged_an_ordinary_model_and_a_change_of_rank_r(net):
-    names, idx = list(net.state_dict()), tokens(3, 12)
-    changed = thin(net)
-    unmerged = changed(idx)
-    assert not torch.allclose(unmerged, net(idx), atol=1e-2)
-    merged = merge(changed)
-    assert list(merged.state_dict()) == names and torch.allclose(merged(idx), unmerged, atol=1e-4)
-    new, old = merged.state_dict(), net.state_dict()
-    name = next(name for name in names if name.endswith("1.mlp.fc.weight"))
-    assert torch.linalg.matrix_rank(new[name] - old[name], rtol=1e-4) == 3
+@pytest.mark.parametrize("dtype, atol", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+@torch.no_grad()
+def test_merged_is_unmerged_an_ordinary_model_in_fp32_and_a_change_of_rank_r(net, dtype, atol):
+    names, idx, first = [*net.state_dict()], tokens(3, 12), net(tokens(3, 12))
+    changed, said = thin(freeze_all(net, dtype)), []
+    name, fc = next((name, part) for name, part in changed.named_modules()
+                    if name.endswith("1.mlp.fc"))
+    change = 16 / 3 * fc.B @ fc.A
+    for _ in range(2):
+        assert all(p.dtype == torch.float32 for p in changed.parameters() if p.requires_grad)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            said.append(changed(idx))
+        merge(changed)
+    close(*said, atol=atol)
+    assert not torch.allclose(said[0].float(), first, atol=2 * atol)
+    new, old = changed.state_dict(), net.state_dict()
+    assert [*new] == names
+    close(new[f"{name}.weight"], old[f"{name}.weight"].float() + change, atol=1e-6)
+    assert torch.linalg.matrix_rank(change, rtol=1e-4) == 3
     assert all(torch.equal(new[name], old[name]) for name in names if "blocks" not in name)
 
 
@@ -639,20 +595,6 @@ def test_the_first_model_keeps_its_weights_which_stand_in_memory_once(net):
     assert not torch.allclose(changed(tokens(2, 8)), net(tokens(2, 8)), atol=1e-3)
     merge(changed)
     assert all(torch.equal(w, before[name]) for name, w in net.state_dict().items())
-
-
-def test_beside_weights_in_bf16_the_thin_matrices_and_the_merged_ones_are_in_fp32(net):
-    changed, idx = thin(freeze_all(net, torch.bfloat16)), tokens(3, 12)
-    assert all(p.dtype == torch.float32 for p in changed.parameters() if p.requires_grad)
-    mlp = (changed if isinstance(net, GPT) else changed.gpt).blocks[1].mlp
-    by_hand = mlp.fc.layer.weight.float() + 16 / 3 * mlp.fc.B @ mlp.fc.A
-    said = []
-    for _ in range(2):
-        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-            said.append(changed(idx))
-        merge(changed)
-    torch.testing.assert_close(mlp.fc.weight, by_hand)
-    torch.testing.assert_close(*said, atol=0.1, rtol=0.1)
 
 
 def test_a_rank_above_the_width_is_a_value_error_that_says_what_to_do(net):
