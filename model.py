@@ -162,35 +162,33 @@ class KVCache:
 class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
-        self.layer = layer
-        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
-        self.head_dim, self.qk_rms = config.head_dim, config.qk_rms
-        self.dropout, self.qk_norm, self.norm_eps = config.dropout, config.qk_norm, config.norm_eps
+        self.config, self.layer = config, layer
         if config.qk_rms:
             self.q_norm, self.k_norm = nn.RMSNorm(config.head_dim), nn.RMSNorm(config.head_dim)
         # queries, keys and values of all heads in one matrix multiplication
-        width = (config.n_head + 2 * config.n_kv_head) * self.head_dim
+        width = (config.n_head + 2 * config.n_kv_head) * config.head_dim
         self.qkv = nn.Linear(config.n_embd, width, bias=config.bias or config.qkv_bias)
         self.proj = nn.Linear(config.n_head * config.head_dim, config.n_embd, bias=config.bias)
 
     def forward(self, x, turns, bias, cache):
-        B, T, _ = x.shape
-        heads = (self.n_head, self.n_kv_head, self.n_kv_head)
-        qkv = self.qkv(x).view(B, T, sum(heads), self.head_dim).transpose(1, 2)
+        config, (B, T, _) = self.config, x.shape
+        heads = (config.n_head, config.n_kv_head, config.n_kv_head)
+        D, eps = config.head_dim, config.norm_eps
+        qkv = self.qkv(x).view(B, T, sum(heads), D).transpose(1, 2)
         q, k, v = qkv.split(heads, dim=1)                             # (B, H, T, D) each
-        if self.qk_rms:                                               # Qwen3
-            q, k = (F.rms_norm(t, (self.head_dim,), norm.weight.type_as(t), eps=self.norm_eps)
+        if config.qk_rms:                                             # Qwen3
+            q, k = (F.rms_norm(t, (D,), norm.weight.type_as(t), eps)
                     for t, norm in ((q, self.q_norm), (k, self.k_norm)))
-        elif self.qk_norm:                                            # Henry et al. 2020
-            q, k = (F.layer_norm(t, (self.head_dim,), eps=self.norm_eps) for t in (q, k))
+        elif config.qk_norm:                                          # Henry et al. 2020
+            q, k = (F.layer_norm(t, (D,), eps=eps) for t in (q, k))
         if turns is not None:
             q, k = rotate(q, turns), rotate(k, turns)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        if self.n_kv_head < self.n_head:                              # share keys among queries
-            k, v = (t.repeat_interleave(self.n_head // self.n_kv_head, dim=1) for t in (k, v))
+        if config.n_kv_head < config.n_head:                          # share keys among queries
+            k, v = (t.repeat_interleave(config.n_head // config.n_kv_head, dim=1) for t in (k, v))
 
-        dropout = self.dropout if self.training else 0.0
+        dropout = config.dropout if self.training else 0.0
         if fused_is_faster(q):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout,
                                                is_causal=bias is None and T > 1)

@@ -4,10 +4,7 @@ GPT-2's published ids are in test_hf.py."""
 
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -78,22 +75,9 @@ def test_the_textbook_example_becomes_XdXac():
     assert tok.encode("aaabdaaabac") == [258, ord("d"), 258, ord("a"), ord("c")]
 
 
-@pytest.mark.parametrize("learn", [
-    lambda words, n: bpe([list(word.encode()) for word, freq in words.items()
-                          for _ in range(freq)], n), learn_merges], ids=["bpe", "learn_merges"])
-def test_of_equally_frequent_pairs_the_smaller_ids_merge_first(learn):
-    assert list(learn({"zy": 2, "bc": 2, "ba": 2, "xx": 3}, 3)) == [(120, 120), (98, 97), (98, 99)]
-
-
-def test_neither_the_order_of_the_texts_nor_the_hash_seed_matters():
-    texts = TEXT.split("\n\n")
-    once = Tokenizer.train(texts, 500)
-    assert Tokenizer.train(texts[::-1], 500).merges == once.merges
-    code = ("import sys; from tokenizer import Tokenizer; "
-            "print(Tokenizer.train(open('tokenizer.py', encoding='utf-8').read(), 500).merges)")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, cwd=ROOT,
-                          env={**os.environ, "PYTHONHASHSEED": "1"}, text=True)
-    assert done.stdout.strip() == str(Tokenizer.train(iter([TEXT]), 500).merges)   # a generator
+def test_of_equally_frequent_pairs_the_smaller_ids_merge_first():
+    words = [list(word.encode()) for word in ("zy bc ba xx " * 2 + "xx").split()]
+    assert list(bpe(words, 3)) == [(120, 120), (98, 97), (98, 99)]
 
 
 @pytest.mark.parametrize("pattern, first", [("digits", "2"), ("gpt4", "202"), ("gpt2", "2024")])
@@ -199,21 +183,6 @@ def test_a_million_spaces_do_not_make_tiktoken_panic():
     assert Tokenizer.train("", 262).encode_batch(["a", text]) == [[97], list(text.encode())]
 
 
-def test_ten_times_as_many_equal_letters_take_ten_times_the_work():
-    class Counting(dict):
-        lookups = 0
-
-        def get(self, key):
-            self.lookups += 1
-            return super().get(key)
-
-    def lookups(n):
-        merges = Counting({(97, 97): 256, (256, 256): 257})
-        merge([97] * n, merges)
-        return merges.lookups
-    assert lookups(10_000) < 11 * lookups(1000)
-
-
 def test_a_tensor_of_ids_decodes_and_an_unknown_id_is_refused(tok):
     assert tok.decode(torch.tensor([72, 105])) == "Hi"
     for id in (600, -1, 10**9):
@@ -267,7 +236,7 @@ def same(one, other):
 
 def test_a_saved_tokenizer_loads_unchanged(tok, tmp_path):
     tok.save(tmp_path / "new/t.json")
-    assert sorted(os.listdir(tmp_path / "new")) == ["t.json", "t.vocab"]
+    assert sorted(path.name for path in Path("new").iterdir()) == ["t.json", "t.vocab"]
     assert same(Tokenizer.load(tmp_path / "new/t.json"), tok)
     torch.save(tok.to_dict(), tmp_path / "t.pt")
     assert same(Tokenizer.from_dict(torch.load(tmp_path / "t.pt", weights_only=True)), tok)
