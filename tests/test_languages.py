@@ -16,13 +16,13 @@ CITIES = ["北京", "上海", "成都", "桂林"]
 FOODS = ["饺子", "米饭", "苹果", "豆腐", "面条"]
 FLAGS = {
     "tokenizer": "--data=text.txt,sft.jsonl --vocab_size=420",
-    "pretrain": "--data=text.txt --block_size=64 --n_layer=2 --n_head=2 --n_embd=64 --steps=100 "
-                "--batch_size=8 --warmup=10 --eval_every=50 --eval_rows=8",
+    "pretrain": "--data=text.txt --block_size=64 --n_layer=2 --n_head=2 --n_embd=64 --steps=60 "
+                "--batch_size=8 --warmup=10 --eval_every=30 --eval_rows=8",
     "sft": "--data=sft.jsonl --text=text.txt --steps=150 --batch_size=8 --warmup=10 "
-           "--eval_every=50",
+           "--eval_every=75",
     "reward": "--data=comparisons.jsonl --demos=sft.jsonl --batch_size=8 --micro_batch=8 "
-              "--steps=30 --warmup=5 --eval_every=15",
-    "rlhf_ppo": "--data=prompts.jsonl --text=text.txt --watch= --steps=3 --batch_size=16 "
+              "--steps=16 --warmup=5 --eval_every=8",
+    "rlhf_ppo": "--data=prompts.jsonl --text=text.txt --watch= --steps=2 --batch_size=16 "
                 "--minibatch=8 --micro_batch=8 --max_new_tokens=24 --eval_every=1 --n_eval=4",
 }
 
@@ -57,12 +57,8 @@ def folder(tmp_path_factory):
     return folder, names
 
 
-@pytest.fixture(scope="module")
-def tok(folder):
-    return Tokenizer.load(folder[0] / "out/tokenizer.json")
-
-
-def test_the_tokenizer_learns_words_of_several_characters(tok, folder):
+def test_the_tokenizer_learns_words_of_several_characters(folder):
+    tok = Tokenizer.load(folder[0] / "out/tokenizer.json")
     texts = (folder[0] / "text.txt").read_text(encoding="utf-8").split("<|endoftext|>")
     ids = [tok.encode(text) for text in texts]
     assert [*map(tok.decode, ids)] == texts
