@@ -154,9 +154,8 @@ def respond(model, tok, prompts, rt, max_new_tokens, temperature=1.0, batch_size
 def answer_mask(prompts, answers, device):
     """[[ids]], [[ids]] -> (B, T) bool: which tokens of prompt + answer, padded on the right, belong
     to the answer."""
-    T = max(len(p) + len(a) for p, a in zip(prompts, answers))
-    return torch.tensor([[0] * len(p) + [1] * len(a) + [0] * (T - len(p) - len(a))
-                         for p, a in zip(prompts, answers)], dtype=torch.bool, device=device)
+    rows = [[0] * len(p) + [1] * len(a) for p, a in zip(prompts, answers)]
+    return right_pad(rows, 0, device)[0].bool()
 
 
 def log_probs(model, idx, mask, temperature=1.0):

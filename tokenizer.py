@@ -232,8 +232,7 @@ class Tokenizer:
         The mask is 1 where the assistant speaks. reply=True adds <|assistant|>: it speaks next."""
         if isinstance(messages, str):
             messages = [{"role": "user", "content": messages}]
-        opened = messages[:1] and messages[0]["role"] == "system"
-        ids = [] if opened else [*self.start]
+        ids = [] if messages and messages[0]["role"] == "system" else [*self.start]
         mask = [0] * len(ids)
         for i, message in enumerate(messages):
             role, content = message["role"], message["content"]

@@ -178,8 +178,8 @@ def judge(function, answer, lang="en"):
         if hasattr(answer, "check"):
             return answer.check(function, lang)
         for args in list(answer.cases()):
-            where = words["case"].format(shown(args))
-            results.append((args, call(function, args), call(answer.answer, args)))
+            where = words["case"].format(brief(args)[1:-1].rstrip(","))
+            results.append((where, args, call(function, args), call(answer.answer, args)))
     except NotImplementedError:
         return words["undone"]
     except Exception as error:
@@ -187,17 +187,17 @@ def judge(function, answer, lang="en"):
                 if "site-packages" not in line.filename][-1]          # of the student's file
         place = f" ({Path(line.filename).name}:{line.lineno})"
         return where + words["raised"].format(in_one_line(error) + place)
-    if all(same(got, want) for _, got, want in results):
+    if all(same(got, want) for *_, got, want in results):
         return ""
     for english, chinese, edits in answer.MISTAKES:
         with suppress(Exception):                     # a mistake may fail on inputs of some shape
             wrong = mistaken(student(answer), edits)
-            if all(same(got, call(wrong, args)) for args, got, _ in results):
+            if all(same(got, call(wrong, args)) for _, args, got, _ in results):
                 return chinese if lang == "zh" else english
-    for args, got, want in results:
+    for where, _, got, want in results:
         for text, one, other in zip(("{}", words["gradient"], words["changed"]), got, want):
             if found := difference(one, other, lang):
-                return words["case"].format(shown(args)) + text.format(found)
+                return where + text.format(found)
 
 
 def student(answer):
@@ -221,10 +221,6 @@ def mistaken(function, edits):
 
 def same(one, other):
     return not any(map(difference, one, other))
-
-
-def shown(args):
-    return brief(args)[1:-1].rstrip(",")
 
 
 def in_one_line(error):

@@ -115,26 +115,14 @@ def test_ids_between_0xd800_and_0xdfff_work_like_others():
 # ---- encoding and decoding ------------------------------------------------------------------
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_encoding_equals_naive_bpe(pattern):
-    rng = random.Random(3)
+def test_encoding_equals_naive_bpe_and_tiktoken_and_every_text_survives(pattern):
+    rng, valid = random.Random(3), [*range(0xD800), *range(0xE000, 0x110000)]
     tok = Tokenizer.train(random_text(rng, 2000), 400, pattern)
-    for _ in range(40):
-        text = random_text(rng, 20)
-        assert tok.encode(text) == naive_encode(text, tok.merges, tok.pattern)
-
-
-def test_encoding_equals_tiktoken_on_the_same_merges(tok):
-    rng = random.Random(4)
-    texts = [random_text(rng, rng.randrange(80)) for _ in range(300)] + [TEXT]
-    assert tok.encode_batch(texts) == [tok.encode(text) for text in texts]
-
-
-def test_every_text_survives(tok):
-    rng = random.Random(5)
-    valid = [*range(0xD800), *range(0xE000, 0x110000)]
-    for _ in range(300):
-        text = "".join(map(chr, rng.choices(valid, k=rng.randrange(20)))) + random_text(rng, 10)
-        assert tok.decode(tok.encode(text)) == text
+    texts = ["".join(map(chr, rng.choices(valid, k=rng.randrange(20))))
+             + random_text(rng, rng.randrange(80)) for _ in range(60)]
+    ids = [tok.encode(text) for text in texts]
+    assert ids == [naive_encode(text, tok.merges, tok.pattern) for text in texts]
+    assert ids == tok.encode_batch(texts) and [*map(tok.decode, ids)] == texts
 
 
 @pytest.mark.parametrize("text, back", [
@@ -251,12 +239,6 @@ def test_the_vocab_file_has_one_line_per_token_which_shows_its_two_parts(tmp_pat
     assert len(lines) == tok.vocab_size == 265 and line in lines
 
 
-def test_different_tokenizers_have_different_fingerprints():
-    prints = {Tokenizer.train(TEXT, size, pattern).fingerprint
-              for size in (300, 301) for pattern in PATTERNS}
-    assert len(prints) == 6
-
-
 @pytest.mark.parametrize("damage", [
     lambda d: d["merges"].pop(), lambda d: d["merges"].reverse(), lambda d: d.pop("pattern"),
     lambda d: d["merges"][0].__setitem__(0, 98), lambda d: d["merges"][0].append(5),
@@ -264,7 +246,7 @@ def test_different_tokenizers_have_different_fingerprints():
     lambda d: d["byte_ids"].__setitem__(0, "0"), lambda d: d["specials"].pop("<|pad|>"),
     lambda d: d["specials"].update({"<|end|>": 65}), lambda d: d.update(pattern="("),
     lambda d: d.update(pattern=5), lambda d: d.update(specials=None), lambda d: d.clear(),
-    lambda d: d.pop("fingerprint")])
+    lambda d: d.pop("fingerprint"), lambda d: d.update(pattern=PATTERNS["gpt2"])])
 def test_a_damaged_tokenizer_is_refused(tok, damage):
     saved = json.loads(json.dumps(tok.to_dict()))
     damage(saved)
