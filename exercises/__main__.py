@@ -23,6 +23,7 @@ import tokenize
 import traceback
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -273,32 +274,26 @@ def verdicts(numbers, lang):
 
 # ---- --run: the function in the real script -------------------------------------------------
 
-def run_script(path, name, function, flags):
-    """Run a stage with `function` in the place of `name`, if there is one. The functions of a stage
-    stand before `if __name__ == "__main__":`, what uses them comes after. Instead of a name there
-    may be a function that puts the student's in its place."""
+def half(n, only, out, lang):
+    """One of the two runs, in a process of its own. The functions of a stage stand before
+    `if __name__ == "__main__":`, what uses them comes after; in between, the student's takes the
+    place of ours: a name in RUN, or a function that puts it there. Where the stage calls its
+    function in another way, RUN has a fourth part, which turns the student's into one of that kind.
+    """
+    path, place, flags, *adapt = ours(n).RUN
     head, line, main = Path(path).read_text("utf-8").partition('if __name__ == "__main__":')
     space = {"__name__": "__main__", "__file__": path}
-    sys.argv = [path, *flags]
-    if function and callable(name):
-        name(function)
-    exec(compile(head, path, "exec"), space)
-    if function and not callable(name):
-        space[name] = function
-    exec(compile("\n" * head.count("\n") + line + main, path, "exec"), space)
-
-
-def half(n, only, out, lang):
-    """One of the two runs, in a process of its own. Where the stage calls its function in another
-    way, RUN has a fourth part, which turns the student's function into one of that kind."""
-    script, place, flags, *adapt = ours(n).RUN
-    function = yours(n, lang) if only == "yours" else None
-    if function and adapt:
-        function = adapt[0](function)
     # the tensors that a student's function makes are on the CPU
-    flags = [*shlex.split(flags), "--device=cpu", f"--out={out}"]
+    sys.argv = [path, *shlex.split(flags), "--device=cpu", f"--out={out}"]
     try:
-        run_script(script, place, function, flags)
+        exec(compile(head, path, "exec"), space)
+        if only == "yours":
+            function = yours(n, lang)
+            for change in adapt:
+                function = change(function)
+            install = place if callable(place) else partial(space.__setitem__, place)
+            install(function)
+        exec(compile("\n" * head.count("\n") + line + main, path, "exec"), space)
     except Exception as error:                        # in one line: multiprocessing shows them all
         sys.excepthook(type(error), error, error.__traceback__)
         raise SystemExit(1) from None
