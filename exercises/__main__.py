@@ -244,6 +244,17 @@ def verdict(n, lang):
     return not found, line
 
 
+def start(function, *args):
+    """Run a function of this file in a process of its own. A process that is not forked imports the
+    function by its name, and can't from `__main__`, which is what `python -m exercises` calls us.
+    """
+    if PROCESSES.get_start_method() == "spawn":
+        function = getattr(importlib.import_module("exercises.__main__"), function.__name__)
+    process = PROCESSES.Process(target=function, args=args, daemon=True)
+    process.start()
+    return process
+
+
 def report(pipe, numbers, lang):
     pipe.send("started")
     for n in numbers:
@@ -255,8 +266,7 @@ def verdicts(numbers, lang):
     os._exit(0) does, or that is endless is not solved, and the next process goes on behind it."""
     while numbers:
         here, there = PROCESSES.Pipe(duplex=False)
-        process = PROCESSES.Process(target=report, args=(there, numbers, lang), daemon=True)
-        process.start()
+        process = start(report, there, numbers, lang)
         there.close()
         here.recv()                                   # it may have to import torch first
         try:
@@ -313,11 +323,10 @@ def side_by_side(n, lang):
         for only in ("ours", "yours"):
             out = Path(folder) / f"{only}.pt"
             print(words["starts"].format(words[only], script, flags), flush=True)
-            process = PROCESSES.Process(target=half, args=(n, only, out, lang), daemon=True)
-            process.start()
+            process = start(half, n, only, out, lang)
             process.join()
             log = out.with_suffix(".jsonl")
-            if not log.exists():                      # it has said why, if it has failed
+            if process.exitcode or not log.exists():  # it has said why, if it has failed
                 raise SystemExit(process.exitcode or words["no_log"].format(words[only]))
             logs[only] = read_log(log)
     table(logs, ours(n).COLUMNS, words)

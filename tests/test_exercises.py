@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -160,24 +161,32 @@ def test_an_exercise_shows_its_text_until_it_is_solved_and_has_a_cross_in_the_li
     assert [line for line in lines if line[0] == "x"] == ["x 14. The title of fourteen"]
 
 
-def test_the_list_shows_what_is_solved_in_spite_of_broken_files_and_without_copies(school):
-    """In Chinese, as a user starts it: in a process of its own."""
+def test_the_list_shows_what_is_solved_in_spite_of_broken_files_and_without_copies(school, command):
     there = school / "exercises"
     (there / "e14_ranking_loss.py").write_text(RIGHT)
     (there / "e14_ranking_loss_old.py").write_text("an old copy")
     (there / "e15_agreement_and_ceiling.py").write_bytes("# 采样".encode("gbk"))
     (there / "e16_score_normalisation.py").unlink()
     (there / "e17_reinforce.py").write_text("import os\ndef reinforce_loss(*_): os._exit(0)\n")
-    done = subprocess.run([sys.executable, "-m", "exercises", "--lang=zh"], cwd=school, timeout=300,
-                          env=dict(os.environ, PYTHONIOENCODING="utf-8"), capture_output=True,
-                          encoding="utf-8", check=True)
-    *lines, last = done.stdout.splitlines()
-    assert [int(line[2:4]) for line in lines] == [*course.exercises()] and not done.stderr
+    status, (*lines, last) = command(school, "--lang=zh")
+    assert [int(line[2:4]) for line in lines] == [*course.exercises()] and status == 0
     assert last == "完成 1 / 27；下一个：python -m exercises 1 --lang=zh"
     assert [line for line in lines if line[0] == "x"] == ["x 14. 排序损失"]
     told = [line[2:].partition("   ")[2] for line in lines if "   " in line[2:]]
     assert len(told) == 3 and "不是 UTF-8" in told[0] and "读不了" in told[1]
     assert told[2] == "（它结束了整个程序）"
+
+
+def test_where_processes_are_not_forked_they_find_the_function_that_judges(school):
+    """As on Windows and macOS: started by a user, in a process of its own."""
+    (school / "exercises/e14_ranking_loss.py").write_text(RIGHT)
+    there = shutil.copytree(school, "there")
+    main = Path("there/exercises/__main__.py")
+    main.write_text(main.read_text("utf-8").replace('_context("fork" if', '_context("spawn" if'))
+    done = subprocess.run([sys.executable, "-m", "exercises", "14", "--lang=zh"], cwd=there,
+                          env=dict(os.environ, PYTHONIOENCODING="utf-8"), capture_output=True,
+                          encoding="utf-8", timeout=300)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "14: 正确\n", "")
 
 
 @pytest.mark.parametrize("flags, words", [
@@ -207,3 +216,15 @@ def test_run_shows_both_curves_side_by_side(school, command, tiny_tokenizer, mon
     assert [int(row.split()[0]) for row in rows] == [6, 12, 18, 24]
     ours, yours = map(float, rows[-1].split()[3:])
     assert ours > yours                               # it has learned to prefer the worse answers
+
+
+def test_a_run_that_fails_after_its_first_log_shows_no_table(school, command, monkeypatch):
+    (school / "stage.py").write_text("""import sys
+def ranking_loss(*_): pass
+if __name__ == "__main__":
+    open(sys.argv[-1].removeprefix("--out=").replace(".pt", ".jsonl"), "w").close()
+    ranking_loss(0, 0)""")
+    monkeypatch.setattr(course.ours(14), "RUN", ("stage.py", "ranking_loss", ""))
+    (school / "exercises/e14_ranking_loss.py").write_text(with_body("return 1 / 0"))
+    status, lines = command(school, "14", "--run")
+    assert status == 1 and lines[-1] == "--- yours: stage.py "
