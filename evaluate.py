@@ -248,8 +248,9 @@ def show(board):
              for kind, found in kinds.items()]
     lines += [(f"{kind}: grade", [cell(f["grade"]) for f in found])
               for kind, found in kinds.items()]
-    lines += [("known people called unknown", [cell(f["unsure"], "{:.1%}") for f in found])
-              for kind, found in kinds.items() if kind == "fact"]
+    if "fact" in kinds:
+        lines.append(("known people called unknown",
+                      [cell(f["unsure"], "{:.1%}") for f in kinds["fact"]]))
     lines += [(label.format(board["reference"]), [cell(m.get(key), form) for m in columns])
               for key, (label, form) in ROWS.items() if any(key in m for m in columns)]
     width, column = max(len(label) for label, _ in lines) + 1, max(17, *map(len, models)) + 1
