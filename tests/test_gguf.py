@@ -26,21 +26,17 @@ from tokenizer import GPT2, Tokenizer
 from tools import gguf_file, hf
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed")
-run, refused, take, safetensors = (                                    # fixtures
-    test_hf.run, test_hf.refused, test_hf.take, test_hf.safetensors)
+run, refused, take, export, safetensors = (                            # fixtures
+    test_hf.run, test_hf.refused, test_hf.take, test_hf.export, test_hf.safetensors)
 
 
 def rotate(x, theta, neighbours, slower=1):
     """RoFormer, eq. 34: x (heads, T, D); pairs are rows 2i and 2i + 1, or i and i + D/2."""
     T, D = x.shape[1:]
     angles = np.arange(T)[:, None] * theta ** (-np.arange(0, D, 2) / D) / slower
-    one, two = slice(0, None, 2), slice(1, None, 2)
-    if not neighbours:
-        one, two = slice(0, D // 2), slice(D // 2, None)
-    out = np.empty_like(x)
-    out[..., one] = x[..., one] * np.cos(angles) - x[..., two] * np.sin(angles)
-    out[..., two] = x[..., one] * np.sin(angles) + x[..., two] * np.cos(angles)
-    return out
+    one, two = (x[..., ::2], x[..., 1::2]) if neighbours else np.split(x, 2, axis=-1)
+    turned = (one + 1j * two) * np.exp(1j * angles)
+    return np.stack((turned.real, turned.imag), axis=-1 if neighbours else -2).reshape(x.shape)
 
 
 def logits(path, ids):
@@ -111,12 +107,13 @@ def check(model, path, atol):
 V, C, HIDDEN, BLOCKS = 395, 64, 96, 2
 SETTINGS = {"context_length": 32, "embedding_length": C, "block_count": BLOCKS,
             "feed_forward_length": HIDDEN, "attention.head_count": 4}
-LLAMA = SETTINGS | {"attention.head_count_kv": 2, "rope.freq_base": 5e4, "vocab_size": V,
+LLAMA = SETTINGS | {"attention.head_count_kv": 2, "rope.freq_base": 5e4,
                     "rope.dimension_count": 16, "attention.layer_norm_rms_epsilon": 1e-3}
 GPT_2 = SETTINGS | {"attention.layer_norm_epsilon": 1e-3}
 
-def tensors(arch, tied):
-    config = GPTConfig(block_size=32, vocab_size=V, n_layer=BLOCKS, n_head=4, n_embd=C,
+
+def tensors(arch, tied, rows=V):
+    config = GPTConfig(block_size=32, vocab_size=rows, n_layer=BLOCKS, n_head=4, n_embd=C,
                        n_kv_head=2 if arch == "llama" else 4, n_hidden=HIDDEN,
                        **STYLES[arch] | dict(tied=tied))
     family = hf.LLAMA if arch == "llama" else hf.GPT_2
@@ -127,20 +124,22 @@ def tensors(arch, tied):
 
 def write(path="x.gguf", arch="llama", tied=True, kind="F32", settings=None, weights=None, **tok):
     """tok: replaces model, pre, tokens, token_type or merges of the tokenizer; or a template"""
-    file = gguf.GGUFWriter(path, arch)
-    settings = (LLAMA if arch == "llama" else GPT_2) if settings is None else settings
-    for name, value in settings.items():
-        add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
-        add(f"{arch}.{name}", value)
     learned = test_hf.tokenizer_json()["model"]
     tok = dict(model="gpt2", pre="gpt-2", tokens=[*learned["vocab"]], merges=learned["merges"],
                token_type=[1] * 394 + [3]) | tok
+    rows = len(tok["tokens"])
+    if settings is None:
+        settings = LLAMA | {"vocab_size": rows} if arch == "llama" else GPT_2
+    file = gguf.GGUFWriter(path, arch)
+    for name, value in settings.items():
+        add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
+        add(f"{arch}.{name}", value)
     if "template" in tok:
         file.add_chat_template(tok.pop("template"))
     for name, value in tok.items():
         add = file.add_string if isinstance(value, str) else file.add_array
         add(f"tokenizer.ggml.{name}", value)
-    for name, w in (tensors(arch, tied) if weights is None else weights).items():
+    for name, w in (tensors(arch, tied, rows) if weights is None else weights).items():
         stored = gguf.GGMLQuantizationType[kind if w.ndim > 1 else "F32"]
         file.add_tensor(name, gguf.quants.quantize(w, stored), raw_dtype=stored)
     file.write_header_to_file()
@@ -166,13 +165,13 @@ def test_an_output_layer_that_equals_the_embedding_is_tied(take):
     assert take(write(arch="gpt2", weights=weights))[0].config.tied
 
 
+LLAMA_CPP = (r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
+             r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
 @pytest.mark.parametrize("pre, cuts", [
-    ("gpt-2", [GPT2]), ("smollm", [r"\p{N}", GPT2]),
-    *((pre, [r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+|"
-              r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"])
-      for pre in ("dbrx", "llama-bpe")),
-    ("qwen2", [r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])|[^\r\n\p{L}\p{N}]?\p{L}+"
-               r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"])])
+    ("gpt-2", [GPT2]), ("smollm", [r"\p{N}", GPT2]), ("dbrx", [LLAMA_CPP]),
+    ("llama-bpe", [LLAMA_CPP]), ("qwen2", [LLAMA_CPP.replace("{1,3}", "")])])
 def test_texts_are_split_as_llama_cpp_splits_them(pre, cuts, take):
     """cuts: the regexes of llama-vocab.cpp, which are applied one after the other"""
     tok = take(write(pre=pre))[1]
@@ -185,10 +184,8 @@ def test_texts_are_split_as_llama_cpp_splits_them(pre, cuts, take):
 
 def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(take):
     names = [*test_hf.tokenizer_json()["model"]["vocab"]][:394]
-    _, tok = take(write(
-        tokens=[*names, "<|im_start|>", "[PAD395]"], token_type=[1] * 394 + [3, 5],
-        settings=LLAMA | {"vocab_size": 396},
-        weights=tensors("llama", True) | {"token_embd.weight": np.ones((396, C), np.float32)}))
+    _, tok = take(write(tokens=[*names, "<|im_start|>", "[PAD395]"],
+                        token_type=[1] * 394 + [3, 5]))
     assert tok.specials["<|im_start|>"] == 394 and tok.eot == 395 and tok.vocab_size == 401
     for text in texts(50):
         assert tok.encode(text) == LEARNED.encode(text)
@@ -241,21 +238,10 @@ def test_a_broken_or_a_missing_file_is_refused(refused):
 
 # ---- export ---------------------------------------------------------------------------------
 
-@pytest.fixture
-def export(run):
-    """export("llama") saves a model, and exports it to x.gguf: the model."""
-    def export(variant, *flags, stage="sft"):
-        ours = save("sft.pt", variant, stage)
-        status, out, err = run("export", "sft.pt", "x.gguf", *flags)
-        assert (status, err) == (0, "") and "x.gguf" in out
-        return ours
-    return export
-
-
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "laptop" not in v])
 @pytest.mark.parametrize("f16", [False, True])
 def test_an_exported_file_gives_the_same_logits_by_the_formula(variant, f16, export):
-    ours = export(variant, *["--f16"] * f16)
+    ours = export(variant, "x.gguf", *["--f16"] * f16)
     # llama.cpp has no exact GELU, only the formula with tanh
     exact = ours.config.mlp == "gelu"
     check(ours, "x.gguf", 0.05 if f16 else 0.02 if exact else 1e-3)
@@ -263,18 +249,18 @@ def test_an_exported_file_gives_the_same_logits_by_the_formula(variant, f16, exp
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if "llama" in v or "qwen" in v] + ["gpt2"])
 def test_an_exported_file_comes_back_bit_for_bit(variant, export, take):
-    same(export(variant), *take("x.gguf"))
+    same(export(variant, "x.gguf"), *take("x.gguf"))
 
 
 def test_f16_rounds_the_matrices_and_only_these(export, take):
-    mine = export("llama", "--f16").state_dict()
+    mine = export("llama", "x.gguf", "--f16").state_dict()
     for name, w in take("x.gguf")[0].state_dict().items():
         assert w.equal(mine[name].half().float() if w.dim() > 1 else mine[name])
 
 
 @pytest.mark.parametrize("stage, end", [("pretrain", "<|endoftext|>"), ("sft", "<|end|>")])
 def test_the_file_says_how_a_text_ends_and_how_a_chat_is_written(stage, end, export):
-    export("llama", stage=stage)
+    export("llama", "x.gguf", stage=stage)
     get = {name.removeprefix("tokenizer."): field.contents()
            for name, field in gguf.GGUFReader("x.gguf").fields.items()}
     assert get["ggml.tokens"][get["ggml.eos_token_id"]] == end
@@ -289,11 +275,8 @@ def test_the_chat_format_of_a_file_can_be_kept_and_goes_into_the_next_file(take,
     write()
     assert "the model has no chat template" in refused("import", "x.gguf", "p.pt", "--chat=own")
     ids, (template, _, _) = parts("ChatML")
-    kinds = [1] * 394 + [3] * 3
     names = [*test_hf.tokenizer_json(specials=ids)["model"]["vocab"]]
-    weights = tensors("llama", True) | {"token_embd.weight": np.ones((397, C), np.float32)}
-    write(settings=LLAMA | {"vocab_size": 397}, weights=weights, tokens=names, token_type=kinds,
-          template=template)
+    write(tokens=names, token_type=[1] * 394 + [3] * 3, template=template)
     assert run("import", "x.gguf", "p.pt", "--chat=own")[0] == 0
     tok = load_checkpoint("p.pt", "sft")["tokenizer"]
     assert tok.chat["assistant"] == ["<|im_start|>assistant\n", "<|im_end|>\n"]
@@ -303,12 +286,6 @@ def test_the_chat_format_of_a_file_can_be_kept_and_goes_into_the_next_file(take,
     assert load_checkpoint("q.pt", "sft")["tokenizer"].to_dict() == tok.to_dict()
 
 
-def test_llama_cpp_has_no_rotary_scaling_for_qwen(refused):
-    save("sft.pt", "qwen2", rope_scaling=(8.0, 1.0, 4.0, 8192))
-    assert "no rotary scaling as Llama 3's in models like qwen2" in refused("export", "sft.pt",
-                                                                           "x.gguf")
-
-
 def test_a_split_pattern_that_llama_cpp_lacks_is_refused(refused, monkeypatch):
     monkeypatch.setattr(test_hf, "LEARNED", Tokenizer.train("a b c", 262, r"\w+"))
     save("sft.pt", "llama")
@@ -316,12 +293,15 @@ def test_a_split_pattern_that_llama_cpp_lacks_is_refused(refused, monkeypatch):
     assert os.listdir() == ["sft.pt"]
 
 
-@pytest.mark.parametrize("variant, words, reason", [
-    ("laptop", ["new.gguf"], "--style=llama"), ("llama", ["old.gguf"], "old.gguf is there already"),
-    ("llama", ["there", "--f16"], "--f16 is for GGUF")])
+@pytest.mark.parametrize("variant, changes, words, reason", [
+    ("laptop", {}, ["new.gguf"], "--style=llama"),
+    ("qwen2", dict(rope_scaling=(8.0, 1.0, 4.0, 8192)), ["new.gguf"],
+     "no rotary scaling as Llama 3's in models like qwen2"),
+    ("llama", {}, ["old.gguf"], "old.gguf is there already"),
+    ("llama", {}, ["there", "--f16"], "--f16 is for GGUF")])
 def test_what_llama_cpp_lacks_a_file_that_exists_and_f16_for_a_folder_are_refused(
-        variant, words, reason, refused):
-    save("sft.pt", variant)
+        variant, changes, words, reason, refused):
+    save("sft.pt", variant, **changes)
     Path("old.gguf").touch()
     assert reason in refused("export", "sft.pt", *words)
     assert sorted(os.listdir()) == ["old.gguf", "sft.pt"]
