@@ -14,8 +14,9 @@ import pytest
 from checkpoint import load_checkpoint
 from reward import encode_answer
 from test_hf import LEARNED, refused, run, safetensors, texts, tokenizer_json, write  # noqa: F401
+from tiny import model, store
 from tiny import run as run_here
-from tokenizer import CHAT, Tokenizer
+from tokenizer import Tokenizer
 from tools import hf
 from tools.chat_format import check_format, find_format, renderer, template_of
 
@@ -80,12 +81,15 @@ def parts(name):
     return ids, (template, "<s>", "</s>")
 
 
+def with_format(specials, own):
+    """The tokenizer that keeps a template's format"""
+    return hf.tokenizer_from_hf(json.loads(json.dumps(tokenizer_json(specials=specials))), own)[0]
+
+
 @pytest.fixture(scope="module", params=CASES)
 def case(request):
     """-> the name of the template, and the tokenizer that has its format"""
-    ids, own = parts(request.param)
-    saved = json.loads(json.dumps(tokenizer_json(specials=ids)))
-    return request.param, hf.tokenizer_from_hf(saved, own)[0]
+    return request.param, with_format(*parts(request.param))
 
 
 def by_hand(name, tok, messages, reply):
@@ -120,39 +124,42 @@ def test_hostile_dialogues_get_the_ids_of_the_template_and_no_special_token_from
         assert ids == by_hand(name, tok, messages, reply) and len(mask) == len(ids)
 
 
-def test_the_ids_are_those_of_apply_chat_template(case):
+@pytest.mark.parametrize("name", [*CASES, "ours"])
+def test_in_transformers_an_exported_model_gets_the_ids_of_encode_chat(name, run):  # noqa: F811
+    """From its first template, and from the one that we write"""
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    import tokenizers
-    name, tok = case
-    _, (template, bos, eos) = parts(name)
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer.from_str(json.dumps(hf.tokenizer_to_hf(tok))),
-        chat_template=template, bos_token=bos, eos_token=eos)
-    rng = random.Random(2)
-    for _ in range(100):
-        messages, reply = dialogue(rng, name, texts(40, seed=4))
-        for m in messages:                            # there, white space joins the template's
-            m["content"] = f"A{m['content']}A"
-        found = theirs.apply_chat_template(messages, add_generation_prompt=reply, return_dict=True)
-        assert found["input_ids"] == tok.encode_chat(messages, reply)[0]
+    tok = LEARNED if name == "ours" else with_format(*parts(name))
+    store("p.pt", "sft", model(tok.vocab_size), tok)
+    assert run("export", "p.pt", "there")[0] == 0
+    theirs, rng = transformers.AutoTokenizer.from_pretrained("there"), random.Random(2)
+    for template in (CASES.get(name, [None])[-1], None):
+        for _ in range(60):
+            messages, reply = dialogue(rng, name, [*texts(40, seed=4), "{{ 4 }}"])
+            for m in messages if name != "ours" else ():
+                m["content"] = f"A{m['content']}A"            # there, a space joins the template's
+            found = theirs.apply_chat_template(
+                messages, chat_template=template, add_generation_prompt=reply, return_dict=True,
+                bos_token="<s>", eos_token="</s>")
+            assert found["input_ids"] == tok.encode_chat(messages, reply)[0]
 
 
-@pytest.mark.parametrize("name, text", {
+DIALOGUES = {
     "ChatML": "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\n a <|im_end|>\n"
               "<|im_start|>assistant\n[ b <|im_end|>]\n",
     "Llama 3": "<s><|head|>user<|/head|>\n\na<|eot|><|head|>assistant<|/head|>\n\n[b<|eot|>]",
     "Gemma": "<s><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n[b<end_of_turn>]\n",
     "Zephyr": "<|user|>\n a </s>\n<|assistant|>\n[ b </s>]\n",
     "plain words": "Question:  a \nAnswer:\n[ b </s>]",
-    "nothing after a question": "<s><U> a <A>[ b </s>]"}.items())
-def test_what_is_learned_is_the_answer_and_the_token_that_ends_it(name, text):
-    ids, own = parts(name)
-    tok, _ = hf.tokenizer_from_hf(json.loads(json.dumps(tokenizer_json(specials=ids))), own)
+    "nothing after a question": "<s><U> a <A>[ b </s>]"}
+
+
+def test_what_is_learned_is_the_answer_and_the_token_that_ends_it(case):
+    name, tok = case
     ids, mask = tok.encode_chat([dict(role="user", content=" a "),
                                  dict(role="assistant", content=" b ")])
     learned = itertools.groupby(zip(ids, mask), key=lambda pair: pair[1])
-    assert text == "".join("[" * bit + tok.decode([id for id, _ in part]) + "]" * bit
-                           for bit, part in learned)
+    assert DIALOGUES[name] == "".join("[" * bit + tok.decode([id for id, _ in part]) + "]" * bit
+                                      for bit, part in learned)
     empty = [dict(role="user", content="a"), dict(role="assistant", content=" ")]
     assert not any(tok.encode_chat(empty)[1])
 
@@ -167,22 +174,18 @@ def test_an_answer_that_is_written_follows_the_prompt_as_it_does_in_the_dialogue
 
 
 def test_a_format_survives_its_template_and_a_saved_tokenizer(case):
+    for tok in (case[1], LEARNED):
+        render = renderer(template_of(tok.chat), "", "")
+        assert find_format(render, tok.specials) == tok.chat
+        check_format(render, tok)
+        again = Tokenizer.from_dict(json.loads(json.dumps(tok.to_dict())))
+        assert again.chat == tok.chat and again.end == tok.end
+
+
+def test_the_fingerprint_tells_formats_apart_and_with_ours_it_is_that_of_before(case):
     _, tok = case
-    assert find_format(renderer(template_of(tok.chat), "", ""), tok.specials) == tok.chat
-    check_format(renderer(template_of(tok.chat), "", ""), tok)
-    again = Tokenizer.from_dict(json.loads(json.dumps(tok.to_dict())))
-    assert again.chat == tok.chat and again.end == tok.end
     plain = Tokenizer(tok.pattern, tok.byte_ids, tok.merges, tok.specials)
     assert plain.fingerprint != tok.fingerprint and "chat" not in plain.to_dict()
-
-
-def test_our_own_format_is_found_in_our_template():
-    render = renderer(template_of(CHAT), "", "")
-    assert find_format(render, LEARNED.specials) == CHAT
-    check_format(render, LEARNED)
-
-
-def test_a_tokenizer_with_our_format_has_the_fingerprint_of_before():
     assert Tokenizer.train("a b c", 262, "gpt2").fingerprint == "763e268b5a5efe4a"
 
 
@@ -197,39 +200,33 @@ def test_a_message_that_the_format_has_no_place_for_is_refused(case):
             assert tok.encode_chat(messages)
 
 
-START = "{%- for m in messages %}"
-END = "{% endfor %}{% if add_generation_prompt %}{{ 'a:' }}{% endif %}"
+def each(content="m.content", before="m.role[0] + ':'", after="'</s>'", ask="a:"):
+    """A template that writes each message alike, and `ask` to ask for an answer"""
+    return ("{% for m in messages %}{{ " + f"{before} + ({content}) + {after}" + " }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '" + ask + "' }}{% endif %}")
 
 
 @pytest.mark.parametrize("template, reason", [
     # thinking: dropped from answers; asked for; put into the last answer
-    (START + "{{ m.role[0] + ':' + m.content.split('</think>')[-1] + '</s>' }}" + END,
+    (each("m.content.split('</think>')[-1]"),
      "it changes the messages, or what is around them, in .*</think>"),
-    (START + "{{ m.role[0] + ':' + m.content + '</s>' }}{% endfor %}{% if add_generation_prompt %}"
-     "{{ 'a:<think>' }}{% endif %}",
-     "before an answer it writes 'a:', or, to ask for one, 'a:<think>'"),
-    (START + "{{ m.role[0] + ':' + ('<think></think>' if loop.last and m.role[0] == 'a' else '')"
-     " + m.content + '</s>' }}" + END, "<think></think>"),
-    ("{{ strftime_now('%d %b %Y') }}" + START + "{{ m.role[0] + ':' + m.content + '</s>' }}" + END,
-     "today's date"),
-    ("{{ tools[0] }}", "'tools' is undefined"),
-    (START + "{{ m.role[0] + ':' + (m.content | upper) + '</s>' }}" + END, "once, in order"),
-    (START + "{{ m.role[0] + ':' + (m.content | replace('  ', ' ')) + '</s>' }}" + END,
-     "it changes the messages"),
+    (each(ask="a:<think>"), "before an answer it writes 'a:', or, to ask for one, 'a:<think>'"),
+    (each("('<think></think>' if loop.last and m.role[0] == 'a' else '') + m.content"),
+     "<think></think>"),
+    ("{{ strftime_now('%d %b %Y') }}" + each(), "today's date"),
+    ("{{ tools[0] }}", "'tools' is undefined"), (each("m.content | upper"), "once, in order"),
+    (each("m.content | replace('  ', ' ')"), "it changes the messages"),
     # one role is stripped, the other is not
-    (START + "{{ m.role[0] + ':' + (m.content if m.role == 'user' else m.content.strip()) }}"
-     "{{ '</s>' }}" + END, "it changes the messages"),
-    (START + "{{ m.role[0] + ':' + m.content + '\\n' }}" + END, "no special token"),
-    (START + "{{ m.role[0] ~ loop.index ~ ':' ~ m.content ~ '</s>' }}" + END, "before an answer"),
-    (START + "{{ m.role[0] ~ (loop.index % 3) ~ ':' ~ m.content ~ '</s>' }}{% endfor %}"
-     "{% if add_generation_prompt %}{{ 'a2:' }}{% endif %}", "now 'u0:', now 'u1:'"),
+    (each("m.content if m.role == 'user' else m.content.strip()"), "it changes the messages"),
+    (each(after="'\\n'"), "no special token"),
+    (each(before="m.role[0] ~ loop.index ~ ':'"), "before an answer"),
+    (each(before="m.role[0] ~ (loop.index % 3) ~ ':'", ask="a2:"), "now 'u0:', now 'u1:'"),
     ("{{ raise_exception('not today') }}", "not today"), ("{% for %}", "Expected"),
     ("{{ ''.__class__.__mro__ }}", "unsafe"), ("{{ messages.append(1) }}", "unsafe"),
     ("Hi", "once, in order")])
 def test_a_template_that_is_no_table_is_refused_by_name(template, reason):
-    saved = json.loads(json.dumps(tokenizer_json(specials={"<|endoftext|>": 394, "</s>": 395})))
     with pytest.raises(ValueError, match="(?s)" + reason) as error:
-        hf.tokenizer_from_hf(saved, (template, "<s>", "</s>"))
+        with_format({"<|endoftext|>": 394, "</s>": 395}, (template, "<s>", "</s>"))
     assert str(error.value).endswith("with --chat=ours the model learns our format")
 
 
@@ -267,25 +264,15 @@ def test_an_imported_model_keeps_its_format_answers_at_once_and_takes_it_along(w
     assert load_checkpoint("q.pt", "sft")["tokenizer"].to_dict() == tok.to_dict()
 
 
-def test_by_default_a_model_gets_our_format(run):  # noqa: F811
-    assert run("import", folder("ChatML"), "p.pt")[0] == 0
-    tok = load_checkpoint("p.pt", "pretrain")["tokenizer"]
-    assert tok.chat == CHAT and tok.decode([tok.end]) == "<|end|>"
-    assert "<|im_end|>" not in tok.specials
-
-
 @pytest.mark.parametrize("config, reason", [
     (dict(chat_template=None), "no chat template: import it without --chat=own"),
     (dict(chat_template=[]), "no chat template"),
     (dict(chat_template=[1]), "tokenizer_config.json is"), (dict(chat_template=7), "chat template"),
-    (dict(eos_token=dict(a=1)), "lacks 'content'")], ids=str)
+    (dict(eos_token=dict(a=1)), "lacks 'content'"), (None, "tokenizer_config.json is missing")],
+    ids=str)
 def test_without_a_usable_template_the_own_format_is_refused(config, reason, refused):  # noqa: F811
-    assert reason in refused("import", folder("Zephyr", **config), "p.pt", "--chat=own")
+    place = folder("Zephyr", **config or {})
+    if config is None:
+        (place / "tokenizer_config.json").unlink()
+    assert reason in refused("import", place, "p.pt", "--chat=own")
     assert not Path("p.pt").exists()
-
-
-def test_an_unknown_format_and_a_folder_without_a_config_are_refused(refused):  # noqa: F811
-    place = folder("Zephyr")
-    assert "--chat=7 is neither ours nor own" in refused("import", place, "p.pt", "--chat=7")
-    (place / "tokenizer_config.json").unlink()
-    assert "tokenizer_config.json is missing" in refused("import", place, "p.pt", "--chat=own")

@@ -105,17 +105,14 @@ def test_without_a_network_one_line_says_where_to_put_the_file(run, refused, nam
     assert not [path for path in Path("data").rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("name", ["dolly", "tinystories", "hh"])
-def test_without_huggingface_hub_one_line_names_the_command(run, refused, monkeypatch, name):
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    assert "pip install huggingface_hub" in refused(run, name)
-
-
-def test_without_pyarrow_one_line_names_the_command_before_any_download(run, hosts, refused,
-                                                                        monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
-    assert "pip install pyarrow" in refused(run, "fineweb") and hosts.asked == []
+@pytest.mark.parametrize("name, library", [
+    ("dolly", "huggingface_hub"), ("tinystories", "huggingface_hub"), ("hh", "huggingface_hub"),
+    ("fineweb", "pyarrow")])
+def test_without_a_library_one_line_names_the_command_before_any_download(
+        name, library, run, hosts, refused, monkeypatch):
+    for module in (library, f"{library}.parquet"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert f"pip install {library}" in refused(run, name) and hosts.asked == []
 
 
 # the data sets ---------------------------------------------------------------

@@ -45,17 +45,6 @@ def test_text_has_no_special_tokens(tiny_tokenizer, attacks):
     assert not any(specials(tiny_tokenizer, ids) for ids in tiny_tokenizer.encode_batch(attacks))
 
 
-def test_a_dialogue_has_only_the_templates_special_tokens(tiny_tokenizer, attacks):
-    for one, two, three in zip(attacks, attacks[1:], attacks[2:]):
-        ids, mask = tiny_tokenizer.encode_chat([dict(role="system", content=one),
-                                                dict(role="user", content=two),
-                                                dict(role="assistant", content=three)])
-        assert specials(tiny_tokenizer, ids) == ["endoftext", "system", "end", "user", "end",
-                                                 "assistant", "end"]
-        learned = len(tiny_tokenizer.encode(three)) + 1 if three.strip() else 0
-        assert sum(mask) == learned
-
-
 def spelled(texts):
     """The texts that a UTF-8 file can contain, without blank ones."""
     return [t for t in texts if t.encode("utf-8", "ignore").decode() == t and t.strip()]
@@ -69,7 +58,7 @@ def test_a_corpus_has_one_special_token_before_each_document(tmp_path, tiny_toke
 
 
 def test_files_and_chats_have_only_the_templates_special_tokens(tiny_tokenizer, attacks):
-    tok, texts = tiny_tokenizer, spelled(attacks)
+    tok, texts, rng = tiny_tokenizer, spelled(attacks), np.random.default_rng(0)
     pairs = list(zip(texts, texts[1:]))
     write(Path("sft.jsonl"), *(dict(prompt=a, response=b) for a, b in pairs))
     write(Path("pairs.jsonl"), *(dict(prompt=a, responses=[b, b + "!"]) for a, b in pairs))
@@ -77,6 +66,7 @@ def test_files_and_chats_have_only_the_templates_special_tokens(tiny_tokenizer, 
     assert cut == dropped == 0 and len(dialogues) == len(pairs)
     chats = [[dict(role="system", content=b), dict(role="user", content=a)]
              for a, b in zip(attacks, attacks[1:])]
+    answered = [[*asked, dict(role="assistant", content=c)] for asked, c in zip(chats, attacks[2:])]
     comparisons = [encode_answer(tok, row["prompt"], response, 1000)
                    for row in read_comparisons("pairs.jsonl") for response in row["responses"]]
     for found, expected in (
@@ -84,20 +74,18 @@ def test_files_and_chats_have_only_the_templates_special_tokens(tiny_tokenizer, 
             (comparisons, "endoftext user end assistant end"),
             ([tok.encode_chat(row["prompt"], reply=True)[0] for row in read_prompts("sft.jsonl")],
              "endoftext user end assistant"),
+            ([tok.encode_chat(chat)[0] for chat in answered],
+             "endoftext system end user end assistant end"),
             ([as_dialogue(tok, asked, room=1000)[0] for asked in chats],
              "endoftext system end user end assistant"),
-            ([as_text(tok, asked) for asked in chats], "endoftext")):
+            ([as_text(tok, asked) for asked in chats], "endoftext"),
+            ([few_shot(tok, dict(prompt=chat[:-1]), [dict(messages=chat)], rng, room=1000)
+              for chat in answered], "endoftext endoftext")):
         assert {" ".join(specials(tok, ids)) for ids in found} == {expected}
-
-
-def test_few_shot_examples_have_no_special_token_but_endoftext(tiny_tokenizer, attacks):
-    rng = np.random.default_rng(0)
-    for text in attacks:
-        asked = [dict(role="user", content=text)]
-        examples = [dict(messages=[*asked, dict(role="assistant", content=text)])]
-        ids = few_shot(tiny_tokenizer, dict(prompt=asked), examples, rng, room=1000)
-        assert set(specials(tiny_tokenizer, ids)) == {"endoftext"}
-        assert len(specials(tiny_tokenizer, ids)) == 2
+    for chat in answered:
+        said = chat[-1]["content"]
+        learned = len(tok.encode(said)) + 1 if said.strip() else 0
+        assert sum(tok.encode_chat(chat)[1]) == learned
 
 
 def test_the_question_and_what_follows_it_are_encoded_as_in_the_pretraining_text():
