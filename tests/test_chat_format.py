@@ -12,6 +12,7 @@ import jinja2
 import pytest
 
 from checkpoint import load_checkpoint
+from model import STYLES
 from reward import encode_answer
 from test_hf import LEARNED, refused, run, safetensors, texts, tokenizer_json, write  # noqa: F401
 from tiny import model, store
@@ -132,6 +133,7 @@ def test_in_transformers_an_exported_model_gets_the_ids_of_encode_chat(name, run
     store("p.pt", "sft", model(tok.vocab_size), tok)
     assert run("export", "p.pt", "there")[0] == 0
     theirs, rng = transformers.AutoTokenizer.from_pretrained("there"), random.Random(2)
+    assert theirs.eos_token_id == tok.end
     for template in (CASES.get(name, [None])[-1], None):
         for _ in range(60):
             messages, reply = dialogue(rng, name, [*texts(40, seed=4), "{{ 4 }}"])
@@ -241,7 +243,7 @@ def folder(name, **config):
 
 
 @pytest.mark.parametrize("where", ["a text", "a list", "a file"])
-def test_an_imported_model_keeps_its_format_answers_at_once_and_takes_it_along(where, run):  # noqa: F811
+def test_the_template_is_found_wherever_a_model_has_it(where, run):  # noqa: F811
     template = CASES["Zephyr"][1]
     place = folder("Zephyr", chat_template={"a text": template, "a file": "{{ 0 }}", "a list": [
         dict(name="tool_use", template="{{ 0 }}"), dict(name="default", template=template)]}[where])
@@ -251,16 +253,27 @@ def test_an_imported_model_keeps_its_format_answers_at_once_and_takes_it_along(w
     assert (status, err) == (0, "") and "python chat.py --init=p.pt" in out
     tok = load_checkpoint("p.pt", "sft")["tokenizer"]
     assert tok.chat["user"] == ["<|user|>\n", "</s>\n"] and tok.end == tok.specials["</s>"]
+
+
+def test_an_imported_model_answers_at_once_and_sft_keeps_its_format(run):  # noqa: F811
+    assert run("import", folder("Zephyr"), "p.pt", "--chat=own")[0] == 0
+    tok = load_checkpoint("p.pt", "sft")["tokenizer"]
     assert run_here(".", "chat", "--init=p.pt", "--prompt=Hi", "--max_new_tokens=4")[0] == 0
     rows = [dict(prompt=f"{i}?", response=f"{i}.") for i in range(60)]
     Path("demos.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     assert run_here(".", "sft", "--init=p.pt", "--data=demos.jsonl", "--text=", "--steps=1",
                     "--out=sft.pt", "--fresh")[0] == 0
     assert load_checkpoint("sft.pt", "sft", tok)["tokenizer"].chat == tok.chat
-    assert run("export", "p.pt", "there")[0] == 0
-    said = json.loads(Path("there/tokenizer_config.json").read_text())
-    assert said["eos_token"] == "</s>" and said["chat_template"] == template_of(tok.chat)
-    assert run("import", "there", "q.pt", "--chat=own")[0] == 0
+
+
+@pytest.mark.parametrize("out", ["there", "there.gguf"])
+def test_an_exported_model_takes_its_format_along(out, case, run):  # noqa: F811
+    if out.endswith("gguf"):
+        pytest.importorskip("gguf", reason="gguf is not installed")
+    _, tok = case
+    store("p.pt", "sft", model(tok.vocab_size, **STYLES["llama"]), tok)
+    assert run("export", "p.pt", out)[0] == 0
+    assert run("import", out, "q.pt", "--chat=own")[0] == 0
     assert load_checkpoint("q.pt", "sft")["tokenizer"].to_dict() == tok.to_dict()
 
 

@@ -17,9 +17,7 @@ from torch.nn import functional as F
 
 import test_hf
 from answer import generate
-from checkpoint import load_checkpoint
 from model import GPT, STYLES, GPTConfig
-from test_chat_format import parts
 from test_hf import LEARNED, VARIANTS, same, save, texts
 from tiny import loud
 from tokenizer import GPT2, Tokenizer
@@ -123,7 +121,7 @@ def tensors(arch, tied, rows=V):
 
 
 def write(path="x.gguf", arch="llama", tied=True, kind="F32", settings=None, weights=None, **tok):
-    """tok: replaces model, pre, tokens, token_type or merges of the tokenizer; or a template"""
+    """tok: replaces model, pre, tokens, token_type or merges of the tokenizer"""
     learned = test_hf.tokenizer_json()["model"]
     tok = dict(model="gpt2", pre="gpt-2", tokens=[*learned["vocab"]], merges=learned["merges"],
                token_type=[1] * 394 + [3]) | tok
@@ -134,8 +132,6 @@ def write(path="x.gguf", arch="llama", tied=True, kind="F32", settings=None, wei
     for name, value in settings.items():
         add = {int: file.add_uint32, float: file.add_float32, str: file.add_string}[type(value)]
         add(f"{arch}.{name}", value)
-    if "template" in tok:
-        file.add_chat_template(tok.pop("template"))
     for name, value in tok.items():
         add = file.add_string if isinstance(value, str) else file.add_array
         add(f"tokenizer.ggml.{name}", value)
@@ -271,19 +267,8 @@ def test_the_file_says_how_a_text_ends_and_how_a_chat_is_written(stage, end, exp
     assert get.get("chat_template", "") == (hf.template_of(LEARNED.chat) if stage == "sft" else "")
 
 
-def test_the_chat_format_of_a_file_can_be_kept_and_goes_into_the_next_file(take, run, refused):
-    write()
-    assert "the model has no chat template" in refused("import", "x.gguf", "p.pt", "--chat=own")
-    ids, (template, _, _) = parts("ChatML")
-    names = [*test_hf.tokenizer_json(specials=ids)["model"]["vocab"]]
-    write(tokens=names, token_type=[1] * 394 + [3] * 3, template=template)
-    assert run("import", "x.gguf", "p.pt", "--chat=own")[0] == 0
-    tok = load_checkpoint("p.pt", "sft")["tokenizer"]
-    assert tok.chat["assistant"] == ["<|im_start|>assistant\n", "<|im_end|>\n"]
-    assert tok.decode([tok.end]) == "<|im_end|>" and tok.chat["start"].startswith("<|im_start|>sys")
-    assert run("export", "p.pt", "y.gguf")[0] == 0
-    assert run("import", "y.gguf", "q.pt", "--chat=own")[0] == 0
-    assert load_checkpoint("q.pt", "sft")["tokenizer"].to_dict() == tok.to_dict()
+def test_without_a_template_a_file_has_no_chat_format_to_keep(refused):
+    assert "the model has no chat template" in refused("import", write(), "p.pt", "--chat=own")
 
 
 def test_a_split_pattern_that_llama_cpp_lacks_is_refused(refused, monkeypatch):
