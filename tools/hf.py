@@ -1,15 +1,14 @@
 """Convert to and from the Hugging Face format: start from GPT-2, or serve your model elsewhere.
 
-import  reads a folder with config.json, model.safetensors and tokenizer.json, or downloads such a
-        model from huggingface.co by its name; writes a checkpoint, as pretrain.py does
-        or reads a GGUF file of these families, the format of llama.cpp and Ollama
+import  reads a folder with config.json, model.safetensors and tokenizer.json, the name of such a
+        model on huggingface.co, or a GGUF file, as of llama.cpp and Ollama; writes a checkpoint
 export  reads a checkpoint; writes such a folder, or a GGUF file if the name ends in .gguf
 
-Both formats hold the same numbers. Only the names of the tensors differ, and some tensors are
-transposed, stacked or in another order. GPT2LMHeadModel, LlamaForCausalLM (Llama 3 and SmolLM2,
-too), Qwen2ForCausalLM (2.5, too) and Qwen3ForCausalLM can be imported.
-The style laptop is exported as PersimmonForCausalLM, the one family with LayerNorm, GELU and
-normalised queries and keys, with biases of 0; llama.cpp can't compute it.
+All hold the same numbers. Only the names of the tensors differ, and some tensors are transposed,
+stacked or in another order. GPT2LMHeadModel, LlamaForCausalLM (Llama 3 and SmolLM2, too),
+Qwen2ForCausalLM (2.5, too) and Qwen3ForCausalLM can be imported. The style laptop is exported as
+PersimmonForCausalLM, the one family with LayerNorm, GELU and normalised queries and keys, with
+biases of 0; llama.cpp can't compute it.
 Needs: pip install safetensors; for models from huggingface.co also huggingface_hub, for GGUF gguf
 
     python -m tools.hf import gpt2 out/gpt2.pt --block_size=256
@@ -474,7 +473,7 @@ def import_model(config):
     read_from = read_gguf if config.init.endswith(".gguf") else read_folder
     arch, theirs, tok, known, weights = read_from(config.init, own, config.loose)
     T = config.block_size or theirs.block_size
-    if not 0 < T <= theirs.block_size:
+    if T > theirs.block_size:
         fail(f"--block_size={T} must be between 1 and {theirs.block_size}, the model's context")
     if known > theirs.vocab_size:
         fail(f"{config.init}: the tokenizer has {known} ids, but the embedding "
@@ -553,12 +552,12 @@ def write_folder(folder, arch, config, weights, tokenizer, ids, chat):
     """tokenizer: what tokenizer.json will hold; ids, chat: settings for the files about it"""
     special = {token["id"]: token["content"] for token in tokenizer["added_tokens"]}
     four = config.rope_scaling
-    scaling = dict(zip(SCALING, four), rope_type="llama3") if four else None
+    said = vars(config) | dict(
+        mlp=MLPS[arch][config.mlp],
+        rope_scaling=dict(zip(SCALING, four), rope_type="llama3") if four else None)
     files = {
-        "config.json": {theirs: getattr(config, name) for name, theirs in FIELDS[arch].items()} | {
-            FIELDS[arch]["mlp"]: MLPS[arch][config.mlp], **FIXED[arch], **ids,
-            **(dict(rope_scaling=scaling) if arch in LLAMAS else {}),
-            "architectures": [arch], "torch_dtype": "float32"},
+        "config.json": {theirs: said[name] for name, theirs in FIELDS[arch].items()} | FIXED[arch]
+        | ids | dict(architectures=[arch], torch_dtype="float32"),
         "generation_config.json": ids,
         "tokenizer_config.json": {name[:-3]: special[id] for name, id in ids.items()} | dict(
             tokenizer_class="PreTrainedTokenizerFast", model_max_length=config.block_size,

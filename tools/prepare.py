@@ -13,6 +13,7 @@ import gzip
 import json
 import math
 import os
+from collections import namedtuple
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,16 +34,8 @@ class Config:
     debug: bool = False   # show tracebacks
 
 
-@dataclass
-class Source:
-    about: str
-    repo: str             # of huggingface.co, or a URL
-    files: list[str]
-    fields: list[str]     # of each row
-    writes: str           # a .txt has the text alone
-    limit: float = math.inf
-
-
+# repo: of huggingface.co, or a URL; fields: of each row; writes: a file, a .txt has the text alone
+Source = namedtuple("Source", "about repo files fields writes limit", defaults=[math.inf])
 GITHUB = "https://raw.githubusercontent.com"
 DATASETS = {
     "shakespeare": Source(
@@ -135,8 +128,8 @@ def read(folder, repo, file, fields):
         yield from ({"text": text} for text in stream(folder, repo, file))
     elif file.endswith(".parquet"):
         parquet = need("pyarrow.parquet", "this data set has Parquet files")
-        for batch in parquet.ParquetFile(fetch(folder, repo, file)).iter_batches(
-                1000, columns=fields):
+        table = parquet.ParquetFile(fetch(folder, repo, file))
+        for batch in table.iter_batches(1000, columns=fields):
             yield from batch.to_pylist()
     else:
         path = fetch(folder, repo, file)
