@@ -94,25 +94,17 @@ def case(request):
 
 
 def by_hand(name, tok, messages, reply):
-    """-> ids, and which of them are special"""
+    """The text around each message, whose special tokens have ids, and each message by itself"""
     ids, (template, bos, eos) = parts(name)
     env = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    marks = [chr(0xE000 + i) for i in range(len(messages))]
     text = env.from_string(template).render(
-        messages=[m | dict(content=mark) for m, mark in zip(messages, marks)],
+        messages=[m | dict(content="\uf000") for m in messages],
         add_generation_prompt=reply, bos_token=bos, eos_token=eos)
-    strip = name in ("Llama 3", "Gemma")
-    for mark, m in zip(marks, messages):              # a message begins and ends at \uF000
-        content = m["content"].strip() if strip else m["content"]
-        specials = "|".join(map(re.escape, sorted(ids, key=len)))
-        hidden = re.sub(specials, lambda found: "\uf001".join(found[0]), content)
-        text = text.replace(mark, f"\uf000{hidden}\uf000")
     found = []
-    for piece in re.split(f"({'|'.join(map(re.escape, ids))})|\uf000", text):
-        if piece in ids:
-            found.append(ids[piece])
-        elif piece:
-            found += tok.encode(piece.replace("\uf001", ""))
+    for around, m in zip(text.split("\uf000"), [*messages, dict(content="")], strict=True):
+        for piece in re.split(f"({'|'.join(map(re.escape, ids))})", around):
+            found += [ids[piece]] if piece in ids else tok.encode(piece)
+        found += tok.encode(m["content"].strip() if name in ("Llama 3", "Gemma") else m["content"])
     return found
 
 

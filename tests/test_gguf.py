@@ -51,12 +51,10 @@ def logits(path, ids):
         return x @ w[f"{name}.weight"].T + w.get(f"{name}.bias", 0)
 
     def norm(x, name):
-        if arch != "gpt2":
-            eps = get["attention.layer_norm_rms_epsilon"]
-            return x / np.sqrt((x ** 2).mean(-1, keepdims=True) + eps) * w[f"{name}.weight"]
-        x = x - x.mean(-1, keepdims=True)
-        x = x / np.sqrt((x ** 2).mean(-1, keepdims=True) + get["attention.layer_norm_epsilon"])
-        return x * w[f"{name}.weight"] + w[f"{name}.bias"]
+        x = x - x.mean(-1, keepdims=True) if arch == "gpt2" else x
+        eps = get[f"attention.layer_norm_{'' if arch == 'gpt2' else 'rms_'}epsilon"]
+        x = x / np.sqrt((x ** 2).mean(-1, keepdims=True) + eps)
+        return x * w[f"{name}.weight"] + w.get(f"{name}.bias", 0)
 
     x = w["token_embd.weight"][ids]
     if arch == "gpt2":

@@ -149,8 +149,16 @@ def folder():
     return write("gpt2")
 
 
-def test_each_tensor_of_gpt2_is_copied_to_the_right_place(folder, take):
-    ours, theirs = take(folder)[0].state_dict(), gpt2_weights()
+@pytest.mark.parametrize("files", ["one", "two", "that of 2019"])
+def test_each_tensor_of_gpt2_is_copied_to_the_right_place(files, take):
+    theirs = gpt2_weights()
+    saved = theirs
+    if files == "that of 2019":
+        saved = {name.removeprefix("transformer."): w for name, w in theirs.items()} | {
+            "h.0.attn.bias": torch.ones(1, 1, 32, 32).tril(),
+            "h.1.attn.masked_bias": torch.tensor(-1e4),
+            "lm_head.weight": theirs["transformer.wte.weight"].clone()}
+    ours = take(write("gpt2", weights=saved, parts=1 + (files == "two")))[0].state_dict()
     for mine, yours in (("attn.qkv", "attn.c_attn"), ("attn.proj", "attn.c_proj"),
                         ("mlp.fc", "mlp.c_fc"), ("mlp.proj", "mlp.c_proj")):
         assert ours[f"blocks.1.{mine}.weight"].equal(theirs[f"transformer.h.1.{yours}.weight"].T)
@@ -159,17 +167,6 @@ def test_each_tensor_of_gpt2_is_copied_to_the_right_place(folder, take):
                         ("norm", "ln_f"), ("wpe", "wpe")):
         assert ours[f"{mine}.weight"].equal(theirs[f"transformer.{yours}.weight"])
     assert ours["wte.weight"][:KNOWN].equal(theirs["transformer.wte.weight"][:KNOWN])
-
-
-def test_the_files_of_2019_and_a_checkpoint_in_several_files_give_the_same_model(folder, take):
-    new, weights = take(folder)[0].state_dict(), gpt2_weights()
-    old = {name.removeprefix("transformer."): w for name, w in weights.items()} | {
-        "h.0.attn.bias": torch.ones(1, 1, 32, 32).tril(),
-        "h.1.attn.masked_bias": torch.tensor(-1e4),
-        "lm_head.weight": weights["transformer.wte.weight"].clone()}
-    for same in (write("old", weights=old), write("cut", weights=weights, parts=2)):
-        found = take(same)[0].state_dict()
-        assert all(new[name].equal(found[name]) for name in new)
 
 
 @pytest.mark.parametrize("names", [["model.embed_tokens"], ["lm_head"],
@@ -431,11 +428,6 @@ def test_tokens_from_the_library_tokenizers_keep_their_ids():
 
 # ---- errors of the import: one line that names the cause ------------------------------------
 
-def changed(**weights):
-    """GPT-2's weights with others; None: without it."""
-    return {name: w for name, w in (gpt2_weights() | weights).items() if w is not None}
-
-
 WTE, WPE = "transformer.wte.weight", "transformer.wpe.weight"
 
 
@@ -486,7 +478,8 @@ def settings(more, *wrong, base=GPT2_CONFIG):
         torch.full((V, C), math.nan), torch.ones(V, C).int(), torch.ones(V, C).double() * 1e300))],
     ids=lambda value: value if isinstance(value, str) else "")
 def test_what_does_not_fit_our_model_is_refused_by_name(reason, config, weights, refused):
-    folder = write("odd", GPT2_CONFIG | config, changed(**weights))
+    weights = {name: w for name, w in (gpt2_weights() | weights).items() if w is not None}
+    folder = write("odd", GPT2_CONFIG | config, weights)
     assert reason in refused("import", folder, "p.pt") and not Path("p.pt").exists()
 
 

@@ -40,36 +40,28 @@ def test_most_of_the_attacks_name_a_special_token(attacks):
     assert sum(any(name in text for name in SPECIALS) for text in attacks) > 1000
 
 
-def test_text_has_no_special_tokens(tiny_tokenizer, attacks):
-    assert not any(specials(tiny_tokenizer, tiny_tokenizer.encode(text)) for text in attacks)
-    assert not any(specials(tiny_tokenizer, ids) for ids in tiny_tokenizer.encode_batch(attacks))
-
-
 def spelled(texts):
     """The texts that a UTF-8 file can contain, without blank ones."""
     return [t for t in texts if t.encode("utf-8", "ignore").decode() == t and t.strip()]
 
 
-def test_a_corpus_has_one_special_token_before_each_document(tmp_path, tiny_tokenizer, attacks):
-    write(tmp_path / "text.jsonl", *(dict(text=text) for text in spelled(attacks)))
-    corpus = Corpus(tmp_path / "text.jsonl", tiny_tokenizer, tmp_path / "cache", "")
-    found = [i for i, id in enumerate(corpus.tokens) if id in tiny_tokenizer.specials.values()]
-    assert found == corpus.starts[:-1].tolist() and len(found) == len(spelled(attacks))
-
-
-def test_files_and_chats_have_only_the_templates_special_tokens(tiny_tokenizer, attacks):
+def test_wherever_a_text_goes_only_the_program_places_special_tokens(tiny_tokenizer, attacks):
     tok, texts, rng = tiny_tokenizer, spelled(attacks), np.random.default_rng(0)
     pairs = list(zip(texts, texts[1:]))
-    write(Path("sft.jsonl"), *(dict(prompt=a, response=b) for a, b in pairs))
-    write(Path("pairs.jsonl"), *(dict(prompt=a, responses=[b, b + "!"]) for a, b in pairs))
+    write("text.jsonl", *(dict(text=text) for text in texts))
+    write("sft.jsonl", *(dict(prompt=a, response=b) for a, b in pairs))
+    write("pairs.jsonl", *(dict(prompt=a, responses=[b, b + "!"]) for a, b in pairs))
+    corpus = Corpus("text.jsonl", tok, Path("cache"), "")
     dialogues, cut, dropped = encode_dialogues(read_demonstrations("sft.jsonl"), tok, T=1000)
     assert cut == dropped == 0 and len(dialogues) == len(pairs)
+    comparisons = [encode_answer(tok, row["prompt"], response, 1000)
+                   for row in read_comparisons("pairs.jsonl") for response in row["responses"]]
     chats = [[dict(role="system", content=b), dict(role="user", content=a)]
              for a, b in zip(attacks, attacks[1:])]
     answered = [[*asked, dict(role="assistant", content=c)] for asked, c in zip(chats, attacks[2:])]
-    comparisons = [encode_answer(tok, row["prompt"], response, 1000)
-                   for row in read_comparisons("pairs.jsonl") for response in row["responses"]]
     for found, expected in (
+            ([tok.encode(text) for text in attacks], ""), (tok.encode_batch(attacks), ""),
+            ([corpus.tokens[a:b] for a, b in zip(corpus.starts, corpus.starts[1:])], "endoftext"),
             ([ids for ids, _ in dialogues], "endoftext user end assistant end"),
             (comparisons, "endoftext user end assistant end"),
             ([tok.encode_chat(row["prompt"], reply=True)[0] for row in read_prompts("sft.jsonl")],
@@ -82,10 +74,11 @@ def test_files_and_chats_have_only_the_templates_special_tokens(tiny_tokenizer, 
             ([few_shot(tok, dict(prompt=chat[:-1]), [dict(messages=chat)], rng, room=1000)
               for chat in answered], "endoftext endoftext")):
         assert {" ".join(specials(tok, ids)) for ids in found} == {expected}
-    for chat in answered:
-        said = chat[-1]["content"]
-        learned = len(tok.encode(said)) + 1 if said.strip() else 0
-        assert sum(tok.encode_chat(chat)[1]) == learned
+    first = corpus.tokens[corpus.starts[:-1]]
+    assert len(first) == len(texts) and (first == tok.eot).all()
+    for *asked, answer in answered:
+        learned = len(tok.encode(answer["content"])) + 1 if answer["content"].strip() else 0
+        assert sum(tok.encode_chat([*asked, answer])[1]) == learned
 
 
 def test_the_question_and_what_follows_it_are_encoded_as_in_the_pretraining_text():
