@@ -120,7 +120,8 @@ def tokenizer_json(tok=LEARNED, specials=None, **changes):
     names = {id: "".join(BYTE_CHARS[b] for b in token) for token, id in tok.ranks.items()}
     merges = [f"{names[a]} {names[b]}" for a, b in tok.merges]
     specials = {"<|endoftext|>": 394} if specials is None else specials
-    added = [dict(id=id, content=name, special=True) for name, id in specials.items()]
+    off = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    added = [dict(id=id, content=name, special=True, **off) for name, id in specials.items()]
     vocab = {name: id for id, name in names.items()} | specials
     return dict(model=dict(type="BPE", vocab=vocab, merges=merges), normalizer=None,
                 pre_tokenizer=level(), added_tokens=added) | changes
@@ -248,19 +249,19 @@ def test_an_exported_tokenizer_comes_back_unchanged(pattern):
     assert back.to_dict() == tok.to_dict() and known == 350
 
 
-@pytest.fixture(scope="module")
-def gpt2():
+def gpt2s_files():
     if not all(path.exists() for path in GPT2_FILES):
         pytest.skip("GPT-2's files are not at ../shared/gpt2")
     vocab, merges = (path.read_text(encoding="utf-8") for path in GPT2_FILES)
     model = dict(type="BPE", vocab=json.loads(vocab), merges=merges.strip().split("\n")[1:])
-    return imported(dict(model=model, pre_tokenizer=level()))[0]
+    return dict(model=model, pre_tokenizer=level())
 
 
-def test_gpt2_encodes_as_tiktoken_does_with_gpt2s_ranks(gpt2):
-    encoder = json.loads(GPT2_FILES[0].read_text(encoding="utf-8"))
-    ranks = {bytes(BYTE_CHARS.index(c) for c in name): id for name, id in encoder.items()
-             if not name.startswith("<|")}
+def test_gpt2_encodes_as_tiktoken_does_with_gpt2s_ranks():
+    saved = gpt2s_files()
+    gpt2, _ = imported(saved)
+    ranks = {bytes(BYTE_CHARS.index(c) for c in name): id
+             for name, id in saved["model"]["vocab"].items() if not name.startswith("<|")}
     theirs = tiktoken.Encoding("gpt2", pat_str=GPT2, mergeable_ranks=ranks,
                                special_tokens={"<|endoftext|>": 50256})
     for text in [TEXT, *texts(100, seed=6, most=40), "<|end|>"]:
@@ -268,20 +269,30 @@ def test_gpt2_encodes_as_tiktoken_does_with_gpt2s_ranks(gpt2):
     assert [gpt2.specials[name] for name in SPECIALS] == [*range(50256, 50262)]
 
 
-@pytest.fixture(scope="module")
-def tok():
-    return Tokenizer.train(TEXT, 600)
+def smollm():
+    """As SmolLM's: special tokens come first, digits are split off, some bytes have no token."""
+    tok = Tokenizer(GPT2, [id + 17 for id in LEARNED.byte_ids],
+                    {(a + 17, b + 17): id + 17 for (a, b), id in LEARNED.merges.items()})
+    steps = [dict(type="Digits", individual_digits=True), level()]
+    saved = tokenizer_json(tok, {"<|endoftext|>": 0, "<|im_end|>": 2},
+                           pre_tokenizer=dict(type="Sequence", pretokenizers=steps))
+    for byte in (0xF1, 0xF2):
+        del saved["model"]["vocab"][BYTE_CHARS[byte]]
+    return saved
 
 
-@pytest.mark.parametrize("name", ["tok", "gpt2"])
-def test_the_export_to_hugging_face_gives_the_same_ids(name, request):
-    tokenizers = pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
-    ours = request.getfixturevalue(name)
-    theirs = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_to_hf(ours)))
-    for text in [TEXT.replace("<|", "< |"), *texts(200, seed=7, most=40)]:
-        assert theirs.encode(text).ids == ours.encode(text)
-        assert theirs.decode(ours.encode(text)) == text
-    assert all(theirs.token_to_id(name) == id for name, id in ours.specials.items())
+def test_smollms_ids_are_kept_its_digits_stand_alone_and_lacking_bytes_get_new_ids():
+    tok, known = imported(smollm())
+    assert tok.eot == 0 and tok.end == 2 and tok.chat == CHAT         # <|im_end|> is our <|end|>
+    assert "<|im_end|>" not in tok.specials
+    assert known == tok.byte_ids[0xF1] == 394 + 17 and tok.byte_ids[0xF2] == known + 1
+    assert tok.pad == known + 2 and tok.decode(tok.encode("\U00040000\U00080000")) == (
+        "\U00040000\U00080000")
+    for text in texts(3000):
+        words = [word for piece in regex.split(r"(\p{N})", text)
+                 for word in regex.findall(GPT2, piece)]
+        assert [match[0] for match in tok.split(text)] == words
+        assert tok.encode(text) == [id + 17 for word in words for id in LEARNED.encode_chunk(word)]
 
 
 def test_merges_may_be_lists_and_a_custom_regex_is_kept():
@@ -296,34 +307,6 @@ def test_their_special_tokens_keep_their_ids_and_ours_follow():
     assert known == 501 and tok.decode([500]) == "<think>" and tok.eot == 394
     assert [tok.pad, tok.system, tok.user, tok.assistant, tok.end] == list(range(501, 506))
     assert tok.encode("Ada <think>") == LEARNED.encode("Ada <think>")
-
-
-def test_ids_may_begin_with_the_special_tokens():
-    shifted = Tokenizer(GPT2, [id + 17 for id in LEARNED.byte_ids],
-                        {(a + 17, b + 17): id + 17 for (a, b), id in LEARNED.merges.items()})
-    tok, _ = imported(tokenizer_json(shifted, {"<|endoftext|>": 0, "<|im_end|>": 2}))
-    assert tok.eot == 0 and tok.end == 2 and tok.pad == 394 + 17      # <|im_end|> is our <|end|>
-    assert "<|im_end|>" not in tok.specials and tok.chat == CHAT
-    for text in texts(50):
-        assert tok.encode(text) == [id + 17 for id in LEARNED.encode(text)]
-
-
-def test_a_byte_without_a_token_gets_a_new_id():
-    saved = tokenizer_json()
-    for byte in (0xF1, 0x00):
-        del saved["model"]["vocab"][BYTE_CHARS[byte]]
-    tok, known = imported(saved)
-    assert known == 395 and tok.byte_ids[0x00] == 395 and tok.byte_ids[0xF1] == 396
-    assert tok.pad == 397 and tok.decode(tok.encode("a\0\U00040000")) == "a\0\U00040000"
-
-
-def test_splitting_at_digits_and_then_by_gpt2s_regex_is_done_by_one_regex():
-    steps = [dict(type="Digits", individual_digits=True), level()]
-    pattern = hf.split_pattern(dict(type="Sequence", pretokenizers=steps))
-    for text in texts(3000):
-        two_steps = [word for piece in regex.split(r"(\p{N})", text)
-                     for word in regex.findall(GPT2, piece)]
-        assert regex.findall(pattern, text) == two_steps
 
 
 def split(**options):
@@ -381,16 +364,21 @@ def test_a_tokenizer_that_gives_other_ids_than_ours_would_is_refused_by_name(sav
         imported(saved)
 
 
-def test_a_word_that_is_a_token_gets_its_id_where_merges_are_ignored_as_in_llama_3():
+@pytest.mark.parametrize("make", [
+    gpt2s_files, smollm, partial(several_merges, True),
+    lambda: tokenizer_to_hf(Tokenizer.train(TEXT, 600))], ids="GPT-2 SmolLM Llama-3 ours".split())
+def test_ids_are_those_of_the_library_tokenizers_also_after_an_export(make):
     lib = pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
-    saved, rng = several_merges(True), random.Random(8)
-    ours, theirs = imported(saved)[0], lib.Tokenizer.from_str(json.dumps(saved))
-    again = lib.Tokenizer.from_str(json.dumps(tokenizer_to_hf(ours)))
-    assert ours.encode("abcd") == [saved["model"]["vocab"]["abcd"]]
-    for _ in range(999):
-        text = "".join(rng.choices(["a", "b", "c", "d", "bc", " ", "!"], k=9))
-        assert ours.encode(text) == theirs.encode(text).ids == again.encode(text).ids
-        assert ours.encode_batch([text]) == [ours.encode(text)]
+    saved, rng = make(), random.Random(8)
+    ours, _ = imported(saved)
+    theirs, again = (lib.Tokenizer.from_str(json.dumps(found))
+                     for found in (saved, tokenizer_to_hf(ours)))
+    some = [TEXT.replace("<|", "< |"), *texts(300, seed=7, most=40), *(
+        "".join(rng.choices(["a", "b", "c", "d", "bc", " ", "!"], k=9)) for _ in range(999))]
+    for text, ids in zip(some, ours.encode_batch(some), strict=True):
+        assert ids == ours.encode(text) == theirs.encode(text).ids == again.encode(text).ids
+        assert again.decode(ids) == text
+    assert all(again.token_to_id(name) == id for name, id in ours.specials.items())
 
 
 def test_the_patterns_of_llama_3_and_qwen_are_ours_in_another_spelling():
@@ -409,21 +397,6 @@ def test_nfc_and_added_tokens_in_plain_text_are_accepted_with_loose_only(take, r
     saved["normalizer"]["type"] = "Lowercase"
     write("nfc", tokenizer=saved)
     assert "the normalizer Lowercase" in refused("import", place, "q.pt", "--loose")
-
-
-def test_tokens_from_the_library_tokenizers_keep_their_ids():
-    """As in SmolLM: the special tokens come first, digits are split, some bytes have no token."""
-    lib = pytest.importorskip("tokenizers", reason="the tokenizers library is not installed")
-    theirs = lib.Tokenizer(lib.models.BPE())
-    theirs.pre_tokenizer = lib.pre_tokenizers.Sequence(
-        [lib.pre_tokenizers.Digits(individual_digits=True),
-         lib.pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    theirs.train_from_iterator([TEXT, "".join(PARTS)], lib.trainers.BpeTrainer(
-        vocab_size=900, special_tokens=["<|endoftext|>", "<|im_start|>"], show_progress=False))
-    ours, known = imported(json.loads(theirs.to_str()))
-    assert known == 900 and ours.vocab_size > 906     # bytes that the texts do not contain
-    for text in [TEXT.replace("<|", "< |"), *texts(500)]:
-        assert ours.encode(text) == theirs.encode(text).ids
 
 
 # ---- errors of the import: one line that names the cause ------------------------------------
