@@ -241,7 +241,8 @@ def test_an_exported_file_gives_the_same_logits_by_the_formula(variant, f16, exp
     check(ours, "x.gguf", 0.05 if f16 else 0.02 if exact else 1e-3)
 
 
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if "llama" in v or "qwen" in v] + ["gpt2"])
+@pytest.mark.parametrize("variant", ["gpt2"] + [
+    v for v in VARIANTS if ("llama" in v or "qwen" in v) and "short" not in v])
 def test_an_exported_file_comes_back_bit_for_bit(variant, export, take):
     same(export(variant, "x.gguf"), *take("x.gguf"))
 
