@@ -203,7 +203,7 @@ def test_the_ids_are_those_of_the_file_and_unused_ones_are_dropped(take):
     (dict(settings=LLAMA | {"block_count": 10**7}), "blk.2.attn_norm.weight is missing"),
     *((dict(weights=tensors("llama", True) | {name: np.float32(w)}), f"the tensor {reason}")
       for name, w, reason in (
-          ("rope_freqs.weight", [1, 1, 1, 2, 3, 3, 3, 3],
+          ("rope_freqs.weight", [1, 1, 1, 1, 1, 2.3, 3, 3],  # 2.25 would be Llama 3's
            "rope_freqs.weight is not supported, only that of Llama 3.1 to 3.3 is"),
           ("blk.0.x.weight", [1] * 8, "blk.0.x.weight is (8,), but none expected"),
           ("output_norm.weight", [math.nan] * C, "output_norm.weight must hold finite floats")))],
