@@ -52,7 +52,8 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     """The files that take longest first: at the end neither of two workers is alone with one."""
-    longest = "test_misuse test_ddp test_gpu test_chain test_compare_methods".split()
+    longest = ("test_misuse test_walk test_gpu test_ddp test_compare_methods test_town "
+               "test_students").split()
     items.sort(key=lambda item: (longest + [item.path.stem]).index(item.path.stem))
 
 
@@ -74,11 +75,14 @@ def folder(tmp_path_factory, tiny_tokenizer):
 
 @pytest.fixture
 def hamlet(monkeypatch):
-    """A town of few people, for lessons/data, which asks a model about all of them."""
-    import lessons.held_out                           # first: it compares with the real town
+    """A town of few people, for lessons/data, which asks a model about all of them; and easy sums,
+    for lessons/reason, which draws thousands."""
     from data import town
-    few = dict(list(town.the_facts().items())[:6])
+    from lessons import chain_of_thought, held_out    # before: it compares with the real town
+    few = dict(list(held_out.the_facts().items())[:6])
     monkeypatch.setattr(town, "the_facts", lambda: few)
+    monkeypatch.setattr(chain_of_thought, "draw",
+                        lambda rng, n, held_out: [rng.randint(1, 5)] * n)
 
 
 @pytest.fixture(scope="session")

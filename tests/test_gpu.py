@@ -107,7 +107,7 @@ def test_tensors_of_two_devices_do_not_meet():
     *((stage, " --lora=2") for stage in ("sft", "reward", "rlhf_ppo"))])
 def test_a_stage_that_is_interrupted_ends_as_on_the_cpu(stage, more, folder):
     ending = "jsonl" if stage == "compare" else "pt"
-    flags = (FLAGS[stage] + more).split() + ["--steps=4"] * (stage != "compare")
+    flags = (FLAGS[stage] + more).split() + ["--steps=3"] * (stage != "compare")
     cpu, gpu = (f"{device}_{stage}{more[1:]}.{ending}" for device in ("cpu", "gpu"))
     assert go(folder, "cpu", stage, [*flags, f"--out={cpu}"]) == 0
 
