@@ -33,16 +33,14 @@ def away(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def alone(tmp_path):
-    """Each test stands in a folder of its own. Neither signals nor uncaught errors go on to what a
+    """Each test stands in a folder of its own. Neither Ctrl-C nor uncaught errors go on to what a
     run or parse_config has set up in it."""
-    before = {number: signal.getsignal(number)
-              for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = signal.getsignal(signal.SIGINT)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path)
         patch.setattr(sys, "excepthook", sys.excepthook)
         yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    signal.signal(signal.SIGINT, before)
 
 
 def pytest_configure(config):
