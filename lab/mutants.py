@@ -87,7 +87,7 @@ tokenizer.py: tests/test_tokenizer.py
     answers do not learn to end: mask += [«learned → 0», *[0] * len(after)]
 common.py: tests/test_ddp.py -k 'joined and sft'
     only the first micro-batch is averaged over the processes: last = start «+ size >= n → == 0»
-checkpoint.py: tests/test_resume.py tests/test_checkpoint.py tests/test_ppo.py
+checkpoint.py: tests/test_resume.py tests/test_checkpoint.py tests/test_model.py tests/test_ppo.py
     a run goes on with other flags and data: if «changed → False»:
     a resumed run does its steps again: dict(step=«step → 0», run=self.flags
     embedding and output layer are trained apart after loading: «gpt.tie_weights() → pass»
