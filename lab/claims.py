@@ -304,7 +304,7 @@ def openings(chain):
             for stage in ("pretrain", "sft", "ppo")}
 
 
-SIZES = {"a quarter": dict(n_embd=64, n_head=1), "as large as the policy": dict(),
+SIZES = {"a quarter": dict(n_embd=64, n_head=1), "equal": dict(),
          "four times": dict(n_embd=256, n_head=4, lr=4e-3)}
 
 
