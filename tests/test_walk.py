@@ -24,6 +24,8 @@ SHORT = {script.removesuffix(".py").removeprefix("-m ").replace(".", "/"): flags
     "view/report": dict(prompts="one.jsonl"),
     "tools/label": dict(n_prompts=2, max_new_tokens=8), "tools/check": {},
     "tools/exam": dict(max_new_tokens=8),
+    "rlhf_ppo": dict(steps=2, batch_size=8, minibatch=8, micro_batch=8, max_new_tokens=8, n_eval=4,
+                     eval_every=1),
     "lessons/ratings": dict(steps=1, n_screen=8),
     "lessons/data": dict(steps=1, batch_size=2, block_size=32, n_layer=1, n_embd=16, eval_rows=9),
     "lessons/few_shot": dict(n_prompts=24, max_new_tokens=8, block_size=999),
