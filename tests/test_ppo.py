@@ -95,6 +95,14 @@ def test_the_value_loss_is_the_larger_of_clipped_and_unclipped(value, target, lo
     close([got.item(), values.grad.item()], [loss, slope])
 
 
+def test_values_are_clipped_around_those_of_the_rollout():
+    one = torch.ones(1)
+    r = SimpleNamespace(mask=one.bool(), logp=0 * one, values=one, advantages=0 * one,
+                        returns=2 * one)
+    loss, *_ = ppo_loss(0 * one, 1.9 * one, r, Config(clip_value=0.2))
+    close(loss, 0.5 * 0.8 ** 2)
+
+
 def test_the_learning_rates_warm_up_for_one_iteration_and_fall_linearly_the_critics_first():
     config = Config(lr=2.0, critic_lr=1.5, critic_first=2, steps=10)
     policy, critic = zip(*(get_lrs(step, config) for step in range(10)))
