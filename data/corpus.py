@@ -36,10 +36,11 @@ class Corpus:
                  wait=lambda: None):
         self.tok = tok
         cache = Path(folder) / f"{tok.fingerprint}-{fingerprint}"
-        if main and not load(cache, tok):
+        docs = load(cache, tok) if main else None
+        if main and not docs:
             encode(paths, tok, cache)
         wait()                                        # the other processes wait for the files
-        docs = load(cache, tok)
+        docs = docs or load(cache, tok)
         if not docs:
             raise OSError(f"the tokens in {cache} are not complete, or can't be read: choose "
                           f"another --out")
