@@ -84,7 +84,7 @@ class Chain:
         return board, [*board["models"].values()]
 
 
-def named(name, flags):
+def run_file(name, flags):
     """The file of a run has its flags, not a number: a table of runs may change."""
     return "-".join([name, *(f"{k}={v}".rpartition(":")[2] for k, v in flags.items())]) + ".pt"
 

@@ -32,7 +32,7 @@ from data.formats import prompts_that_fit, read_comparisons, split
 from data.town import grade, judge
 from evaluate import compared
 from lab import chains
-from lab.chains import finished, for_each, named, right, show
+from lab.chains import finished, for_each, run_file, right, show
 from lessons import best_of_n
 
 
@@ -63,7 +63,8 @@ def train(chain, method, flags):
     if method == "PPO" and not flags:
         return chain / "ppo.pt"
     script = SCRIPTS[method]
-    return chain.run(script, named(script.removesuffix(".py").rpartition(".")[2], flags), **flags)
+    name = script.removesuffix(".py").rpartition(".")[2]
+    return chain.run(script, run_file(name, flags), **flags)
 
 
 # ---- what the runs cost ---------------------------------------------------------------------

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from checkpoint import load_checkpoint
 from common import parse_config
 from lab import chains
-from lab.chains import chosen, evaluations, finished, for_each, named, show
+from lab.chains import chosen, evaluations, finished, for_each, run_file, show
 
 
 @dataclass
@@ -116,7 +116,7 @@ def details(chain):
     """A short run of PPO with one detail switched off at a time."""
     last = {}
     for label, flags in DETAILS.items():
-        out = chain.run("rlhf_ppo.py", named("detail-steps=8", flags), steps=8, eval_every=1000,
+        out = chain.run("rlhf_ppo.py", run_file("detail-steps=8", flags), steps=8, eval_every=1000,
                         n_eval=400, **flags)
         last[label] = evaluations(out)[-1]
     return {label: (row["grade"] - last["as shipped"]["grade"],
@@ -181,7 +181,7 @@ REASONED = {
     "pass@32": "{:.1%}"})
 def reason(chain):
     """What the start, each part of GRPO, and the reward are worth; 60 iterations of 256 answers."""
-    runs = {label: chain.run("-m lessons.reason", named("reason", flags), **flags)
+    runs = {label: chain.run("-m lessons.reason", run_file("reason", flags), **flags)
             for label, flags in REASONED.items()}
     ppo = chain.run("rlhf_ppo.py", "reason-ppo.pt", init="experiments/reason_start.pt",
                     data="experiments/reason_prompts.jsonl", reward=SUMS, watch=SUMS, steps=60,
