@@ -41,6 +41,7 @@ sft.py: tests/test_loops.py tests/test_sft.py -k sft
     tiny gradients become whole steps: weight_decay«, damping(model, config.eps) → »)
     every step rehearses the same text: corpus.rows(«k * n_text → 0»,
     it is trained on what is held out: «seen, unseen → unseen, seen» = split(
+    the accuracy is that of the least probable token: logits.«argmax → argmin»(-1)
     a long dialogue loses one token too many: (ids[:«T + 1], mask[:T + 1 → T], mask[:T»])
 sft.py: tests/test_ddp.py -k 'joined and sft'
     a process with few tokens counts as much: «, = rt.average((y >= 0).sum() →  = (y >= 0).sum(»)
@@ -56,6 +57,7 @@ rlhf_ppo.py: tests/test_loops.py tests/test_ppo.py -k ppo
     the policy learns from an ignorant critic: for start in («config.critic_first → 0», 0)
     distance from the reference is rewarded: rewards = «-kl_coef → kl_coef» *
     the first token earns the score: rewards[range(len(rewards)), r.«last → mask.int().argmax(1)»]
+    values are clipped around the returns: x in (r.logp, r.«values → returns», r.advantages
     lambda is ignored: gamma * «lam * → » next_advantage
     what follows an answer has a value: next_value = torch.where(«here → here | True», values[:, t]
     the larger of the two policy losses is not taken: -torch.«min → max»(ratio *
